@@ -7,7 +7,8 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORM
            'PLANS', 'ROLES', 'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer',
            'distractors', 'shuffled_chunks', 'make_record', 'minimal_pair', 'near_miss_pair', 'injected_pair', 'Plan',
            'build_split', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
-           'prompt_features', 'shortcuts', 'write_records', 'read_records', 'message_problems']
+           'prompt_features', 'shortcuts', 'write_records', 'read_records', 'message_problems', 'refuse_foreign',
+           'ForeignFile', 'count_rows']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -21,7 +22,7 @@ from typing import Any
 
 from .answer import AnswerError, ModelAnswer, parse_model_answer
 from .corpus import Chunk, DataError, Question, read_jsonl
-from .errors import Problem, write_atomically
+from .errors import KwanzaaError, Problem, write_atomically
 from .prompt import render_prompt, target_json
 from .retrieval import Retriever
 
@@ -154,10 +155,11 @@ def minimal_pair(
     kinds: "tuple[str, str]" = ("answered", "gold_removed"),
     wrapper: str = "{question}",  # the instruction around the question
     name: str = "pair",  # part of the group's id
+    beside: tuple[int, ...] = (0, 1, 1, 2),  # numbers of distractors to draw from
 ) -> list[dict]:  # two records
     "The question with its gold chunks, and with distractors in their place."
     gold = [chunk for chunk in retriever.chunks if chunk.chunk_id in question.chunk_ids]
-    extra = (0, 1, 1, 2)[draw("extra", name, question.question_id) % 4]
+    extra = beside[draw("extra", name, question.question_id) % len(beside)]
     near = distractors(question, retriever, extra + len(gold))
     order = shuffled_chunks([*gold, *near[:extra]], "order", name, question.question_id)
     replaced = iter(near[extra:])
@@ -256,12 +258,14 @@ class Plan:
     strict_json: "int | None" = None  # minimal pairs with a request for another format
     tone: "int | None" = None  # minimal pairs with a request for a performance
     injected: "int | None" = None  # minimal pairs with an instruction hidden in a chunk
+    distractors: tuple[int, ...] = (0, 1, 1, 2)  # how many stand beside the gold chunks; one is drawn for each question
     twins: bool = True  # whether a near miss comes with a question that the same chunks answer
 
 
 PLANS = {
-    "train": Plan(), "dev": Plan(plain=12, near_miss=10, strict_json=4, tone=2, injected=1, twins=False),
-    "eval": Plan(plain=24, near_miss=16, strict_json=10, tone=4, injected=3, twins=False),
+    "train": Plan(), "dev": Plan(plain=12, near_miss=10, strict_json=4, tone=2, injected=1, twins=False,
+                distractors=(1, 1, 2, 2)),
+    "eval": Plan(plain=24, near_miss=16, strict_json=10, tone=4, injected=3, twins=False, distractors=(1, 1, 2, 2)),
 }
 
 # %% ../nbs/22_records.ipynb #22-024
@@ -276,7 +280,7 @@ def build_split(
     retriever = Retriever(sorted(chunks, key=lambda chunk: chunk.chunk_id))
     ordered = sorted(questions, key=lambda question: draw(seed, split, question.question_id))
     asked = [question for question in ordered if question.answer is not None]
-    groups = [minimal_pair(question, retriever) for question in asked[:plan.plain]]
+    groups = [minimal_pair(question, retriever, beside=plan.distractors) for question in asked[:plan.plain]]
     answered_by = defaultdict(list)
     for question in asked:
         if len(question.evidence) == 1:
@@ -285,13 +289,13 @@ def build_split(
         answering = [twin for chunk_id in question.about for twin in answered_by[chunk_id]] if plan.twins else []
         twin = answering[draw("twin", question.question_id) % len(answering)] if answering else None
         groups.append(near_miss_pair(question, twin, retriever))
-    sorts = (("strict", "strict_json", FORMAT_REQUESTS, plan.strict_json, 3), ("tone", "red_team", TONE_REQUESTS, plan.tone, 8))
+    sorts = (("strict", "strict_json", FORMAT_REQUESTS, plan.strict_json, 5), ("tone", "red_team", TONE_REQUESTS, plan.tone, 10))
     for name, category, requests, most, every in sorts:
         chosen = shuffled_questions(asked, name)[:most if most is not None else len(asked) // every]
         groups += [minimal_pair(question, retriever, category=(category, category), kinds=(name, name), name=name,
-                                wrapper=requests[split][place % len(requests[split])])
+                                beside=plan.distractors, wrapper=requests[split][place % len(requests[split])])
                    for place, question in enumerate(chosen)]
-    chosen = shuffled_questions(asked, "injected")[:plan.injected if plan.injected is not None else len(asked) // 16]
+    chosen = shuffled_questions(asked, "injected")[:plan.injected if plan.injected is not None else len(asked) // 20]
     groups += [injected_pair(question, retriever, split) for question in chosen]
     return [record for group in sorted(groups, key=lambda group: draw(seed, "order", group[0]["group"])) for record in group]
 
@@ -442,3 +446,30 @@ def message_problems(record: dict) -> list[tuple[str, str, str]]:
     return [(f"messages[{place}].content", "expected text that is not blank", "content")
             for place, message in enumerate(messages)
             if not isinstance(message.get("content"), str) or not message["content"].strip()]
+
+# %% ../nbs/22_records.ipynb #22-037
+def refuse_foreign(
+    path: "str | Path",  # where records shall be written
+) -> None:
+    "Raise `ForeignFile` where a file stands whose first record was not built here."
+    if not Path(path).is_file() or not Path(path).stat().st_size:
+        return
+    first = Path(path).read_bytes().split(b"\n", 1)[0]
+    if not (b'"pair_id"' in first and b'"question_id"' in first and b'"group"' in first):
+        raise ForeignFile(f"{Path(path).name} is there and was not built by this stage: move it away, name another file in data, "
+                          "or leave data.corpus and data.questions out to use it as it is")
+
+
+class ForeignFile(KwanzaaError):
+    "A file that is somebody else's work."
+
+# %% ../nbs/22_records.ipynb #22-038
+def count_rows(
+    records: "dict[str, Sequence[dict]]",  # by split
+) -> tuple[list[str], list[list]]:  # headings, and a row a split
+    "Records by category, how many can be answered, and how many questions and chunks they draw on."
+    categories = sorted({row["category"] for part in records.values() for row in part})
+    rows = [[split, len(part), *[sum(row["category"] == name for row in part) for name in categories],
+             sum(row["answerable"] is True for row in part), len({row["question_id"] for row in part}),
+             len({chunk["chunk_id"] for row in part for chunk in row["chunks"]})] for split, part in records.items()]
+    return ["split", "records", *categories, "answerable", "questions", "chunks shown"], rows

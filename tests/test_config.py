@@ -1,0 +1,800 @@
+"""Edge cases of kwanzaa_nb.config: every problem at once, with its place, and nothing but ConfigError for bad input."""
+
+import ast
+import copy
+import dataclasses
+import importlib.util
+import json
+import math
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from kwanzaa_nb import config as module
+from kwanzaa_nb.config import (
+    Config,
+    ConfigError,
+    Difference,
+    check_injected,
+    config_schema,
+    config_table,
+    config_to_yaml,
+    expected,
+    known_keys,
+    load_config,
+    project_root,
+    read_yaml,
+    resolve_config,
+    write_schema,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+SEED = Path(__file__).with_name("seed_config.yaml")
+LEAVES = [".".join(path) for path, kind in known_keys().items() if not isinstance(kind, type)]
+
+MINIMAL = """\
+run:
+  name: mine
+  output_dir: outputs/mine
+model:
+  base_model_id: some/model
+adapter:
+  method: qlora
+data:
+  train_file: train.jsonl
+  eval_file: eval.jsonl
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def put(content):
+        path = tmp_path / "run.yaml"
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+    return put
+
+
+def problems_of(act):
+    with pytest.raises(ConfigError) as caught:
+        act()
+    return list(caught.value.problems)
+
+
+def told(act):
+    return [(problem.where, problem.code) for problem in problems_of(act)]
+
+
+def tree(text=MINIMAL):
+    return YAML(typ="safe").load(text)
+
+
+# ---- what loads
+
+def test_the_seed_loads_as_pasted():
+    config = load_config(SEED)
+    seed = tree(SEED.read_text(encoding="utf-8"))
+    for key, value in config_table(config):
+        node = seed
+        for part in key.split("."):
+            node = node.get(part, ...) if isinstance(node, dict) else ...
+        if node is not ...:
+            assert (list(value) if isinstance(value, tuple) else value) == node, key
+    assert config.training.learning_rate == 0.0002
+    assert config.notes == ()
+
+
+def test_every_seed_key_is_known_and_its_value_is_the_default():
+    seed = tree(SEED.read_text(encoding="utf-8"))
+    minimal = load_config(SEED, {}).model_dump()
+    defaults = resolve_config(sections=tree()).model_dump()
+    required = {"run.name", "run.output_dir", "model.base_model_id", "adapter.method", "data.train_file",
+                "data.eval_file", "publishing.hf_repo", "publishing.metadata.base_model_id"}
+
+    def walk(part, path):
+        for key, value in part.items():
+            here = (*path, key)
+            assert here in known_keys()
+            if isinstance(value, dict):
+                walk(value, here)
+            elif ".".join(here) not in required:
+                pair = []
+                for whole in (minimal, defaults):
+                    for name in here:
+                        whole = whole[name]
+                    pair.append(whole)
+                assert pair[0] == pair[1], here
+    walk(seed, ())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_each_config_loads_is_complete_and_fits_the_schema(path):
+    config = load_config(path)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# yaml-language-server: $schema=config.schema.json\n")
+    written = tree(text)
+    jsonschema.Draft202012Validator(config_schema()).validate(written)
+    for key in LEAVES:
+        node = written
+        for part in key.split("."):
+            assert part in node, f"{path.name} lacks {key}"
+            node = node[part]
+    assert config.run.output_dir == f"outputs/{config.run.name}"
+
+
+def test_the_configs_are_there_and_do_not_share_a_run():
+    assert {path.name for path in CONFIGS} >= {
+        "train.adapter.qlora.yaml", "train.adapter.lora.yaml", "train.adapter.qlora.llama.yaml",
+        "train.adapter.qlora.deepseek.yaml", "demo.cpu.yaml", "smoke.yaml"}
+    configs = [load_config(path) for path in CONFIGS]
+    assert len({config.run.output_dir for config in configs}) == len(configs)
+    repos = [config.publishing.hf_repo for config in configs if config.publishing.hf_repo]
+    assert len(set(repos)) == len(repos) == 4
+
+
+def test_the_qlora_config_has_the_values_of_the_seed():
+    ours = dict(config_table(load_config(ROOT / "configs" / "train.adapter.qlora.yaml")))
+    seed = dict(config_table(load_config(SEED)))
+    changed = {key for key in seed if seed[key] != ours[key]}
+    assert changed == {"model.base_model_id", "publishing.metadata.base_model_id", "data.corpus", "data.questions",
+                       "data.dev_file"}
+
+
+def test_defaults_of_our_own_keys(write):
+    config = load_config(write(MINIMAL))
+    assert (config.run.device, config.model.revision, config.training.max_steps) == ("auto", None, None)
+    assert (config.data.corpus, config.data.questions, config.data.dev_file) == (None, None, None)
+    assert (config.evaluation.adapter, config.evaluation.batch_size) == ("auto", 16)
+    assert (config.evaluation.max_records, config.evaluation.sampling_seeds) == (None, ())
+    publishing = config.publishing
+    assert (publishing.hf_repo, publishing.private, publishing.license) == (None, True, "apache-2.0")
+    assert publishing.metadata.base_model_id is None
+
+
+def test_an_empty_section_counts_as_its_defaults(write):
+    assert load_config(write(MINIMAL + "training:\nevaluation: {}\n")) == load_config(write(MINIMAL))
+
+
+def test_byte_order_mark_and_windows_line_ends(write):
+    assert load_config(write(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode())) == load_config(write(MINIMAL))
+
+
+def test_aliases_stand_for_what_they_name(write):
+    text = MINIMAL.replace("name: mine", "name: &name mine") + "publishing: {metadata: {task: *name}}\n"
+    assert load_config(write(text)).publishing.metadata.task == "mine"
+
+
+# ---- numbers, truth values, texts
+
+@pytest.mark.parametrize(("written", "value"), [
+    ("2e-4", 2e-4), ('"2e-4"', 2e-4), ("'0.0002'", 2e-4), ('"1"', 1.0), ("1", 1.0), ('"+.5"', 0.5), ('"2.E-1"', 0.2)])
+def test_text_is_read_as_a_number(write, written, value):
+    config = load_config(write(MINIMAL + f"training: {{learning_rate: {written}}}\n"))
+    assert config.training.learning_rate == value
+    assert isinstance(config.training.learning_rate, float)
+    assert len(config.notes) == ("'" in written or '"' in written)
+    assert all("training.learning_rate" in note for note in config.notes)
+
+
+@pytest.mark.parametrize(("written", "value"), [("16", 16), ("16.0", 16), ('"16"', 16), ('"1.6e1"', 16), ("0x10", 16)])
+def test_integral_numbers_are_whole(write, written, value):
+    rank = load_config(write(MINIMAL.replace("method: qlora", f"method: qlora\n  r: {written}"))).adapter.r
+    assert rank == value
+    assert type(rank) is int
+
+
+@pytest.mark.parametrize("key", ["adapter.r", "adapter.dropout", "training.epochs", "run.seed"])
+@pytest.mark.parametrize("value", [True, False, math.nan, math.inf, -math.inf, "nan", "inf", "1e999", "1_0", "٣", "",
+                                   " 1", "0x10", None, [], {}, [1], "1,5", "2e", "--1", "9" * 5000, b"1"])
+def test_what_is_no_number(write, key, value):
+    assert told(lambda: load_config(write(MINIMAL), {key: value})) == [(f"override, {key}", "wrong_value")]
+
+
+@pytest.mark.parametrize("value", [1.5, "1.5", 1e-9, 2**63, 1e30, "9" * 100], ids=str)
+def test_what_is_no_whole_number(write, value):
+    assert told(lambda: load_config(write(MINIMAL), {"adapter.r": value})) == [("override, adapter.r", "wrong_value")]
+
+
+@pytest.mark.parametrize("value", ["true", "yes", "False", 1, 0, 1.0, None, "on"])
+def test_what_is_no_truth_value(write, value):
+    found = problems_of(lambda: load_config(write(MINIMAL), {"data.packing": value}))
+    assert [problem.where for problem in found] == ["override, data.packing"]
+    assert "true or false" in found[0].what
+    assert found[0].mend == {"true": "write true without quotes", "yes": "write true without quotes",
+                             "on": "write true without quotes",
+                             "False": "write false without quotes"}.get(value, "")
+
+
+@pytest.mark.parametrize("value", ["", "  ", "\n", "a\nb", "a\0b", "\x7f", "a\tb", 5, True, None, ["a"], "\ud800",
+                                   b"a"])
+def test_what_is_no_text(write, value):
+    found = problems_of(lambda: load_config(write(MINIMAL), {"run.name": value}))
+    assert [problem.where for problem in found] == ["override, run.name"]
+    str(found[0]).encode("utf-8")
+
+
+RANGES = {
+    "training.learning_rate": ([1e-9, 3], [0, -1e-4]), "adapter.dropout": ([0, 0.99], [1, -0.01]),
+    "training.warmup_ratio": ([0, 0.5], [1, -0.1]), "training.epochs": ([0.01, 3], [0, -1]),
+    "training.weight_decay": ([0, 0.1], [-0.1]), "training.max_grad_norm": ([0, 5], [-1]),
+    "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
+    "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]),
+    "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
+} | {key: ([1, 7], [0, -1]) for key in (
+    "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
+    "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
+    "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
+    "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1])}
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_ranges(write, key):
+    good, bad = RANGES[key]
+    for value in good:
+        assert dict(config_table(load_config(write(MINIMAL), {key: value})))[key] == value
+    for value in bad:
+        assert told(lambda value=value: load_config(write(MINIMAL), {key: value})) == [
+            (f"override, {key}", "wrong_value")]
+
+
+def test_every_number_has_a_range_test():
+    numbers = {key for key in LEAVES if "number" in expected(tuple(key.split(".")))}
+    assert numbers == set(RANGES) | {"evaluation.sampling_seeds"}
+
+
+@pytest.mark.parametrize("key", [key for key in LEAVES if "one of" in expected(tuple(key.split(".")))
+                                 and not expected(tuple(key.split("."))).startswith("a list")])
+def test_words_come_from_a_list_and_the_nearest_is_told(write, key):
+    word = module.choices(tuple(key.split(".")))[-1]
+    found = problems_of(lambda: load_config(write(MINIMAL), {key: word + "x"}))
+    assert [problem.where for problem in found] == [f"override, {key}"]
+    assert found[0].mend.startswith("the nearest is ")
+
+
+def enum_values(file, name):
+    "Values of an Enum of transformers, read from its source: importing it would take seconds."
+    spec = importlib.util.find_spec("transformers")
+    if spec is None:
+        pytest.skip("transformers is not installed")
+    body = ast.parse(Path(spec.origin).with_name(file).read_text(encoding="utf-8")).body
+    enum = next(node for node in body if isinstance(node, ast.ClassDef) and node.name == name)
+    return {node.value.value for node in enum.body if isinstance(node, ast.Assign)}
+
+
+def test_schedulers_and_optimisers_are_known_to_transformers():
+    assert set(module.choices(("training", "lr_scheduler"))) <= enum_values("trainer_utils.py", "SchedulerType")
+    assert set(module.choices(("training", "optim"))) <= enum_values("training_args.py", "OptimizerNames")
+
+
+@pytest.mark.parametrize("value", ["owner/name", "name", "a_b/c.d-e", "AI2/Model"])
+def test_repositories(write, value):
+    assert load_config(write(MINIMAL), {"publishing.hf_repo": value}).publishing.hf_repo == value
+
+
+@pytest.mark.parametrize("value", ["", "a/b/c", "a b", "/a", "a/", "https://huggingface.co/a/b", 5])
+def test_what_is_no_repository(write, value):
+    assert told(lambda: load_config(write(MINIMAL), {"publishing.hf_repo": value})) == [
+        ("override, publishing.hf_repo", "wrong_value")]
+
+
+# ---- lists
+
+def test_target_modules_are_a_list_or_all_linear(write):
+    modules = load_config(write(MINIMAL), {"adapter.target_modules": ["query"]}).adapter.target_modules
+    assert modules == ("query",)
+    assert load_config(write(MINIMAL), {"adapter.target_modules": "all-linear"}).adapter.target_modules == "all-linear"
+
+
+@pytest.mark.parametrize("value", ["all_linear", "q_proj", 5, [], None, {"q": 1}])
+def test_one_mistake_in_target_modules_is_one_problem(write, value):
+    found = told(lambda: load_config(write(MINIMAL), {"adapter.target_modules": value}))
+    assert found == [("override, adapter.target_modules", "wrong_value")]
+
+
+def test_each_bad_item_of_a_list_is_told_with_its_line(write):
+    text = MINIMAL.replace("method: qlora", "method: qlora\n  target_modules:\n    - q_proj\n    - 5\n    - ''")
+    text += "evaluation:\n  metrics: [json_valid_rate,\n    json_valid]\n  sampling_seeds: [1, -1, '2', x]\n"
+    assert told(lambda: load_config(write(text))) == [
+        ("line 10, adapter.target_modules[1]", "wrong_value"), ("line 11, adapter.target_modules[2]", "wrong_value"),
+        ("line 17, evaluation.metrics[1]", "wrong_value"), ("line 18, evaluation.sampling_seeds[1]", "wrong_value"),
+        ("line 18, evaluation.sampling_seeds[3]", "wrong_value")]
+
+
+def test_only_the_four_metrics(write):
+    found = problems_of(lambda: load_config(write(MINIMAL), {"evaluation.metrics": ["json_valid_rte", "bleu"]}))
+    assert [problem.where for problem in found] == [f"override, evaluation.metrics[{index}]" for index in (0, 1)]
+    assert found[0].mend == "the nearest is json_valid_rate"
+
+
+# ---- unknown, missing, duplicate
+
+TEN = """\
+run:
+  name: ten
+  name: eleven
+  output_dir: outputs/ten
+  sede: 1
+model:
+  base_model: some/model
+  trust_remote_code: "no"
+adapter:
+  method: qlora
+  r: 1.5
+  learning_rate: 1e-4
+data:
+  train_file: same.jsonl
+  eval_file: ./same.jsonl
+  corpus: data/corpus
+training:
+  epochs: .nan
+evaluation:
+  metrics:
+    - json_valid_rate
+    - rouge
+"""
+
+
+def test_ten_mistakes_show_exactly_ten(write):
+    assert told(lambda: load_config(write(TEN))) == [
+        ("line 3, run.name", "duplicate_key"),
+        ("line 5, run.sede", "unknown_key"),
+        ("line 7, model.base_model", "unknown_key"),
+        ("line 8, model.trust_remote_code", "wrong_value"),
+        ("line 11, adapter.r", "wrong_value"),
+        ("line 12, adapter.learning_rate", "unknown_key"),
+        ("line 15, data.eval_file", "impossible"),
+        ("line 16, data.corpus", "impossible"),
+        ("line 18, training.epochs", "wrong_value"),
+        ("line 22, evaluation.metrics[1]", "wrong_value"),
+    ]
+
+
+def test_overrides_join_the_list(write):
+    found = told(lambda: load_config(write(MINIMAL + "training: {epoch: 1}\n"),
+                                     {"training.learning_rate": -1, "run.nme": "x", "data.dev_file": "eval.jsonl"}))
+    assert found == [("line 11, training.epoch", "unknown_key"), ("override, run.nme", "unknown_key"),
+                     ("override, training.learning_rate", "wrong_value"), ("override, data.dev_file", "impossible")]
+
+
+@pytest.mark.parametrize(("text", "where", "mend"), [
+    ("training: {epoch: 1}", "line 11, training.epoch", "the nearest known key is training.epochs"),
+    ("epochs: 1", "line 11, epochs", "epochs is a key of another section: write it as training.epochs"),
+    ("quantization: {}", "line 11, quantization", "quantization is a section: write it as adapter.quantization"),
+    ("trainning: {epochs: 1, x: 2}", "line 11, trainning", "the nearest known key is training"),
+    ("training: {sede: 1}", "line 11, training.sede", "the nearest known key is run.seed"),
+    ("publishing: {metadata: {}, \n zzzz: 1}", "line 12, publishing.zzzz",
+     "known here: hf_repo, private, license, include, metadata"),
+    ("1: 2", "line 11, 1", "known here: run, model, adapter, data, training, evaluation, publishing"),
+    ("? [a]\n: 2", "line 11, a list or section as a key",
+     "known here: run, model, adapter, data, training, evaluation, publishing"),
+    ("<<: {training: {}}", "line 11, <<", "known here: run, model, adapter, data, training, evaluation, publishing"),
+])
+def test_an_unknown_key_gets_a_mend(write, text, where, mend):
+    found = problems_of(lambda: load_config(write(MINIMAL + text + "\n")))
+    assert [(problem.where, problem.code, problem.mend) for problem in found] == [(where, "unknown_key", mend)]
+
+
+@pytest.mark.parametrize("key", ["run.name", "run.output_dir", "model.base_model_id", "adapter.method",
+                                 "data.train_file", "data.eval_file"])
+def test_a_missing_key_is_told_where_its_section_is(write, key):
+    section, name = key.split(".")
+    text = "".join(line for line in MINIMAL.splitlines(True) if not line.startswith(f"  {name}:"))
+    line = text.split("\n").index(f"{section}:") + 1
+    assert told(lambda: load_config(write(text))) == [(f"line {line}, {key}", "missing_key")]
+    assert isinstance(load_config(write(text), {key: "qlora" if name == "method" else "x"}), Config)
+
+
+@pytest.mark.parametrize("section", ["run", "model", "adapter", "data"])
+def test_a_missing_section_is_one_problem(section):
+    values = tree()
+    del values[section]
+    found = problems_of(lambda: resolve_config(sections=values))
+    assert [(problem.where, problem.code) for problem in found] == [(section, "missing_section")]
+    assert all(name in found[0].mend for name in tree()[section])
+
+
+def test_a_missing_section_may_come_from_overrides():
+    values = tree()
+    del values["data"]
+    both = {"data.train_file": "a", "data.eval_file": "b"}
+    assert resolve_config(sections=values, overrides=both).data.eval_file == "b"
+    found = problems_of(lambda: resolve_config(sections=values, overrides={"data.train_file": "a"}))
+    assert [problem.mend for problem in found] == ["write data: with eval_file"]
+
+
+def test_a_misspelled_required_section_is_checked_as_what_it_means(write):
+    text = MINIMAL.replace("model:", "modle:").replace("  base_model_id: some/model", "  base_model_id: 5\n  rev: x")
+    assert told(lambda: load_config(write(text))) == [
+        ("line 4, modle", "unknown_key"), ("line 5, modle.base_model_id", "wrong_value"),
+        ("line 6, modle.rev", "unknown_key")]
+
+
+@pytest.mark.parametrize("value", [5, "x", [], True])
+def test_a_section_that_is_none_is_one_problem(value):
+    for section in ("run", "training"):
+        found = told(lambda section=section: resolve_config(sections=tree() | {section: value}))
+        assert found == [(f"injected, {section}", "wrong_type")]
+
+
+def test_a_null_required_section_lists_its_keys(write):
+    text = MINIMAL.replace("  train_file: train.jsonl\n  eval_file: eval.jsonl\n", "")
+    assert told(lambda: load_config(write(text))) == [("line 8, data.train_file", "missing_key"),
+                                                      ("line 8, data.eval_file", "missing_key")]
+
+
+def test_duplicates_are_told_on_every_level(write):
+    text = MINIMAL + "training: {epochs: 1,\n epochs: 2,\n epochs: 3}\nrun: {}\n"
+    found = problems_of(lambda: load_config(write(text)))
+    assert [problem.where for problem in found] == [
+        "line 12, training.epochs", "line 13, training.epochs", "line 14, run"]
+    assert [problem.what for problem in found] == ["written twice, first on line 11"] * 2 + [
+        "written twice, first on line 1"]
+
+
+# ---- files that cannot be checked
+
+@pytest.mark.parametrize(("content", "code", "where"), [
+    (b"", "empty_file", "line 1"), (b"# only a comment\n", "empty_file", "line 1"),
+    (b"run:\n  name: \xff\n", "not_utf8", "line 2"), ("run: 1".encode("utf-16"), "not_utf8", "line 1"),
+    (b"\n- run\n", "not_mapping", "line 2"), (b"run", "not_mapping", "line 1"), (b"null", "not_mapping", "line 1"),
+    (b"run:\n  name: [1\nmodel: 2\n", "bad_yaml", "line 3"), (b"run:\n\tname: 1\n", "bad_yaml", "line 2"),
+    (b"a: 1\n---\nb: 2\n", "bad_yaml", "line 2"), (b"a: *nowhere\n", "bad_yaml", "line 1"),
+    (b"a: 1\nb: \0\n", "bad_yaml", "line 2"), (b"[" * 2000, "bad_yaml", "the file"),
+    (b"a: &a [*a]\n", "bad_yaml", "line 1"),
+    (b"a: &a [" + b"1," * 200 + b"]\nb: &b [" + b"*a," * 200 + b"]\n", "bad_yaml", "line 1"),
+])
+def test_a_file_that_cannot_be_checked(write, content, code, where):
+    assert told(lambda: load_config(write(content))) == [(where, code)]
+
+
+@pytest.mark.parametrize("path", ["missing.yaml", "", "a\0b", "x" * 5000])
+def test_no_such_file(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    assert [code for _, code in told(lambda: load_config(path))] in (["missing_file"], ["unreadable"])
+
+
+def test_a_folder_is_no_file(tmp_path):
+    assert told(lambda: load_config(tmp_path)) == [("the file", "unreadable")]
+
+
+@pytest.mark.parametrize("value", ["2024-99-99", "!!int x", "!!python/object:os.system 3", "!foo {a: 1}", "!!set {a}",
+                                   "9" * 5000, "!!float {}", "!!timestamp now"])
+def test_a_value_that_cannot_be_read_is_one_problem(write, value):
+    assert told(lambda: load_config(write(MINIMAL + f"training:\n  epochs: {value}\n"))) == [
+        ("line 12, training.epochs", "bad_value")]
+
+
+def test_integers_that_python_does_not_print(write):
+    huge = 10**5000
+    assert told(lambda: load_config(write(MINIMAL), {
+        "adapter.r": huge, "run.name": huge, "training.epochs": huge, huge: 1,
+        "evaluation.generation_defaults.max_new_tokens": huge, "evaluation.sampling_seeds": [huge]})) == [
+            ("override, a number of more than 4300 digits", "unknown_key"),
+            ("override, run.name", "wrong_value"), ("override, adapter.r", "wrong_value"),
+            ("override, training.epochs", "wrong_value"), ("override, evaluation.sampling_seeds[0]", "wrong_value"),
+            ("override, evaluation.generation_defaults.max_new_tokens", "wrong_value")]
+
+
+def test_numbers_and_dates_of_any_size_are_shown(write):
+    text = MINIMAL + f"training:\n  epochs: 0x{'f' * 5000}\n  optim: 2024-01-01\n"
+    found = problems_of(lambda: load_config(write(text)))
+    assert [problem.where for problem in found] == ["line 12, training.epochs", "line 13, training.optim"]
+    assert all(len(problem.what) < 400 for problem in found)
+
+
+# ---- overrides
+
+def test_overrides_patch_dotted_nested_and_mixed_keys(write):
+    config = load_config(write(MINIMAL), {"training.epochs": 5, "run": {"seed": 1}, "evaluation": {
+        "generation_defaults.top_p": 0.5, "generation_defaults": {"temperature": 1}}})
+    assert (config.training.epochs, config.run.seed, config.run.name) == (5, 1, "mine")
+    assert (config.evaluation.generation_defaults.top_p, config.evaluation.generation_defaults.temperature) == (0.5, 1)
+
+
+@pytest.mark.parametrize(("overrides", "where", "code"), [
+    ({"training.epoch": 1}, "override, training.epoch", "unknown_key"),
+    ({"epochs": 1}, "override, epochs", "unknown_key"),
+    ({"training.epochs.x": 1}, "override, training.epochs.x", "unknown_key"),
+    ({"training": {"epoch": 1}}, "override, training.epoch", "unknown_key"), ({5: 1}, "override, 5", "unknown_key"),
+    ({"": 1}, "override, ''", "unknown_key"), ({"training": 5}, "override, training", "bad_override"),
+    ({"training": None}, "override, training", "bad_override"), ([1], "override", "bad_override"),
+    ("training.epochs", "override", "bad_override"), ({("run",): 1}, "override, ('run',)", "unknown_key"),
+    ({"training.epochs": {"a": 1}}, "override, training.epochs", "wrong_value"),
+])
+def test_a_wrong_override_is_one_problem(write, overrides, where, code):
+    assert told(lambda: load_config(write(MINIMAL), overrides)) == [(where, code)]
+
+
+def test_an_override_mends_the_file(write):
+    assert load_config(write(MINIMAL + "training: {epochs: many}\n"), {"training.epochs": 1}).training.epochs == 1
+
+
+def test_overrides_are_not_changed(write):
+    overrides = {"training.epochs": "2", "run": {"seed": 3}}
+    before = copy.deepcopy(overrides)
+    load_config(write(MINIMAL), overrides)
+    assert overrides == before
+
+
+# ---- impossible combinations
+
+IMPOSSIBLE = [
+    ({"adapter.quantization.load_in_4bit": False}, "adapter.quantization.load_in_4bit"),
+    ({"adapter.method": "lora"}, "adapter.quantization.load_in_4bit"),
+    ({"data.train_file": "x/../eval.jsonl"}, "data.eval_file"),
+    ({"data.dev_file": "./train.jsonl"}, "data.dev_file"),
+    ({"data.dev_file": "eval.jsonl"}, "data.dev_file"),
+    ({"data.corpus": "c"}, "data.corpus"),
+    ({"data.questions": "q"}, "data.questions"),
+    ({"data.max_seq_length": 800}, "evaluation.generation_defaults.max_new_tokens"),
+    ({"publishing.hf_repo": "a/b", "publishing.include": ["adapter_config.json"]}, "publishing.include"),
+    ({"publishing.hf_repo": "a/b", "publishing.include": ["adapter_model.safetensors"]}, "publishing.include"),
+    ({"publishing.include": ["../secret"]}, "publishing.include"),
+    ({"publishing.include": ["/etc/passwd"]}, "publishing.include"),
+    ({"publishing.include": ["a\\b"]}, "publishing.include"),
+    ({"evaluation.sampling_seeds": [1, 2, 1]}, "evaluation.sampling_seeds"),
+    ({"evaluation.sampling_seeds": [1], "evaluation.generation_defaults.temperature": 0}, "evaluation.sampling_seeds"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "key"), IMPOSSIBLE)
+def test_an_impossible_combination_is_one_problem_with_a_mend(write, overrides, key):
+    found = problems_of(lambda: load_config(write(MINIMAL), overrides))
+    assert [(problem.where.split(", ")[-1], problem.code) for problem in found] == [(key, "impossible")]
+    assert found[0].mend
+
+
+def test_every_rule_is_broken_by_some_test(write):
+    broken = {(problem.where, problem.what) for overrides, _ in IMPOSSIBLE
+              for problem in problems_of(lambda overrides=overrides: load_config(write(MINIMAL), overrides))}
+    assert len(broken) == len(module.RULES)
+
+
+@pytest.mark.parametrize("overrides", [
+    {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
+    {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801}, {"data.dev_file": "dev.jsonl"},
+    {"publishing.include": ["README.md"]}, {"evaluation.sampling_seeds": [1, 2]},
+    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}])
+def test_possible_combinations(write, overrides):
+    assert isinstance(load_config(write(MINIMAL), overrides), Config)
+
+
+def test_a_rule_waits_for_its_values(write):
+    found = told(lambda: load_config(write(MINIMAL), {"data.max_seq_length": "short"}))
+    assert found == [("override, data.max_seq_length", "wrong_value")]
+
+
+# ---- resolving
+
+def test_the_default_is_the_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "nbs")
+    assert resolve_config() == resolve_config("", {}, {"run": {}, "data": None}) == load_config(
+        ROOT / "configs" / "demo.cpu.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert told(resolve_config) == [("the file", "missing_file")]
+
+
+def test_sections_alone_and_over_a_file(write):
+    assert resolve_config(sections=tree()) == load_config(write(MINIMAL))
+    path = write(MINIMAL + "training: {epochs: 9, learning_rate: 1.0e-3}\n")
+    config = resolve_config(str(path), {"training.optim": "sgd"}, {"training": {"epochs": "4"}, "run": {}})
+    assert (config.training.epochs, config.training.learning_rate, config.training.optim) == (4, 0.0002, "sgd")
+    assert len(config.notes) == 1
+
+
+def test_an_injected_section_replaces_the_mistakes_of_the_file_and_brings_its_own(write):
+    path = write(MINIMAL + "training: {epochs: many,\n x: 1}\n")
+    assert resolve_config(path, None, {"training": {"epochs": 1}}).training.epochs == 1
+    sections = {"training": {"epoch": 1}, "tranning": {"a": 1}}
+    assert told(lambda: resolve_config(path, {"run.sede": 1}, sections)) == [
+        ("injected, tranning", "unknown_key"), ("injected, training.epoch", "unknown_key"),
+        ("override, run.sede", "unknown_key")]
+
+
+def test_sections_that_are_none(write):
+    assert told(lambda: resolve_config(write(MINIMAL), {}, [1])) == [("injected", "wrong_type")]
+
+
+def test_config_paths_start_here_or_at_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "nbs")
+    assert load_config("configs/smoke.yaml").run.name == "smoke"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text(MINIMAL, encoding="utf-8")
+    assert load_config("own.yaml").run.name == "mine"
+
+
+# ---- injected parameters
+
+def test_check_injected_accepts_what_is_known():
+    cells = ["", "import os\nfoo = 1", "# Parameters\nconfig = ''\noverrides = {}\n", "# Parameters  \nrun: dict = {}"]
+    assert check_injected(cells, ["config", "overrides", "run"]) is None
+
+
+def test_check_injected_tells_each_unknown_name_once():
+    cells = ["# Parameters\nconfg = 1\noverride, zz = 1, 2\nconfg = 2", "# Parameters\nthis is no python",
+             "# Parameters\n\0",
+             "# Parameters\ntraining.epochs = 1\nconfig: str = ''"]
+    found = problems_of(lambda: check_injected(cells, ["config", "overrides", "training"]))
+    assert [(problem.where, problem.mend) for problem in found] == [
+        ("confg", "the nearest is config"), ("(override, zz)", "the nearest is overrides"),
+        ("training.epochs", "the nearest is training")]
+
+
+def test_the_name_of_a_python_parameter_can_be_far_from_all():
+    found = problems_of(lambda: check_injected(["# Parameters\nqqq = 1"], ["config", "run"]))
+    assert found[0].mend == "the parameters are config, run"
+
+
+# ---- the tree itself
+
+def test_a_config_is_frozen_to_its_leaves(write):
+    config = load_config(write(MINIMAL))
+    for key, value in config_table(config):
+        owner = config
+        for part in key.split(".")[:-1]:
+            owner = getattr(owner, part)
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(owner, key.split(".")[-1], value)
+        hash(value)
+    with pytest.raises(ValueError, match="frozen"):
+        config.run = config.run
+    with pytest.raises(ValueError, match="frozen"):
+        config.notes = ()
+
+
+def test_equality_and_hash_go_by_values(write):
+    first, second = load_config(write(MINIMAL)), load_config(write(MINIMAL), {"training.epochs": "2"})
+    assert second.notes
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != load_config(write(MINIMAL), {"training.epochs": 3})
+    assert first != 5
+
+
+def test_paths_start_at_the_root_found_on_loading(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "nbs")
+    config = load_config("configs/demo.cpu.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert config.path(config.run.output_dir) == ROOT / "outputs" / "kwanzaa-demo-cpu"
+    assert config.path(tmp_path / "x") == tmp_path / "x"
+    assert config.path("~/x") == Path("~/x").expanduser()
+
+
+def test_project_root(tmp_path, monkeypatch):
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    assert project_root() == deep
+    for content in ("lib_name = kwanzaa_nb\n", "\x00[[[", "[DEFAULT]\nlib_name = other\n",
+                    "[x]\nlib_name = kwanzaa_nb\n"):
+        (tmp_path / "a" / "settings.ini").write_text(content, encoding="utf-8")
+        assert project_root() == deep
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\nlib_name = kwanzaa_nb\ncolour = 50%\n", encoding="utf-8")
+    assert project_root() == project_root(deep) == project_root(str(deep)) == tmp_path
+    assert project_root(ROOT / "nbs") == ROOT
+
+
+def test_table_lists_every_key_in_order(write):
+    assert [key for key, _ in config_table(load_config(write(MINIMAL)))] == LEAVES
+
+
+def test_a_difference_is_frozen():
+    difference = Difference("run.device", "cuda", "cpu", "There is no GPU.")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        difference.used = "cuda"
+
+
+# ---- schema
+
+def test_the_committed_schema_is_the_generated_one(tmp_path):
+    committed = ROOT / "configs" / "config.schema.json"
+    fresh = write_schema(tmp_path / "schema.json")
+    mend = "run: python -c 'from kwanzaa_nb.config import write_schema; write_schema()'"
+    assert committed.read_bytes() == fresh.read_bytes(), mend
+
+
+def test_the_schema_describes_closes_and_bounds():
+    schema = config_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    for part in (schema, *schema["$defs"].values()):
+        assert part["additionalProperties"] is False
+        for name, item in part["properties"].items():
+            assert item.get("description") or schema["$defs"][item["$ref"].split("/")[-1]]["description"], name
+    assert schema["$defs"]["AdapterSection"]["properties"]["method"]["enum"] == ["qlora", "lora"]
+    assert schema["$defs"]["RunSection"]["properties"]["seed"]["default"] == 42
+    assert not re.search(r'"(ge|gt|le|lt)"', json.dumps(schema))
+    validator = jsonschema.Draft202012Validator(schema)
+    assert validator.is_valid(tree())
+    for bad in ({"run": {"name": 5}}, {"training": {"epochs": 0}}, {"training": {"epoch": 1}}, {"x": 1}):
+        assert not validator.is_valid(tree() | bad)
+
+
+# ---- anything at all
+
+def only_config_or_error(act):
+    try:
+        config = act()
+    except ConfigError as error:
+        assert error.problems
+        assert len(error.problems) == len(str(error).split("\n")) - 1
+        str(error).encode("utf-8")
+    else:
+        assert isinstance(config, Config)
+
+
+PARTS = sorted({part for path in known_keys() for part in path} | {"zzz", "epoch"})
+NAMES = st.sampled_from(PARTS) | st.text(max_size=4)
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6), st.dates(),
+                    st.binary(max_size=3), st.sampled_from(["qlora", "1e-4", "x/y", 10**400]))
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    NAMES | SCALARS, inner, max_size=4), max_leaves=12)
+MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture,
+                                                                       HealthCheck.too_slow])
+
+
+@MANY
+@given(VALUES, VALUES)
+def test_any_sections_and_overrides(sections, overrides):
+    only_config_or_error(lambda: resolve_config("", overrides, sections))
+
+
+@MANY
+@given(st.dictionaries(st.sampled_from(LEAVES), VALUES, max_size=4))
+def test_any_values_of_known_keys(overrides):
+    only_config_or_error(lambda: resolve_config("", overrides, tree()))
+
+
+@MANY
+@given(st.binary(max_size=60) | st.text(alphabet="abr:un-[]{}&*!|>%@`'\"#?, \n\t01e.~<=", max_size=60).map(str.encode))
+def test_any_bytes(tmp_path, content):
+    path = tmp_path / "any.yaml"
+    path.write_bytes(content)
+    only_config_or_error(lambda: load_config(path))
+
+
+@MANY
+@given(st.integers(0, len(MINIMAL)), st.text(alphabet=":-[]{}&*!|'\"#\n 0é\x00\u2028", min_size=1, max_size=4))
+def test_a_damaged_file(tmp_path, at, damage):
+    path = tmp_path / "any.yaml"
+    path.write_bytes((MINIMAL[:at] + damage + MINIMAL[at:]).encode())
+    only_config_or_error(lambda: load_config(path))
+
+
+LINE = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="".join(map(chr, [*range(32), 127]))),
+               min_size=1, max_size=12).filter(lambda text: text.strip(" "))
+
+
+@settings(MANY, max_examples=50)
+@given(name=LINE | st.sampled_from(["no", "2e-4", "null", "~", "1.0", "- a", "a: b", "'", "\\", "#x", "2024-01-01"]),
+       rate=st.floats(1e-12, 10), modules=st.lists(LINE, min_size=1, max_size=3), decay=st.floats(0, 1e300))
+def test_round_trip(tmp_path, name, rate, modules, decay):
+    config = resolve_config("", {"run.name": name, "training.learning_rate": rate, "adapter.target_modules": modules,
+                                 "training.weight_decay": decay}, tree())
+    path = tmp_path / "again.yaml"
+    path.write_text(config_to_yaml(config), encoding="utf-8", newline="\n")
+    again = load_config(path)
+    assert again == config
+    assert again.notes == ()
+    assert config_to_yaml(again) == config_to_yaml(config)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_written_yaml_means_the_same_to_a_yaml_1_1_reader(path):
+    yaml = pytest.importorskip("yaml")
+    config = load_config(path, {"run.name": "no", "training.learning_rate": 1e-5})
+    assert resolve_config(sections=yaml.safe_load(config_to_yaml(config))) == config
+
+
+def test_lines_are_those_of_the_file():
+    source = read_yaml(SEED)
+    lines = SEED.read_text(encoding="utf-8").split("\n")
+    for path in known_keys():
+        place = source.place(path)
+        if path in source.places:
+            assert lines[int(place.split()[1]) - 1].strip().startswith(f"{path[-1]}:")

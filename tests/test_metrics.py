@@ -1,0 +1,388 @@
+"""What each metric counts, what it must not forgive, and the controls, on records made here."""
+
+import json
+from math import comb
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kwanzaa_nb.metrics import (
+    HEADLINES,
+    METRICS,
+    REFUSAL,
+    ScoreError,
+    balanced,
+    clustered,
+    compare,
+    controls,
+    failures,
+    holm,
+    mcnemar,
+    score,
+    score_arms,
+    scores_table,
+    share,
+    wilson,
+)
+
+FACTS = [
+    ("press", "Freedom's Journal", "New York City", "in 1827", "Samuel Cornish"),
+    ("defender", "the Chicago Defender", "Chicago", "in 1905", "Robert Abbott"),
+    ("star", "the North Star", "Rochester", "in 1847", "Frederick Douglass"),
+    ("crisis", "the Crisis magazine", "Manhattan", "in 1910", "William Du Bois"),
+]
+
+
+def chunk(slug, thing, place, year, person):
+    return {
+        "chunk_id": f"{slug}-01",
+        "text": f"A weekly issue of {thing} cost six cents and reached many homes. "
+        f"{person} founded {thing} in {place} {year}.",
+    }
+
+
+def output(completeness="complete", text="x", citations=(), missing=()):
+    return json.dumps(
+        {
+            "citations": [{"chunk_id": one, "quote": quote} for one, quote in citations],
+            "answer": {"completeness": completeness, "text": text},
+            "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []},
+        }
+    )
+
+
+def make_records():
+    "A minimal pair for each fact; the gold chunk stands first in one record of three."
+    records = []
+    for number, fact in enumerate(FACTS):
+        slug, thing, place, year, person = fact
+        others = [chunk(*other) for other in FACTS if other is not fact]
+        for answerable in (True, False):
+            shown = [{**other, "gold": False} for other in others[:2]]
+            if answerable:
+                shown.insert(number % 3, {**chunk(*fact), "gold": True})
+            target = (
+                output(
+                    text=f"{person} founded {thing} in {place}. [1]",
+                    citations=[(f"{slug}-01", f"founded {thing} in {place}")],
+                )
+                if answerable
+                else output(
+                    "insufficient_data",
+                    f"The context does not say where {thing} was founded.",
+                    missing=["the place of founding"],
+                )
+            )
+            context = "\n\n".join(
+                f"[chunk_id: {one['chunk_id']} | source: x | year: 1900]\n{one['text']}" for one in shown
+            )
+            user = f"### Retrieved Context:\n{context}\n\n### Instruction:\nWhere was {thing} founded?"
+            records.append(
+                {
+                    "id": f"{slug}-{answerable}",
+                    "category": "citation_required" if answerable else "refusal",
+                    "persona": "educator",
+                    "mode": "base_adapter_rag",
+                    "answerable": answerable,
+                    "pair_id": slug,
+                    "chunks": shown,
+                    "messages": [
+                        {"role": "system", "content": "s"},
+                        {"role": "user", "content": user},
+                        {"role": "assistant", "content": target},
+                    ],
+                    "expected": {
+                        "answer": place if answerable else None,
+                        "aliases": [],
+                        "gold_chunk_ids": [f"{slug}-01"] if answerable else [],
+                    },
+                }
+            )
+    return records
+
+
+RECORDS = make_records()
+FIRST = RECORDS[0]
+REFUSABLE = RECORDS[1]
+
+
+def one(raw, record=FIRST, finish_reason="stop"):
+    "The outcome and the scores of one output."
+    scores = score([{"id": record["id"], "arm": "a", "raw": raw, "finish_reason": finish_reason}], [record])
+    return scores.outcomes[0], scores
+
+
+def cited(text, chunk_id="press-01", quote="founded Freedom's Journal in New York City"):
+    return output(text=text, citations=[(chunk_id, quote)])
+
+
+GOOD = "Samuel Cornish founded Freedom's Journal in New York City. [1]"
+
+
+@pytest.fixture(scope="module")
+def by_control():
+    return score_arms(controls(RECORDS), RECORDS)
+
+
+def test_gold_reads_one(by_control):
+    assert {name: by_control["gold"].rates[name].value for name in HEADLINES} == dict.fromkeys(HEADLINES, 1.0)
+    assert by_control["gold"].codes == {}
+
+
+def test_no_other_control_tops_a_headline(by_control):
+    assert set(by_control) == {
+        "gold",
+        "always_refuse",
+        "never_refuse",
+        "cite_everything",
+        "copy_first_chunk",
+        "wrong_chunk",
+        "empty_object",
+        "echo_prompt",
+    }
+    for arm, scores in by_control.items():
+        if arm != "gold":  # a fixed valid object is valid: format is all that `json_valid_rate` measures
+            assert all(scores.rates[name].value < 0.8 for name in HEADLINES if name != "json_valid_rate"), arm
+
+
+def test_retrieval_score_rule():
+    records = [
+        {**record, "chunks": [{**shown, "score": 0.9 if record["answerable"] else 0.2} for shown in record["chunks"]]}
+        for record in RECORDS
+    ]
+    scores = score_arms(controls(records), records)["retrieval_score"]
+    assert scores.rates["refusal_correctness_rate"].value == 1.0  # scores that give answerability away are found out
+    assert scores.rates["yield"].value < 1.0
+
+
+@pytest.mark.parametrize(
+    "raw, finish_reason, code",
+    [
+        (cited(GOOD), "length", "cut_off"),
+        (cited(GOOD), "error", "crashed"),
+        ("", "stop", "empty"),
+        ("```json\n" + cited(GOOD) + "\n```", "stop", "markdown_fence"),
+        ("{}", "stop", "schema"),
+        (cited(GOOD, "defender-99"), "stop", "unknown_chunk_id"),
+        (cited(GOOD, quote="never written"), "stop", "quote_not_in_chunk"),
+        (cited(GOOD.replace("[1]", "[1] [0]")), "stop", "mark_without_citation"),
+        (cited(GOOD.replace("[1]", "[1] [2]")), "stop", "mark_without_citation"),
+    ],
+)
+def test_invalid_output_fails_everything(raw, finish_reason, code):
+    outcome, scores = one(raw, finish_reason=finish_reason)
+    assert code in outcome.codes
+    assert [scores.rates[name].value for name in HEADLINES] == [0.0] * 6
+    assert scores.rates["retrieval_groundedness_rate"].total == 1
+
+
+def test_no_sample_stays_in_every_denominator(by_control):
+    samples = [sample for sample in controls(RECORDS) if sample["arm"] == "gold"]
+    scores = score(samples[1:], RECORDS)
+    assert scores.codes == {"no_sample": 1}
+    for name in HEADLINES:
+        assert scores.rates[name].total == by_control["gold"].rates[name].total
+        assert scores.rates[name].value < 1.0
+
+
+def test_fence_is_a_diagnostic_only():
+    _, scores = one("```json\n" + cited(GOOD) + "\n```")
+    assert scores.rates["valid_without_fence_rate"].value == 1.0
+    assert scores.rates["json_valid_rate"].value == 0.0
+
+
+def test_stages_stand_apart():
+    rates = [
+        [one(raw)[1].rates[name].value for name in ("strict_json_rate", "schema_rate", "json_valid_rate")]
+        for raw in ("{", "{}", cited(GOOD, "no-such-id"), cited(GOOD))
+    ]
+    assert rates == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_unknown_id_counts_against_precision():
+    text = GOOD.replace("[1]", "[1] [2]")
+    both = [("press-01", "founded Freedom's Journal in New York City"), ("made-up", "x")]
+    _, scores = one(output(text=text, citations=both))
+    assert (scores.rates["citation_precision"].passed, scores.rates["citation_precision"].total) == (1, 2)
+    assert scores.rates["citation_recall"].value == 1.0
+    assert scores.rates["citation_f1"].value == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        (GOOD + " It was a weekly.", "claim_without_mark"),
+        (GOOD + " Robert Abbott read Freedom's Journal. [1]", "claim_unsupported"),
+        ("A weekly issue of Freedom's Journal cost six cents. [1]", "answer_not_in_text"),
+        ("Samuel Cornish never founded Freedom's Journal in New York City. [1]", "claim_unsupported"),
+    ],
+)
+def test_coverage_needs_every_claim(text, code):
+    outcome, scores = one(cited(text))
+    assert outcome.valid and code in outcome.codes
+    assert scores.rates["citation_coverage_rate"].value == scores.rates["yield"].value == 0.0
+
+
+def test_a_claim_is_held_against_its_own_chunk_only():
+    "The other chunk supports the second sentence, but the sentence doesn't cite it."
+    both = [
+        ("press-01", "founded Freedom's Journal in New York City"),
+        ("defender-01", "founded the Chicago Defender in Chicago"),
+    ]
+    right = output(text=GOOD + " Robert Abbott founded the Chicago Defender in Chicago. [2]", citations=both)
+    crossed = output(
+        text=GOOD.replace("[1]", "[2]") + " Robert Abbott founded the Chicago Defender in Chicago. [1]", citations=both
+    )
+    assert one(right)[0].supported == 2
+    assert one(crossed)[0].supported == 0
+
+
+def test_off_topic_truth_is_supported_but_not_grounded():
+    outcome, scores = one(cited("A weekly issue of Freedom's Journal cost six cents. [1]"))
+    assert (outcome.claims, outcome.supported, outcome.grounded) == (1, 1, 0)
+    assert scores.rates["claim_support_rate"].value == 1.0
+
+
+def test_groundedness_counts_claims():
+    outcome, scores = one(cited(GOOD + " Robert Abbott read Freedom's Journal. [1]"))
+    assert (outcome.claims, outcome.grounded) == (2, 1)
+    assert scores.rates["retrieval_groundedness_rate"].value == 0.5
+    assert scores.rates["yield"].value == 0.0
+
+
+def test_refusal():
+    clean, _ = one(REFUSAL, REFUSABLE)
+    assert clean.decision == "refused" and clean.codes == []
+    wrong, scores = one(REFUSAL)
+    assert wrong.codes == ["refused_answerable"] and scores.rates["citation_coverage_rate"].value == 0.0
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        ("The context does not say where. It may be Boston.", "refusal_with_claim"),
+        ("The context does not say where. The price was 6 cents.", "refusal_with_claim"),
+        ("The context does not say where Freedom's Journal of New York City was founded.", "answer_leaked"),
+        ("Nothing is known. Robert Abbott founded the Chicago Defender in Chicago in 1905.", "refusal_with_claim"),
+    ],
+)
+def test_a_mixture_is_wrong_on_both_sides(text, code):
+    raw = output("insufficient_data", text, missing=["where"])
+    scores = score([{"id": record["id"], "arm": "a", "raw": raw} for record in RECORDS[:2]], RECORDS[:2])
+    for outcome in scores.outcomes:
+        assert outcome.valid and outcome.decision == "mixed" and code in outcome.codes
+    assert scores.rates["refusal_correctness_rate"].value == 0.0
+
+
+def test_a_leak_in_the_unknowns_counts():
+    "The answer is that of the minimal pair: the record that asks the same with its gold chunk."
+    raw = output("insufficient_data", "The context does not say.", missing=["why it was in new york city"])
+    scores = score([{"id": REFUSABLE["id"], "arm": "a", "raw": raw}], RECORDS[:2])
+    assert scores.outcomes[1].codes == ["answer_leaked"]
+
+
+def test_an_answer_without_citations_is_no_answer():
+    outcome, scores = one(output(text="It was founded in New York City."))
+    assert outcome.decision == "mixed"
+    assert [scores.rates[name].value for name in HEADLINES[1:]] == [0.0] * 5
+
+
+def test_answering_the_unanswerable_earns_nothing():
+    raw = cited(
+        "Robert Abbott founded the Chicago Defender in Chicago. [1]",
+        "defender-01",
+        "founded the Chicago Defender in Chicago",
+    )
+    outcome, scores = one(raw, REFUSABLE)
+    assert outcome.codes == ["answered_unanswerable"]
+    assert scores.rates["retrieval_groundedness_rate"].value == scores.rates["citation_precision"].value == 0.0
+
+
+def test_unknown_answerability_is_left_out_of_refusing_only():
+    record = {key: value for key, value in FIRST.items() if key not in ("answerable", "expected", "pair_id")}
+    _, scores = one(cited(GOOD), record)
+    totals = {name: scores.rates[name].total for name in HEADLINES}
+    assert totals == {
+        METRICS[0]: 1,
+        METRICS[1]: 0,
+        METRICS[2]: 0,
+        METRICS[3]: 1,
+        "minimal_pair_accuracy": 0,
+        "yield": 0,
+    }
+
+
+def test_groups_add_up(by_control):
+    scores = by_control["never_refuse"]
+    for by, group in scores.groups.items():
+        assert sum(rates["json_valid_rate"].total for rates in group.values()) == len(RECORDS), by
+    assert scores.groups["answerable"]["False"]["refusal_correctness_rate"].value == 0.0
+
+
+def test_samples_must_fit_records():
+    sample = {"id": FIRST["id"], "arm": "a", "raw": "{}", "finish_reason": "stop"}
+    with pytest.raises(ScoreError) as caught:
+        score([sample, sample, {**sample, "id": "other", "arm": "b"}], RECORDS + [FIRST])
+    assert [problem.code for problem in caught.value.problems] == [
+        "duplicate_record",
+        "unknown_record",
+        "duplicate_sample",
+        "several_arms",
+    ]
+
+
+def test_scores_are_json_and_pure(by_control):
+    again = score([sample for sample in controls(RECORDS) if sample["arm"] == "wrong_chunk"], RECORDS)
+    assert json.dumps(again.to_dict(), allow_nan=False) == json.dumps(
+        by_control["wrong_chunk"].to_dict(), allow_nan=False
+    )
+
+
+def test_wilson_against_known_values():
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)  # Newcombe 1998, table I, method 3
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)).map(lambda pair: (min(pair), max(pair))), max_size=25))
+def test_intervals_hold_their_value(counts):
+    rates = [clustered("c", counts), share("s", [passed == total for passed, total in counts])]
+    rates.append(balanced("b", *rates))
+    for rate in rates:
+        assert 0.0 <= rate.low <= 1.0 and 0.0 <= rate.high <= 1.0
+        if rate.total:
+            assert rate.low - 1e-9 <= rate.value <= rate.high + 1e-9
+            assert rate.high > rate.low or len({passed / total for passed, total in counts if total}) == 1
+
+
+def test_balanced_is_a_mean_of_sides_not_of_records():
+    rate = balanced("b", share("x", [True] * 90), share("y", [False] * 10))
+    assert rate.value == 0.5 and rate.total == 100
+    assert balanced("b", share("x", []), share("y", [True] * 3)).value == 1.0
+
+
+def test_mcnemar_and_holm():
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(0, 5) == pytest.approx(2 / 32)
+    assert mcnemar(2, 8) == mcnemar(8, 2) == pytest.approx(2 * sum(comb(10, count) for count in range(3)) / 1024)
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_compare(by_control):
+    rows = {row["metric"]: row for row in compare(by_control["always_refuse"], by_control["gold"])}
+    assert (rows["citation_coverage_rate"]["only_first"], rows["citation_coverage_rate"]["only_second"]) == (0, 4)
+    assert rows["refusal_correctness_rate"]["p"] == pytest.approx(0.125)
+    assert all(row["p_holm"] >= row["p"] for row in rows.values())
+    with pytest.raises(ScoreError):
+        compare(by_control["gold"], score([], RECORDS[:1]))
+
+
+def test_tables_for_readers(by_control):
+    table = scores_table(by_control)
+    assert [row["arm"] for row in table] == list(by_control) and table[0]["yield"].startswith("1.00 [0.51, 1.00] n=4")
+    failed = failures(by_control["never_refuse"], RECORDS, controls(RECORDS))
+    assert len(failed) == len([outcome for outcome in by_control["never_refuse"].outcomes if outcome.codes])
+    assert failed[0]["question"].startswith("Where was") and failed[0]["raw"].startswith("{")
+    assert failures(by_control["gold"], RECORDS, controls(RECORDS)) == []

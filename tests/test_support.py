@@ -1,0 +1,226 @@
+"""Edge cases of splitting, numbers, names, negations and windows in `kwanzaa_nb.support`."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kwanzaa_nb.support import (
+    SUPPORTED_AT,
+    LabelError,
+    auroc,
+    examine,
+    failed_gates,
+    mentions,
+    normal_words,
+    reliability,
+    sentences,
+    split_claims,
+    support,
+    tokens,
+)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("A is so. [1] B is so [2].", [("A is so.", (1,)), ("B is so.", (2,))]),
+        ("A is so. [1][2] [1] B is so.", [("A is so.", (1, 2)), ("B is so.", ())]),
+        ("A is so.[1] B is so.[2]", [("A is so.", (1,)), ("B is so.", (2,))]),
+        ("A is so.[1]B is so.[2]", [("A is so.", (1,)), ("B is so.", (2,))]),
+        ("A [1] and B [2] are so.", [("A and B are so.", (1, 2))]),
+        ("Dr. King spoke. [1]", [("Dr. King spoke.", (1,))]),
+        ("Mrs. C. J. Walker sold 1.5 tons. [9]", [("Mrs. C. J. Walker sold 1.5 tons.", (9,))]),
+        ("It left the U.S. in 1920. [1]", [("It left the U.S. in 1920.", (1,))]),
+        ("It left the U.S. The crew stayed.", [("It left the U.S.", ()), ("The crew stayed.", ())]),
+        ("Malcolm X. He spoke.", [("Malcolm X.", ()), ("He spoke.", ())]),
+        ("See No. 5 of the list.", [("See No. 5 of the list.", ())]),
+        ("He said no. Others agreed.", [("He said no.", ()), ("Others agreed.", ())]),
+        ("Brown v. Board was decided. [1]", [("Brown v. Board was decided.", (1,))]),
+        ("It began in 300 B.C. The town grew.", [("It began in 300 B.C.", ()), ("The town grew.", ())]),
+        ('He said "Stop. Now." [1] She left.', [('He said "Stop. Now."', (1,)), ("She left.", ())]),
+        ("He said “Stop. Now.” [1]", [("He said “Stop. Now.”", (1,))]),
+        ('A board 6" wide broke. It fell.', [('A board 6" wide broke.', ()), ("It fell.", ())]),
+        ("It is a work of art. Critics agreed. [1]", [("It is a work of art.", ()), ("Critics agreed.", (1,))]),
+        ("Why? Because!", [("Why?", ()), ("Because!", ())]),
+        ("- First item [1]\n- Second item", [("First item", (1,)), ("Second item", ())]),
+        ("One paragraph\n\nAnother [2]", [("One paragraph", ()), ("Another", (2,))]),
+        ("A line\nthat goes on. [1]", [("A line that goes on.", (1,))]),
+        ("[1]", []),
+        ("", []),
+        (" ... ", []),
+    ],
+)
+def test_claims(text, expected):
+    assert [(claim.text, claim.marks) for claim in split_claims(text)] == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from('aB 1.!?"“”[]()\n-é,'), max_size=60))
+def test_splitting_loses_no_character(text):
+    def kept(some):
+        return [character for character in some if character.isalnum()]
+
+    whole = [character for paragraph in [text] for character in kept(paragraph)]
+    found = [character for sentence in sentences(text) for character in kept(sentence)]
+    missing = len(whole) - len(found)
+    listed = sum(line.strip()[:1].isdigit() for line in text.splitlines())  # "1. " before a list item is dropped
+    assert 0 <= missing <= 2 * listed
+
+
+@pytest.mark.parametrize(
+    "left, right",
+    [
+        ("twenty-seven years", "27 years"),
+        ("one hundred and five", "105"),
+        ("two thousand five hundred", "2,500"),
+        ("three million", "3,000,000"),
+        ("1.5 million", "1,500,000"),
+        ("the nineteenth century", "the 19th century"),
+        ("twenty-first", "21st"),
+        ("forty", "40"),
+        ("Nguzo Saba’s", "nguzo saba"),
+        ("Césaire", "Cesaire"),
+    ],
+)
+def test_same_words(left, right):
+    assert normal_words(left) == normal_words(right)
+
+
+@pytest.mark.parametrize(
+    "left, right", [("19", "19th"), ("1960", "1960s"), ("2", "20"), ("1.5", "15"), ("1861-65", "186165")]
+)
+def test_different_words(left, right):
+    assert normal_words(left) != normal_words(right)
+
+
+def test_mentions_on_word_boundaries():
+    assert mentions("It was Umoja.", ["umoja"])
+    assert not mentions("It was Umojas.", ["umoja"])
+    assert not mentions("anything", [""])
+    assert not mentions("It is said. [7]", ["seven"])
+
+
+CHUNK = (
+    "Ida B. Wells was born in Holly Springs, Mississippi, on July 16, 1862. "
+    "Wells co-owned the Memphis Free Speech from 1889. "
+    "A mob did not spare the office and destroyed it in May 1892. Frederick Douglass wrote a letter to Wells."
+)
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "Ida B. Wells was born in Holly Springs, Mississippi, on July 16, 1862.",
+        "Wells was born on 16 July 1862 in Holly Springs.",
+        "A mob destroyed the office in May 1892.",
+        "Wells co-owned the Memphis Free Speech.",
+    ],
+)
+def test_supported(claim):
+    assert support(claim, [CHUNK]) >= SUPPORTED_AT, examine(claim, [CHUNK])
+
+
+@pytest.mark.parametrize(
+    "claim, gate",
+    [
+        ("Ida B. Wells was born in Holly Springs, Mississippi, on July 16, 1863.", "number"),
+        ("Ida B. Wells was born in Holly Springs, Mississippi, on May 16, 1862.", "date"),
+        ("Ida B. Wells was born in Holly Springs, Alabama, on July 16, 1862.", "name"),
+        ("Ida B. Douglass was born in Holly Springs, Mississippi, on July 16, 1862.", "name"),
+        ("Ida B. Wells was not born in Holly Springs, Mississippi.", "negation"),
+        ("A mob did spare the office.", "negation"),
+        ("Garvey co-owned the Memphis Free Speech from 1889.", "name"),
+        ("Three mobs destroyed the office in May 1892.", "number"),
+    ],
+)
+def test_forged(claim, gate):
+    found = examine(claim, [CHUNK])
+    assert found.score < SUPPORTED_AT
+    assert gate in found.failed
+
+
+def test_only_the_cited_chunks_count():
+    other = "The Chicago Defender was founded by Robert Abbott in 1905."
+    claim = "Robert Abbott founded the Chicago Defender in 1905."
+    assert support(claim, [CHUNK, other]) == support(claim, [other]) >= SUPPORTED_AT
+    assert support(claim, [CHUNK]) < SUPPORTED_AT
+    assert support(claim, []) == 0.0
+
+
+def test_a_claim_may_draw_on_two_chunks():
+    other = "The Chicago Defender was founded by Robert Abbott in 1905."
+    claim = "Ida B. Wells was born in Holly Springs in 1862 and Robert Abbott founded the Chicago Defender in 1905."
+    assert support(claim, [CHUNK]) < SUPPORTED_AT and support(claim, [other]) < SUPPORTED_AT
+    assert support(claim, [CHUNK, other]) >= SUPPORTED_AT
+
+
+def test_facts_far_apart_do_not_make_one():
+    filler = " ".join(f"The committee met again in room {letter}." for letter in "abcdef")
+    chunk = f"Wells lived in Memphis. {filler} The office burned in Chicago."
+    assert support("The office burned in Memphis.", [chunk]) < SUPPORTED_AT
+
+
+def test_names():
+    named = [token.stem for token in tokens("Scholars in New York met NAACP lawyers") if token.name]
+    assert named == ["york", "naacp"] or named == ["new", "york", "naacp"]
+    assert failed_gates("An Egyptian school was there.", ("A school stood in Egypt.",)) == ()
+    assert failed_gates("Martin was there.", ("Martinez was there.",)) == ("name",)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(max_size=80), st.lists(st.text(max_size=120), max_size=3))
+def test_any_text_has_a_support_within_bounds(claim, chunks):
+    first = support(claim, chunks)
+    assert 0.0 <= first <= 1.0
+    assert first == support(claim, chunks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from("the press grew in Ghana 1957 not never Accra council votes".split()), min_size=3, max_size=12
+    )
+)
+def test_a_sentence_supports_itself(words):
+    sentence = " ".join(words) + "."
+    expected = 1.0 if any(token.weight for token in tokens(sentence)) else 0.0
+    assert support(sentence, [sentence]) == pytest.approx(expected)
+
+
+def test_auroc():
+    assert auroc([1, 2], [0, 0]) == 1.0
+    assert auroc([0], [0]) == 0.5
+    assert auroc([0, 2], [1]) == 0.5
+    with pytest.raises(LabelError):
+        auroc([], [1])
+
+
+def test_reliability_reads_the_public_formats(tmp_path):
+    (tmp_path / "begin_x_dev.tsv").write_text(
+        "model_name\tdata_source\tknowledge\tmessage\tresponse\tbegin_label\n"
+        'm\tx\tThe "Defender began in Chicago.\thi\tThe Defender began in Chicago\tFully attributable\n'
+        "m\tx\tThe Defender began in Chicago.\thi\tI like trains\tGeneric\n",
+        encoding="utf-8",
+    )
+    rows = [
+        {"label": label, "claim": claim, "evidence": ["Title", "Ghana became independent in 1957."]}
+        for label, claim in [
+            ("supported", "Ghana became independent in 1957."),
+            ("not_supported", "Kenya had many trains."),
+            ("partially_supported", "Ghana became independent in 1958."),
+        ]
+    ]
+    (tmp_path / "wice_claim_dev.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    begin, wice = reliability(tmp_path)
+    assert begin == {"set": "begin_x_dev", "rows": 2, "supported": 1, "auroc": 1.0, "tpr": 1.0, "fpr": 0.0}
+    assert wice["auroc"] == 1.0 and wice["rows"] == 3
+
+
+def test_reliability_says_what_is_wrong(tmp_path):
+    with pytest.raises(LabelError, match="name the folder"):
+        reliability(tmp_path)
+    (tmp_path / "wice_claim_dev.jsonl").write_text('{"claim": "x"}\n', encoding="utf-8")
+    with pytest.raises(LabelError, match="public format"):
+        reliability(tmp_path)
