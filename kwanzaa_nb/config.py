@@ -167,6 +167,7 @@ class TrainingSection(Section):
     "The optimiser and its schedule."
     epochs: number(gt=0) = setting("Passes over the training records.", 2)
     max_steps: Count | None = setting("Stop after so many optimiser steps; null: run all epochs.", None)
+    decision_weight: number(ge=1) = setting("Weight in the loss of the one token that decides between answering and refusing.", 1.0)
     learning_rate: number(gt=0) = setting("Peak learning rate.", 0.0002)
     lr_scheduler: Scheduler = setting("Course of the learning rate after warm-up.", "cosine")
     warmup_ratio: number(ge=0, lt=1) = setting("Share of all steps spent on warm-up.", 0.03)

@@ -58,7 +58,8 @@ def encode_chat(
     tokenizer: Any,  # a fast tokenizer with a chat template
     messages: list[dict],  # system, user, assistant
     ends: "set[int] | None" = None,  # ids that end a turn, from `stop_ids`; default: the tokenizer's eos
-) -> dict[str, list[int]]:  # "input_ids" and "labels", both of the record's length in tokens
+    weights: "dict[int, float] | None" = None,  # character of the answer -> weight of the token that holds it
+) -> dict[str, list]:  # "input_ids", "labels" and, where weights are given, "loss_weights", all of the record's length
     """Tokenise a conversation and supervise the assistant's tokens and the end-of-turn token, nothing else.
 
     Nothing is cut. Raises `MaskError` where no end-of-turn token follows the answer: such a model would never learn
@@ -67,15 +68,16 @@ def encode_chat(
     text, start, stop = answer_span(tokenizer, messages)
     ends = ends or stop_ids(tokenizer)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    labels, ended = [], False
+    labels, factors, ended = [], [], False
     for token, (left, right) in zip(encoded["input_ids"], encoded["offset_mapping"]):
         inside = left < stop and right > start and right > left
         closing = not ended and left >= stop and token in ends
         ended = ended or closing
         labels.append(token if inside or closing else IGNORED)
+        factors.append(next((factor for place, factor in (weights or {}).items() if left <= start + place < right), 1.0))
     if not ended:
         raise MaskError(f"no end-of-turn token follows the answer; looked for ids {sorted(ends)}")
-    return {"input_ids": list(encoded["input_ids"]), "labels": labels}
+    return {"input_ids": list(encoded["input_ids"]), "labels": labels} | ({"loss_weights": factors} if weights else {})
 
 # %% ../nbs/31_masking.ipynb #31-012
 def check_supervised(

