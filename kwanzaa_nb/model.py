@@ -8,14 +8,13 @@ __all__ = ['DTYPES', 'Hardware', 'detect_hardware', 'ModelError', 'Effective', '
            'load_tokenizer', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter', 'load_adapter']
 
 # %% ../nbs/30_model.ipynb #30-002
+import kwanzaa_nb  # first: it quiets what libraries log at import
 import contextlib
 import importlib.util
 import io
-import logging
 import os
 import shutil
 import tempfile
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -31,8 +30,6 @@ from .errors import KwanzaaError
 from .packing import SEGMENTED
 
 transformers_logging.disable_progress_bar()
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it asks for an optional package of kernels at each import
-warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # renamed in transformers 5.2x
 
 # %% ../nbs/30_model.ipynb #30-004
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

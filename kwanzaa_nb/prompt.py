@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SYSTEM_PROMPT', 'PERSONA_PHRASES', 'MODE_RULES', 'CONTEXT_HEADING', 'INSTRUCTION_HEADING', 'NO_CONTEXT',
            'PromptError', 'answer_skeleton', 'fill_system_prompt', 'system_prompt', 'render_user', 'render_prompt',
-           'target_json']
+           'read_context', 'target_json']
 
 # %% ../nbs/11_prompt.ipynb #11-002
 import json
+import re
 from collections.abc import Iterable
 
 from .answer import MODEL_MODES, PERSONAS, ModelAnswer, model_answer_schema
@@ -150,6 +151,22 @@ def render_prompt(
     return [{"role": "system", "content": system}, {"role": "user", "content": render_user(question, chunks)}]
 
 # %% ../nbs/11_prompt.ipynb #11-026
+_HEADER = re.compile(r"^\[chunk_id: (?P<chunk_id>[^|\]\n]+) \| source: (?P<source_org>[^\n]*) \| year: (?P<year>-?\d+)\]$", re.M)
+
+
+def read_context(
+    user: str,  # a user message
+) -> list[dict]:  # chunks with chunk_id, source_org, year and text; empty where the layout is another
+    "The chunks that a user message shows, the inverse of `render_user`."
+    if not user.startswith(CONTEXT_HEADING + "\n") or INSTRUCTION_HEADING not in user:
+        return []
+    context = user[len(CONTEXT_HEADING):user.rindex(INSTRUCTION_HEADING)].strip("\n")
+    headers = list(_HEADER.finditer(context))
+    ends = [header.start() for header in headers[1:]] + [len(context)]
+    return [{**header.groupdict(), "year": int(header["year"]), "text": context[header.end():end].strip("\n")}
+            for header, end in zip(headers, ends)]
+
+# %% ../nbs/11_prompt.ipynb #11-029
 def target_json(
     model_answer: ModelAnswer,  # a checked answer
 ) -> str:  # compact JSON, the exact text that a model is trained to write

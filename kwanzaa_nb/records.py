@@ -7,8 +7,8 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORM
            'PLANS', 'ROLES', 'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer',
            'distractors', 'shuffled_chunks', 'make_record', 'minimal_pair', 'near_miss_pair', 'injected_pair', 'Plan',
            'build_split', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
-           'prompt_features', 'shortcuts', 'write_records', 'read_records', 'message_problems', 'refuse_foreign',
-           'ForeignFile', 'count_rows']
+           'prompt_features', 'shortcuts', 'write_records', 'read_records', 'told_by_messages', 'message_problems',
+           'refuse_foreign', 'ForeignFile', 'count_rows']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -23,7 +23,7 @@ from typing import Any
 from .answer import AnswerError, ModelAnswer, parse_model_answer
 from .corpus import Chunk, DataError, Question, read_jsonl
 from .errors import KwanzaaError, Problem, write_atomically
-from .prompt import render_prompt, target_json
+from .prompt import INSTRUCTION_HEADING, read_context, render_prompt, target_json
 from .retrieval import Retriever
 
 # %% ../nbs/22_records.ipynb #22-004
@@ -155,7 +155,7 @@ def minimal_pair(
     kinds: "tuple[str, str]" = ("answered", "gold_removed"),
     wrapper: str = "{question}",  # the instruction around the question
     name: str = "pair",  # part of the group's id
-    beside: tuple[int, ...] = (0, 1, 1, 2),  # numbers of distractors to draw from
+    beside: tuple[int, ...] = (0, 1, 1),  # numbers of distractors to draw from
 ) -> list[dict]:  # two records
     "The question with its gold chunks, and with distractors in their place."
     gold = [chunk for chunk in retriever.chunks if chunk.chunk_id in question.chunk_ids]
@@ -258,14 +258,14 @@ class Plan:
     strict_json: "int | None" = None  # minimal pairs with a request for another format
     tone: "int | None" = None  # minimal pairs with a request for a performance
     injected: "int | None" = None  # minimal pairs with an instruction hidden in a chunk
-    distractors: tuple[int, ...] = (0, 1, 1, 2)  # how many stand beside the gold chunks; one is drawn for each question
+    distractors: tuple[int, ...] = (0, 1, 1)  # how many stand beside the gold chunks; one is drawn for each question
     twins: bool = True  # whether a near miss comes with a question that the same chunks answer
 
 
 PLANS = {
     "train": Plan(), "dev": Plan(plain=12, near_miss=10, strict_json=4, tone=2, injected=1, twins=False,
-                distractors=(1, 1, 2, 2)),
-    "eval": Plan(plain=24, near_miss=16, strict_json=10, tone=4, injected=3, twins=False, distractors=(1, 1, 2, 2)),
+                distractors=(1, 1, 2)),
+    "eval": Plan(plain=24, near_miss=16, strict_json=10, tone=4, injected=3, twins=False, distractors=(1, 1, 2)),
 }
 
 # %% ../nbs/22_records.ipynb #22-024
@@ -425,15 +425,33 @@ def read_records(
     for number, record in read_jsonl(path, shown=name):
         where = f"{name}, line {number}"
         problems += [Problem(f"{where}, {field}", what, code=code) for field, what, code in message_problems(record)]
-        records.append({
-            "id": f"line-{number}", "category": "uncategorised", "kind": "", "persona": "", "answerable": None,
-            "pair_id": None, "question_id": f"line-{number}", "chunks": [], "group": f"line-{number}",
-            "expected": {"answer": None, "aliases": [], "gold_chunk_ids": []}, **record})
+        told = {} if message_problems(record) else told_by_messages(record["messages"], record.get("chunks"))
+        records.append({"id": f"line-{number}", "kind": "", "persona": "", "pair_id": None, "question_id": f"line-{number}",
+                        "group": f"line-{number}", **told, **record})
     repeated = [record_id for record_id, count in Counter(record["id"] for record in records).items() if count > 1]
     problems += [Problem(f"{name}, id {record_id!r}", "is used twice", code="duplicate_id") for record_id in repeated]
     if problems:
         raise DataError(name, problems)
     return records
+
+
+def told_by_messages(
+    messages: list[dict],  # system, user, assistant
+    chunks: "list[dict] | None" = None,  # those shown, where the record has them
+) -> dict:  # chunks, answerable, category, expected and question, as far as the messages tell
+    "What a bare record's messages say about how to judge it: the context shown, and the decision of its own target."
+    shown = chunks or read_context(messages[1]["content"])
+    told = {"chunks": shown, "answerable": None, "category": "uncategorised",
+            "question": messages[1]["content"].rsplit(INSTRUCTION_HEADING, 1)[-1].strip(),
+            "expected": {"answer": None, "aliases": [], "gold_chunk_ids": []}}
+    try:
+        target = parse_model_answer(messages[2]["content"], shown)
+    except AnswerError:
+        return told
+    refused = target.answer.completeness == "insufficient_data"
+    gold = sorted({citation.chunk_id for citation in target.citations})
+    return {**told, "answerable": not refused, "category": "refusal" if refused else "citation_required",
+            "expected": {"answer": None, "aliases": [], "gold_chunk_ids": gold}}
 
 
 def message_problems(record: dict) -> list[tuple[str, str, str]]:

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -408,7 +407,6 @@ def watch(
 # %% ../nbs/60_runs.ipynb #60-038
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED": "true",
          "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore:IProgress not found"}
-warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's; it would put a local path into reports
 
 def start_stage(
     name: str,  # data, train, evaluate or publish

@@ -8,6 +8,7 @@ __all__ = ['DECISION', 'ANSWERING', 'REFUSING', 'TrainingError', 'RecordsError',
            'answer_probability', 'DecisionWatch', 'pairwise_auroc', 'Progress', 'train_adapter', 'save_adapter']
 
 # %% ../nbs/33_training.ipynb #33-002
+import kwanzaa_nb  # first: it quiets what libraries log at import
 import math
 import shutil
 import tempfile

@@ -1,0 +1,178 @@
+"The stage evaluate: what is asked, in which passes, and what becomes of valid answers."
+import json
+from copy import deepcopy
+from types import SimpleNamespace
+
+import pytest
+from tiny import ROOT, tiny_config
+
+from kwanzaa_nb.answer import validate_answer_json
+from kwanzaa_nb.evaluation import (
+    adapter_to_evaluate,
+    complete_answers,
+    decodings,
+    experiment,
+    sampling_differences,
+    spread,
+    write_jsonl,
+)
+from kwanzaa_nb.metrics import question_of
+from kwanzaa_nb.model import Effective
+from kwanzaa_nb.records import read_records
+
+CPU = Effective("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
+
+
+@pytest.fixture(scope="module")
+def records():
+    return read_records(ROOT / "data" / "training" / "kwanzaa_eval.jsonl")
+
+
+def named(*categories):
+    return [{"id": place, "category": category} for place, category in enumerate(categories)]
+
+
+@pytest.mark.parametrize("most, kept", [
+    (None, [0, 1, 2, 3, 4, 5, 6]), (7, [0, 1, 2, 3, 4, 5, 6]), (99, [0, 1, 2, 3, 4, 5, 6]),
+    (3, [0, 4, 6]), (4, [0, 1, 4, 6]), (5, [0, 1, 4, 5, 6]), (1, [0]), (6, [0, 1, 2, 4, 5, 6])])
+def test_spread_takes_turns_over_the_categories(most, kept):
+    rows = named("a", "a", "a", "a", "b", "b", "c")
+    assert [record["id"] for record in spread(rows, most)] == kept
+
+
+def test_spread_of_the_committed_records(records):
+    few = spread(records, 8)
+    assert len(few) == 8 and len({record["category"] for record in few}) == 4
+    assert [record["id"] for record in records if record in few] == [record["id"] for record in few]
+
+
+def test_decodings_are_greedy_first():
+    config = tiny_config(**{"evaluation.sampling_seeds": [3, 5], "evaluation.batch_size": 7,
+                            "evaluation.generation_defaults.temperature": 0.4, "evaluation.generation_defaults.top_p": 0.8,
+                            "evaluation.generation_defaults.max_new_tokens": 33})
+    found = decodings(config)
+    assert [decoding.name for decoding in found] == ["greedy", "sampled, seed 3", "sampled, seed 5"]
+    assert {(decoding.max_new_tokens, decoding.batch_size) for decoding in found} == {(33, 7)}
+    assert [(decoding.temperature, decoding.top_p) for decoding in found] == [(0.0, 1.0), (0.4, 0.8), (0.4, 0.8)]
+    assert [decoding.name for decoding in decodings(tiny_config())] == ["greedy"]
+
+
+@pytest.mark.parametrize("seeds, temperature, keys", [
+    ([], 0.2, ["evaluation.generation_defaults.temperature", "evaluation.generation_defaults.top_p"]), ([1], 0.2, []), ([], 0, [])])
+def test_what_the_greedy_headline_leaves_unused_is_said(seeds, temperature, keys):
+    config = tiny_config(**{"evaluation.sampling_seeds": seeds, "evaluation.generation_defaults.temperature": temperature})
+    found = sampling_differences(config)
+    assert [item.key for item in found] == keys
+    assert all("greedy" in item.reason and item.requested != item.used for item in found)
+
+
+@pytest.mark.parametrize("top_p, keys", [(1.0, ["temperature"]), (0.9, ["temperature", "top_p"])])
+def test_only_what_differs_is_called_a_difference(top_p, keys):
+    found = sampling_differences(tiny_config(**{"evaluation.generation_defaults.top_p": top_p}))
+    assert [item.key.rsplit(".", 1)[1] for item in found] == keys
+
+
+def test_the_adapter_that_is_evaluated(tmp_path):
+    read = []
+    stage = SimpleNamespace(folder=tmp_path, read=lambda path, made_by=None: read.append((path, made_by)) or path)
+    for asked, path, maker in (("auto", tmp_path / "adapter", "train"), ("elsewhere/adapter", "elsewhere/adapter", None)):
+        stage.config = tiny_config(evaluation__adapter=asked)
+        assert adapter_to_evaluate(stage) == path and read.pop() == (path, maker)
+    stage.config = tiny_config(evaluation__adapter="none")
+    assert adapter_to_evaluate(stage) is None and read == []
+
+
+def adapter(folder, content):
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    return folder
+
+
+def test_an_experiment_is_told_from_every_other(records, tmp_path):
+    plain = experiment(tiny_config(), CPU, records[:4], None)
+    assert json.loads(json.dumps(plain)) == json.loads(json.dumps(experiment(tiny_config(), CPU, records[:4], None)))
+    first, second = adapter(tmp_path / "a", b"one"), adapter(tmp_path / "b", b"two")
+    asked = deepcopy(records[:4])
+    asked[0]["messages"][1]["content"] += " "
+    answered = deepcopy(records[:4])
+    answered[0]["messages"][2]["content"] = "{}"
+    others = [
+        experiment(tiny_config(), CPU, records[:4], first), experiment(tiny_config(), CPU, records[:4], second),
+        experiment(tiny_config(), CPU, records[:3], None), experiment(tiny_config(), CPU, asked, None),
+        experiment(tiny_config(evaluation__batch_size=3), CPU, records[:4], None),
+        experiment(tiny_config(evaluation__generation_defaults__max_new_tokens=7), CPU, records[:4], None),
+        experiment(tiny_config(evaluation__sampling_seeds=[1]), CPU, records[:4], None),
+        experiment(tiny_config(model__base_model_id="owner/other"), CPU, records[:4], None),
+        experiment(tiny_config(model__revision="abc"), CPU, records[:4], None),
+        experiment(tiny_config(), Effective("cuda", "bf16", "bf16", "sdpa", False, "x"), records[:4], None),
+        experiment(tiny_config(), Effective("cpu", "fp32", "fp32", "sdpa", True, "x"), records[:4], None),
+    ]
+    texts = {json.dumps(one, sort_keys=True) for one in [plain, *others]}
+    assert len(texts) == len(others) + 1
+    assert experiment(tiny_config(), CPU, answered, None) == plain
+    assert str(tmp_path) not in "".join(texts)
+
+
+def test_the_compute_dtype_that_was_used_is_part_of_an_experiment(records):
+    first, second = (experiment(tiny_config(), Effective("cuda", "fp16", dtype, "sdpa", True, "x"), records[:1], None)
+                     for dtype in ("fp16", "bf16"))
+    assert first != second
+
+
+def samples(records, arm="adapter"):
+    return [{"id": record["id"], "arm": arm, "raw": record["messages"][-1]["content"]} for record in records]
+
+
+def test_valid_answers_are_completed(records):
+    lines, incomplete = complete_answers([*samples(records, "base"), *samples(records)], records, tiny_config())
+    assert incomplete == {} and len(lines) == 2 * len(records)
+    by_id = {record["id"]: record for record in records}
+    for line in lines[::9]:
+        record = by_id[line["id"]]
+        whole = validate_answer_json(line["answer_json"])
+        assert whole.retrieval_summary.query == question_of(record)
+        assert len(whole.retrieval_summary.results) == len(record["chunks"])
+        assert (whole.answer.completeness == "insufficient_data") is not record["answerable"]
+        mode = line["answer_json"]["model_mode"] if "model_mode" in line["answer_json"] else None
+        assert mode in (None, "base_only" if line["arm"] == "base" else "base_adapter_rag")
+
+
+def test_an_invalid_answer_is_left_out_and_is_no_incomplete_one(records):
+    rows = samples(records[:3])
+    rows[1]["raw"] = "I think so."
+    lines, incomplete = complete_answers(rows, records, tiny_config())
+    assert [line["id"] for line in lines] == [records[0]["id"], records[2]["id"]] and incomplete == {}
+
+
+@pytest.fixture
+def answered(records):
+    return deepcopy(next(record for record in records if record["answerable"] and len(record["chunks"]) > 1))
+
+
+@pytest.mark.parametrize("field", ["license", "citation_label", "canonical_url", "year", "namespace"])
+def test_missing_provenance_is_listed_by_name(answered, field):
+    for chunk in answered["chunks"]:
+        del chunk[field]
+    lines, incomplete = complete_answers(samples([answered]), [answered], tiny_config())
+    assert lines == [] and list(incomplete) == [f"adapter, {answered['id']}"]
+    reason = incomplete[f"adapter, {answered['id']}"]
+    assert field in reason and "missing" in reason and "\n" not in reason
+
+
+def test_a_namespace_of_another_type_stops_nothing(answered):
+    answered["chunks"][0]["namespace"] = None
+    lines, incomplete = complete_answers(samples([answered]), [answered], tiny_config())
+    assert lines == [] and list(incomplete) == [f"adapter, {answered['id']}"]
+
+
+def test_bare_records_can_be_completed(answered):
+    refusal = ('{"citations":[],"answer":{"completeness":"insufficient_data","text":"It is not there."},"unknowns":'
+               '{"unsupported_claims":[],"missing_context":["the year"],"clarifying_questions":[]}}')
+    bare = {"id": "line-1", "persona": "", "chunks": [], "messages": answered["messages"]}
+    lines, incomplete = complete_answers([{"id": "line-1", "arm": "base", "raw": refusal}], [bare], tiny_config())
+    assert incomplete == {} and len(lines) == 1
+
+
+def test_rows_are_written_whole(tmp_path):
+    path = write_jsonl(tmp_path / "a" / "b.jsonl", ({"ọ": place} for place in range(2)))
+    assert path.read_text(encoding="utf-8") == '{"ọ": 0}\n{"ọ": 1}\n'

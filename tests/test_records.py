@@ -1,0 +1,368 @@
+"Records: reproducible byte for byte, kept apart by split, nothing to tell answerable from not but the text."
+import json
+from collections import Counter, defaultdict
+from copy import deepcopy
+
+import pytest
+from tiny import ROOT
+
+from kwanzaa_nb.answer import parse_model_answer
+from kwanzaa_nb.corpus import Chunk, DataError, MissingFile, Question, load_corpus
+from kwanzaa_nb.metrics import question_of
+from kwanzaa_nb.records import (
+    FORMAT_REQUESTS,
+    INJECTIONS,
+    SPLITS,
+    TONE_REQUESTS,
+    ForeignFile,
+    build_records,
+    check_records,
+    count_rows,
+    distractors,
+    leaks,
+    names_answer,
+    prompt_features,
+    read_records,
+    refuse_foreign,
+    shortcuts,
+    split_documents,
+    word_set,
+    write_records,
+)
+from kwanzaa_nb.retrieval import Retriever
+
+COMMITTED = {split: ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl" for split in SPLITS}
+MESSAGES = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "When?"},
+            {"role": "assistant", "content": "Then."}]
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return load_corpus(ROOT / "data" / "corpus", ROOT / "data" / "questions")
+
+
+@pytest.fixture(scope="module")
+def built(corpus):
+    return build_records(*corpus, seed=42)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return {split: read_records(path) for split, path in COMMITTED.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The committed record files are exactly what the corpus, the questions and seed 42 give. When this fails, run the stage
+# `data` (nbs/01_data.ipynb) with configs/demo.cpu.yaml and commit data/training.
+# ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_committed_records_are_rebuilt_byte_for_byte(built, split, tmp_path):
+    rebuilt = write_records(built[split], tmp_path / "rebuilt.jsonl")
+    assert COMMITTED[split].read_bytes() == rebuilt.read_bytes()
+
+
+def test_building_twice_and_from_another_order_gives_the_same_bytes(corpus, built):
+    chunks, questions = corpus
+    turned = build_records(dict(reversed(chunks.items())), questions[::-1], seed=42)
+    assert json.dumps(turned) == json.dumps(built)
+
+
+def test_another_seed_gives_another_split_and_keeps_every_rule(corpus, built):
+    other = build_records(*corpus, seed=7)
+    assert {row["id"] for row in other["train"]} != {row["id"] for row in built["train"]}
+    assert all(other[split] for split in SPLITS)
+
+
+def test_numbers_of_records(committed):
+    assert len(committed["train"]) >= 300
+    categories = Counter(row["category"] for row in committed["eval"])
+    not_in_corpus = {"near_miss", "wrong_person", "wrong_year", "false_premise", "invented_quote"}
+    refusals = [row for row in committed["eval"] if row["category"] == "refusal" and row["kind"] in not_in_corpus]
+    assert categories["citation_required"] >= 10 and categories["strict_json"] >= 10 and categories["red_team"] >= 5
+    assert len(refusals) >= 10 and not any(row["answerable"] for row in refusals)
+    headings, rows = count_rows(committed)
+    assert headings[1] == "records" and [row[1] for row in rows] == [len(committed[split]) for split in SPLITS]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_target_keeps_the_contract(committed, split):
+    for row in committed[split]:
+        target = parse_model_answer(row["messages"][-1]["content"], row["chunks"])
+        assert (target.answer.completeness == "complete") is row["answerable"]
+        cited = {citation.chunk_id for citation in target.citations}
+        assert cited == {chunk["chunk_id"] for chunk in row["chunks"] if chunk["gold"]} if row["answerable"] else not cited
+    assert check_records(committed[split], split) == []
+    assert len({row["id"] for row in committed[split]}) == len(committed[split])
+
+
+def test_check_records_names_each_breach(committed):
+    answered = deepcopy(next(row for row in committed["train"] if row["answerable"]))
+    turned, unquoted = deepcopy(answered), deepcopy(answered)
+    turned.update(id="turned", answerable=False)
+    unquoted["id"] = "unquoted"
+    unquoted["chunks"] = [{**chunk, "text": "Another text."} for chunk in unquoted["chunks"]]
+    problems = check_records([answered, answered, turned, unquoted], "train")
+    assert [problem.code for problem in problems] == ["duplicate_id", "answerable", "quote_not_in_chunk"]
+
+
+def test_minimal_pairs_differ_in_their_gold_chunks_alone(committed):
+    for part in committed.values():
+        pairs = defaultdict(list)
+        for row in part:
+            if row["pair_id"]:
+                pairs[row["pair_id"]].append(row)
+        assert pairs
+        for with_gold, without in pairs.values():
+            assert (with_gold["answerable"], without["answerable"]) == (True, False)
+            assert question_of(with_gold) == question_of(without)
+            assert with_gold["messages"][0] == without["messages"][0]
+            gold = {chunk["chunk_id"] for chunk in with_gold["chunks"] if chunk["gold"]}
+            assert gold and not gold & {chunk["chunk_id"] for chunk in without["chunks"]}
+            if without["kind"] == "nothing_retrieved":
+                assert without["chunks"] == []
+                continue
+            if without["kind"] != "irrelevant":
+                assert len(with_gold["chunks"]) == len(without["chunks"]), with_gold["id"]
+
+
+def test_pairs_stand_behind_one_another_in_one_group(committed):
+    for part in committed.values():
+        groups = [row["group"] for row in part]
+        runs = 1 + sum(before != after for before, after in zip(groups, groups[1:]))
+        assert runs == len(set(groups))
+
+
+def test_chunks_shown_without_being_gold_never_name_the_answer(committed, corpus):
+    questions = {question.question_id: question for question in corpus[1]}
+    checked = 0
+    for row in (row for part in committed.values() for row in part if row["kind"] != "twin"):
+        question = questions[row["question_id"]]
+        if question.answer is None:
+            continue
+        for chunk in row["chunks"]:
+            if not chunk["gold"]:
+                checked += 1
+                assert not names_answer(chunk["text"], question), (row["id"], chunk["chunk_id"])
+    assert checked > 300
+
+
+def test_names_are_found_as_whole_words_in_any_case():
+    question = Question.model_validate({"question_id": "q", "question": "?", "answer": "1966", "aliases": ["Ujima"]})
+    assert names_answer("It was 1966.", question) and names_answer("UJIMA, that is", question)
+    assert not names_answer("Page 19660 on ujimas.", question)
+
+
+def test_distractors_are_no_gold_chunks_and_name_no_answer(corpus):
+    chunks, questions = corpus
+    retriever = Retriever([chunk for chunk in chunks.values()][:60])
+    for question in [question for question in questions if question.answer][::12]:
+        near, far = distractors(question, retriever, 3), distractors(question, retriever, 3, hard=False)
+        assert len(near) == len(far) == 3 and not {chunk.chunk_id for chunk in near} & {chunk.chunk_id for chunk in far}
+        for chunk in [*near, *far]:
+            assert chunk.chunk_id not in question.chunk_ids and not names_answer(chunk.text, question)
+
+
+def test_the_shuffled_chunks_do_not_give_the_place_of_the_gold_chunk_away(committed):
+    places = Counter([chunk["gold"] for chunk in row["chunks"]].index(True) for row in committed["train"]
+                     if row["answerable"] and len(row["chunks"]) == 2)
+    assert min(places[0], places[1]) >= 0.35 * (places[0] + places[1])
+
+
+def chunk(name, document, text="A text about candles.", namespace="kwanzaa_primary_sources"):
+    return Chunk(chunk_id=name, doc_id=document, citation_label="A label", canonical_url="https://example.org/a",
+                 source_org="An archive", year=1966, content_type="summary", license="CC0-1.0", namespace=namespace, text=text)
+
+
+def asked(name, *chunk_ids, answer="1966"):
+    evidence = [{"chunk_id": chunk_id, "quote": "candles"} for chunk_id in chunk_ids]
+    marks = " ".join(f"[{place}]" for place in range(1, len(evidence) + 1))
+    return Question.model_validate({"question_id": name, "question": f"What of {name}?", "answer": answer,
+                                    "statement": f"1966. {marks}", "evidence": evidence})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_documents_joined_by_a_question_are_never_parted(seed):
+    chunks = {f"c{place}": chunk(f"c{place}", f"d{place}") for place in range(24)}
+    questions = [asked("a", "c0", "c9"), asked("b", "c9", "c17"), asked("c", "c3", "c4"), asked("d", "c17", "c20", "c1"),
+                 Question.model_validate({"question_id": "e", "question": "?", "answer": None, "kind": "near_miss",
+                                          "about": ["c4", "c11"]})]
+    where = split_documents(chunks, questions, seed)
+    assert set(where) == {f"d{place}" for place in range(24)} and set(where.values()) == set(SPLITS)
+    assert len({where[name] for name in ("d0", "d9", "d17", "d20", "d1")}) == 1
+    assert len({where[name] for name in ("d3", "d4", "d11")}) == 1
+
+
+def test_every_document_of_the_corpus_is_in_one_split(committed, corpus):
+    splits = defaultdict(set)
+    for split, part in committed.items():
+        for row in part:
+            for shown in row["chunks"]:
+                splits[shown["doc_id"]].add(split)
+    assert all(len(found) == 1 for found in splits.values()) and len(splits) > 10
+
+
+def test_nothing_leaks_and_each_planted_leak_is_found(committed):
+    train, held_out = committed["train"], committed["eval"]
+    assert leaks(train, held_out, "eval") == leaks(train, committed["dev"], "dev") == []
+    assert leaks(committed["dev"], held_out, "eval") == []
+    row = next(row for row in train if row["chunks"])
+    fresh = {**row, "id": "planted", "question_id": "new", "question": "Something else entirely?", "chunks": []}
+    same = {**fresh, "question_id": row["question_id"]}
+    near = {**fresh, "question": f"{row['question'].upper()} So?"}
+    shared = {**fresh, "chunks": row["chunks"][:1]}
+    assert leaks(train, [fresh], "eval") == []
+    assert [problem.where for problem in leaks(train, [same], "eval")] == ["eval, planted"]
+    assert [problem.where for problem in leaks(train, [near], "eval", near=0.75)] == ["eval, planted"]
+    assert [problem.where for problem in leaks(train, [shared], "eval")] == [f"eval, chunk {row['chunks'][0]['chunk_id']}"]
+
+
+def test_near_duplicates_count_words_whatever_their_case_and_order():
+    first = {"id": "a", "question_id": "a", "question": "On which day was it held in Los Angeles?", "chunks": []}
+    second = {"id": "b", "question_id": "b", "question": "In LOS ANGELES, on which day was it held?!", "chunks": []}
+    third = {"id": "c", "question_id": "c", "question": "On which day was the parade held in Chicago?", "chunks": []}
+    assert word_set(first["question"]) == word_set(second["question"])
+    assert len(leaks([first], [second], "eval")) == 1 and leaks([first], [third], "eval") == []
+
+
+def test_no_shortcut_tells_what_can_be_answered(committed):
+    found = shortcuts(committed["train"])
+    assert [name for name, _ in found] and set(dict(found)) == set(prompt_features(committed["train"][0]))
+    for name, accuracy in found:
+        assert 0.5 <= accuracy <= 0.60, (name, accuracy)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("feature", ["number of chunks", "words of question", "first chunk's year"])
+def test_a_planted_shortcut_is_found(feature, turned):
+    rows = []
+    for place in range(20):
+        answerable = (place % 2 == 0) is not turned
+        planted = {"number of chunks": 1, "words of question": 4, "first chunk's year": 1960}
+        planted[feature] += 3 * (place % 2)
+        rows.append({"answerable": answerable, "question": " ".join(["word"] * planted["words of question"]),
+                     "chunks": [{"chunk_id": "c", "text": "text", "year": planted["first chunk's year"]}]
+                     * planted["number of chunks"]})
+    assert dict(shortcuts(rows))[feature] == 1.0 and shortcuts(rows)[0][1] == 1.0
+
+
+def test_wordings_of_held_out_requests_never_occur_in_training(committed):
+    words = {split: [*FORMAT_REQUESTS[split], *TONE_REQUESTS[split], *INJECTIONS[split]] for split in SPLITS}
+    stems = {split: [wording.replace("{question}", "").strip() for wording in words[split]] for split in SPLITS}
+    shown = {split: "\n".join(row["messages"][1]["content"] for row in committed[split]) for split in SPLITS}
+    for split in SPLITS:
+        assert len(set(stems[split])) == len(stems[split])
+        for other in SPLITS:
+            found = [stem for stem in stems[split] if stem in shown[other]]
+            assert bool(found) is (split == other), (split, other, found)
+    for wording in [wording for split in SPLITS for wording in [*FORMAT_REQUESTS[split], *TONE_REQUESTS[split]]]:
+        assert wording.count("{question}") == 1
+
+
+def test_foreign_files_are_not_overwritten(committed, tmp_path):
+    path = tmp_path / "train.jsonl"
+    refuse_foreign(path)
+    path.write_bytes(b"")
+    refuse_foreign(path)
+    write_records(committed["train"][:2], path)
+    refuse_foreign(path)
+    for content in (json.dumps({"messages": MESSAGES}) + "\n", "notes\n", "\n\n"):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ForeignFile, match="train.jsonl is there and was not built"):
+            refuse_foreign(path)
+        assert path.read_text(encoding="utf-8") == content
+
+
+def lines(path, *rows):
+    path.write_bytes(b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows))
+    return path
+
+
+def test_records_are_written_and_read_back(committed, tmp_path):
+    assert read_records(write_records(committed["dev"], tmp_path / "a.jsonl")) == committed["dev"]
+
+
+def test_bare_messages_are_records(tmp_path):
+    found = read_records(lines(tmp_path / "a.jsonl", {"messages": MESSAGES}, {"messages": MESSAGES, "id": "mine"}))
+    assert [row["id"] for row in found] == ["line-1", "mine"]
+    assert all(row["chunks"] == [] and row["answerable"] is None and row["messages"] == MESSAGES for row in found)
+    assert len({row["group"] for row in found}) == 2
+
+
+def test_bare_records_of_two_files_can_be_compared(tmp_path):
+    "The stage `data` looks for leaks between a user's own files too."
+    other = [MESSAGES[0], {"role": "user", "content": "Who made the seven candles?"}, MESSAGES[2]]
+    train = read_records(lines(tmp_path / "a.jsonl", {"messages": MESSAGES}))
+    fresh = read_records(lines(tmp_path / "b.jsonl", {"messages": other}))
+    same = read_records(lines(tmp_path / "c.jsonl", {"messages": other}, {"messages": MESSAGES}))
+    assert leaks(train, fresh, "eval") == []
+    assert len(leaks(train, same, "eval")) == 1
+
+
+def content(place, text):
+    return [{**message, "content": text} if index == place else message for index, message in enumerate(MESSAGES)]
+
+
+@pytest.mark.parametrize("messages, field, code", [
+    (None, "messages", "messages_type"), ("text", "messages", "messages_type"), ([1, 2, 3], "messages", "messages_type"),
+    ([], "messages", "roles"), (MESSAGES[1:], "messages", "roles"), (MESSAGES + MESSAGES[1:], "messages", "roles"),
+    ([MESSAGES[1], MESSAGES[0], MESSAGES[2]], "messages", "roles"),
+    (content(0, ""), "messages[0].content", "content"), (content(1, " \n"), "messages[1].content", "content"),
+    (content(2, None), "messages[2].content", "content"), (content(2, ["a"]), "messages[2].content", "content"),
+    (content(2, "\ud800"), "messages[2].content", "content"),
+])
+def test_bad_messages_are_named_by_line_and_field(tmp_path, messages, field, code):
+    path = lines(tmp_path / "a.jsonl", {"messages": MESSAGES}, {"messages": messages})
+    with pytest.raises(DataError) as error:
+        read_records(path, shown="a.jsonl")
+    assert [(problem.where, problem.code) for problem in error.value.problems] == [(f"a.jsonl, line 2, {field}", code)]
+
+
+@pytest.mark.parametrize("field, value", [
+    ("id", ["a"]), ("id", None), ("id", 5), ("chunks", None), ("chunks", ["a"]), ("chunks", [{}]), ("answerable", "yes"),
+    ("category", None), ("group", ["a"]), ("persona", 1), ("expected", None)])
+def test_a_field_of_another_type_is_named(tmp_path, field, value):
+    path = lines(tmp_path / "a.jsonl", {"messages": MESSAGES, field: value})
+    with pytest.raises(DataError) as error:
+        read_records(path, shown="a.jsonl")
+    assert all(problem.where.startswith(f"a.jsonl, line 1, {field}") for problem in error.value.problems)
+
+
+def test_all_problems_of_a_record_file_come_at_once(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"messages": []}, {"messages": content(0, "")}, {"messages": MESSAGES, "id": "x"},
+                 {"messages": MESSAGES, "id": "x"})
+    with pytest.raises(DataError) as error:
+        read_records(path, shown="a.jsonl")
+    assert [problem.code for problem in error.value.problems] == ["roles", "content", "duplicate_id"]
+    with pytest.raises(DataError, match="line 2: not JSON"):
+        read_records(lines(path, {"messages": MESSAGES}, b"{half"))
+    with pytest.raises(MissingFile):
+        read_records(tmp_path / "gone.jsonl")
+
+
+def many(documents, distractor="Nothing of use stands here."):
+    chunks = {f"c{place}": chunk(f"c{place}", f"d{place}", f"In 1966 the candles of house {place} were lit.")
+              for place in range(documents)}
+    questions = [Question.model_validate({
+        "question_id": f"q{place}", "question": f"When were candles lit at {place} {'abcdefgh'[place % 8] * 9}{place}?",
+        "answer": f"house {place}", "statement": f"They were lit in house {place}. [1]",
+        "evidence": [{"chunk_id": f"c{place}", "quote": f"house {place}"}]}) for place in range(documents)]
+    return chunks, questions
+
+
+@pytest.mark.parametrize("documents", [1, 2, 3, 5, 9, 16])
+def test_a_small_corpus_builds_or_says_why_not(documents):
+    "Few documents leave a split with few chunks or none."
+    try:
+        small = build_records(*many(documents))
+    except DataError as error:
+        assert "split" in str(error) or "document" in str(error)
+    else:
+        assert all(small[split] for split in SPLITS)
+
+
+def test_injected_pairs_have_the_same_number_of_chunks_in_a_small_split():
+    small = build_records(*many(40))
+    pairs = defaultdict(list)
+    for row in (row for part in small.values() for row in part if row["kind"] == "injection"):
+        pairs[row["pair_id"]].append(len(row["chunks"]))
+    assert pairs and all(first == second for first, second in pairs.values())

@@ -1,0 +1,59 @@
+"Models of random weights, tokenizers of single bytes, and records, small enough for a test."
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.packing import SEGMENTED
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|end|>", "<|turn|>", "<|pad|>"]
+CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+STRIPPING = CHATML.replace("m['content']", "m['content'] | trim")
+LAST_TURN = ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if m['role'] == 'assistant' and loop.last %}"
+             "<|end|>{% else %}<|turn|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}")
+NO_END = ("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+          "{% if add_generation_prompt %}assistant: {% endif %}")
+THINKING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+
+
+def tiny_tokenizer(template=CHATML, eos="<|im_end|>"):
+    "A tokenizer of single bytes and a few special tokens."
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    plain = Tokenizer(models.BPE(vocab={sign: place for place, sign in enumerate(alphabet)}, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    plain.decoder = decoders.ByteLevel()
+    plain.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=eos, pad_token="<|pad|>", chat_template=template)
+
+
+def tiny_model(seed=0, attention=SEGMENTED, heads=4, key_value_heads=2, layers=2, **settings):
+    "A Llama of two layers and 32 hidden values."
+    torch.manual_seed(seed)
+    config = {"vocab_size": 272, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
+              "num_attention_heads": heads, "num_key_value_heads": key_value_heads, "initializer_range": 0.2}
+    model = LlamaForCausalLM(LlamaConfig(**{**config, **settings})).eval()
+    model.set_attn_implementation(attention)
+    return model
+
+
+def tiny_config(**overrides):
+    "The demo's config without 4-bit loading; dots in keys are written as two underscores."
+    given = {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False,
+             **{key.replace("__", "."): value for key, value in overrides.items()}}
+    return load_config(ROOT / "configs" / "demo.cpu.yaml", given)
+
+
+def chat(answer="yes", question="Is it?", system="Be exact."):
+    "Messages of a record."
+    return [{"role": "system", "content": system}, {"role": "user", "content": question},
+            {"role": "assistant", "content": answer}]
+
+
+def row(prompt, answer, group="g", first=5):
+    "A row of tokens of these lengths, the answer supervised."
+    tokens = [(first + 7 * place) % 250 for place in range(prompt + answer)]
+    return {"input_ids": tokens, "labels": [-100] * prompt + tokens[prompt:], "group": group}
