@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['spread', 'adapter_to_evaluate', 'decodings', 'sampling_differences', 'digest', 'experiment', 'complete_answers',
-           'write_jsonl']
+           'searched_namespaces', 'write_jsonl']
 
 # %% ../nbs/44_evaluation.ipynb #44-002
 import hashlib
@@ -63,8 +63,8 @@ def sampling_differences(
     if config.evaluation.sampling_seeds or not asked.temperature:
         return []
     reason = "the headline is greedy, so that it can be repeated; seeds in evaluation.sampling_seeds add sampled passes"
-    return [Difference("evaluation.generation_defaults.temperature", asked.temperature, 0.0, reason),
-            Difference("evaluation.generation_defaults.top_p", asked.top_p, 1.0, reason)]
+    pairs = (("temperature", asked.temperature, 0.0), ("top_p", asked.top_p, 1.0))
+    return [Difference(f"evaluation.generation_defaults.{name}", wanted, used, reason) for name, wanted, used in pairs if wanted != used]
 
 # %% ../nbs/44_evaluation.ipynb #44-012
 def digest(data: bytes) -> str:
@@ -87,7 +87,8 @@ def experiment(
         "adapter_sha256": digest((adapter / "adapter_model.safetensors").read_bytes()) if adapter else None,
         "prompts_sha256": digest(json.dumps(asked, ensure_ascii=True).encode()), "records": len(records),
         "device": effective.device, "dtype": effective.dtype,
-        "quantization": quantization.model_dump(mode="json") if effective.four_bit else None,
+        "quantization": quantization.model_dump(mode="json") | {"bnb_4bit_compute_dtype": effective.compute_dtype}
+        if effective.four_bit else None,
         "decodings": [vars(decoding) for decoding in decodings(config)], "grammar": None,
         "versions": {name: value for name, value in versions().items() if name in ("torch", "transformers", "peft", "bitsandbytes")},
     }
@@ -110,14 +111,19 @@ def complete_answers(
         try:
             whole = complete_answer(
                 answer, record["chunks"], query=question_of(record)[:1000], persona=record["persona"] or None,
-                namespaces=sorted({chunk["namespace"] for chunk in record["chunks"]}) or ["kwanzaa_primary_sources"],
+                namespaces=searched_namespaces(record["chunks"]),
                 model_mode="base_adapter_rag" if sample["arm"] == "adapter" else "base_only",
                 model_version=config.model.base_model_id, adapter_version=config.run.name if sample["arm"] == "adapter" else None)
-        except (AnswerError, KeyError) as error:
+        except AnswerError as error:
             incomplete[f"{sample['arm']}, {sample['id']}"] = str(error).splitlines()[-1].strip(" -")
             continue
         lines.append({"id": sample["id"], "arm": sample["arm"], "answer_json": whole})
     return lines, incomplete
+
+
+def searched_namespaces(chunks: Iterable[dict]) -> list[str]:
+    "The namespaces of the chunks shown; records that showed none don't say where was searched."
+    return sorted({chunk["namespace"] for chunk in chunks if isinstance(chunk.get("namespace"), str)}) or ["unknown"]
 
 
 def write_jsonl(

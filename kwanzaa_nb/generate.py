@@ -85,8 +85,9 @@ class Decoding:
 
     def options(self) -> dict[str, Any]:
         "Arguments for transformers' generate."
-        chosen = {"max_new_tokens": self.max_new_tokens, "do_sample": bool(self.temperature), "use_cache": True}
-        return {**chosen, "temperature": self.temperature, "top_p": self.top_p} if self.temperature else chosen
+        chosen = {"max_new_tokens": self.max_new_tokens, "do_sample": bool(self.temperature), "use_cache": True,
+                  "repetition_penalty": 1.0}
+        return {**chosen, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else chosen
 
 
 def generate_batch(
@@ -137,16 +138,32 @@ def open_log(
     whole = content[:content.rfind(b"\n") + 1]
     kept = "new"
     if whole:
-        first = whole.split(b"\n", 1)[0]
-        if json.loads(first) == wanted:
+        if _header(whole) == wanted:
             write_atomically(path, whole)
             return "continued"
-        kept = f"{path.stem}.{hashlib.sha256(first).hexdigest()[:8]}{path.suffix}"
+        kept = _kept_name(path, whole.split(b"\n", 1)[0])
         path.rename(path.with_name(kept))
+    earlier = path.with_name(_kept_name(path, json.dumps(wanted, ensure_ascii=True).encode()))
+    if earlier.exists():
+        earlier.rename(path)
+        return open_log(path, header)
     write_atomically(path, json.dumps(wanted, ensure_ascii=True) + "\n")
     return kept
 
-# %% ../nbs/40_generate.ipynb #40-012
+# %% ../nbs/40_generate.ipynb #40-011
+def _header(content: bytes) -> Any:
+    "The first line of a log as a JSON value, None where it is none."
+    try:
+        return json.loads(content.split(b"\n", 1)[0])
+    except ValueError:
+        return None
+
+
+def _kept_name(path: Path, first_line: bytes) -> str:
+    "The name under which a log with this first line is kept."
+    return f"{path.stem}.{hashlib.sha256(first_line).hexdigest()[:8]}{path.suffix}"
+
+# %% ../nbs/40_generate.ipynb #40-013
 def generate_pass(
     model: torch.nn.Module,
     tokenizer: Any,

@@ -48,9 +48,10 @@ def answer_span(
     text = render_chat(tokenizer, messages)
     answer = messages[-1]["content"].strip()
     prompt = render_chat(tokenizer, messages[:-1], add_generation_prompt=True)
-    start = text.find(answer, len(prompt.rstrip())) if text.startswith(prompt.rstrip()) else text.rfind(answer)
-    if not answer or start < 0:
-        raise MaskError("the chat template does not show the assistant's answer as it was given")
+    start = text.find(answer, len(prompt.rstrip())) if text.startswith(prompt.rstrip()) else -1
+    if not answer or start < 0 or text[len(prompt.rstrip()):start].strip():
+        raise MaskError("the chat template does not show the answer as it was given, right after the prompt that a model "
+                        "generates from: choose another instruct model in model.base_model_id")
     return text, start, start + len(answer)
 
 # %% ../nbs/31_masking.ipynb #31-010
@@ -70,8 +71,8 @@ def encode_chat(
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     labels, factors, ended = [], [], False
     for token, (left, right) in zip(encoded["input_ids"], encoded["offset_mapping"]):
-        inside = left < stop and right > start and right > left
         closing = not ended and left >= stop and token in ends
+        inside = not ended and right > start and right > left and (left < stop or not text[stop:right].strip())
         ended = ended or closing
         labels.append(token if inside or closing else IGNORED)
         factors.append(next((factor for place, factor in (weights or {}).items() if left <= start + place < right), 1.0))

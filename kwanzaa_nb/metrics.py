@@ -79,7 +79,7 @@ def balanced(
     low, high = (max(0.0, middle - below), min(1.0, middle + above)) if sides else (0.0, 1.0)
     return Rate(name, sum(side.passed for side in sides), sum(side.total for side in sides), low, high, sides)
 
-
+# %% ../nbs/42_metrics.ipynb #42-006
 def clustered(
     name: str,
     counts: "list[tuple[int, int]]",  # for each record: how many passed, of how many
@@ -98,7 +98,7 @@ def clustered(
     low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
     return Rate(name, int(passed), int(total), float(low), float(high))
 
-# %% ../nbs/42_metrics.ipynb #42-008
+# %% ../nbs/42_metrics.ipynb #42-009
 class ScoreError(ProblemList):
     "Samples and records don't belong together; holds every problem."
 
@@ -127,7 +127,7 @@ class Case:
     answers: tuple[str, ...]  # the expected answer and its aliases
     secrets: tuple[str, ...]  # what a refusal may not tell: also the answers of its pair
 
-# %% ../nbs/42_metrics.ipynb #42-009
+# %% ../nbs/42_metrics.ipynb #42-010
 def _answers(record: dict) -> tuple[str, ...]:
     "The expected answer and its aliases; none for a record that expects no answer."
     expected = record.get("expected") or {}
@@ -164,7 +164,7 @@ def read_cases(
         )
     return cases
 
-# %% ../nbs/42_metrics.ipynb #42-011
+# %% ../nbs/42_metrics.ipynb #42-012
 @dataclass
 class Outcome:
     "What scoring found out about one record under one arm."
@@ -203,7 +203,7 @@ class Outcome:
         if note:
             self.notes.append(note)
 
-# %% ../nbs/42_metrics.ipynb #42-013
+# %% ../nbs/42_metrics.ipynb #42-014
 _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 
@@ -236,7 +236,7 @@ def _read(
             pass
     return answer
 
-# %% ../nbs/42_metrics.ipynb #42-015
+# %% ../nbs/42_metrics.ipynb #42-016
 def refusal_faults(
     answer: ModelAnswer,  # with completeness `insufficient_data`
     case: Case,
@@ -257,7 +257,7 @@ def refusal_faults(
         faults.append(("answer_leaked", "tells the answer while refusing"))
     return faults
 
-# %% ../nbs/42_metrics.ipynb #42-017
+# %% ../nbs/42_metrics.ipynb #42-018
 def _claims(
     outcome: Outcome,  # gets `claims`, `supported` and codes
     answer: ModelAnswer,
@@ -281,7 +281,7 @@ def _claims(
     outcome.claims = max(len(claims), 1)
     return all_good and bool(claims)
 
-# %% ../nbs/42_metrics.ipynb #42-018
+# %% ../nbs/42_metrics.ipynb #42-019
 def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
     "Fill in what concerns a valid output that answers."
     case = outcome.case
@@ -301,7 +301,7 @@ def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
     outcome.grounded = outcome.supported if outcome.right and cites_gold and outcome.decision == "answered" else 0
     outcome.covered = outcome.decision == "answered" and claims_good and outcome.right and cites_gold
 
-
+# %% ../nbs/42_metrics.ipynb #42-020
 def judge(
     case: Case,
     sample: "dict | None",  # what the arm wrote; None when it wrote nothing
@@ -330,7 +330,7 @@ def judge(
         outcome.fail("refused_answerable")
     return outcome
 
-# %% ../nbs/42_metrics.ipynb #42-020
+# %% ../nbs/42_metrics.ipynb #42-022
 METRICS = ("json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate", "retrieval_groundedness_rate")
 HEADLINES = METRICS + ("minimal_pair_accuracy", "yield")
 
@@ -355,7 +355,7 @@ def four_metrics(
         )
     }
 
-# %% ../nbs/42_metrics.ipynb #42-021
+# %% ../nbs/42_metrics.ipynb #42-023
 def _companions(outcomes: "list[Outcome]") -> dict[str, Rate]:
     "What is reported beside the four metrics."
     answerable = [outcome for outcome in outcomes if outcome.case.answerable]
@@ -387,7 +387,7 @@ def _companions(outcomes: "list[Outcome]") -> dict[str, Rate]:
         )
     }
 
-# %% ../nbs/42_metrics.ipynb #42-022
+# %% ../nbs/42_metrics.ipynb #42-024
 @dataclass(frozen=True)
 class Scores:
     "All that was measured of one arm."
@@ -434,7 +434,7 @@ class Scores:
             },
         }
 
-# %% ../nbs/42_metrics.ipynb #42-023
+# %% ../nbs/42_metrics.ipynb #42-025
 def _check(samples: "list[dict]", records: "list[dict]") -> None:
     "Samples and records have to fit: one arm, one sample a record, no unknown ids."
     known, problems = Counter(record["id"] for record in records), []
@@ -462,7 +462,7 @@ def _check(samples: "list[dict]", records: "list[dict]") -> None:
     if problems:
         raise ScoreError("samples to score", problems)
 
-
+# %% ../nbs/42_metrics.ipynb #42-026
 def score(
     samples: "list[dict]",  # of one arm; a record without one counts as failed
     records: "list[dict]",  # what was asked
@@ -492,7 +492,7 @@ def score(
     arm = samples[0].get("arm", "") if samples else ""
     return Scores(arm, four_metrics(outcomes) | _companions(outcomes), groups, ordered, costs, tuple(outcomes))
 
-
+# %% ../nbs/42_metrics.ipynb #42-027
 def score_arms(
     samples: "list[dict]",  # of any number of arms
     records: "list[dict]",
@@ -501,7 +501,7 @@ def score_arms(
     arms = dict.fromkeys(sample.get("arm", "") for sample in samples)
     return {arm: score([sample for sample in samples if sample.get("arm", "") == arm], records) for arm in arms}
 
-# %% ../nbs/42_metrics.ipynb #42-025
+# %% ../nbs/42_metrics.ipynb #42-029
 def _object(completeness: str, text: str, citations: "list[tuple[str, str]]" = (), missing: "list[str]" = ()) -> str:
     "A model's output, compact."
     return json.dumps(
@@ -532,7 +532,7 @@ def _quoting(chunks: "list[tuple[str, str]]", whole: bool = False) -> str:
     cited = [(chunk_id, sentences(text)[0][:400]) for chunk_id, text in chunks]
     return _object("complete", " ".join(f"{sentence} [{number}]" for sentence, number in lines), cited)
 
-
+# %% ../nbs/42_metrics.ipynb #42-030
 def _wrong_chunk(case: Case, gold: str) -> str:
     "The right answer under the citation of a chunk that doesn't hold it; what has no answer is answered all the same."
     if not case.answerable:
@@ -545,7 +545,7 @@ def _wrong_chunk(case: Case, gold: str) -> str:
         "complete", " ".join(f"{claim.text} [1]" for claim in claims), [(wrong[0], sentences(wrong[1])[0][:400])]
     )
 
-# %% ../nbs/42_metrics.ipynb #42-027
+# %% ../nbs/42_metrics.ipynb #42-032
 def _score_threshold(records: "list[dict]") -> "float | None":  # None where no chunk carries a score
     "The threshold on the best retrieval score that separates these records best."
     best = [
@@ -569,7 +569,7 @@ def _score_threshold(records: "list[dict]") -> "float | None":  # None where no 
 
     return max(sorted({top for top, _ in scored}), key=right) if scored else None
 
-
+# %% ../nbs/42_metrics.ipynb #42-033
 def controls(
     records: "list[dict]",
 ) -> list[dict]:  # samples of the arms gold, always_refuse, never_refuse, cite_everything, …
@@ -597,7 +597,7 @@ def controls(
         ]
     return samples
 
-# %% ../nbs/42_metrics.ipynb #42-031
+# %% ../nbs/42_metrics.ipynb #42-037
 _PASSES = {
     METRICS[0]: lambda outcome: outcome.valid,
     METRICS[1]: lambda outcome: outcome.covered if outcome.case.answerable and outcome.case.needs_citations else None,
@@ -625,7 +625,7 @@ def holm(
         adjusted[place] = floor
     return adjusted
 
-# %% ../nbs/42_metrics.ipynb #42-032
+# %% ../nbs/42_metrics.ipynb #42-038
 def compare(
     first: Scores,
     second: Scores,  # of the same records
@@ -659,7 +659,7 @@ def compare(
         )
     return [row | {"p_holm": p_holm} for row, p_holm in zip(rows, holm([row["p"] for row in rows]))]
 
-# %% ../nbs/42_metrics.ipynb #42-035
+# %% ../nbs/42_metrics.ipynb #42-041
 def scores_table(
     scores_by_arm: dict[str, Scores],
     names: "tuple[str, ...]" = HEADLINES,  # of rates, one a column

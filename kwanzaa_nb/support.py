@@ -177,7 +177,7 @@ def _plain(text: str) -> str:
     decomposed = unicodedata.normalize("NFKD", text.replace("’", "'"))
     return "".join(character for character in decomposed if not unicodedata.combining(character)).casefold()
 
-
+# %% ../nbs/41_support.ipynb #41-011
 def _number(
     words: list[str],  # plain words from here on
 ) -> tuple[str, int]:  # its canonical form ("" when there is no number here) and how many words it takes
@@ -200,7 +200,7 @@ def _number(
         used += 1
     return (f"#{total + group:.12g}" + ("th" if ordinal else ""), used) if used else ("", 0)
 
-# %% ../nbs/41_support.ipynb #41-013
+# %% ../nbs/41_support.ipynb #41-014
 _PAST = dict(
     pair.split("/")
     for pair in _WORDS("""
@@ -234,7 +234,7 @@ _ENDINGS = (
     "y",
 )
 
-
+# %% ../nbs/41_support.ipynb #41-015
 @lru_cache(maxsize=50_000)
 def stem(
     word: str,  # plain: lower case, no accents
@@ -247,7 +247,7 @@ def stem(
             break
     return word[:-1] if len(word) > 4 and word[-1] == word[-2] else word
 
-
+# %% ../nbs/41_support.ipynb #41-016
 @dataclass(frozen=True)
 class Token:
     "A word or number of a sentence."
@@ -256,7 +256,7 @@ class Token:
     weight: float  # 0 for a stop word
     name: bool  # a capitalised word whose capital is not due to its place
 
-# %% ../nbs/41_support.ipynb #41-014
+# %% ../nbs/41_support.ipynb #41-017
 _SPELLED_OUT = {
     r"\bU\. ?S\. ?A\.|\bU\.S\.|\bUSA\b|\bUS\b": "United States",
     r"\bU\.K\.|\bUK\b": "United Kingdom",
@@ -274,7 +274,7 @@ def _is_name(words: list[str], place: int) -> bool:
     following = words[1] if len(words) > 1 else ""
     return following[:1].isupper() or not _plain(word).endswith(("s", "ing", "ly", "ed", "ion", "ity", "ness", "ment"))
 
-
+# %% ../nbs/41_support.ipynb #41-018
 @lru_cache(maxsize=50_000)
 def tokens(
     sentence: str,  # one sentence without marks
@@ -305,7 +305,7 @@ def tokens(
         place += used
     return tuple(found)
 
-# %% ../nbs/41_support.ipynb #41-016
+# %% ../nbs/41_support.ipynb #41-020
 def normal_words(
     text: str,  # any prose; marks are left out
 ) -> list[str]:  # lower case, no accents or punctuation, numbers in canonical form
@@ -330,7 +330,7 @@ def mentions(
         phrase and phrase == words[place : place + len(phrase)] for phrase in wanted for place in range(len(words))
     )
 
-# %% ../nbs/41_support.ipynb #41-019
+# %% ../nbs/41_support.ipynb #41-023
 _NEGATIONS = frozenset(_WORDS("not no never none nor neither without cannot nobody nothing"))
 _DEMONYM = ("n", "an", "ian", "s", "es", "ese", "ish")
 
@@ -366,7 +366,7 @@ def negated(
             found.append(frozenset(after[:reach] or before[-reach:]))
     return [stems for stems in found if stems]
 
-
+# %% ../nbs/41_support.ipynb #41-024
 def _named(name: str, present: frozenset[str]) -> bool:
     "Whether a name is among the words, as itself or as a demonym of it."
     return name in present or any(
@@ -376,7 +376,7 @@ def _named(name: str, present: frozenset[str]) -> bool:
         for short, long in [sorted((name, other), key=len)]
     )
 
-# %% ../nbs/41_support.ipynb #41-020
+# %% ../nbs/41_support.ipynb #41-025
 def _date_fails(asked: set[tuple[str, str, str]], given: set[tuple[str, str, str]]) -> bool:
     "Each date of the claim needs one with its month and its day, and with its year or no year."
     return any(
@@ -403,7 +403,7 @@ def _negation_fails(claim: str, window: tuple[str, ...]) -> bool:
     dropped = frozenset().union(*(stems for sentence in window for stems in negated(sentence, 1)))
     return invented or bool(dropped & in_window & affirmed - elsewhere)
 
-
+# %% ../nbs/41_support.ipynb #41-026
 def _names_fail(asked: tuple[Token, ...], given: tuple[Token, ...]) -> bool:
     "Whether a name is missing, or two that stand together in the claim (first and last) stand apart in the window."
     present = frozenset(token.stem for token in given)
@@ -435,7 +435,7 @@ def failed_gates(
     }
     return tuple(gate for gate, fails in failed.items() if fails)
 
-# %% ../nbs/41_support.ipynb #41-023
+# %% ../nbs/41_support.ipynb #41-029
 SUPPORTED_AT = 0.7  # a claim whose support reaches this counts as supported; chosen on human labels, see below
 _PAIR_SHARE, _PAIR_REACH, _WINDOW = 0.25, 4, 3
 
@@ -463,7 +463,7 @@ def overlap(
     together = sum((left.stem, right.stem) in near for left, right in pairs) / len(pairs)
     return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * together
 
-# %% ../nbs/41_support.ipynb #41-024
+# %% ../nbs/41_support.ipynb #41-030
 @dataclass(frozen=True)
 class Support:
     "How a claim is supported, for a reader of failures."
@@ -499,7 +499,7 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
         default=Support(0.0, (), ()),
     )
 
-
+# %% ../nbs/41_support.ipynb #41-031
 def examine(
     claim: str,  # a claim without marks
     chunks: list[str],  # the texts of the chunks that this claim cites, at most a few
@@ -515,7 +515,7 @@ def support(
     "How far a claim is supported by the union of its own chunks; deterministic."
     return examine(claim, chunks).score
 
-# %% ../nbs/41_support.ipynb #41-029
+# %% ../nbs/41_support.ipynb #41-036
 class LabelError(KwanzaaError):
     "A set of human labels is missing or not in its public format."
 
@@ -543,7 +543,7 @@ def _human_labels(path: Path) -> list[tuple[str, str, bool]]:  # claim, evidence
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         return [(row["response"], row["knowledge"], row["begin_label"] == "Fully attributable") for row in rows]
 
-# %% ../nbs/41_support.ipynb #41-030
+# %% ../nbs/41_support.ipynb #41-037
 def weakest(
     text: str,  # one or more sentences
     chunks: list[str],

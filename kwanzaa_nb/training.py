@@ -8,7 +8,8 @@ __all__ = ['DECISION', 'ANSWERING', 'REFUSING', 'TrainingError', 'RecordsError',
            'answer_probability', 'DecisionWatch', 'pairwise_auroc', 'Progress', 'train_adapter', 'save_adapter']
 
 # %% ../nbs/33_training.ipynb #33-002
-import kwanzaa_nb  # first: it quiets what libraries log at import
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+import json
 import math
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .config import Config, Difference
-from .errors import KwanzaaError, Problem, ProblemList
+from .errors import KwanzaaError, Problem, ProblemList, write_atomically
 from .masking import IGNORED, MaskError, check_supervised, encode_chat, render_chat
 from .model import Effective
 from .packing import flatten_rows
@@ -334,7 +335,11 @@ def save_adapter(
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     beside.chmod(0o755)
     try:
-        model.save_pretrained(beside, safe_serialization=True, save_embedding_layers=False)
+        named = model.peft_config["default"].base_model_name_or_path
+        model.save_pretrained(beside, save_embedding_layers=False)
+        described = json.loads((beside / "adapter_config.json").read_text(encoding="utf-8"))
+        described["base_model_name_or_path"] = named  # PEFT fills in a local path where there is no name
+        write_atomically(beside / "adapter_config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
         tokenizer.save_pretrained(beside)
         (beside / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the stage publish writes the real one
         for name, text in (texts or {}).items():

@@ -1,4 +1,5 @@
 "The corpus: every problem by file, line and field, whatever the files hold."
+
 import json
 
 import pytest
@@ -6,16 +7,47 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT
 
-from kwanzaa_nb.corpus import Chunk, DataError, MissingFile, Question, check_question, load_corpus, load_rows, read_jsonl
+from kwanzaa_nb.corpus import (
+    Chunk,
+    DataError,
+    MissingFile,
+    Question,
+    check_question,
+    load_corpus,
+    load_rows,
+    read_jsonl,
+)
 from kwanzaa_nb.errors import KwanzaaError
 
-CHUNK = {"chunk_id": "c-1", "doc_id": "c", "citation_label": "A label", "canonical_url": "https://example.org/a",
-         "source_org": "An archive", "year": 1966, "content_type": "summary", "license": "CC0-1.0",
-         "namespace": "kwanzaa_primary_sources", "tags": ["a"], "text": "It was first held in 1966. Seven candles burn."}
-QUESTION = {"question_id": "q-1", "question": "When was it first held?", "answer": "1966", "aliases": [],
-            "statement": "It was first held in 1966. [1]", "evidence": [{"chunk_id": "c-1", "quote": "first held in 1966"}]}
-MISS = {"question_id": "q-2", "question": "Who held it?", "answer": None, "kind": "near_miss", "about": ["c-1"],
-        "missing": "the host"}
+CHUNK = {
+    "chunk_id": "c-1",
+    "doc_id": "c",
+    "citation_label": "A label",
+    "canonical_url": "https://example.org/a",
+    "source_org": "An archive",
+    "year": 1966,
+    "content_type": "summary",
+    "license": "CC0-1.0",
+    "namespace": "kwanzaa_primary_sources",
+    "tags": ["a"],
+    "text": "It was first held in 1966. Seven candles burn.",
+}
+QUESTION = {
+    "question_id": "q-1",
+    "question": "When was it first held?",
+    "answer": "1966",
+    "aliases": [],
+    "statement": "It was first held in 1966. [1]",
+    "evidence": [{"chunk_id": "c-1", "quote": "first held in 1966"}],
+}
+MISS = {
+    "question_id": "q-2",
+    "question": "Who held it?",
+    "answer": None,
+    "kind": "near_miss",
+    "about": ["c-1"],
+    "missing": "the host",
+}
 
 
 def write(path, *rows):
@@ -27,8 +59,10 @@ def write(path, *rows):
 
 
 def load(tmp_path, chunks=(CHUNK,), questions=(QUESTION, MISS)):
-    return load_corpus(write(tmp_path / "corpus" / "a.jsonl", *chunks).parent,
-                       write(tmp_path / "questions" / "b.jsonl", *questions).parent)
+    return load_corpus(
+        write(tmp_path / "corpus" / "a.jsonl", *chunks).parent,
+        write(tmp_path / "questions" / "b.jsonl", *questions).parent,
+    )
 
 
 def codes(error):
@@ -123,8 +157,12 @@ def test_problems_of_every_file_come_at_once(tmp_path):
     with pytest.raises(DataError) as error:
         load_corpus(tmp_path / "corpus", tmp_path / "questions")
     found = {problem.where: problem.code for problem in error.value.problems}
-    assert found == {"a.jsonl, line 1": "bad_json", "b.jsonl, line 1, year": "int_type",
-                     "b.jsonl, line 3": "duplicate_id", "q.jsonl, line 2, persona": "literal_error"}
+    assert found == {
+        "a.jsonl, line 1": "bad_json",
+        "b.jsonl, line 1, year": "int_type",
+        "b.jsonl, line 3": "duplicate_id",
+        "q.jsonl, line 2, persona": "literal_error",
+    }
 
 
 def test_a_bad_line_does_not_make_the_good_chunks_of_its_file_unknown(tmp_path):
@@ -133,12 +171,24 @@ def test_a_bad_line_does_not_make_the_good_chunks_of_its_file_unknown(tmp_path):
     assert codes(error) == ["bad_json"]
 
 
-@pytest.mark.parametrize("change, field", [
-    ({"chunk_id": "a|b"}, "chunk_id"), ({"chunk_id": "a b"}, "chunk_id"), ({"chunk_id": ""}, "chunk_id"),
-    ({"canonical_url": "no url"}, "canonical_url"), ({"year": True}, "year"), ({"year": 3000}, "year"),
-    ({"text": ""}, "text"), ({"tags": "a"}, "tags"), ({"unknown": 1}, "unknown"), ({"text": "\ud800"}, "text"),
-    ({"text": "   "}, "text"), ({"source_org": "two\nlines"}, "source_org"), ({"source_org": " "}, "source_org"),
-])
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"chunk_id": "a|b"}, "chunk_id"),
+        ({"chunk_id": "a b"}, "chunk_id"),
+        ({"chunk_id": ""}, "chunk_id"),
+        ({"canonical_url": "no url"}, "canonical_url"),
+        ({"year": True}, "year"),
+        ({"year": 3000}, "year"),
+        ({"text": ""}, "text"),
+        ({"tags": "a"}, "tags"),
+        ({"unknown": 1}, "unknown"),
+        ({"text": "\ud800"}, "text"),
+        ({"text": "   "}, "text"),
+        ({"source_org": "two\nlines"}, "source_org"),
+        ({"source_org": " "}, "source_org"),
+    ],
+)
 def test_a_bad_chunk_names_its_field(tmp_path, change, field):
     with pytest.raises(DataError) as error:
         load(tmp_path, chunks=[{**CHUNK, **change}])
@@ -152,13 +202,17 @@ def test_a_missing_field_is_named(tmp_path, name):
     assert f"a.jsonl, line 1, {name}" in [problem.where for problem in error.value.problems]
 
 
-@pytest.mark.parametrize("change, code", [
-    ({"evidence": [{"chunk_id": "c-1", "quote": "First held in 1966"}]}, "quote_not_in_chunk"),
-    ({"evidence": [{"chunk_id": "c-9", "quote": "first held in 1966"}]}, "unknown_chunk_id"),
-    ({"statement": "It was first held in 1966."}, "citation_without_mark"),
-    ({"statement": "It was first held then. [1]"}, "answer_not_in_statement"),
-    ({"statement": None}, "shape"), ({"evidence": []}, "shape"),
-])
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        ({"evidence": [{"chunk_id": "c-1", "quote": "First held in 1966"}]}, "quote_not_in_chunk"),
+        ({"evidence": [{"chunk_id": "c-9", "quote": "first held in 1966"}]}, "unknown_chunk_id"),
+        ({"statement": "It was first held in 1966."}, "citation_without_mark"),
+        ({"statement": "It was first held then. [1]"}, "answer_not_in_statement"),
+        ({"statement": None}, "shape"),
+        ({"evidence": []}, "shape"),
+    ],
+)
 def test_a_question_that_is_no_gold_record(tmp_path, change, code):
     with pytest.raises(DataError) as error:
         load(tmp_path, questions=[{**QUESTION, **change}])
@@ -170,10 +224,16 @@ def test_an_alias_in_the_statement_is_enough():
     assert check_question(question, {"c-1": Chunk.model_validate(CHUNK)}) == []
 
 
-@pytest.mark.parametrize("change, code", [
-    ({"kind": None}, "shape"), ({"evidence": QUESTION["evidence"]}, "shape"), ({"statement": "It. [1]"}, "shape"),
-    ({"about": ["c-9"]}, "unknown_chunk_id"), ({"about": []}, "shape"),
-])
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        ({"kind": None}, "shape"),
+        ({"evidence": QUESTION["evidence"]}, "shape"),
+        ({"statement": "It. [1]"}, "shape"),
+        ({"about": ["c-9"]}, "unknown_chunk_id"),
+        ({"about": []}, "shape"),
+    ],
+)
 def test_a_question_without_answer_has_its_own_shape(tmp_path, change, code):
     with pytest.raises(DataError) as error:
         load(tmp_path, questions=[{**MISS, **change}])
@@ -192,15 +252,19 @@ def test_duplicate_ids_over_files_name_both_places(tmp_path):
         load_corpus(tmp_path / "corpus", write(tmp_path / "q.jsonl", QUESTION))
 
 
-JSON_VALUES = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
-                           lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3))
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
 LINES = st.one_of(
     st.binary(max_size=60),
     JSON_VALUES.map(lambda value: json.dumps(value).encode()),
     st.tuples(st.sampled_from([*CHUNK, *QUESTION, "x"]), JSON_VALUES).map(
-        lambda pair: json.dumps({**CHUNK, pair[0]: pair[1]}).encode()),
+        lambda pair: json.dumps({**CHUNK, pair[0]: pair[1]}).encode()
+    ),
     st.tuples(st.sampled_from([*QUESTION, *MISS]), JSON_VALUES).map(
-        lambda pair: json.dumps({**QUESTION, pair[0]: pair[1]}).encode()),
+        lambda pair: json.dumps({**QUESTION, pair[0]: pair[1]}).encode()
+    ),
 )
 
 

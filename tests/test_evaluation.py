@@ -1,4 +1,5 @@
 "The stage evaluate: what is asked, in which passes, and what becomes of valid answers."
+
 import json
 from copy import deepcopy
 from types import SimpleNamespace
@@ -32,9 +33,19 @@ def named(*categories):
     return [{"id": place, "category": category} for place, category in enumerate(categories)]
 
 
-@pytest.mark.parametrize("most, kept", [
-    (None, [0, 1, 2, 3, 4, 5, 6]), (7, [0, 1, 2, 3, 4, 5, 6]), (99, [0, 1, 2, 3, 4, 5, 6]),
-    (3, [0, 4, 6]), (4, [0, 1, 4, 6]), (5, [0, 1, 4, 5, 6]), (1, [0]), (6, [0, 1, 2, 4, 5, 6])])
+@pytest.mark.parametrize(
+    "most, kept",
+    [
+        (None, [0, 1, 2, 3, 4, 5, 6]),
+        (7, [0, 1, 2, 3, 4, 5, 6]),
+        (99, [0, 1, 2, 3, 4, 5, 6]),
+        (3, [0, 4, 6]),
+        (4, [0, 1, 4, 6]),
+        (5, [0, 1, 4, 5, 6]),
+        (1, [0]),
+        (6, [0, 1, 2, 4, 5, 6]),
+    ],
+)
 def test_spread_takes_turns_over_the_categories(most, kept):
     rows = named("a", "a", "a", "a", "b", "b", "c")
     assert [record["id"] for record in spread(rows, most)] == kept
@@ -47,9 +58,15 @@ def test_spread_of_the_committed_records(records):
 
 
 def test_decodings_are_greedy_first():
-    config = tiny_config(**{"evaluation.sampling_seeds": [3, 5], "evaluation.batch_size": 7,
-                            "evaluation.generation_defaults.temperature": 0.4, "evaluation.generation_defaults.top_p": 0.8,
-                            "evaluation.generation_defaults.max_new_tokens": 33})
+    config = tiny_config(
+        **{
+            "evaluation.sampling_seeds": [3, 5],
+            "evaluation.batch_size": 7,
+            "evaluation.generation_defaults.temperature": 0.4,
+            "evaluation.generation_defaults.top_p": 0.8,
+            "evaluation.generation_defaults.max_new_tokens": 33,
+        }
+    )
     found = decodings(config)
     assert [decoding.name for decoding in found] == ["greedy", "sampled, seed 3", "sampled, seed 5"]
     assert {(decoding.max_new_tokens, decoding.batch_size) for decoding in found} == {(33, 7)}
@@ -57,10 +74,18 @@ def test_decodings_are_greedy_first():
     assert [decoding.name for decoding in decodings(tiny_config())] == ["greedy"]
 
 
-@pytest.mark.parametrize("seeds, temperature, keys", [
-    ([], 0.2, ["evaluation.generation_defaults.temperature", "evaluation.generation_defaults.top_p"]), ([1], 0.2, []), ([], 0, [])])
+@pytest.mark.parametrize(
+    "seeds, temperature, keys",
+    [
+        ([], 0.2, ["evaluation.generation_defaults.temperature", "evaluation.generation_defaults.top_p"]),
+        ([1], 0.2, []),
+        ([], 0, []),
+    ],
+)
 def test_what_the_greedy_headline_leaves_unused_is_said(seeds, temperature, keys):
-    config = tiny_config(**{"evaluation.sampling_seeds": seeds, "evaluation.generation_defaults.temperature": temperature})
+    config = tiny_config(
+        **{"evaluation.sampling_seeds": seeds, "evaluation.generation_defaults.temperature": temperature}
+    )
     found = sampling_differences(config)
     assert [item.key for item in found] == keys
     assert all("greedy" in item.reason and item.requested != item.used for item in found)
@@ -75,7 +100,10 @@ def test_only_what_differs_is_called_a_difference(top_p, keys):
 def test_the_adapter_that_is_evaluated(tmp_path):
     read = []
     stage = SimpleNamespace(folder=tmp_path, read=lambda path, made_by=None: read.append((path, made_by)) or path)
-    for asked, path, maker in (("auto", tmp_path / "adapter", "train"), ("elsewhere/adapter", "elsewhere/adapter", None)):
+    for asked, path, maker in (
+        ("auto", tmp_path / "adapter", "train"),
+        ("elsewhere/adapter", "elsewhere/adapter", None),
+    ):
         stage.config = tiny_config(evaluation__adapter=asked)
         assert adapter_to_evaluate(stage) == path and read.pop() == (path, maker)
     stage.config = tiny_config(evaluation__adapter="none")
@@ -97,8 +125,10 @@ def test_an_experiment_is_told_from_every_other(records, tmp_path):
     answered = deepcopy(records[:4])
     answered[0]["messages"][2]["content"] = "{}"
     others = [
-        experiment(tiny_config(), CPU, records[:4], first), experiment(tiny_config(), CPU, records[:4], second),
-        experiment(tiny_config(), CPU, records[:3], None), experiment(tiny_config(), CPU, asked, None),
+        experiment(tiny_config(), CPU, records[:4], first),
+        experiment(tiny_config(), CPU, records[:4], second),
+        experiment(tiny_config(), CPU, records[:3], None),
+        experiment(tiny_config(), CPU, asked, None),
         experiment(tiny_config(evaluation__batch_size=3), CPU, records[:4], None),
         experiment(tiny_config(evaluation__generation_defaults__max_new_tokens=7), CPU, records[:4], None),
         experiment(tiny_config(evaluation__sampling_seeds=[1]), CPU, records[:4], None),
@@ -114,8 +144,10 @@ def test_an_experiment_is_told_from_every_other(records, tmp_path):
 
 
 def test_the_compute_dtype_that_was_used_is_part_of_an_experiment(records):
-    first, second = (experiment(tiny_config(), Effective("cuda", "fp16", dtype, "sdpa", True, "x"), records[:1], None)
-                     for dtype in ("fp16", "bf16"))
+    first, second = (
+        experiment(tiny_config(), Effective("cuda", "fp16", dtype, "sdpa", True, "x"), records[:1], None)
+        for dtype in ("fp16", "bf16")
+    )
     assert first != second
 
 
@@ -166,8 +198,10 @@ def test_a_namespace_of_another_type_stops_nothing(answered):
 
 
 def test_bare_records_can_be_completed(answered):
-    refusal = ('{"citations":[],"answer":{"completeness":"insufficient_data","text":"It is not there."},"unknowns":'
-               '{"unsupported_claims":[],"missing_context":["the year"],"clarifying_questions":[]}}')
+    refusal = (
+        '{"citations":[],"answer":{"completeness":"insufficient_data","text":"It is not there."},"unknowns":'
+        '{"unsupported_claims":[],"missing_context":["the year"],"clarifying_questions":[]}}'
+    )
     bare = {"id": "line-1", "persona": "", "chunks": [], "messages": answered["messages"]}
     lines, incomplete = complete_answers([{"id": "line-1", "arm": "base", "raw": refusal}], [bare], tiny_config())
     assert incomplete == {} and len(lines) == 1

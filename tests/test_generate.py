@@ -1,4 +1,5 @@
 "Generation: nothing twice, nothing lost, the same batches for both arms, and how each answer ended."
+
 import json
 
 import pytest
@@ -68,7 +69,9 @@ def test_a_pass_gives_one_sample_a_record_in_order(model, tokenizer, tmp_path):
     assert [sample["id"] for sample in samples] == [record["id"] for record in RECORDS]
     assert sorted(logged, key=lambda sample: sample["id"]) == samples
     digests = {prompt.record_id: prompt.digest for prompt in encode_prompts(tokenizer, RECORDS)}
-    assert all(sample["prompt_sha256"] == digests[sample["id"]] and sample["pass"] == "base, greedy" for sample in samples)
+    assert all(
+        sample["prompt_sha256"] == digests[sample["id"]] and sample["pass"] == "base, greedy" for sample in samples
+    )
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -118,7 +121,11 @@ def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_
     adapter = run(other, tokenizer, log, arm="adapter", records=RECORDS[::-1])
     assert counted == base and all(len(batch) <= 3 for batch in base)
     sampled = run(model, tokenizer, log, SAMPLED)
-    assert {sample["pass"] for sample in read_log(log)[1]} == {"base, greedy", "adapter, greedy", "base, sampled, seed 4"}
+    assert {sample["pass"] for sample in read_log(log)[1]} == {
+        "base, greedy",
+        "adapter, greedy",
+        "base, sampled, seed 4",
+    }
     assert len(read_log(log)[1]) == 3 * len(RECORDS) and len(adapter) == len(sampled) == len(RECORDS)
     lengths = {prompt.record_id: len(prompt.tokens) for prompt in encode_prompts(tokenizer, RECORDS)}
     flat = [lengths[name] for batch in base for name in batch]
@@ -161,6 +168,7 @@ def test_a_file_that_is_no_log_is_kept_or_refused_in_a_sentence(tmp_path, conten
 
 # one batch
 
+
 def test_padding_is_on_the_left():
     ids, mask = pad_left([Prompt("a", (5, 6, 7)), Prompt("b", (8,)), Prompt("c", (1, 2))], pad=0)
     assert ids.tolist() == [[5, 6, 7], [0, 0, 8], [0, 1, 2]] and mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
@@ -179,7 +187,7 @@ def greedy_tokens(model, prompt, count):
     for _ in range(count):
         with torch.no_grad():
             tokens.append(model(torch.tensor([tokens])).logits[0, -1].argmax().item())
-    return tokens[len(prompt.tokens):]
+    return tokens[len(prompt.tokens) :]
 
 
 def test_the_finish_reason_is_read_from_the_tokens(tokenizer):
@@ -208,6 +216,7 @@ def test_an_end_on_the_last_token_is_a_stop(tokenizer):
 
 # sampling
 
+
 def test_a_sampled_pass_can_be_repeated(model, tokenizer, tmp_path):
     found = []
     for place, seed in enumerate((4, 4, 5)):
@@ -230,11 +239,16 @@ def test_greedy_does_not_hang_on_the_state_of_chance(model, tokenizer, tmp_path)
 
 def test_names_and_options_of_decodings():
     assert GREEDY.name == "greedy" and SAMPLED.name == "sampled, seed 4"
-    assert GREEDY.options() == {"max_new_tokens": 6, "do_sample": False, "use_cache": True}
-    assert SAMPLED.options()["do_sample"] and SAMPLED.options()["temperature"] == 1.0 and SAMPLED.options()["top_p"] == 0.95
+    assert GREEDY.options() == {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "repetition_penalty": 1.0}
+    assert (
+        SAMPLED.options()["do_sample"]
+        and SAMPLED.options()["temperature"] == 1.0
+        and SAMPLED.options()["top_p"] == 0.95
+    )
 
 
 # prompts
+
 
 def test_the_answer_is_not_shown(tokenizer):
     with_answer, without = chat("the secret"), chat("the secret")[:2]

@@ -1,4 +1,5 @@
 "Masks: the answer and its end are trained on, the prompt is the one that is generated from, for any chat template."
+
 import json
 
 import pytest
@@ -12,10 +13,20 @@ from kwanzaa_nb.masking import IGNORED, MaskError, answer_span, check_supervised
 from kwanzaa_nb.model import load_tokenizer
 from kwanzaa_nb.records import read_records
 
-TEMPLATES = {"chatml": (CHATML, "<|im_end|>"), "stripping": (STRIPPING, "<|im_end|>"), "last turn": (LAST_TURN, "<|end|>")}
+TEMPLATES = {
+    "chatml": (CHATML, "<|im_end|>"),
+    "stripping": (STRIPPING, "<|im_end|>"),
+    "last turn": (LAST_TURN, "<|end|>"),
+}
 ANSWERS = {
-    "plain": "yes", "json": '{"citations":[],"answer":{"text":"…"}}', "unicode": "Ọjọ́ kìíní 🕯️ – «Umoja»", "newline": "one\ntwo\n\nthree",
-    "in the prompt": "Is it?", "role word": "assistant", "one sign": "}", "looks like a turn": "user\nsystem: x",
+    "plain": "yes",
+    "json": '{"citations":[],"answer":{"text":"…"}}',
+    "unicode": "Ọjọ́ kìíní 🕯️ – «Umoja»",
+    "newline": "one\ntwo\n\nthree",
+    "in the prompt": "Is it?",
+    "role word": "assistant",
+    "one sign": "}",
+    "looks like a turn": "user\nsystem: x",
 }
 
 
@@ -47,9 +58,9 @@ def test_answer_and_end_are_trained_on_and_nothing_else(template, answer):
     assert tokenizer.decode(labels) == answer + end
     assert check_supervised(tokenizer, encoded, answer) == len(labels) == len(answer.encode()) + 1
     prompt = prompt_tokens(tokenizer, chat(answer))
-    assert encoded["input_ids"][:len(prompt)] == prompt
-    assert encoded["labels"][:len(prompt)] == [IGNORED] * len(prompt)
-    assert encoded["labels"][len(prompt):len(prompt) + len(labels)] == labels
+    assert encoded["input_ids"][: len(prompt)] == prompt
+    assert encoded["labels"][: len(prompt)] == [IGNORED] * len(prompt)
+    assert encoded["labels"][len(prompt) : len(prompt) + len(labels)] == labels
 
 
 @pytest.mark.parametrize("answer", [" yes", "yes ", "\n yes \n", "\tyes\n"])
@@ -63,11 +74,13 @@ def test_white_space_around_an_answer(template, answer):
     assert tokenizer.decode(trained(encoded)).strip().startswith("yes") and trained(encoded)[-1] in stop_ids(tokenizer)
     first = next(place for place, label in enumerate(labels) if label != IGNORED)
     last = first + len(trained(encoded)) - 1
-    assert labels[first:last + 1] == trained(encoded), "the end is trained on where it follows something untrained"
+    assert labels[first : last + 1] == trained(encoded), "the end is trained on where it follows something untrained"
 
 
 @settings(max_examples=60, deadline=None)
-@given(answer=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: text.strip()))
+@given(
+    answer=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(lambda text: text.strip())
+)
 def test_any_text_reads_back(answer):
     tokenizer = tiny_tokenizer()
     encoded = encode_chat(tokenizer, chat(answer))
@@ -95,7 +108,10 @@ def test_a_template_without_end_of_turn_is_refused():
 
 @pytest.mark.parametrize("template", [None, ""])
 def test_a_tokenizer_without_template_is_refused(template):
-    for call in (lambda: encode_chat(tiny_tokenizer(template), chat()), lambda: render_chat(tiny_tokenizer(template), chat())):
+    for call in (
+        lambda: encode_chat(tiny_tokenizer(template), chat()),
+        lambda: render_chat(tiny_tokenizer(template), chat()),
+    ):
         with pytest.raises(MaskError, match="no chat template"):
             call()
 
@@ -125,8 +141,10 @@ def test_a_wrong_mask_is_noticed():
     tokenizer = tiny_tokenizer()
     encoded = encode_chat(tokenizer, chat("exactly"))
     first = next(place for place, label in enumerate(encoded["labels"]) if label != IGNORED)
-    for labels in (encoded["labels"][:first] + [IGNORED] + encoded["labels"][first + 1:],
-                   encoded["labels"][:first - 9] + encoded["input_ids"][first - 9:first] + encoded["labels"][first:]):
+    for labels in (
+        encoded["labels"][:first] + [IGNORED] + encoded["labels"][first + 1 :],
+        encoded["labels"][: first - 9] + encoded["input_ids"][first - 9 : first] + encoded["labels"][first:],
+    ):
         with pytest.raises(MaskError, match="the supervised tokens read"):
             check_supervised(tokenizer, {**encoded, "labels": labels}, "exactly")
 
@@ -151,7 +169,7 @@ def test_every_committed_record_is_trained_on_as_it_is_asked(smollm, records):
         assert encoded["input_ids"][:length] == list(prompt.tokens), record["id"]
         assert all(label == IGNORED for label in encoded["labels"][:length])
         assert smollm.decode(trained(encoded)) == f"{answer}<|im_end|>"
-        assert encoded["labels"][length:length + len(trained(encoded))] == trained(encoded)
+        assert encoded["labels"][length : length + len(trained(encoded))] == trained(encoded)
         assert check_supervised(smollm, encoded, answer) == len(trained(encoded))
 
 
@@ -160,7 +178,7 @@ def test_the_real_tokenizer_on_odd_answers(smollm, answer):
     encoded = encode_chat(smollm, chat(answer))
     assert smollm.decode(trained(encoded)) == f"{answer}<|im_end|>"
     prompt = prompt_tokens(smollm, chat(answer))
-    assert encoded["input_ids"][:len(prompt)] == prompt
+    assert encoded["input_ids"][: len(prompt)] == prompt
 
 
 def test_the_real_tokenizer_tells_what_an_application_must_send(smollm):

@@ -1,4 +1,5 @@
 "The model: what hardware decides, and one sentence for each way that loading can fail."
+
 import json
 
 import huggingface_hub.constants
@@ -32,11 +33,21 @@ T4 = Hardware("cuda", "Tesla T4", False, False, True)
 A100 = Hardware("cuda", "A100", True, True, True)
 A100_BARE = Hardware("cuda", "A100", True, False, False)
 PLAIN = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
-ASKED = {"run.mixed_precision": "bf16", "adapter.method": "qlora", "adapter.quantization.load_in_4bit": True,
-         "adapter.quantization.bnb_4bit_compute_dtype": "bf16", "model.use_flash_attention": True,
-         "training.optim": "paged_adamw_8bit"}
-KEYS = ["run.mixed_precision", "adapter.quantization.bnb_4bit_compute_dtype", "model.use_flash_attention",
-        "adapter.quantization.load_in_4bit", "training.optim"]
+ASKED = {
+    "run.mixed_precision": "bf16",
+    "adapter.method": "qlora",
+    "adapter.quantization.load_in_4bit": True,
+    "adapter.quantization.bnb_4bit_compute_dtype": "bf16",
+    "model.use_flash_attention": True,
+    "training.optim": "paged_adamw_8bit",
+}
+KEYS = [
+    "run.mixed_precision",
+    "adapter.quantization.bnb_4bit_compute_dtype",
+    "model.use_flash_attention",
+    "adapter.quantization.load_in_4bit",
+    "training.optim",
+]
 
 
 @pytest.fixture
@@ -48,30 +59,58 @@ def asked(**changes):
     return tiny_config(**{**ASKED, **changes})
 
 
-@pytest.mark.parametrize("hardware, dtype, compute, attention, four_bit, optim, differing", [
-    (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_torch", [0, 1, 2, 4]),
-    (T4, "fp16", "fp16", SEGMENTED, True, "paged_adamw_8bit", [0, 1, 2]),
-    (A100, "bf16", "bf16", "flash_attention_2", True, "paged_adamw_8bit", []),
-    (A100_BARE, "bf16", "bf16", SEGMENTED, False, "adamw_torch", [2, 3, 4]),
-], ids=["CPU", "T4", "A100", "A100 without bitsandbytes"])
+@pytest.mark.parametrize(
+    "hardware, dtype, compute, attention, four_bit, optim, differing",
+    [
+        (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_torch", [0, 1, 2, 4]),
+        (T4, "fp16", "fp16", SEGMENTED, True, "paged_adamw_8bit", [0, 1, 2]),
+        (A100, "bf16", "bf16", "flash_attention_2", True, "paged_adamw_8bit", []),
+        (A100_BARE, "bf16", "bf16", SEGMENTED, False, "adamw_torch", [2, 3, 4]),
+    ],
+    ids=["CPU", "T4", "A100", "A100 without bitsandbytes"],
+)
 def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
     found = effective_settings(asked(), hardware)
     assert (found.dtype, found.compute_dtype, found.attention, found.four_bit, found.optim) == (
-        dtype, compute, attention, four_bit, optim)
+        dtype,
+        compute,
+        attention,
+        four_bit,
+        optim,
+    )
     assert [difference.key for difference in found.differences] == [KEYS[place] for place in differing]
     assert all(difference.reason and difference.requested != difference.used for difference in found.differences)
 
 
-@pytest.mark.parametrize("precision, hardware, used, said", [
-    ("auto", CPU, "fp32", False), ("auto", T4, "fp16", False), ("auto", A100, "bf16", False), ("fp32", A100, "fp32", False),
-    ("fp16", A100, "fp16", False), ("fp16", CPU, "fp32", True), ("bf16", T4, "fp16", True)])
+@pytest.mark.parametrize(
+    "precision, hardware, used, said",
+    [
+        ("auto", CPU, "fp32", False),
+        ("auto", T4, "fp16", False),
+        ("auto", A100, "bf16", False),
+        ("fp32", A100, "fp32", False),
+        ("fp16", A100, "fp16", False),
+        ("fp16", CPU, "fp32", True),
+        ("bf16", T4, "fp16", True),
+    ],
+)
 def test_precision(precision, hardware, used, said):
     found = effective_settings(asked(run__mixed_precision=precision), hardware)
     assert found.dtype == used and ("run.mixed_precision" in [item.key for item in found.differences]) is said
 
 
-@pytest.mark.parametrize("optim", ["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_bnb_8bit", "lion_8bit",
-                                   "lion_32bit", "paged_lion_8bit"])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+        "adamw_8bit",
+        "adamw_bnb_8bit",
+        "lion_8bit",
+        "lion_32bit",
+        "paged_lion_8bit",
+    ],
+)
 def test_an_optimiser_of_bitsandbytes_needs_bitsandbytes(optim):
     assert effective_settings(asked(training__optim=optim), A100_BARE).optim == "adamw_torch"
     assert effective_settings(asked(training__optim=optim), A100).optim == optim
@@ -100,6 +139,7 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
 
 # loading
 
+
 @pytest.mark.parametrize("name", ["owner/nope", "/no/such/folder", "no such name"])
 @pytest.mark.parametrize("load", [load_tokenizer, lambda config: load_base(config, PLAIN)], ids=["tokenizer", "model"])
 def test_a_missing_base_model_is_one_sentence(offline, name, load):
@@ -125,7 +165,9 @@ def test_other_names_are_passed_on_and_a_package_is_unpacked_once(monkeypatch, t
     monkeypatch.setenv("KWANZAA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(model_module, "packaged_gguf", lambda package: gguf)
     calls = []
-    monkeypatch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or folder.mkdir(parents=True) or folder)
+    monkeypatch.setattr(
+        model_module, "unpack_gguf", lambda path, folder: calls.append(path) or folder.mkdir(parents=True) or folder
+    )
     first, second = find_base("package:tiny"), find_base("package:tiny")
     assert first == second == str(tmp_path / "cache" / "tiny-5") and calls == [gguf]
 
@@ -146,8 +188,16 @@ def test_a_local_folder_is_loaded(local):
     assert load_base(config, PLAIN, attention="sdpa").config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize("file, content", [("config.json", b"{half"), ("config.json", b"[]"), ("config.json", b"{}"),
-                                           ("model.safetensors", b"cut short"), ("model.safetensors", b"")])
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("config.json", b"{half"),
+        ("config.json", b"[]"),
+        ("config.json", b"{}"),
+        ("model.safetensors", b"cut short"),
+        ("model.safetensors", b""),
+    ],
+)
 def test_a_damaged_local_model_is_one_sentence(local, file, content):
     (local / file).write_bytes(content)
     with pytest.raises(ModelError, match="tried a local folder"):
@@ -174,16 +224,22 @@ def strange(tmp_path):
     "A repository that brings its own code."
     folder = tmp_path / "strange"
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({
-        "model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}),
+        encoding="utf-8",
+    )
     (folder / "configuration_strange.py").write_text(
-        "from transformers import PretrainedConfig\n\n\nclass StrangeConfig(PretrainedConfig):\n    model_type = 'strange'\n",
-        encoding="utf-8")
+        "from transformers import PretrainedConfig\n\n\n"
+        "class StrangeConfig(PretrainedConfig):\n    model_type = 'strange'\n",
+        encoding="utf-8",
+    )
     return str(folder)
 
 
-@pytest.mark.parametrize("revision, outcome", [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"),
-                                               ("0123456789" * 4, "runs")])
+@pytest.mark.parametrize(
+    "revision, outcome",
+    [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"), ("0123456789" * 4, "runs")],
+)
 def test_code_of_a_repository_runs_only_when_pinned(strange, revision, outcome):
     config = tiny_config(model__base_model_id=strange, model__trust_remote_code=True, model__revision=revision)
     if outcome == "runs":
@@ -212,15 +268,28 @@ def outputs(model):
 
 @pytest.mark.parametrize("double", [True, False])
 def test_kept_weights_give_the_outputs_of_bitsandbytes(local, double):
-    "Those of its forward pass in training: for inference on a CPU with AVX-512 BF16 it has a kernel that rounds to bf16."
+    "Those of its forward pass in training; for inference on a CPU with AVX-512 BF16 its kernel rounds to bf16."
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    config = tiny_config(**{"model.base_model_id": str(local), "adapter.method": "qlora",
-                            "adapter.quantization.load_in_4bit": True, "adapter.quantization.bnb_4bit_use_double_quant": double})
+    config = tiny_config(
+        **{
+            "model.base_model_id": str(local),
+            "adapter.method": "qlora",
+            "adapter.quantization.load_in_4bit": True,
+            "adapter.quantization.bnb_4bit_use_double_quant": double,
+        }
+    )
     kept = load_base(config, effective_settings(config, CPU))
     own = AutoModelForCausalLM.from_pretrained(
-        local, attn_implementation=SEGMENTED, dtype=torch.float32, quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double,
-            bnb_4bit_compute_dtype=torch.float32))
+        local,
+        attn_implementation=SEGMENTED,
+        dtype=torch.float32,
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=double,
+            bnb_4bit_compute_dtype=torch.float32,
+        ),
+    )
     full = load_base(config, PLAIN)
     layers = [layer for layer in kept.modules() if isinstance(layer, bitsandbytes.nn.Linear4bit)]
     assert len(layers) == 14 and all(hasattr(layer, "unpacked") for layer in layers)
@@ -232,8 +301,14 @@ def test_kept_weights_give_the_outputs_of_bitsandbytes(local, double):
 
 def test_an_adapter_trains_over_kept_weights(local):
     pytest.importorskip("bitsandbytes")
-    config = tiny_config(**{"model.base_model_id": str(local), "adapter.method": "qlora",
-                            "adapter.quantization.load_in_4bit": True, "adapter.dropout": 0.0})
+    config = tiny_config(
+        **{
+            "model.base_model_id": str(local),
+            "adapter.method": "qlora",
+            "adapter.quantization.load_in_4bit": True,
+            "adapter.dropout": 0.0,
+        }
+    )
     adapted = add_adapter(load_base(config, effective_settings(config, CPU)), config)
     inputs = {name: value for name, value in flatten_rows([row(6, 5)]).items() if name != "labels"}
     adapted(**inputs, use_cache=False).logits.square().sum().backward()
@@ -243,6 +318,7 @@ def test_an_adapter_trains_over_kept_weights(local):
 
 # the adapter
 
+
 def test_linear_layers_are_listed_without_the_head():
     assert linear_layers(tiny_model()) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -251,7 +327,11 @@ def test_target_modules_that_match_nothing_list_the_layers():
     with pytest.raises(ModelError) as error:
         add_adapter(tiny_model(), tiny_config(adapter__target_modules=["q_proj", "Wqkv", "lm_head"]))
     said = str(error.value)
-    assert "Wqkv, lm_head match no linear layer" in said and "down_proj, gate_proj, k_proj" in said and "all-linear" in said
+    assert (
+        "Wqkv, lm_head match no linear layer" in said
+        and "down_proj, gate_proj, k_proj" in said
+        and "all-linear" in said
+    )
 
 
 @pytest.mark.parametrize("modules, layers", [("all-linear", 14), (["q_proj", "v_proj"], 4), (["down_proj"], 2)])
@@ -280,8 +360,10 @@ def test_an_adapter_is_loaded_for_generation(saved):
     assert not torch.allclose(outputs(found), outputs(tiny_model()), atol=1e-3)
 
 
-@pytest.mark.parametrize("gone", [["adapter_config.json"], ["adapter_model.safetensors"],
-                                  ["adapter_config.json", "adapter_model.safetensors"]])
+@pytest.mark.parametrize(
+    "gone",
+    [["adapter_config.json"], ["adapter_model.safetensors"], ["adapter_config.json", "adapter_model.safetensors"]],
+)
 def test_a_folder_that_is_no_adapter(saved, gone):
     for name in gone:
         (saved / name).unlink()
@@ -294,15 +376,25 @@ def test_an_adapter_folder_that_is_not_there(tmp_path):
         load_adapter(tiny_model(), tmp_path / "gone")
 
 
-@pytest.mark.parametrize("settings", [{"hidden_size": 64}, {"layers": 1}, {"layers": 3}], ids=["wider", "fewer layers", "more layers"])
+@pytest.mark.parametrize(
+    "settings", [{"hidden_size": 64}, {"layers": 1}, {"layers": 3}], ids=["wider", "fewer layers", "more layers"]
+)
 def test_an_adapter_of_another_model_is_refused(saved, settings):
     with pytest.raises(ModelError, match="does not fit the base model"):
         load_adapter(tiny_model(**settings), saved)
 
 
-@pytest.mark.parametrize("file, content", [
-    ("adapter_model.safetensors", b"cut short"), ("adapter_model.safetensors", b""), ("adapter_config.json", b"{"),
-    ("adapter_config.json", b"{}"), ("adapter_config.json", b"[]"), ("adapter_config.json", b'{"peft_type": "NOPE"}')])
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("adapter_model.safetensors", b"cut short"),
+        ("adapter_model.safetensors", b""),
+        ("adapter_config.json", b"{"),
+        ("adapter_config.json", b"{}"),
+        ("adapter_config.json", b"[]"),
+        ("adapter_config.json", b'{"peft_type": "NOPE"}'),
+    ],
+)
 def test_a_damaged_adapter_is_one_sentence(saved, file, content):
     (saved / file).write_bytes(content)
     with pytest.raises(ModelError):

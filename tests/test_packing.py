@@ -1,4 +1,5 @@
 "Packing: a record in a flat row is computed as if it were alone, and none is lost or cut."
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,8 +77,15 @@ def test_a_sliding_window_equals_a_reference_mask(window):
     found, weights = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, sliding_window=window)
     record = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
     place = torch.cat([torch.arange(length) for length in lengths])
-    visible = torch.tensor([[bool(record[row] == record[column]) and 0 <= int(place[row] - place[column]) < window
-                             for column in range(18)] for row in range(18)])
+    visible = torch.tensor(
+        [
+            [
+                bool(record[row] == record[column]) and 0 <= int(place[row] - place[column]) < window
+                for column in range(18)
+            ]
+            for row in range(18)
+        ]
+    )
     scores = (query @ key.transpose(-1, -2) / 2.0).masked_fill(~visible, float("-inf"))
     expected = (scores.softmax(-1) @ value).transpose(1, 2)
     assert weights is None and torch.allclose(found, expected, atol=1e-6)
@@ -85,9 +93,18 @@ def test_a_sliding_window_equals_a_reference_mask(window):
 
 def test_a_model_with_sliding_window_equals_its_own_attention():
     torch.manual_seed(0)
-    model = MistralForCausalLM(MistralConfig(
-        vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, sliding_window=3, initializer_range=0.2)).eval()
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=272,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=3,
+            initializer_range=0.2,
+        )
+    ).eval()
     model.set_attn_implementation(SEGMENTED)
     with torch.no_grad():
         together, apart = logits(model, *ROWS), torch.cat([plain_logits(model, one) for one in ROWS])
@@ -98,16 +115,21 @@ def test_a_model_with_sliding_window_equals_its_own_attention():
 
 
 def test_window_mask():
-    assert window_mask(4, 2, "cpu").tolist() == [[True, False, False, False], [True, True, False, False],
-                                                 [False, True, True, False], [False, False, True, True]]
+    assert window_mask(4, 2, "cpu").tolist() == [
+        [True, False, False, False],
+        [True, True, False, False],
+        [False, True, True, False],
+        [False, False, True, True],
+    ]
 
 
 def test_scaling_and_dropout_are_passed_on():
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, 5, 4) for _ in range(3))
     starts = torch.tensor([0, 5], dtype=torch.int32)
-    plain, scaled = (segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=scale)[0]
-                     for scale in (None, 0.5))
+    plain, scaled = (
+        segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=scale)[0] for scale in (None, 0.5)
+    )
     other = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=0.1)[0]
     dropped = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, dropout=0.9)[0]
     assert torch.allclose(plain, scaled, atol=1e-6)  # 1 / sqrt(4)
@@ -120,12 +142,18 @@ def test_rows_that_are_not_flat_are_refused():
         model(torch.tensor([[1, 2, 3]]), use_cache=False)
     query = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match="flatten_rows"):
-        segmented_attention(None, query, query, query, attention_mask=torch.ones(3, 3), cu_seq_lens_q=torch.tensor([0, 3]))
+        segmented_attention(
+            None, query, query, query, attention_mask=torch.ones(3, 3), cu_seq_lens_q=torch.tensor([0, 3])
+        )
 
 
 def test_flat_rows():
-    flat = flatten_rows([{"input_ids": [5, 6, 7, 8, 9], "labels": [5, -100, 7, 8, 9], "seq_lengths": [3, 2]},
-                         {"input_ids": [1], "labels": [1]}])
+    flat = flatten_rows(
+        [
+            {"input_ids": [5, 6, 7, 8, 9], "labels": [5, -100, 7, 8, 9], "seq_lengths": [3, 2]},
+            {"input_ids": [1], "labels": [1]},
+        ]
+    )
     assert flat["labels"].tolist() == [[-100, -100, 7, -100, 9, -100]]
     assert flat["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
     assert flat["cu_seq_lens_q"].tolist() == flat["cu_seq_lens_k"].tolist() == [0, 3, 5, 6]
@@ -135,15 +163,19 @@ def test_flat_rows():
 @settings(max_examples=12, deadline=None)
 @given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=12))
 def test_packing_loses_and_cuts_no_record(lengths):
-    rows = [{"input_ids": [place] * length, "labels": [IGNORED] + [place] * (length - 1), "group": "g"}
-            for place, length in enumerate(lengths)]
+    rows = [
+        {"input_ids": [place] * length, "labels": [IGNORED] + [place] * (length - 1), "group": "g"}
+        for place, length in enumerate(lengths)
+    ]
     packed = pack_rows(rows, 20)
     found = []
     for pack in packed:
         assert len(pack["input_ids"]) == len(pack["labels"]) == sum(pack["seq_lengths"]) <= 20
         start = 0
         for length in pack["seq_lengths"]:
-            found.append((tuple(pack["input_ids"][start:start + length]), tuple(pack["labels"][start:start + length])))
+            found.append(
+                (tuple(pack["input_ids"][start : start + length]), tuple(pack["labels"][start : start + length]))
+            )
             start += length
     assert sorted(found) == sorted((tuple(one["input_ids"]), tuple(one["labels"])) for one in rows)
     assert pack_rows(rows, 20) == packed

@@ -1,4 +1,5 @@
 "Records: reproducible byte for byte, kept apart by split, nothing to tell answerable from not but the text."
+
 import json
 from collections import Counter, defaultdict
 from copy import deepcopy
@@ -32,8 +33,11 @@ from kwanzaa_nb.records import (
 from kwanzaa_nb.retrieval import Retriever
 
 COMMITTED = {split: ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl" for split in SPLITS}
-MESSAGES = [{"role": "system", "content": "Be exact."}, {"role": "user", "content": "When?"},
-            {"role": "assistant", "content": "Then."}]
+MESSAGES = [
+    {"role": "system", "content": "Be exact."},
+    {"role": "user", "content": "When?"},
+    {"role": "assistant", "content": "Then."},
+]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,9 @@ def test_every_target_keeps_the_contract(committed, split):
         target = parse_model_answer(row["messages"][-1]["content"], row["chunks"])
         assert (target.answer.completeness == "complete") is row["answerable"]
         cited = {citation.chunk_id for citation in target.citations}
-        assert cited == {chunk["chunk_id"] for chunk in row["chunks"] if chunk["gold"]} if row["answerable"] else not cited
+        assert (
+            cited == {chunk["chunk_id"] for chunk in row["chunks"] if chunk["gold"]} if row["answerable"] else not cited
+        )
     assert check_records(committed[split], split) == []
     assert len({row["id"] for row in committed[split]}) == len(committed[split])
 
@@ -163,29 +169,55 @@ def test_distractors_are_no_gold_chunks_and_name_no_answer(corpus):
 
 
 def test_the_shuffled_chunks_do_not_give_the_place_of_the_gold_chunk_away(committed):
-    places = Counter([chunk["gold"] for chunk in row["chunks"]].index(True) for row in committed["train"]
-                     if row["answerable"] and len(row["chunks"]) == 2)
+    places = Counter(
+        [chunk["gold"] for chunk in row["chunks"]].index(True)
+        for row in committed["train"]
+        if row["answerable"] and len(row["chunks"]) == 2
+    )
     assert min(places[0], places[1]) >= 0.35 * (places[0] + places[1])
 
 
 def chunk(name, document, text="A text about candles.", namespace="kwanzaa_primary_sources"):
-    return Chunk(chunk_id=name, doc_id=document, citation_label="A label", canonical_url="https://example.org/a",
-                 source_org="An archive", year=1966, content_type="summary", license="CC0-1.0", namespace=namespace, text=text)
+    return Chunk(
+        chunk_id=name,
+        doc_id=document,
+        citation_label="A label",
+        canonical_url="https://example.org/a",
+        source_org="An archive",
+        year=1966,
+        content_type="summary",
+        license="CC0-1.0",
+        namespace=namespace,
+        text=text,
+    )
 
 
 def asked(name, *chunk_ids, answer="1966"):
     evidence = [{"chunk_id": chunk_id, "quote": "candles"} for chunk_id in chunk_ids]
     marks = " ".join(f"[{place}]" for place in range(1, len(evidence) + 1))
-    return Question.model_validate({"question_id": name, "question": f"What of {name}?", "answer": answer,
-                                    "statement": f"1966. {marks}", "evidence": evidence})
+    return Question.model_validate(
+        {
+            "question_id": name,
+            "question": f"What of {name}?",
+            "answer": answer,
+            "statement": f"1966. {marks}",
+            "evidence": evidence,
+        }
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_documents_joined_by_a_question_are_never_parted(seed):
     chunks = {f"c{place}": chunk(f"c{place}", f"d{place}") for place in range(24)}
-    questions = [asked("a", "c0", "c9"), asked("b", "c9", "c17"), asked("c", "c3", "c4"), asked("d", "c17", "c20", "c1"),
-                 Question.model_validate({"question_id": "e", "question": "?", "answer": None, "kind": "near_miss",
-                                          "about": ["c4", "c11"]})]
+    questions = [
+        asked("a", "c0", "c9"),
+        asked("b", "c9", "c17"),
+        asked("c", "c3", "c4"),
+        asked("d", "c17", "c20", "c1"),
+        Question.model_validate(
+            {"question_id": "e", "question": "?", "answer": None, "kind": "near_miss", "about": ["c4", "c11"]}
+        ),
+    ]
     where = split_documents(chunks, questions, seed)
     assert set(where) == {f"d{place}" for place in range(24)} and set(where.values()) == set(SPLITS)
     assert len({where[name] for name in ("d0", "d9", "d17", "d20", "d1")}) == 1
@@ -213,7 +245,9 @@ def test_nothing_leaks_and_each_planted_leak_is_found(committed):
     assert leaks(train, [fresh], "eval") == []
     assert [problem.where for problem in leaks(train, [same], "eval")] == ["eval, planted"]
     assert [problem.where for problem in leaks(train, [near], "eval", near=0.75)] == ["eval, planted"]
-    assert [problem.where for problem in leaks(train, [shared], "eval")] == [f"eval, chunk {row['chunks'][0]['chunk_id']}"]
+    assert [problem.where for problem in leaks(train, [shared], "eval")] == [
+        f"eval, chunk {row['chunks'][0]['chunk_id']}"
+    ]
 
 
 def test_near_duplicates_count_words_whatever_their_case_and_order():
@@ -239,9 +273,14 @@ def test_a_planted_shortcut_is_found(feature, turned):
         answerable = (place % 2 == 0) is not turned
         planted = {"number of chunks": 1, "words of question": 4, "first chunk's year": 1960}
         planted[feature] += 3 * (place % 2)
-        rows.append({"answerable": answerable, "question": " ".join(["word"] * planted["words of question"]),
-                     "chunks": [{"chunk_id": "c", "text": "text", "year": planted["first chunk's year"]}]
-                     * planted["number of chunks"]})
+        rows.append(
+            {
+                "answerable": answerable,
+                "question": " ".join(["word"] * planted["words of question"]),
+                "chunks": [{"chunk_id": "c", "text": "text", "year": planted["first chunk's year"]}]
+                * planted["number of chunks"],
+            }
+        )
     assert dict(shortcuts(rows))[feature] == 1.0 and shortcuts(rows)[0][1] == 1.0
 
 
@@ -302,14 +341,23 @@ def content(place, text):
     return [{**message, "content": text} if index == place else message for index, message in enumerate(MESSAGES)]
 
 
-@pytest.mark.parametrize("messages, field, code", [
-    (None, "messages", "messages_type"), ("text", "messages", "messages_type"), ([1, 2, 3], "messages", "messages_type"),
-    ([], "messages", "roles"), (MESSAGES[1:], "messages", "roles"), (MESSAGES + MESSAGES[1:], "messages", "roles"),
-    ([MESSAGES[1], MESSAGES[0], MESSAGES[2]], "messages", "roles"),
-    (content(0, ""), "messages[0].content", "content"), (content(1, " \n"), "messages[1].content", "content"),
-    (content(2, None), "messages[2].content", "content"), (content(2, ["a"]), "messages[2].content", "content"),
-    (content(2, "\ud800"), "messages[2].content", "content"),
-])
+@pytest.mark.parametrize(
+    "messages, field, code",
+    [
+        (None, "messages", "messages_type"),
+        ("text", "messages", "messages_type"),
+        ([1, 2, 3], "messages", "messages_type"),
+        ([], "messages", "roles"),
+        (MESSAGES[1:], "messages", "roles"),
+        (MESSAGES + MESSAGES[1:], "messages", "roles"),
+        ([MESSAGES[1], MESSAGES[0], MESSAGES[2]], "messages", "roles"),
+        (content(0, ""), "messages[0].content", "content"),
+        (content(1, " \n"), "messages[1].content", "content"),
+        (content(2, None), "messages[2].content", "content"),
+        (content(2, ["a"]), "messages[2].content", "content"),
+        (content(2, "\ud800"), "messages[2].content", "content"),
+    ],
+)
 def test_bad_messages_are_named_by_line_and_field(tmp_path, messages, field, code):
     path = lines(tmp_path / "a.jsonl", {"messages": MESSAGES}, {"messages": messages})
     with pytest.raises(DataError) as error:
@@ -317,9 +365,22 @@ def test_bad_messages_are_named_by_line_and_field(tmp_path, messages, field, cod
     assert [(problem.where, problem.code) for problem in error.value.problems] == [(f"a.jsonl, line 2, {field}", code)]
 
 
-@pytest.mark.parametrize("field, value", [
-    ("id", ["a"]), ("id", None), ("id", 5), ("chunks", None), ("chunks", ["a"]), ("chunks", [{}]), ("answerable", "yes"),
-    ("category", None), ("group", ["a"]), ("persona", 1), ("expected", None)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("id", ["a"]),
+        ("id", None),
+        ("id", 5),
+        ("chunks", None),
+        ("chunks", ["a"]),
+        ("chunks", [{}]),
+        ("answerable", "yes"),
+        ("category", None),
+        ("group", ["a"]),
+        ("persona", 1),
+        ("expected", None),
+    ],
+)
 def test_a_field_of_another_type_is_named(tmp_path, field, value):
     path = lines(tmp_path / "a.jsonl", {"messages": MESSAGES, field: value})
     with pytest.raises(DataError) as error:
@@ -328,8 +389,13 @@ def test_a_field_of_another_type_is_named(tmp_path, field, value):
 
 
 def test_all_problems_of_a_record_file_come_at_once(tmp_path):
-    path = lines(tmp_path / "a.jsonl", {"messages": []}, {"messages": content(0, "")}, {"messages": MESSAGES, "id": "x"},
-                 {"messages": MESSAGES, "id": "x"})
+    path = lines(
+        tmp_path / "a.jsonl",
+        {"messages": []},
+        {"messages": content(0, "")},
+        {"messages": MESSAGES, "id": "x"},
+        {"messages": MESSAGES, "id": "x"},
+    )
     with pytest.raises(DataError) as error:
         read_records(path, shown="a.jsonl")
     assert [problem.code for problem in error.value.problems] == ["roles", "content", "duplicate_id"]
@@ -340,12 +406,22 @@ def test_all_problems_of_a_record_file_come_at_once(tmp_path):
 
 
 def many(documents, distractor="Nothing of use stands here."):
-    chunks = {f"c{place}": chunk(f"c{place}", f"d{place}", f"In 1966 the candles of house {place} were lit.")
-              for place in range(documents)}
-    questions = [Question.model_validate({
-        "question_id": f"q{place}", "question": f"When were candles lit at {place} {'abcdefgh'[place % 8] * 9}{place}?",
-        "answer": f"house {place}", "statement": f"They were lit in house {place}. [1]",
-        "evidence": [{"chunk_id": f"c{place}", "quote": f"house {place}"}]}) for place in range(documents)]
+    chunks = {
+        f"c{place}": chunk(f"c{place}", f"d{place}", f"In 1966 the candles of house {place} were lit.")
+        for place in range(documents)
+    }
+    questions = [
+        Question.model_validate(
+            {
+                "question_id": f"q{place}",
+                "question": f"When were candles lit at {place} {'abcdefgh'[place % 8] * 9}{place}?",
+                "answer": f"house {place}",
+                "statement": f"They were lit in house {place}. [1]",
+                "evidence": [{"chunk_id": f"c{place}", "quote": f"house {place}"}],
+            }
+        )
+        for place in range(documents)
+    ]
     return chunks, questions
 
 

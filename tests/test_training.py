@@ -1,4 +1,5 @@
 "Training: the loss, the order, what is passed on, what stops it, and what is kept."
+
 import json
 import math
 from types import SimpleNamespace
@@ -37,9 +38,16 @@ from kwanzaa_nb.training import (
 
 CPU = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "sgd")
 ROWS = [row(3 + place, 2 + place % 3, group=f"g{place // 2}", first=11 * place + 3) for place in range(8)]
-STEADY = {"adapter.dropout": 0.0, "adapter.r": 2, "training.optim": "sgd", "training.learning_rate": 0.02,
-          "training.lr_scheduler": "constant", "training.warmup_ratio": 0.0, "training.max_grad_norm": 0.0,
-          "run.logging_steps": 1}
+STEADY = {
+    "adapter.dropout": 0.0,
+    "adapter.r": 2,
+    "training.optim": "sgd",
+    "training.learning_rate": 0.02,
+    "training.lr_scheduler": "constant",
+    "training.warmup_ratio": 0.0,
+    "training.max_grad_norm": 0.0,
+    "run.logging_steps": 1,
+}
 # plain gradient descent: a difference of adapters is a difference of gradients, times the learning rate
 
 
@@ -52,7 +60,9 @@ def train(folder, rows=ROWS, effective=CPU, model=None, watched=(), callbacks=()
     config = tiny_config(**{**STEADY, **overrides})
     set_seed(config.run.seed)
     adapted = add_adapter(model or tiny_model(), config)
-    trainer, outcome = train_adapter(adapted, tiny_tokenizer(), list(rows), list(watched), config, effective, folder, callbacks)
+    trainer, outcome = train_adapter(
+        adapted, tiny_tokenizer(), list(rows), list(watched), config, effective, folder, callbacks
+    )
     return trainer, outcome, adapter_weights(adapted)
 
 
@@ -68,6 +78,7 @@ def smollm():
 
 # the loss
 
+
 def test_the_loss_is_that_of_transformers():
     model, batch = tiny_model(), flatten_rows(ROWS)
     total, count = supervised_loss(model, batch)
@@ -79,8 +90,11 @@ def test_the_loss_is_that_of_transformers():
 def test_the_loss_is_that_of_the_definition():
     model, one = tiny_model(), ROWS[3]
     with torch.no_grad():
-        chances = model(**{name: value for name, value in flatten_rows([one]).items() if name != "labels"},
-                        use_cache=False).logits[0].log_softmax(-1)
+        chances = (
+            model(**{name: value for name, value in flatten_rows([one]).items() if name != "labels"}, use_cache=False)
+            .logits[0]
+            .log_softmax(-1)
+        )
         total, _ = supervised_loss(model, flatten_rows([one]))
     expected = -sum(chances[place - 1, label].item() for place, label in enumerate(one["labels"]) if label != IGNORED)
     assert total.item() == pytest.approx(expected, rel=1e-5)
@@ -96,8 +110,10 @@ def test_a_batch_without_supervised_tokens_is_refused(tmp_path):
 
 def test_the_decision_weighs_more():
     tokenizer, model = tiny_tokenizer(), tiny_model()
-    records = [{"id": str(place), "messages": chat(answer)} for place, answer in enumerate(
-        ['{"citations":[{"chunk_id":"a"}]}', '{"citations":[]}', "plain text"])]
+    records = [
+        {"id": str(place), "messages": chat(answer)}
+        for place, answer in enumerate(['{"citations":[{"chunk_id":"a"}]}', '{"citations":[]}', "plain text"])
+    ]
     config, ends = tiny_config(), {tokenizer.eos_token_id}
     plain, weighted = (encode_records(tokenizer, records, config, ends, weight) for weight in (1.0, 5.0))
     assert all("loss_weights" not in one for one in plain)
@@ -108,13 +124,20 @@ def test_the_decision_weighs_more():
         assert len(heavy) == decides and len(other["loss_weights"]) == len(other["labels"])
         if decides:
             before, answering, refusing = decision_tokens(
-                tokenizer, render_chat(tokenizer, record["messages"][:2], add_generation_prompt=True))
+                tokenizer, render_chat(tokenizer, record["messages"][:2], add_generation_prompt=True)
+            )
             assert heavy == [len(before)] and other["labels"][heavy[0]] in (answering, refusing)
     with torch.no_grad():
-        losses = [[supervised_loss(model, flatten_rows(part))[0].item() for part in (rows[:2], rows[2:], rows)]
-                  for rows in (plain, weighted)]
-        chances = [model(**{name: value for name, value in flatten_rows([one]).items() if name != "labels"},
-                         use_cache=False).logits[0].log_softmax(-1) for one in plain[:2]]
+        losses = [
+            [supervised_loss(model, flatten_rows(part))[0].item() for part in (rows[:2], rows[2:], rows)]
+            for rows in (plain, weighted)
+        ]
+        chances = [
+            model(**{name: value for name, value in flatten_rows([one]).items() if name != "labels"}, use_cache=False)
+            .logits[0]
+            .log_softmax(-1)
+            for one in plain[:2]
+        ]
     place = weighted[0]["loss_weights"].index(5.0)
     extra = -4 * sum(chance[place - 1, one["input_ids"][place]].item() for chance, one in zip(chances, plain))
     assert losses[1][0] - losses[0][0] == pytest.approx(extra, rel=1e-4)
@@ -133,10 +156,20 @@ def test_the_weights_of_packed_rows_are_those_of_their_records():
 
 def test_the_weight_reaches_training(whole, tmp_path):
     weighted = [{**one, "loss_weights": [3.0] * len(one["labels"])} for one in ROWS]
-    _, _, weights = train(tmp_path, weighted, training__per_device_train_batch_size=4, training__gradient_accumulation_steps=2,
-                          training__epochs=2)
-    _, _, faster = train(tmp_path, training__per_device_train_batch_size=8, training__gradient_accumulation_steps=1,
-                         training__epochs=2, training__learning_rate=0.06)
+    _, _, weights = train(
+        tmp_path,
+        weighted,
+        training__per_device_train_batch_size=4,
+        training__gradient_accumulation_steps=2,
+        training__epochs=2,
+    )
+    _, _, faster = train(
+        tmp_path,
+        training__per_device_train_batch_size=8,
+        training__gradient_accumulation_steps=1,
+        training__epochs=2,
+        training__learning_rate=0.06,
+    )
     assert largest_difference(weights, faster) < 1e-5
     assert largest_difference(weights, whole[2]) > 1e-3
 
@@ -146,18 +179,24 @@ def test_the_decision_of_every_committed_record_is_weighted_once(smollm):
     records = read_records(ROOT / "data" / "training" / "kwanzaa_dev.jsonl")
     for record, one in zip(records, encode_records(smollm, records, config, {smollm.eos_token_id}, 5.0)):
         before, answering, refusing = decision_tokens(
-            smollm, render_chat(smollm, record["messages"][:2], add_generation_prompt=True))
+            smollm, render_chat(smollm, record["messages"][:2], add_generation_prompt=True)
+        )
         assert [place for place, factor in enumerate(one["loss_weights"]) if factor != 1.0] == [len(before)]
         assert one["labels"][len(before)] == (answering if record["answerable"] else refusing)
 
 
 # the trainer
 
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     "Two steps on all rows at once."
-    return train(tmp_path_factory.mktemp("whole"), training__per_device_train_batch_size=8,
-                 training__gradient_accumulation_steps=1, training__epochs=2)
+    return train(
+        tmp_path_factory.mktemp("whole"),
+        training__per_device_train_batch_size=8,
+        training__gradient_accumulation_steps=1,
+        training__epochs=2,
+    )
 
 
 def test_training_changes_the_adapter(whole, tmp_path):
@@ -179,16 +218,24 @@ def test_a_mean_of_means_would_be_seen(whole, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "supervised_loss", averaged)
-        _, _, weights = train(tmp_path, training__per_device_train_batch_size=1, training__gradient_accumulation_steps=8,
-                              training__epochs=2)
+        _, _, weights = train(
+            tmp_path,
+            training__per_device_train_batch_size=1,
+            training__gradient_accumulation_steps=8,
+            training__epochs=2,
+        )
     assert len(means) == 16 and largest_difference(weights, whole[2]) > 1e-4
 
 
 @pytest.mark.parametrize("batch, accumulation", [(4, 2), (2, 4), (1, 8)])
 def test_accumulation_equals_one_big_batch(whole, tmp_path, batch, accumulation):
     "Answers of different lengths, so a mean of means would differ."
-    trainer, _, weights = train(tmp_path, training__per_device_train_batch_size=batch,
-                                training__gradient_accumulation_steps=accumulation, training__epochs=2)
+    trainer, _, weights = train(
+        tmp_path,
+        training__per_device_train_batch_size=batch,
+        training__gradient_accumulation_steps=accumulation,
+        training__epochs=2,
+    )
     assert trainer.state.global_step == 2
     assert largest_difference(weights, whole[2]) < 1e-6
 
@@ -196,31 +243,55 @@ def test_accumulation_equals_one_big_batch(whole, tmp_path, batch, accumulation)
 def test_packed_rows_train_the_same_adapter(whole, tmp_path):
     packed = pack_rows(ROWS, 32)
     assert 1 < len(packed) < len(ROWS)
-    _, outcome, weights = train(tmp_path, packed, data__packing=True, training__epochs=2,
-                                training__per_device_train_batch_size=1, training__gradient_accumulation_steps=len(packed))
+    _, outcome, weights = train(
+        tmp_path,
+        packed,
+        data__packing=True,
+        training__epochs=2,
+        training__per_device_train_batch_size=1,
+        training__gradient_accumulation_steps=len(packed),
+    )
     assert outcome["steps"] == 2 and largest_difference(weights, whole[2]) < 1e-6
 
 
 def test_a_short_last_step_counts_its_own_tokens(tmp_path):
     "Six rows: a step of four and one of two, in two and in four micro batches."
-    first, second = (train(tmp_path / str(batch), ROWS[:6], training__per_device_train_batch_size=batch,
-                           training__gradient_accumulation_steps=4 // batch) for batch in (4, 1))
+    first, second = (
+        train(
+            tmp_path / str(batch),
+            ROWS[:6],
+            training__per_device_train_batch_size=batch,
+            training__gradient_accumulation_steps=4 // batch,
+        )
+        for batch in (4, 1)
+    )
     assert first[1]["steps"] == second[1]["steps"] == first[0].state.global_step == 2
     assert largest_difference(first[2], second[2]) < 1e-6
 
 
 def test_gradient_checkpointing_trains_the_same_adapter(whole, tmp_path):
-    _, _, weights = train(tmp_path, training__per_device_train_batch_size=8, training__gradient_accumulation_steps=1,
-                          training__epochs=2, training__gradient_checkpointing=True)
+    _, _, weights = train(
+        tmp_path,
+        training__per_device_train_batch_size=8,
+        training__gradient_accumulation_steps=1,
+        training__epochs=2,
+        training__gradient_checkpointing=True,
+    )
     assert largest_difference(weights, whole[2]) < 1e-6
 
 
 def test_a_seed_gives_the_same_adapter_bit_for_bit(tmp_path):
-    settings = {"adapter.dropout": 0.2, "training.per_device_train_batch_size": 2, "training.optim": "adamw_torch",
-                "training.learning_rate": 0.01}
+    settings = {
+        "adapter.dropout": 0.2,
+        "training.per_device_train_batch_size": 2,
+        "training.optim": "adamw_torch",
+        "training.learning_rate": 0.01,
+    }
     adamw = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
-    first, second, other = (train(tmp_path / str(place), effective=adamw, **settings, run__seed=seed)[2]
-                            for place, seed in enumerate((1, 1, 2)))
+    first, second, other = (
+        train(tmp_path / str(place), effective=adamw, **settings, run__seed=seed)[2]
+        for place, seed in enumerate((1, 1, 2))
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert largest_difference(first, other) > 1e-4
 
@@ -241,22 +312,30 @@ def test_epochs_have_their_own_order_and_groups_stay_together(tmp_path, monkeypa
         return inner(model, batch)
 
     monkeypatch.setattr(training, "supervised_loss", watching)
-    train(tmp_path, training__per_device_train_batch_size=2, training__gradient_accumulation_steps=1, training__epochs=3)
+    train(
+        tmp_path, training__per_device_train_batch_size=2, training__gradient_accumulation_steps=1, training__epochs=3
+    )
     pairs = [ROWS[place]["input_ids"] + ROWS[place + 1]["input_ids"] for place in range(0, 8, 2)]
-    orders = [tuple(pairs.index(batch) for batch in seen[start:start + 4]) for start in (0, 4, 8)]
+    orders = [tuple(pairs.index(batch) for batch in seen[start : start + 4]) for start in (0, 4, 8)]
     assert len(seen) == 12 and all(sorted(order) == [0, 1, 2, 3] for order in orders) and len(set(orders)) > 1
 
 
 def test_development_records_are_watched(tmp_path):
     said = []
-    trainer, _, _ = train(tmp_path, watched=ROWS[:2], callbacks=[Progress(said.append)],
-                          training__per_device_train_batch_size=2, training__gradient_accumulation_steps=1)
+    trainer, _, _ = train(
+        tmp_path,
+        watched=ROWS[:2],
+        callbacks=[Progress(said.append)],
+        training__per_device_train_batch_size=2,
+        training__gradient_accumulation_steps=1,
+    )
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
     assert len(said) == 4 and said[0].startswith("step 1 of 4: loss ")
 
 
 # order
+
 
 @pytest.mark.parametrize("groups", [["a"], ["a", "b", "a", "c", "b", "d"], [str(place // 3) for place in range(30)]])
 def test_sampler_keeps_groups_and_covers_all(groups):
@@ -288,24 +367,37 @@ def test_pairs_of_the_committed_records_fall_into_one_step():
 
 # records to rows
 
+
 def test_all_records_that_do_not_fit_come_at_once():
     config = tiny_config(data__max_seq_length=200, evaluation__generation_defaults__max_new_tokens=20)
-    records = [{"id": "fine", "messages": chat("yes")}, {"id": "long", "messages": chat("yes", question="why " * 60)},
-               {"id": "wordy", "messages": chat("no " * 9)}, {"id": "both", "messages": chat("no " * 9, question="why " * 60)},
-               {"id": "blank", "messages": chat(" ")}]
+    records = [
+        {"id": "fine", "messages": chat("yes")},
+        {"id": "long", "messages": chat("yes", question="why " * 60)},
+        {"id": "wordy", "messages": chat("no " * 9)},
+        {"id": "both", "messages": chat("no " * 9, question="why " * 60)},
+        {"id": "blank", "messages": chat(" ")},
+    ]
     tokenizer = tiny_tokenizer()
     with pytest.raises(RecordsError) as error:
         encode_records(tokenizer, records, config, {tokenizer.eos_token_id})
     found = [(problem.where, problem.code) for problem in error.value.problems]
-    assert found == [("long", "too_long"), ("wordy", "answer_too_long"), ("both", "too_long"), ("both", "answer_too_long"),
-                     ("blank", "mask")]
+    assert found == [
+        ("long", "too_long"),
+        ("wordy", "answer_too_long"),
+        ("both", "too_long"),
+        ("both", "answer_too_long"),
+        ("blank", "mask"),
+    ]
     length = len(encode_chat(tokenizer, records[1]["messages"])["input_ids"])
     assert f"long: {length} tokens, over data.max_seq_length 200" in str(error.value)
-    assert "wordy: its answer has 27 tokens, over max_new_tokens 20" in str(error.value)
+    assert "wordy: its answer has 28 tokens, over max_new_tokens 20" in str(error.value)
 
 
 def test_limits_are_inclusive_and_lengths_are_counted():
-    tokenizer, records = tiny_tokenizer(), [{"id": "a", "messages": chat("yes"), "group": "g"}, {"id": "b", "messages": chat("no")}]
+    tokenizer, records = (
+        tiny_tokenizer(),
+        [{"id": "a", "messages": chat("yes"), "group": "g"}, {"id": "b", "messages": chat("no")}],
+    )
     lengths = token_lengths(tokenizer, records)
     assert lengths["answer"] == [4, 3] and lengths["record"][0] == lengths["record"][1] + 1
     config = tiny_config(data__max_seq_length=lengths["record"][0], evaluation__generation_defaults__max_new_tokens=4)
@@ -323,22 +415,47 @@ def test_every_committed_record_fits_the_demo():
 
 # steps and arguments
 
-@pytest.mark.parametrize("rows, batch, accumulation, epochs, most, steps", [
-    (120, 1, 16, 2, None, 16), (8, 4, 2, 1, None, 1), (9, 4, 2, 1, None, 2), (9, 4, 2, 1.5, None, 3), (1, 4, 2, 3, None, 3),
-    (100, 4, 2, 1, 7, 7)])
+
+@pytest.mark.parametrize(
+    "rows, batch, accumulation, epochs, most, steps",
+    [
+        (120, 1, 16, 2, None, 16),
+        (8, 4, 2, 1, None, 1),
+        (9, 4, 2, 1, None, 2),
+        (9, 4, 2, 1.5, None, 3),
+        (1, 4, 2, 3, None, 3),
+        (100, 4, 2, 1, 7, 7),
+    ],
+)
 def test_steps(rows, batch, accumulation, epochs, most, steps):
-    config = tiny_config(training__per_device_train_batch_size=batch, training__gradient_accumulation_steps=accumulation,
-                         training__epochs=epochs, training__max_steps=most)
+    config = tiny_config(
+        training__per_device_train_batch_size=batch,
+        training__gradient_accumulation_steps=accumulation,
+        training__epochs=epochs,
+        training__max_steps=most,
+    )
     assert step_budget(config, rows)[0]["steps"] == steps
 
 
 def test_intervals_are_lowered_and_that_is_said():
-    config = tiny_config(run__logging_steps=50, run__eval_steps=200, run__save_steps=3, training__max_steps=40,
-                         training__warmup_ratio=0.03)
+    config = tiny_config(
+        run__logging_steps=50,
+        run__eval_steps=200,
+        run__save_steps=3,
+        training__max_steps=40,
+        training__warmup_ratio=0.03,
+    )
     budget, differences = step_budget(config, 1000)
-    assert (budget["logging_steps"], budget["eval_steps"], budget["save_steps"], budget["warmup_steps"]) == (4, 20, 3, 2)
+    assert (budget["logging_steps"], budget["eval_steps"], budget["save_steps"], budget["warmup_steps"]) == (
+        4,
+        20,
+        3,
+        2,
+    )
     assert [(item.key, item.requested, item.used) for item in differences] == [
-        ("run.logging_steps", 50, 4), ("run.eval_steps", 200, 20)]
+        ("run.logging_steps", 50, 4),
+        ("run.eval_steps", 200, 20),
+    ]
     assert all("40 steps" in item.reason for item in differences)
     single, _ = step_budget(tiny_config(training__max_steps=1), 1000)
     assert min(single.values()) >= 1
@@ -352,19 +469,42 @@ def test_more_processes_take_fewer_steps():
 
 
 OTHER = {
-    "run.seed": 7, "run.mixed_precision": "fp16", "run.device": None, "run.name": None, "run.output_dir": None,
-    "run.logging_steps": 3, "run.save_steps": 4, "run.eval_steps": 5, "run.save_total_limit": 9,
-    "training.epochs": 3, "training.max_steps": 77, "training.learning_rate": 0.5, "training.lr_scheduler": "linear",
-    "training.warmup_ratio": 0.5, "training.weight_decay": 0.25, "training.per_device_train_batch_size": 3,
-    "training.per_device_eval_batch_size": 5, "training.gradient_accumulation_steps": 9, "training.max_grad_norm": 0.1,
-    "training.optim": "adafactor", "training.gradient_checkpointing": True, "training.decision_weight": None,
+    "run.seed": 7,
+    "run.mixed_precision": "fp16",
+    "run.device": None,
+    "run.name": None,
+    "run.output_dir": None,
+    "run.logging_steps": 3,
+    "run.save_steps": 4,
+    "run.eval_steps": 5,
+    "run.save_total_limit": 9,
+    "training.epochs": 3,
+    "training.max_steps": 77,
+    "training.learning_rate": 0.5,
+    "training.lr_scheduler": "linear",
+    "training.warmup_ratio": 0.5,
+    "training.weight_decay": 0.25,
+    "training.per_device_train_batch_size": 3,
+    "training.per_device_eval_batch_size": 5,
+    "training.gradient_accumulation_steps": 9,
+    "training.max_grad_norm": 0.1,
+    "training.optim": "adafactor",
+    "training.gradient_checkpointing": True,
+    "training.decision_weight": None,
 }
-ELSEWHERE = {"run.device", "run.name", "run.output_dir", "training.decision_weight"}  # hardware, stages and `encode_records`
+ELSEWHERE = {
+    "run.device",
+    "run.name",
+    "run.output_dir",
+    "training.decision_weight",
+}  # hardware, stages and `encode_records`
 GPU = Hardware("cuda", "A100", True, True, True)
 
 
 def test_every_key_is_in_the_list():
-    keys = {f"run.{name}" for name in RunSection.model_fields} | {f"training.{name}" for name in TrainingSection.model_fields}
+    keys = {f"run.{name}" for name in RunSection.model_fields} | {
+        f"training.{name}" for name in TrainingSection.model_fields
+    }
     assert set(OTHER) == keys
 
 
@@ -381,8 +521,12 @@ def test_every_key_reaches_the_trainer(monkeypatch, key):
     plain, changed = arguments({}), arguments({key: OTHER[key]})
     different = {name for name in plain if plain[name] != changed[name]}
     assert different
-    name = {"training.epochs": "num_train_epochs", "training.lr_scheduler": "lr_scheduler_type", "run.mixed_precision": "fp16",
-            "training.warmup_ratio": "warmup_steps"}.get(key, key.split(".")[1])
+    name = {
+        "training.epochs": "num_train_epochs",
+        "training.lr_scheduler": "lr_scheduler_type",
+        "run.mixed_precision": "fp16",
+        "training.warmup_ratio": "warmup_steps",
+    }.get(key, key.split(".")[1])
     assert name in different
     if key not in ("run.mixed_precision", "training.warmup_ratio"):
         assert changed[name] == OTHER[key]
@@ -405,7 +549,7 @@ def test_the_decision_of_every_committed_target_is_at_the_measured_token(smollm)
         prompt = render_chat(smollm, record["messages"][:2], add_generation_prompt=True)
         before, answering, refusing = decision_tokens(smollm, prompt)
         tokens = encode_chat(smollm, record["messages"])["input_ids"]
-        assert answering != refusing and tokens[:len(before)] == before
+        assert answering != refusing and tokens[: len(before)] == before
         assert tokens[len(before)] == (answering if record["answerable"] else refusing), record["id"]
         sides.add(record["answerable"])
     assert sides == {True, False}
@@ -418,7 +562,9 @@ def test_every_committed_target_begins_one_of_two_ways():
 
 def test_the_probability_is_that_of_the_two_tokens():
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    before, answering, refusing = decision_tokens(tokenizer, render_chat(tokenizer, chat()[:2], add_generation_prompt=True))
+    before, answering, refusing = decision_tokens(
+        tokenizer, render_chat(tokenizer, chat()[:2], add_generation_prompt=True)
+    )
     assert tokenizer.decode(before).endswith('{"citations":[') and tokenizer.decode([answering, refusing]) == "{]"
     eager = tiny_model(attention="eager")
     with torch.no_grad():
@@ -429,8 +575,10 @@ def test_the_probability_is_that_of_the_two_tokens():
 
 def test_the_watch_keeps_both_sides_and_the_models_mode():
     said, tokenizer, model = [], tiny_tokenizer(), tiny_model().train()
-    records = [{"messages": chat(question=f"Is it {place}?"), "answerable": side}
-               for place, side in enumerate((True, False, True, None))]
+    records = [
+        {"messages": chat(question=f"Is it {place}?"), "answerable": side}
+        for place, side in enumerate((True, False, True, None))
+    ]
     watch = DecisionWatch(tokenizer, records, said.append)
     watch.on_evaluate(None, SimpleNamespace(global_step=5), None, model=model, metrics={"eval_loss": 2.0})
     assert model.training and len(watch.history) == len(said) == 1
@@ -438,17 +586,24 @@ def test_the_watch_keeps_both_sides_and_the_models_mode():
     model.eval()
     chances = [answer_probability(model, tokenizer, record["messages"][:2]) for record in records[:3]]
     assert seen["step"] == 5 and seen["eval_loss"] == 2.0
-    assert seen["answerable"] == pytest.approx((chances[0] + chances[2]) / 2) and seen["unanswerable"] == pytest.approx(chances[1])
+    assert seen["answerable"] == pytest.approx((chances[0] + chances[2]) / 2) and seen["unanswerable"] == pytest.approx(
+        chances[1]
+    )
     one_sided = DecisionWatch(tokenizer, records[:1], said.append)
     one_sided.on_evaluate(None, SimpleNamespace(global_step=5), None, model=model)
     assert one_sided.history == []
 
 
 def test_auroc():
-    assert pairwise_auroc([1.0, 0.9], [0.1]) == 1.0 and pairwise_auroc([0.1], [0.9]) == 0.0 and pairwise_auroc([0.5], [0.5]) == 0.5
+    assert (
+        pairwise_auroc([1.0, 0.9], [0.1]) == 1.0
+        and pairwise_auroc([0.1], [0.9]) == 0.0
+        and pairwise_auroc([0.5], [0.5]) == 0.5
+    )
 
 
 # what is kept
+
 
 def test_an_adapter_replaces_the_folder_whole(tmp_path):
     config = tiny_config(**STEADY)
@@ -483,7 +638,9 @@ def test_what_is_kept_names_no_local_folder(tmp_path, published):
     local = tmp_path / "home-of-ada" / "model"
     tiny_model().save_pretrained(local)
     tiny_tokenizer().save_pretrained(local)
-    config = tiny_config(**{**STEADY, "model.base_model_id": str(local), "publishing.metadata.base_model_id": published})
+    config = tiny_config(
+        **{**STEADY, "model.base_model_id": str(local), "publishing.metadata.base_model_id": published}
+    )
     adapted = add_adapter(AutoModelForCausalLM.from_pretrained(local), config)
     folder = save_adapter(adapted, load_tokenizer(config), tmp_path / "adapter")
     for path in folder.iterdir():
@@ -499,5 +656,7 @@ def test_a_saved_adapter_gives_the_trained_models_outputs(tmp_path, whole):
     again = load_adapter(tiny_model(), folder)
     inputs = {name: value for name, value in flatten_rows(ROWS).items() if name != "labels"}
     with torch.no_grad():
-        trained, loaded, base = (model.eval()(**inputs, use_cache=False).logits for model in (trainer.model, again, tiny_model()))
+        trained, loaded, base = (
+            model.eval()(**inputs, use_cache=False).logits for model in (trainer.model, again, tiny_model())
+        )
     assert torch.allclose(trained, loaded, atol=1e-6) and not torch.allclose(trained, base, atol=1e-3)
