@@ -284,12 +284,9 @@ def add_adapter(
         raise ModelError(
             f"adapter.target_modules {', '.join(unmatched)} match no linear layer of {config.model.base_model_id}: "
             f"choose among {', '.join(known)}, or write all-linear")
-    adapted = get_peft_model(model, LoraConfig(
+    return get_peft_model(model, LoraConfig(
         r=config.adapter.r, lora_alpha=config.adapter.alpha, lora_dropout=config.adapter.dropout, task_type="CAUSAL_LM",
         target_modules=wanted if wanted == "all-linear" else list(wanted)))
-    named = config.publishing.metadata.base_model_id or config.model.base_model_id
-    adapted.peft_config["default"].base_model_name_or_path = None if Path(named).expanduser().is_dir() else named
-    return adapted
 
 # %% ../nbs/30_model.ipynb #30-019
 def load_adapter(

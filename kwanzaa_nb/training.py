@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .config import Config, Difference
@@ -316,6 +316,7 @@ def train_adapter(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=tables[0],
         eval_dataset=tables[1] if watched_rows else None, callbacks=list(callbacks),
         groups=None if config.data.packing else [row["group"] for row in rows])
+    trainer.remove_callback(PrinterCallback)  # `Progress` tells the same, once
     outcome = trainer.train()
     tokens = sum(len(row["input_ids"]) for row in rows)
     supervised = sum(label != IGNORED for row in rows for label in row["labels"])
@@ -328,6 +329,7 @@ def save_adapter(
     tokenizer: Any,
     folder: "str | Path",  # replaced whole
     texts: "dict[str, str] | None" = None,  # further files by name, e.g. training_config.yaml
+    base_model: "str | None" = None,  # name of the base model for adapter_config.json; a local folder is not named
 ) -> Path:
     "Write adapter, tokenizer and further files into a folder that is there whole or not at all."
     folder = Path(folder)
@@ -335,10 +337,10 @@ def save_adapter(
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     beside.chmod(0o755)
     try:
-        named = model.peft_config["default"].base_model_name_or_path
         model.save_pretrained(beside, save_embedding_layers=False)
         described = json.loads((beside / "adapter_config.json").read_text(encoding="utf-8"))
-        described["base_model_name_or_path"] = named  # PEFT fills in a local path where there is no name
+        named = base_model or described["base_model_name_or_path"]
+        described["base_model_name_or_path"] = None if Path(str(named)).expanduser().is_dir() else named
         write_atomically(beside / "adapter_config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
         tokenizer.save_pretrained(beside)
         (beside / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the stage publish writes the real one

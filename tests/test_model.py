@@ -340,7 +340,7 @@ def test_target_modules(modules, layers):
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     assert len(names) == 2 * layers and all("lora_" in name and "lm_head" not in name for name in names)
     lora = adapted.peft_config["default"]
-    assert (lora.r, lora.lora_alpha, lora.base_model_name_or_path) == (4, 12, "HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert (lora.r, lora.lora_alpha) == (4, 12)
 
 
 @pytest.fixture

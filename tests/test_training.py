@@ -642,7 +642,7 @@ def test_what_is_kept_names_no_local_folder(tmp_path, published):
         **{**STEADY, "model.base_model_id": str(local), "publishing.metadata.base_model_id": published}
     )
     adapted = add_adapter(AutoModelForCausalLM.from_pretrained(local), config)
-    folder = save_adapter(adapted, load_tokenizer(config), tmp_path / "adapter")
+    folder = save_adapter(adapted, load_tokenizer(config), tmp_path / "adapter", base_model=published)
     for path in folder.iterdir():
         if path.suffix != ".safetensors":
             assert "home-of-ada" not in path.read_text(encoding="utf-8"), path.name
