@@ -185,7 +185,8 @@ def test_stopping_a_run(project, word):
     stage_notebook(project, "stage.progress('begun')\nimport time\ntime.sleep(60)", "stage.done()")
     process = subprocess.Popen([sys.executable, "-m", "kwanzaa_nb.cli", "run", "data", "--config", "configs/tiny.yaml"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+                               env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
     try:
         for line in process.stdout:
             if "begun" in line:
