@@ -27,7 +27,7 @@ from .config import Config, Difference
 from .errors import KwanzaaError, Problem, ProblemList, write_atomically
 from .masking import IGNORED, MaskError, check_supervised, encode_chat, render_chat
 from .model import Effective
-from .packing import flatten_rows
+from .packing import SEGMENTED, flatten_rows, flatten_shared
 
 # %% ../nbs/33_training.ipynb #33-004
 DECISION = '{"citations":['  # what every answer begins with; the next character decides: a citation, or none
@@ -126,11 +126,12 @@ class GroupSampler(torch.utils.data.Sampler):
 
 # %% ../nbs/33_training.ipynb #33-015
 class AdapterTrainer(SFTTrainer):
-    "TRL's trainer on rows made here: loss over supervised tokens only, groups kept together, adapter weights in fp32."
+    "TRL's trainer on rows made here: supervised tokens only, groups kept together, common prompts once, fp32 adapter weights."
 
     def __init__(self, *args: Any, groups: "Sequence[str] | None" = None, **options: Any):
         self.groups = groups
-        super().__init__(*args, data_collator=flatten_rows, **options)
+        shares = getattr(options["model"].config, "_attn_implementation", "") == SEGMENTED
+        super().__init__(*args, data_collator=flatten_shared if shares else flatten_rows, **options)
         self.loss_is_scaled_for_ga = True
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # TRL casts a quantised model's adapter to bf16, which rounds small updates away

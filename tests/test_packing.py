@@ -8,7 +8,15 @@ from tiny import row, tiny_model
 from transformers import MistralConfig, MistralForCausalLM
 
 from kwanzaa_nb.masking import IGNORED
-from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows, segmented_attention, window_mask
+from kwanzaa_nb.packing import (
+    SEGMENTED,
+    causal_mask,
+    flatten_rows,
+    flatten_shared,
+    pack_rows,
+    segmented_attention,
+    share_prompts,
+)
 from kwanzaa_nb.training import supervised_loss
 
 ROWS = [row(5, 4, first=5), row(1, 1, first=50), row(9, 7, first=90), row(2, 3, first=140)]
@@ -114,8 +122,8 @@ def test_a_model_with_sliding_window_equals_its_own_attention():
     assert (together - wide).abs().max() > 1e-3, "the window made no difference, so the test shows nothing"
 
 
-def test_window_mask():
-    assert window_mask(4, 2, "cpu").tolist() == [
+def test_causal_mask():
+    assert causal_mask(4, 4, 2, "cpu").tolist() == [
         [True, False, False, False],
         [True, True, False, False],
         [False, True, True, False],
@@ -194,3 +202,61 @@ def test_a_packed_row_gives_the_loss_of_its_records():
         together = [supervised_loss(model, flatten_rows([pack])) for pack in packed]
     assert sum(count for _, count in together) == sum(count for _, count in apart)
     assert sum(loss.item() for loss, _ in together) == pytest.approx(sum(loss.item() for loss, _ in apart), rel=1e-5)
+
+
+# sharing prompts
+
+
+def record_of(prompt, answer):
+    return {"input_ids": [*prompt, *answer], "labels": [IGNORED] * len(prompt) + list(answer)}
+
+
+def random_records(generator, count):
+    "Records that begin alike in part: with common instructions, with common contexts, or not at all."
+    draw = lambda length: torch.randint(2, 60, (length,), generator=generator).tolist()  # noqa: E731
+    instructions, contexts = [draw(20), draw(18)], [draw(17), draw(30), draw(5)]
+    pick = lambda items: items[int(torch.randint(len(items), (1,), generator=generator))]  # noqa: E731
+    return [record_of([*pick(instructions), *pick(contexts), *draw(4)], draw(6)) for _ in range(count)]
+
+
+def loss_and_gradient(model, batch):
+    model.zero_grad()
+    total, count = supervised_loss(model, batch)
+    total.backward()
+    return total.item(), count, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_shared_prompts_give_the_loss_and_gradient_of_separate_records(seed):
+    records = random_records(torch.Generator().manual_seed(seed), 7)
+    model = tiny_model()
+    model.set_attn_implementation(SEGMENTED)
+    alone, together = loss_and_gradient(model, flatten_rows(records)), loss_and_gradient(model, flatten_shared(records))
+    assert alone[1] == together[1] and together[0] == pytest.approx(alone[0], rel=1e-5)
+    for name, gradient in alone[2].items():
+        assert torch.allclose(gradient, together[2][name], atol=1e-5), name
+    assert flatten_shared(records)["input_ids"].shape[1] < flatten_rows(records)["input_ids"].shape[1]
+
+
+def test_no_supervised_token_and_no_last_token_of_a_prompt_is_shared():
+    same = record_of(list(range(2, 40)), [50, 51])
+    plan = share_prompts([same, same, record_of(list(range(2, 40)), [52, 51])])
+    shared = [(start, stop) for _, start, stop, _ in plan][:1]
+    assert shared == [(0, 37)] and [(start, stop) for _, start, stop, _ in plan[1:]] == [(37, 40)] * 3
+
+
+def test_each_path_of_the_plan_is_its_record():
+    records = random_records(torch.Generator().manual_seed(9), 9)
+    flat = flatten_shared(records)["input_ids"][0].tolist()
+    leaves = [(before, start, stop) for start, stop, before in flatten_shared(records)["segments"]]
+    parents = {place for before, _, _ in leaves for place in before}
+    paths = [sum((flat[left:right] for left, right in before), []) + flat[start:stop]
+             for before, start, stop in leaves if (start, stop) not in parents]
+    assert sorted(paths) == sorted(record["input_ids"] for record in records)
+
+
+def test_packed_rows_share_too():
+    first, second = record_of(list(range(2, 30)), [40]), record_of(list(range(2, 30)), [41])
+    row = {"input_ids": first["input_ids"] + second["input_ids"], "labels": first["labels"] + second["labels"],
+           "seq_lengths": [29, 29]}
+    assert flatten_shared([row])["input_ids"].tolist() == flatten_shared([first, second])["input_ids"].tolist()
