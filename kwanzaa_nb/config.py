@@ -197,6 +197,7 @@ class EvaluationSection(Section):
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = setting("Headline metrics to report.", METRICS)
     adapter: Text = setting("auto: the adapter of this run; none: only the base model; or the path of one.", "auto")
     batch_size: Count = setting("Records generated for at once; the same for every arm.", 16)
+    stop_invalid_after: Count | None = setting("Tokens still written once an output can't become valid any more; null: to its end.", None)
     max_records: Count | None = setting("Score only so many records, spread over the categories; null: all.", None)
     sampling_seeds: tuple[Seed, ...] = setting("Seeds of sampled passes beside the greedy one; [] for none.", ())
     generation_defaults: GenerationSection = setting("Generation settings.", default_factory=GenerationSection)

@@ -50,7 +50,8 @@ def decodings(
 ) -> list[Decoding]:  # the greedy pass, then a sampled one for each seed
     "The passes of an evaluation."
     asked = config.evaluation.generation_defaults
-    shared = {"max_new_tokens": asked.max_new_tokens, "batch_size": config.evaluation.batch_size}
+    shared = {"max_new_tokens": asked.max_new_tokens, "batch_size": config.evaluation.batch_size,
+              "stop_invalid_after": config.evaluation.stop_invalid_after}
     return [Decoding(**shared), *[Decoding(**shared, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
                                   for seed in config.evaluation.sampling_seeds]]
 

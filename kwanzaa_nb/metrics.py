@@ -173,7 +173,7 @@ class Outcome:
     parsed: bool = False  # strict JSON
     fits: bool = False  # and the schema of `ModelAnswer`
     valid: bool = False  # and the rules beside it, and not cut off
-    valid_without_fence: bool = False  # diagnostic: valid once a Markdown fence is taken off
+    valid_without_fence: "bool | None" = False  # diagnostic: valid once a Markdown fence is taken off; None: stopped before
     decision: str = "invalid"
     right: bool = False  # the expected answer, or an alias, is in the text
     covered: bool = False
@@ -313,9 +313,11 @@ def judge(
         return outcome
     outcome.seconds, outcome.new_tokens = sample.get("seconds") or 0.0, sample.get("new_tokens") or 0
     answer = _read(outcome, sample.get("raw") or "")
-    if sample.get("finish_reason", "stop") != "stop":
-        outcome.fail("cut_off" if sample["finish_reason"] == "length" else "crashed")
-        outcome.valid = outcome.valid_without_fence = False
+    reason = sample.get("finish_reason", "stop")
+    if reason not in ("stop", "invalid"):
+        outcome.fail("cut_off" if reason == "length" else "crashed")
+    if reason != "stop":
+        outcome.valid, outcome.valid_without_fence = False, None if reason == "invalid" else False
     if answer is None or not outcome.valid:
         return outcome
     if answer.answer.completeness != "insufficient_data":
@@ -379,7 +381,7 @@ def _companions(outcomes: "list[Outcome]") -> dict[str, Rate]:
             share("yield", [outcome.yields for outcome in answerable]),
             share("strict_json_rate", [outcome.parsed for outcome in outcomes]),
             share("schema_rate", [outcome.fits for outcome in outcomes]),
-            share("valid_without_fence_rate", [outcome.valid_without_fence for outcome in outcomes]),
+            share("valid_without_fence_rate", [outcome.valid_without_fence for outcome in outcomes if outcome.valid_without_fence is not None]),
             clustered("claim_support_rate", [(outcome.supported, outcome.claims) for outcome in outcomes]),
             clustered("citation_precision", [(hit, cited) for hit, cited, _ in known]),
             clustered("citation_recall", [(hit, gold) for hit, _, gold in known]),

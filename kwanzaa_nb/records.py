@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'PLANS', 'ROLES', 'FIELD_TYPES', 'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer',
-           'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair', 'near_miss_pair',
-           'injected_pair', 'Plan', 'build_split', 'shuffled_questions', 'build_records', 'check_records', 'word_set',
-           'leaks', 'prompt_features', 'shortcuts', 'write_records', 'is_text', 'read_records', 'told_by_messages',
-           'message_problems', 'refuse_foreign', 'ForeignFile', 'count_rows']
+           'PANEL', 'PLANS', 'ROLES', 'FIELD_TYPES', 'draw', 'shuffled', 'split_documents', 'gold_answer',
+           'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair',
+           'near_miss', 'injected_pair', 'answered_by', 'close_questions', 'ask_about', 'panel', 'request',
+           'build_panels', 'Plan', 'build_split', 'build_pairs', 'shuffled_questions', 'build_records', 'check_records',
+           'word_set', 'leaks', 'prompt_features', 'shortcuts', 'write_records', 'is_text', 'read_records',
+           'told_by_messages', 'message_problems', 'refuse_foreign', 'ForeignFile', 'count_rows']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .answer import AnswerError, ModelAnswer, parse_model_answer
+from .answer import PERSONAS, AnswerError, ModelAnswer, parse_model_answer
 from .corpus import Chunk, DataError, Question, read_jsonl
 from .errors import KwanzaaError, Problem, write_atomically
 from .prompt import INSTRUCTION_HEADING, read_context, render_prompt, target_json
@@ -124,7 +125,7 @@ def excerpt(
     chunk: Chunk,
     quotes: Iterable[str],  # whose sentences stay; a quote over two sentences keeps the chunk whole
     *names: Any,  # what the choice of the others depends on
-) -> Chunk:  # with two or three sentences of the text
+) -> Chunk:  # with two sentences of the text or more
     "Some sentences of a chunk, those with a quote among them."
     parts = sentences(chunk.text)
     quoted = [quote for quote in quotes if quote in chunk.text]
@@ -132,7 +133,7 @@ def excerpt(
         return chunk
     kept = [part for part in parts if any(quote in part for quote in quoted)]
     others = shuffled(dict.fromkeys(part for part in parts if part not in kept), "excerpt", chunk.chunk_id, *names)
-    count = max(len(kept), 2 + draw("sentences", chunk.chunk_id, *names) % 2)
+    count = max(len(kept), 2 + draw("sentences", chunk.chunk_id, *names) % max(1, len(parts) - 1))
     chosen = shuffled([*kept, *others][:count], "order", chunk.chunk_id, *names)
     return chunk.model_copy(update={"text": " ".join(chosen)})
 
@@ -146,20 +147,17 @@ def make_record(
     group: str,  # records with the same group are trained on in the same step
     pair_id: "str | None" = None,  # the same question with and without its gold chunk
     asked: "str | None" = None,  # the instruction, where it is more than the bare question
-    variant: str = "",  # "" shows whole chunks; any other name, an excerpt of each
-    quotes: Iterable[str] = (),  # of other questions that the excerpts shall answer too
+    persona: "str | None" = None,  # who is answered; None: the question's own
 ) -> dict:
     "A record; it is answerable where every chunk of the question's evidence is shown."
     gold = {item.chunk_id for item in question.evidence} if question.answer else set()
-    if variant:
-        wanted = [*quotes, *(item.quote for item in question.evidence)]
-        shown = [excerpt(chunk, wanted, variant, group) for chunk in shown]
     answerable = bool(gold) and gold <= {chunk.chunk_id for chunk in shown}
     target = gold_answer(question) if answerable else refusal_answer(question.question, bool(shown))
-    prompt = render_prompt(asked or question.question, shown, persona=question.persona)
+    persona = persona or question.persona
+    prompt = render_prompt(asked or question.question, shown, persona=persona)
     return {
         "id": f"{group}.{kind}.{'yes' if answerable else 'no'}", "category": category, "kind": kind,
-        "persona": question.persona, "mode": "base_adapter_rag", "answerable": answerable, "group": group,
+        "persona": persona, "mode": "base_adapter_rag", "answerable": answerable, "group": group,
         "pair_id": pair_id, "question_id": question.question_id, "question": question.question,
         "messages": [*prompt, {"role": "assistant", "content": target_json(target)}],
         "chunks": [{**chunk.model_dump(mode="json", exclude={"checked"}), "gold": chunk.chunk_id in gold}
@@ -179,7 +177,6 @@ def minimal_pair(
     wrapper: str = "{question}",  # the instruction around the question
     name: str = "pair",  # part of the group's id
     beside: tuple[int, ...] = (0, 1, 1),  # numbers of distractors to draw from
-    variant: str = "",  # as for `make_record`; part of the group's id
 ) -> list[dict]:  # two records
     "The question with its gold chunks, and with distractors in their place."
     gold = [chunk for chunk in retriever.chunks if chunk.chunk_id in question.chunk_ids]
@@ -188,34 +185,29 @@ def minimal_pair(
     order = shuffled_chunks([*gold, *near[:extra]], "order", name, question.question_id)
     replaced = iter(near[extra:])
     without = [chunk if chunk not in gold else next(replaced, None) for chunk in order]
-    group, asked = f"{question.question_id}.{name}{variant}", wrapper.format(question=question.question)
+    group, asked = f"{question.question_id}.{name}", wrapper.format(question=question.question)
     second_kind = kinds[1]
     if name == "pair" and draw("emptied", question.question_id) % 12 == 0:
         without, second_kind = [], "nothing_retrieved"
     elif name == "pair" and draw("emptied", question.question_id) % 12 == 1:
         without, second_kind = distractors(question, retriever, len(order), hard=False), "irrelevant"
-    shared = dict(group=group, asked=asked, pair_id=group, variant=variant)
+    shared = dict(group=group, asked=asked, pair_id=group)
     return [
         make_record(question, order, category=category[0], kind=kinds[0], **shared),
         make_record(question, [chunk for chunk in without if chunk], category=category[1], kind=second_kind, **shared),
     ]
 
 # %% ../nbs/22_records.ipynb #22-020
-def near_miss_pair(
+def near_miss(
     question: Question,  # unanswerable, with `about`
-    answered: "Question | None",  # one that a chunk in `about` answers, for the twin
     retriever: Retriever,
-    variant: str = "",  # as for `make_record`; part of the group's id
-) -> list[dict]:  # the refusal, and before it the twin where there is one
-    "A question that its subject's chunks do not answer, and one that the same chunks do."
-    needed = list(dict.fromkeys([*question.about, *(answered.chunk_ids if answered else ())]))
-    about = [chunk for chunk in retriever.chunks if chunk.chunk_id in needed]
-    extra = distractors(answered or question, retriever, (0, 1)[draw("extra", question.question_id) % 2])
-    order = shuffled_chunks({chunk.chunk_id: chunk for chunk in [*about, *extra]}.values(), "order", question.question_id)
-    shared = dict(group=f"{question.question_id}.near{variant}", variant=variant,
-                  quotes=[item.quote for item in answered.evidence] if answered else [])
-    twin = [make_record(answered, order, category="citation_required", kind="twin", **shared)] if answered else []
-    return [*twin, make_record(question, order, category="refusal", kind=question.kind, **shared)]
+    beside: tuple[int, ...] = (0, 1),  # numbers of distractors to draw from
+) -> list[dict]:  # one record
+    "A question with its subject's chunks, none of which answers it."
+    about = [chunk for chunk in retriever.chunks if chunk.chunk_id in question.about]
+    extra = distractors(question, retriever, beside[draw("extra", question.question_id) % len(beside)])
+    order = shuffled_chunks([*about, *extra], "order", question.question_id)
+    return [make_record(question, order, category="refusal", kind=question.kind, group=f"{question.question_id}.near")]
 
 # %% ../nbs/22_records.ipynb #22-022
 FORMAT_REQUESTS = {
@@ -279,26 +271,142 @@ def injected_pair(
     return rebuilt
 
 # %% ../nbs/22_records.ipynb #22-025
+PANEL = 4  # questions about one context; half of them answered where there are enough
+
+
+def answered_by(
+    question: Question,
+    shown: Sequence[Chunk],
+) -> "bool | None":  # None where a chunk besides the evidence names the answer: it is not used
+    "Whether the chunks shown hold all the evidence for a question."
+    if any(names_answer(chunk.text, question) for chunk in shown if chunk.chunk_id not in question.chunk_ids):
+        return None
+    return question.answer is not None and set(question.chunk_ids) <= {chunk.chunk_id for chunk in shown}
+
+
+def close_questions(
+    asked: Iterable[Question],  # answerable
+    retriever: Retriever,
+    depth: int = 8,  # how many distractors of a question count as close to it
+) -> dict[str, list[tuple[int, Question]]]:  # chunk id -> (rank, question), for which the chunk is a hard distractor
+    "For each chunk the questions that retrieval would wrongly bring it for."
+    close = defaultdict(list)
+    for question in asked:
+        for rank, chunk in enumerate(distractors(question, retriever, depth)):
+            close[chunk.chunk_id].append((rank, question))
+    return close
+
+# %% ../nbs/22_records.ipynb #22-026
+def ask_about(
+    shown: Sequence[Chunk],
+    own: Sequence[Question],  # whose evidence was the reason for showing these chunks, most wanted first
+    asked: Sequence[Question],  # all answerable ones
+    misses: Sequence[Question],  # all unanswerable ones
+    close: dict[str, list[tuple[int, Question]]],  # from `close_questions`
+    used: Counter,  # how often each question was refused so far; counted on
+) -> list[Question]:  # at most `PANEL`
+    "Questions that the chunks answer, and as many that they don't."
+    ids = {chunk.chunk_id for chunk in shown}
+    others = [question for question in asked if question not in own and set(question.chunk_ids) <= ids]
+    answers = [question for question in [*own, *others] if answered_by(question, shown)][:PANEL // 2]
+    about = sorted((question for question in misses if question.about[0] in ids), key=lambda question: used[question.question_id])
+    ranked = [item for chunk_id in sorted(ids) for item in close[chunk_id]] or [(0, question) for question in asked]
+    foreign = [question for _, question in sorted(ranked, key=lambda item: (used[item[1].question_id], item[0], item[1].question_id))]
+    refusals = about[:PANEL // 4] + [question for question in dict.fromkeys(foreign) if answered_by(question, shown) is False]
+    refusals = refusals[:PANEL - len(answers)]
+    used.update(question.question_id for question in refusals)
+    return [*answers, *refusals]
+
+# %% ../nbs/22_records.ipynb #22-027
+def panel(
+    shown: Sequence[Chunk],
+    asked: Sequence[Question],  # about these chunks, without repetition
+    split: str,  # whose requests and injections
+    group: str,  # id of the group
+    injected: bool = False,  # whether the last chunk carries an instruction
+) -> list[dict]:  # a record a question; the prompts are equal up to the instruction
+    "Several questions about the same excerpts, for one persona."
+    quotes = [item.quote for question in asked for item in question.evidence]
+    shown = [excerpt(chunk, quotes, group) for chunk in shown]
+    if injected and shown:
+        order = INJECTIONS[split][draw("injection", group) % len(INJECTIONS[split])]
+        shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
+    persona = PERSONAS[draw("persona", group) % len(PERSONAS)]
+    shown, records = shuffled_chunks(shown, "order", group), []
+    for question in asked:
+        name, category, wrapper = request(split, group, question.question_id)
+        answered = answered_by(question, shown)
+        kind = name or ("answered" if answered else question.kind or ("gold_removed" if shown else "nothing_retrieved"))
+        category = "red_team" if injected else category or ("citation_required" if answered else "refusal")
+        record = make_record(question, shown, category=category, kind="injection" if injected else kind, group=group,
+                             asked=wrapper.format(question=question.question), persona=persona)
+        records.append({**record, "id": f"{group}.{question.question_id}"})
+    return records
+
+
+def request(
+    split: str,
+    *names: str,  # what the choice depends on
+) -> tuple[str, str, str]:  # kind and category, both empty for a bare question, and the wording around the question
+    "A request for a format for one question in eight, for a tone for one in sixteen."
+    choice = draw("request", *names) % 16
+    requests = {0: FORMAT_REQUESTS, 1: FORMAT_REQUESTS, 2: TONE_REQUESTS}.get(choice)
+    if requests is None:
+        return "", "", "{question}"
+    wording = requests[split][draw("wording", *names) % len(requests[split])]
+    return ("tone", "red_team", wording) if requests is TONE_REQUESTS else ("strict", "strict_json", wording)
+
+# %% ../nbs/22_records.ipynb #22-028
+def build_panels(
+    split: str,
+    questions: Sequence[Question],
+    retriever: Retriever,
+    beside: tuple[int, ...] = (0, 1, 1, 2),  # numbers of distractors to draw from
+    rounds: int = 3,  # how often the evidence of each question is shown, each time with other questions and excerpts
+) -> list[list[dict]]:  # groups of records
+    "Panels on the evidence of every answerable question, and some on nothing at all."
+    asked = [question for question in questions if question.answer is not None]
+    misses = [question for question in questions if question.answer is None]
+    by_id = {chunk.chunk_id: chunk for chunk in retriever.chunks}
+    anchors, close, used, groups = defaultdict(list), close_questions(asked, retriever), Counter(), []
+    for question in asked:
+        anchors[tuple(sorted(set(question.chunk_ids)))].append(question)
+    for turn in range(rounds):
+        for ids, own in anchors.items():
+            group = f"{'+'.join(ids)}.panel-{turn}"
+            first = (turn * PANEL // 2) % len(own)
+            own = own[first:] + own[:first]
+            extra = beside[draw("beside", group) % len(beside)]
+            near = distractors(own[0], retriever, extra + 2 * turn)[-extra:] if extra else []
+            near = [chunk for chunk in near if chunk.chunk_id not in ids]
+            shown = [by_id[chunk_id] for chunk_id in ids] + near
+            chosen = ask_about(shown, own[:1] if near and turn % 2 else own, asked, misses, close, used)
+            groups.append(panel(shown, chosen, split, group, injected=bool(near) and draw("injected", group) % 16 == 0))
+    for place in range(0, len(asked) * rounds // 40):
+        chosen = shuffled_questions(asked, "nothing", place)[:PANEL]
+        groups.append(panel([], chosen, split, f"nothing-{place}"))
+    return groups
+
+# %% ../nbs/22_records.ipynb #22-030
 @dataclass(frozen=True)
 class Plan:
-    "How many groups of a sort a split has at the most; None is no limit."
+    "How many groups of a sort a held-out split has at the most; None is no limit."
     plain: "int | None" = None  # minimal pairs of bare questions
     near_miss: "int | None" = None  # questions on a subject of the corpus that it does not answer
     strict_json: "int | None" = None  # minimal pairs with a request for another format
     tone: "int | None" = None  # minimal pairs with a request for a performance
     injected: "int | None" = None  # minimal pairs with an instruction hidden in a chunk
-    distractors: tuple[int, ...] = (0, 1, 1)  # how many stand beside the gold chunks; one is drawn for each question
-    variants: tuple[str, ...] = ("",)  # of bare questions and near misses: "" shows whole chunks, other names excerpts
-    twins: bool = True  # whether a near miss comes with a question that the same chunks answer
+    distractors: tuple[int, ...] = (1, 1, 2)  # how many stand beside the gold chunks; one is drawn for each question
+    rounds: int = 0  # 0: the above; more: panels for training, so many for each piece of evidence
 
 
 PLANS = {
-    "train": Plan(variants=("-a", "-b")), "dev": Plan(plain=12, near_miss=10, strict_json=4, tone=2, injected=1, twins=False,
-                distractors=(1, 1, 2)),
-    "eval": Plan(plain=24, near_miss=16, strict_json=10, tone=4, injected=3, twins=False, distractors=(1, 1, 2)),
+    "train": Plan(rounds=3, distractors=(0, 1, 1, 2)),
+    "dev": Plan(plain=12, near_miss=10, strict_json=4, tone=2, injected=1),
+    "eval": Plan(plain=24, near_miss=16, strict_json=10, tone=4, injected=3),
 }
 
-# %% ../nbs/22_records.ipynb #22-026
+# %% ../nbs/22_records.ipynb #22-031
 def build_split(
     split: str,  # "train", "dev" or "eval"
     chunks: Sequence[Chunk],  # of this split alone
@@ -309,33 +417,35 @@ def build_split(
     "All records of a split."
     retriever = Retriever(sorted(chunks, key=lambda chunk: chunk.chunk_id))
     ordered = sorted(questions, key=lambda question: draw(seed, split, question.question_id))
-    asked = [question for question in ordered if question.answer is not None]
-    groups = [minimal_pair(question, retriever, beside=plan.distractors, variant=variant)
-              for variant in plan.variants for question in asked[:plan.plain]]
-    answered_by = defaultdict(list)
-    for question in asked:
-        if len(question.evidence) == 1:
-            answered_by[question.evidence[0].chunk_id].append(question)
-    for question in [question for question in ordered if question.answer is None][:plan.near_miss]:
-        answering = [twin for chunk_id in question.about for twin in answered_by[chunk_id]] if plan.twins else []
-        twin = answering[draw("twin", question.question_id) % len(answering)] if answering else None
-        groups += [near_miss_pair(question, twin, retriever, variant) for variant in plan.variants]
-    sorts = (("strict", "strict_json", FORMAT_REQUESTS, plan.strict_json, 5), ("tone", "red_team", TONE_REQUESTS, plan.tone, 10))
-    for name, category, requests, most, every in sorts:
-        chosen = shuffled_questions(asked, name)[:most if most is not None else len(asked) // every]
+    groups = build_panels(split, ordered, retriever, plan.distractors, plan.rounds) if plan.rounds else \
+        build_pairs(split, ordered, retriever, plan)
+    return [record for group in sorted(filter(None, groups), key=lambda group: draw(seed, "order", group[0]["group"])) for record in group]
+
+
+def build_pairs(
+    split: str,
+    questions: Sequence[Question],
+    retriever: Retriever,
+    plan: Plan,
+) -> list[list[dict]]:  # groups of records
+    "Minimal pairs, near misses, and pairs with requests and injections, as many as the plan says."
+    asked = [question for question in questions if question.answer is not None]
+    groups = [minimal_pair(question, retriever, beside=plan.distractors) for question in asked[:plan.plain]]
+    groups += [near_miss(question, retriever) for question in
+               [question for question in questions if question.answer is None][:plan.near_miss]]
+    sorts = (("strict", "strict_json", FORMAT_REQUESTS, plan.strict_json), ("tone", "red_team", TONE_REQUESTS, plan.tone))
+    for name, category, requests, most in sorts:
         groups += [minimal_pair(question, retriever, category=(category, category), kinds=(name, name), name=name,
                                 beside=plan.distractors, wrapper=requests[split][place % len(requests[split])])
-                   for place, question in enumerate(chosen)]
-    chosen = shuffled_questions(asked, "injected")[:plan.injected if plan.injected is not None else len(asked) // 20]
-    groups += [injected_pair(question, retriever, split) for question in chosen]
-    return [record for group in sorted(filter(None, groups), key=lambda group: draw(seed, "order", group[0]["group"])) for record in group]
+                   for place, question in enumerate(shuffled_questions(asked, name)[:most])]
+    return groups + [injected_pair(question, retriever, split) for question in shuffled_questions(asked, "injected")[:plan.injected]]
 
 
 def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Question]:
     "Questions in an order that depends on the names and their ids alone."
     return sorted(questions, key=lambda question: draw(*names, question.question_id))
 
-# %% ../nbs/22_records.ipynb #22-027
+# %% ../nbs/22_records.ipynb #22-032
 def build_records(
     chunks: dict[str, Chunk],  # the whole corpus by chunk id
     questions: Sequence[Question],  # all questions on it
@@ -358,7 +468,7 @@ def build_records(
         raise DataError("records built", problems)
     return built
 
-# %% ../nbs/22_records.ipynb #22-029
+# %% ../nbs/22_records.ipynb #22-034
 def check_records(
     records: Sequence[dict],  # as built or as read
     name: str,  # the split or file, for messages
@@ -379,7 +489,7 @@ def check_records(
             problems.append(Problem(where, "answerable and the target's completeness disagree", code="answerable"))
     return problems
 
-# %% ../nbs/22_records.ipynb #22-031
+# %% ../nbs/22_records.ipynb #22-036
 def word_set(text: str) -> frozenset[str]:
     "Lower-case words and numbers of a text."
     return frozenset(re.findall(r"\w+", text.casefold()))
@@ -404,7 +514,7 @@ def leaks(
     return problems + [Problem(f"{name}, chunk {chunk_id}", "it is shown in training too", code="leak")
                        for chunk_id in sorted(shared)]
 
-# %% ../nbs/22_records.ipynb #22-033
+# %% ../nbs/22_records.ipynb #22-038
 def prompt_features(
     record: dict,
 ) -> dict[str, float]:
@@ -436,7 +546,7 @@ def shortcuts(
         found.append((name, best))
     return sorted(found, key=lambda item: -item[1])
 
-# %% ../nbs/22_records.ipynb #22-035
+# %% ../nbs/22_records.ipynb #22-040
 def write_records(
     records: Sequence[dict],
     path: "str | Path",
@@ -445,7 +555,7 @@ def write_records(
     lines = [json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records]
     return write_atomically(path, "".join(line + "\n" for line in lines))
 
-# %% ../nbs/22_records.ipynb #22-037
+# %% ../nbs/22_records.ipynb #22-042
 ROLES = ["system", "user", "assistant"]
 
 
@@ -469,7 +579,7 @@ FIELD_TYPES = {  # of a record's optional fields: what is expected, and whether 
     "pair_id": ("text or null", lambda value: value is None or isinstance(value, str)),
 }
 
-# %% ../nbs/22_records.ipynb #22-038
+# %% ../nbs/22_records.ipynb #22-043
 def read_records(
     path: "str | Path",  # JSONL, one record a line
     shown: "str | None" = None,  # the name used in messages
@@ -489,7 +599,7 @@ def read_records(
         raise DataError(name, problems)
     return records
 
-# %% ../nbs/22_records.ipynb #22-039
+# %% ../nbs/22_records.ipynb #22-044
 def told_by_messages(
     messages: list[dict],  # system, user, assistant
     chunks: "list[dict] | None" = None,  # those shown, where the record has them
@@ -521,7 +631,7 @@ def message_problems(record: dict) -> list[tuple[str, str, str]]:
     return found + [(f"messages[{place}].content", "expected text that is not blank, in characters that UTF-8 knows", "content")
                     for place, message in enumerate(messages) if not is_text(message.get("content"))]
 
-# %% ../nbs/22_records.ipynb #22-041
+# %% ../nbs/22_records.ipynb #22-046
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -537,7 +647,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-042
+# %% ../nbs/22_records.ipynb #22-047
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split

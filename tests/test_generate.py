@@ -56,6 +56,11 @@ def run(model, tokenizer, log, decoding=GREEDY, arm="base", records=RECORDS):
     return generate_pass(model, tokenizer, records, decoding, log, arm, report=lambda line: None)
 
 
+def told(outputs):
+    "Text, finish reason and tokens, as the log has them."
+    return [(output.text, output.reason, len(output.tokens) + (output.reason == "stop")) for output in outputs]
+
+
 def raws(samples):
     return [(sample["id"], sample["raw"], sample["finish_reason"], sample["new_tokens"]) for sample in samples]
 
@@ -177,8 +182,8 @@ def test_padding_is_on_the_left():
 def test_company_does_not_change_what_is_written(model, tokenizer):
     prompts = encode_prompts(tokenizer, RECORDS)
     assert len({len(prompt.tokens) for prompt in prompts}) > 3
-    together = generate_batch(model, tokenizer, prompts, GREEDY)
-    apart = [generate_batch(model, tokenizer, [prompt], GREEDY)[0] for prompt in prompts]
+    together = told(generate_batch(model, tokenizer, prompts, GREEDY))
+    apart = [told(generate_batch(model, tokenizer, [prompt], GREEDY))[0] for prompt in prompts]
     assert together == apart and len(set(together)) > 1
 
 
@@ -196,7 +201,7 @@ def test_the_finish_reason_is_read_from_the_tokens(tokenizer):
     written = [greedy_tokens(model, prompt, 6) for prompt in prompts]
     end = written[0][3]
     model.generation_config.eos_token_id = [end]
-    found = generate_batch(model, tokenizer, prompts, GREEDY)
+    found = told(generate_batch(model, tokenizer, prompts, GREEDY))
     for tokens, (text, reason, count) in zip(written, found):
         place = tokens.index(end) if end in tokens else None
         assert reason == ("length" if place is None else "stop")
@@ -210,9 +215,61 @@ def test_an_end_on_the_last_token_is_a_stop(tokenizer):
     tokens = greedy_tokens(model, prompt[0], 4)
     place = next(place for place, token in enumerate(tokens) if token not in tokens[:place] and place)
     model.generation_config.eos_token_id = tokens[place]
-    assert generate_batch(model, tokenizer, prompt, Decoding(place + 1, 1))[0][1:] == ("stop", place + 1)
-    assert generate_batch(model, tokenizer, prompt, Decoding(place, 1))[0][1:] == ("length", place)
+    assert told(generate_batch(model, tokenizer, prompt, Decoding(place + 1, 1)))[0][1:] == ("stop", place + 1)
+    assert told(generate_batch(model, tokenizer, prompt, Decoding(place, 1)))[0][1:] == ("length", place)
 
+
+def test_rows_that_leave_the_batch_change_nothing_for_the_others(tokenizer, monkeypatch):
+    model = tiny_model(seed=3, attention="sdpa")
+    prompts = encode_prompts(tokenizer, RECORDS)
+    long = Decoding(max_new_tokens=150, batch_size=7)
+    written = [greedy_tokens(model, prompt, 150) for prompt in prompts]
+    ends = {tokens[20 + 15 * place] for place, tokens in enumerate(written)}
+    model.generation_config.eos_token_id = sorted(ends)
+    sizes, kept = [], generate.RoomyLayer.batch_select_indices
+    monkeypatch.setattr(
+        generate.RoomyLayer, "batch_select_indices", lambda self, rows: (sizes.append(len(rows)), kept(self, rows))
+    )
+    for tokens, output in zip(written, generate_batch(model, tokenizer, prompts, long)):
+        stop = next((place for place, token in enumerate(tokens) if token in ends), None)
+        assert output.tokens == tokens[:stop]
+    assert len(set(sizes)) > 1, "no row left before the last"
+
+
+def test_the_tokens_are_those_of_transformers_own_generation(model, tokenizer):
+    prompts = encode_prompts(tokenizer, RECORDS)
+    ids, mask = pad_left(prompts, tokenizer.pad_token_id)
+    theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=140, do_sample=False, eos_token_id=None)
+    ours = generate_batch(model, tokenizer, prompts, Decoding(140, 7))
+    ends = generate.stop_ids(tokenizer, model.generation_config)
+    for row, output in zip(theirs[:, ids.shape[1] :].tolist(), ours):
+        assert row[: len(output.tokens)] == output.tokens
+        assert len(output.tokens) == 140 or row[len(output.tokens)] in ends
+
+
+class Letters:
+    "A tokenizer of single characters."
+
+    def decode(self, tokens, **options):
+        return bytes(tokens).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("grace", [0, 5])
+def test_an_output_that_cannot_become_valid_gets_a_few_more_tokens(grace):
+    output = generate.Output(Letters(), {0}, Decoding(200, 1, stop_invalid_after=grace))
+    taken = [output.take(token) for token in b'{"citations":[] and so on and on and on'[: 17 + grace]]
+    assert taken == [True] * (16 + grace) + [False]
+    assert (output.reason, output.died_at) == ("invalid", 17)
+
+
+def test_a_valid_output_is_never_stopped_even_between_the_bytes_of_a_character():
+    text = (
+        '{"citations":[{"chunk_id":"a","quote":"Ọ̀ṣun “🎉”"}],"answer":{"completeness":"complete","text":"é [1]"},'
+        '"unknowns":{"unsupported_claims":[],"missing_context":[],"clarifying_questions":[]}}'
+    )
+    output = generate.Output(Letters(), {0}, Decoding(2000, 1, stop_invalid_after=0))
+    assert all(output.take(token) for token in text.encode()) and not output.take(0)
+    assert (output.text, output.reason, output.died_at) == (text, "stop", None)
 
 # sampling
 
@@ -237,14 +294,16 @@ def test_greedy_does_not_hang_on_the_state_of_chance(model, tokenizer, tmp_path)
     assert found[0] == found[1]
 
 
-def test_names_and_options_of_decodings():
+def test_names_and_choices_of_decodings():
     assert GREEDY.name == "greedy" and SAMPLED.name == "sampled, seed 4"
-    assert GREEDY.options() == {"max_new_tokens": 6, "do_sample": False, "use_cache": True, "repetition_penalty": 1.0}
-    assert (
-        SAMPLED.options()["do_sample"]
-        and SAMPLED.options()["temperature"] == 1.0
-        and SAMPLED.options()["top_p"] == 0.95
-    )
+    logits = torch.tensor([[0.0, 9.0, 8.9], [7.0, 1.0, 1.0]])
+    assert GREEDY.choose(logits).tolist() == [1, 0]
+    torch.manual_seed(0)
+    cold = Decoding(6, 3, temperature=0.01, top_p=1.0, seed=4)
+    assert {tuple(cold.choose(logits).tolist()) for _ in range(20)} == {(1, 0)}
+    narrow, wide = Decoding(6, 3, 1.0, 0.4, 4), Decoding(6, 3, 1.0, 0.99, 4)
+    assert {narrow.choose(logits)[0].item() for _ in range(60)} == {1}
+    assert {wide.choose(logits)[0].item() for _ in range(60)} == {1, 2}
 
 
 # prompts

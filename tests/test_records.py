@@ -13,6 +13,7 @@ from kwanzaa_nb.metrics import question_of
 from kwanzaa_nb.records import (
     FORMAT_REQUESTS,
     INJECTIONS,
+    PANEL,
     SPLITS,
     TONE_REQUESTS,
     ForeignFile,
@@ -112,9 +113,9 @@ def test_check_records_names_each_breach(committed):
 
 
 def test_minimal_pairs_differ_in_their_gold_chunks_alone(committed):
-    for part in committed.values():
+    for split in ("dev", "eval"):
         pairs = defaultdict(list)
-        for row in part:
+        for row in committed[split]:
             if row["pair_id"]:
                 pairs[row["pair_id"]].append(row)
         assert pairs
@@ -131,6 +132,28 @@ def test_minimal_pairs_differ_in_their_gold_chunks_alone(committed):
                 assert len(with_gold["chunks"]) == len(without["chunks"]), with_gold["id"]
 
 
+def test_questions_of_a_training_group_share_everything_but_the_question(committed):
+    panels = defaultdict(list)
+    for row in committed["train"]:
+        panels[row["group"]].append(row)
+    for group, rows in panels.items():
+        assert len({row["question_id"] for row in rows}) == len(rows) <= PANEL, group
+        contexts = {
+            (row["messages"][0]["content"], row["messages"][1]["content"].rsplit("### Instruction:", 1)[0])
+            for row in rows
+        }
+        assert len(contexts) == 1, group
+    whole = [rows for rows in panels.values() if len(rows) == PANEL and rows[0]["chunks"]]
+    halves = sum(sum(row["answerable"] for row in rows) * 2 == PANEL for rows in whole)
+    assert len(whole) > 0.9 * len(panels) and halves > 0.8 * len(whole)
+
+
+def test_every_trained_question_is_answered_in_one_context_and_refused_in_another(committed):
+    answered = {row["question_id"] for row in committed["train"] if row["answerable"]}
+    refused = {row["question_id"] for row in committed["train"] if not row["answerable"]}
+    assert len(answered & refused) >= 0.95 * len(answered)
+
+
 def test_pairs_stand_behind_one_another_in_one_group(committed):
     for part in committed.values():
         groups = [row["group"] for row in part]
@@ -141,7 +164,7 @@ def test_pairs_stand_behind_one_another_in_one_group(committed):
 def test_chunks_shown_without_being_gold_never_name_the_answer(committed, corpus):
     questions = {question.question_id: question for question in corpus[1]}
     checked = 0
-    for row in (row for part in committed.values() for row in part if row["kind"] != "twin"):
+    for row in (row for part in committed.values() for row in part):
         question = questions[row["question_id"]]
         if question.answer is None:
             continue
@@ -439,6 +462,6 @@ def test_a_small_corpus_builds_or_says_why_not(documents):
 def test_injected_pairs_have_the_same_number_of_chunks_in_a_small_split():
     small = build_records(*many(40))
     pairs = defaultdict(list)
-    for row in (row for part in small.values() for row in part if row["kind"] == "injection"):
+    for row in (row for split in ("dev", "eval") for row in small[split] if row["kind"] == "injection"):
         pairs[row["pair_id"]].append(len(row["chunks"]))
     assert pairs and all(first == second for first, second in pairs.values())
