@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'PANEL', 'PLANS', 'ROLES', 'FIELD_TYPES', 'draw', 'shuffled', 'split_documents', 'gold_answer',
-           'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair',
-           'near_miss', 'injected_pair', 'answered_by', 'close_questions', 'ask_about', 'panel', 'request',
-           'build_panels', 'Plan', 'build_split', 'build_pairs', 'shuffled_questions', 'build_records', 'check_records',
-           'word_set', 'leaks', 'prompt_features', 'shortcuts', 'write_records', 'is_text', 'read_records',
-           'told_by_messages', 'message_problems', 'refuse_foreign', 'ForeignFile', 'count_rows']
+           'PANEL', 'PLANS', 'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer',
+           'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair', 'near_miss', 'injected_pair',
+           'answered_by', 'close_questions', 'ask_about', 'panel', 'request', 'build_panels', 'Plan', 'build_split',
+           'build_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
+           'prompt_features', 'shortcuts', 'write_records', 'refuse_foreign', 'ForeignFile', 'count_rows']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -22,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from .answer import PERSONAS, AnswerError, ModelAnswer, parse_model_answer
-from .corpus import Chunk, DataError, Question, read_jsonl
+from .corpus import Chunk, DataError, Question
 from .errors import KwanzaaError, Problem, write_atomically
-from .prompt import INSTRUCTION_HEADING, read_context, render_prompt, target_json
+from .prompt import render_prompt, target_json
 from .retrieval import Retriever
 from .support import sentences
 
@@ -556,82 +555,6 @@ def write_records(
     return write_atomically(path, "".join(line + "\n" for line in lines))
 
 # %% ../nbs/22_records.ipynb #22-042
-ROLES = ["system", "user", "assistant"]
-
-
-def is_text(value: Any) -> bool:
-    "Text that is not blank and holds no lone surrogate."
-    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
-
-
-def _is_shown_chunk(chunk: Any) -> bool:
-    return isinstance(chunk, dict) and is_text(chunk.get("chunk_id")) and is_text(chunk.get("text"))
-
-
-FIELD_TYPES = {  # of a record's optional fields: what is expected, and whether a value is that
-    "id": ("text that is not blank", is_text), "group": ("text that is not blank", is_text),
-    "question_id": ("text that is not blank", is_text),
-    "category": ("text", lambda value: isinstance(value, str)), "persona": ("text", lambda value: isinstance(value, str)),
-    "answerable": ("true, false or null", lambda value: value is None or isinstance(value, bool)),
-    "chunks": ("a list of objects with chunk_id and text",
-               lambda value: isinstance(value, list) and all(map(_is_shown_chunk, value))),
-    "expected": ("an object", lambda value: isinstance(value, dict)),
-    "pair_id": ("text or null", lambda value: value is None or isinstance(value, str)),
-}
-
-# %% ../nbs/22_records.ipynb #22-043
-def read_records(
-    path: "str | Path",  # JSONL, one record a line
-    shown: "str | None" = None,  # the name used in messages
-) -> list[dict]:
-    "Read records and check their messages; raises `MissingFile` or `DataError` with every problem by line and field."
-    name, records, problems = shown or str(path), [], []
-    for number, record in read_jsonl(path, shown=name):
-        where = f"{name}, line {number}"
-        problems += [Problem(f"{where}, {field}", what, code=code) for field, what, code in message_problems(record)]
-        told = {} if message_problems(record) else told_by_messages(record["messages"], record.get("chunks"))
-        records.append({"id": f"line-{number}", "kind": "", "persona": "", "pair_id": None, "question_id": f"q-{draw(told.get('question', number)):x}",
-                        "group": f"line-{number}", **told, **record})
-    ids = Counter(record["id"] for record in records if isinstance(record["id"], str))
-    repeated = [record_id for record_id, count in ids.items() if count > 1]
-    problems += [Problem(f"{name}, id {record_id!r}", "is used twice", code="duplicate_id") for record_id in repeated]
-    if problems:
-        raise DataError(name, problems)
-    return records
-
-# %% ../nbs/22_records.ipynb #22-044
-def told_by_messages(
-    messages: list[dict],  # system, user, assistant
-    chunks: "list[dict] | None" = None,  # those shown, where the record has them
-) -> dict:  # chunks, answerable, category, expected and question, as far as the messages tell
-    "What a bare record's messages say about how to judge it: the context shown, and the decision of its own target."
-    shown = chunks or read_context(messages[1]["content"])
-    told = {"chunks": shown, "answerable": None, "category": "uncategorised",
-            "question": messages[1]["content"].rsplit(INSTRUCTION_HEADING, 1)[-1].strip(),
-            "expected": {"answer": None, "aliases": [], "gold_chunk_ids": []}}
-    try:
-        target = parse_model_answer(messages[2]["content"], shown)
-    except AnswerError:
-        return told
-    refused = target.answer.completeness == "insufficient_data"
-    gold = sorted({citation.chunk_id for citation in target.citations})
-    return {**told, "answerable": not refused, "category": "refusal" if refused else "citation_required",
-            "expected": {"answer": None, "aliases": [], "gold_chunk_ids": gold}}
-
-
-def message_problems(record: dict) -> list[tuple[str, str, str]]:
-    "(field, what is wrong, code) for a record's messages."
-    messages = record.get("messages")
-    found = [(field, f"expected {expected}", "field_type") for field, (expected, fits) in FIELD_TYPES.items()
-             if field in record and not fits(record[field])]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return [*found, ("messages", "expected a list of three messages", "messages_type")]
-    if [message.get("role") for message in messages] != ROLES:
-        return [*found, ("messages", f"roles are {[message.get('role') for message in messages]}, expected {ROLES}", "roles")]
-    return found + [(f"messages[{place}].content", "expected text that is not blank, in characters that UTF-8 knows", "content")
-                    for place, message in enumerate(messages) if not is_text(message.get("content"))]
-
-# %% ../nbs/22_records.ipynb #22-046
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -647,7 +570,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-047
+# %% ../nbs/22_records.ipynb #22-043
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split

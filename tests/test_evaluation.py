@@ -19,7 +19,7 @@ from kwanzaa_nb.evaluation import (
 )
 from kwanzaa_nb.metrics import question_of
 from kwanzaa_nb.model import Effective
-from kwanzaa_nb.records import read_records
+from kwanzaa_nb.validation import read_records
 
 CPU = Effective("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
 

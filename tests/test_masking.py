@@ -11,7 +11,7 @@ from kwanzaa_nb.config import load_config
 from kwanzaa_nb.generate import encode_prompts
 from kwanzaa_nb.masking import IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids
 from kwanzaa_nb.model import load_tokenizer
-from kwanzaa_nb.records import read_records
+from kwanzaa_nb.validation import read_records
 
 TEMPLATES = {
     "chatml": (CHATML, "<|im_end|>"),

@@ -24,7 +24,6 @@ from kwanzaa_nb.records import (
     leaks,
     names_answer,
     prompt_features,
-    read_records,
     refuse_foreign,
     shortcuts,
     split_documents,
@@ -32,6 +31,7 @@ from kwanzaa_nb.records import (
     write_records,
 )
 from kwanzaa_nb.retrieval import Retriever
+from kwanzaa_nb.validation import read_records
 
 COMMITTED = {split: ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl" for split in SPLITS}
 MESSAGES = [

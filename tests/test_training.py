@@ -15,7 +15,7 @@ from kwanzaa_nb.config import RunSection, TrainingSection, load_config
 from kwanzaa_nb.masking import IGNORED, encode_chat, render_chat
 from kwanzaa_nb.model import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows
-from kwanzaa_nb.records import read_records
+from kwanzaa_nb.validation import read_records
 from kwanzaa_nb.training import (
     ANSWERING,
     REFUSING,
