@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'PANEL', 'PLANS', 'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer',
-           'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair', 'near_miss', 'injected_pair',
-           'answered_by', 'close_questions', 'ask_about', 'panel', 'request', 'build_panels', 'Plan', 'build_split',
-           'build_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
-           'prompt_features', 'shortcuts', 'write_records', 'refuse_foreign', 'ForeignFile', 'count_rows']
+           'PANEL', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw', 'shuffled', 'split_documents', 'gold_answer',
+           'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair',
+           'near_miss', 'injected_pair', 'answered_by', 'close_questions', 'ask_about', 'panel', 'request',
+           'build_panels', 'Plan', 'build_split', 'build_pairs', 'shuffled_questions', 'build_records', 'check_records',
+           'word_set', 'leaks', 'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign',
+           'ForeignFile', 'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -200,7 +201,7 @@ def minimal_pair(
 def near_miss(
     question: Question,  # unanswerable, with `about`
     retriever: Retriever,
-    beside: tuple[int, ...] = (0, 1),  # numbers of distractors to draw from
+    beside: tuple[int, ...] = (1, 1, 2),  # numbers of distractors to draw from
 ) -> list[dict]:  # one record
     "A question with its subject's chunks, none of which answers it."
     about = [chunk for chunk in retriever.chunks if chunk.chunk_id in question.about]
@@ -401,8 +402,8 @@ class Plan:
 
 PLANS = {
     "train": Plan(rounds=3, distractors=(0, 1, 1, 2)),
-    "dev": Plan(plain=12, near_miss=10, strict_json=4, tone=2, injected=1),
-    "eval": Plan(plain=24, near_miss=16, strict_json=10, tone=4, injected=3),
+    "dev": Plan(plain=30, near_miss=30, strict_json=12, tone=5, injected=3),
+    "eval": Plan(plain=60, near_miss=40, strict_json=30, tone=18, injected=12),
 }
 
 # %% ../nbs/22_records.ipynb #22-031
@@ -430,7 +431,7 @@ def build_pairs(
     "Minimal pairs, near misses, and pairs with requests and injections, as many as the plan says."
     asked = [question for question in questions if question.answer is not None]
     groups = [minimal_pair(question, retriever, beside=plan.distractors) for question in asked[:plan.plain]]
-    groups += [near_miss(question, retriever) for question in
+    groups += [near_miss(question, retriever, plan.distractors) for question in
                [question for question in questions if question.answer is None][:plan.near_miss]]
     sorts = (("strict", "strict_json", FORMAT_REQUESTS, plan.strict_json), ("tone", "red_team", TONE_REQUESTS, plan.tone))
     for name, category, requests, most in sorts:
@@ -463,6 +464,7 @@ def build_records(
     problems += [problem for split in SPLITS for problem in check_records(built[split], split)]
     problems += leaks(built["train"], built["eval"], "eval") + leaks(built["train"], built["dev"], "dev")
     problems += leaks(built["dev"], built["eval"], "eval")
+    problems += [problem for split in SPLITS for problem in shortcut_problems(built[split], split)]
     if problems:
         raise DataError("records built", problems)
     return built
@@ -545,7 +547,22 @@ def shortcuts(
         found.append((name, best))
     return sorted(found, key=lambda item: -item[1])
 
-# %% ../nbs/22_records.ipynb #22-040
+# %% ../nbs/22_records.ipynb #22-041
+SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
+
+
+def shortcut_problems(
+    records: Sequence[dict],
+    name: str,  # the split, for messages
+) -> list[Problem]:  # empty where no rule is better than `SHORTCUT_LIMIT`, or there are fewer than `SHORTCUT_RECORDS`
+    "Rules that tell refusals from answers without reading."
+    if len(records) < SHORTCUT_RECORDS or len({record["answerable"] for record in records}) < 2:
+        return []
+    return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over "
+                    f"{SHORTCUT_LIMIT:.2f}", "vary it alike for both", "shortcut")
+            for feature, value in shortcuts(records) if value > SHORTCUT_LIMIT]
+
+# %% ../nbs/22_records.ipynb #22-042
 def write_records(
     records: Sequence[dict],
     path: "str | Path",
@@ -554,7 +571,7 @@ def write_records(
     lines = [json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records]
     return write_atomically(path, "".join(line + "\n" for line in lines))
 
-# %% ../nbs/22_records.ipynb #22-042
+# %% ../nbs/22_records.ipynb #22-044
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -570,13 +587,26 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-043
+# %% ../nbs/22_records.ipynb #22-045
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split
-    "Records by category, how many can be answered, and how many questions and chunks they draw on."
+    "Records by category, how many can be answered, in how many minimal pairs, and how many questions and chunks they draw on."
     categories = sorted({row["category"] for part in records.values() for row in part})
     rows = [[split, len(part), *[sum(row["category"] == name for row in part) for name in categories],
-             sum(row["answerable"] is True for row in part), len({row["question_id"] for row in part}),
-             len({chunk["chunk_id"] for row in part for chunk in row["chunks"]})] for split, part in records.items()]
-    return ["split", "records", *categories, "answerable", "questions", "chunks shown"], rows
+             sum(row["answerable"] is True for row in part), len({row["pair_id"] for row in part if row["pair_id"]}),
+             len({row["question_id"] for row in part}), len({chunk["chunk_id"] for row in part for chunk in row["chunks"]})]
+            for split, part in records.items()]
+    return ["split", "records", *categories, "answerable", "minimal pairs", "questions", "chunks shown"], rows
+
+
+def count_by(
+    records: "dict[str, Sequence[dict]]",  # by split
+    field: str,  # of a record, such as persona or kind; "namespace" counts the namespaces of the chunks shown
+) -> tuple[list[str], list[list]]:  # headings, and a row a value
+    "How many records of each split have each value."
+    found = {split: Counter(value for row in part for value in
+                            ({chunk.get("namespace", "") for chunk in row["chunks"]} if field == "namespace" else [row.get(field, "")]))
+             for split, part in records.items()}
+    values = sorted({value for counts in found.values() for value in counts})
+    return [field, *found], [[value or "none", *[counts[value] for counts in found.values()]] for value in values]
