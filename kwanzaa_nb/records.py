@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'PANEL', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw', 'shuffled', 'split_documents', 'gold_answer',
-           'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair',
-           'near_miss', 'injected_pair', 'answered_by', 'close_questions', 'ask_about', 'panel', 'request',
-           'build_panels', 'Plan', 'build_split', 'build_pairs', 'shuffled_questions', 'build_records', 'check_records',
-           'word_set', 'leaks', 'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign',
-           'ForeignFile', 'count_rows', 'count_by']
+           'LOOKUPS', 'PANEL', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw', 'shuffled', 'split_documents',
+           'gold_answer', 'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record',
+           'minimal_pair', 'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by',
+           'close_questions', 'QuestionPool', 'panel', 'about_context', 'request', 'build_panels', 'Plan',
+           'build_split', 'build_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
+           'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile',
+           'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -26,7 +27,7 @@ from .corpus import Chunk, DataError, Question
 from .errors import KwanzaaError, Problem, write_atomically
 from .prompt import render_prompt, target_json
 from .retrieval import Retriever
-from .support import sentences
+from .support import STOP_WORDS, sentences
 
 # %% ../nbs/22_records.ipynb #22-004
 def draw(
@@ -125,17 +126,19 @@ def excerpt(
     chunk: Chunk,
     quotes: Iterable[str],  # whose sentences stay; a quote over two sentences keeps the chunk whole
     *names: Any,  # what the choice of the others depends on
-) -> Chunk:  # with two sentences of the text or more
+    without: Iterable[str] = (),  # whose sentences go, unless nothing else would stay
+) -> Chunk:  # with two sentences of the text or more, as far as there are
     "Some sentences of a chunk, those with a quote among them."
-    parts = sentences(chunk.text)
+    parts, without = sentences(chunk.text), list(without)
     quoted = [quote for quote in quotes if quote in chunk.text]
     if not all(any(quote in part for part in parts) for quote in quoted):
         return chunk
     kept = [part for part in parts if any(quote in part for quote in quoted)]
-    others = shuffled(dict.fromkeys(part for part in parts if part not in kept), "excerpt", chunk.chunk_id, *names)
+    rest = [part for part in parts if part not in kept and not any(quote in part for quote in without)]
+    others = shuffled(dict.fromkeys(rest), "excerpt", chunk.chunk_id, *names)
     count = max(len(kept), 2 + draw("sentences", chunk.chunk_id, *names) % max(1, len(parts) - 1))
     chosen = shuffled([*kept, *others][:count], "order", chunk.chunk_id, *names)
-    return chunk.model_copy(update={"text": " ".join(chosen)})
+    return chunk.model_copy(update={"text": " ".join(chosen)}) if chosen else chunk
 
 # %% ../nbs/22_records.ipynb #22-016
 def make_record(
@@ -149,9 +152,10 @@ def make_record(
     asked: "str | None" = None,  # the instruction, where it is more than the bare question
     persona: "str | None" = None,  # who is answered; None: the question's own
 ) -> dict:
-    "A record; it is answerable where every chunk of the question's evidence is shown."
-    gold = {item.chunk_id for item in question.evidence} if question.answer else set()
-    answerable = bool(gold) and gold <= {chunk.chunk_id for chunk in shown}
+    "A record; it is answerable where all of the question's evidence is shown."
+    texts = {chunk.chunk_id: chunk.text for chunk in shown}
+    gold = {item.chunk_id for item in question.evidence if item.quote in texts.get(item.chunk_id, "")}
+    answerable = bool(gold) and all(item.quote in texts.get(item.chunk_id, "") for item in question.evidence)
     target = gold_answer(question) if answerable else refusal_answer(question.question, bool(shown))
     persona = persona or question.persona
     prompt = render_prompt(asked or question.question, shown, persona=persona)
@@ -271,17 +275,71 @@ def injected_pair(
     return rebuilt
 
 # %% ../nbs/22_records.ipynb #22-025
-PANEL = 4  # questions about one context; half of them answered where there are enough
+LOOKUPS = ("What does the context say about {terms}?", "Which sentence tells of {terms}?", "What is written about {terms}?",
+           "Find what is said about {terms}.", "I need the passage on {terms}.", "What do we know about {terms}?")
+_TERM = re.compile(r"[A-Z][\w’'-]*(?: (?:of |the |and |for )?[A-Z][\w’'-]*)*|\d+(?:[,.]\d+)*|[a-z][\w-]{4,}")
+
+
+def terms(
+    sentence: str,
+) -> list[str]:  # names, numbers and longer words, in their order
+    "What a sentence can be looked up by."
+    found = [term for term in _TERM.findall(sentence) if term.casefold() not in STOP_WORDS]
+    return list(dict.fromkeys(term for term in found if len(term) > 1))
+
+
+def lookup(
+    chunk: Chunk,
+    sentence: str,  # of its text
+    *names: Any,  # what the choice depends on
+) -> "Question | None":  # None where the sentence has fewer than two terms, or is too long to be quoted
+    "A question for what is said of two or three of a sentence's terms."
+    chosen = shuffled(terms(sentence), "terms", *names)[:2 + draw("how many", *names) % 2]
+    if len(chosen) < 2 or len(sentence) > 400:
+        return None
+    wording = LOOKUPS[draw("lookup", sentence, *names) % len(LOOKUPS)]
+    return Question(
+        question_id=f"{chunk.chunk_id}.lookup-{draw(sentence, *chosen) % 10**8}", answer=sentence.rstrip("."),
+        question=wording.format(terms=", ".join(chosen[:-1]) + f" and {chosen[-1]}"), statement=f"{sentence} [1]",
+        evidence=[{"chunk_id": chunk.chunk_id, "quote": sentence}], topic="lookup")
+
+
+def lookup_pair(
+    shown: Sequence[Chunk],  # excerpts
+    hidden: Iterable[tuple[Chunk, str]],  # sentences that are not shown, the closest first
+    *names: Any,
+) -> list[Question]:  # one that is answered and one that is not, as far as there are any
+    "Look up a sentence that is shown, and one that is not."
+    lines = [(chunk, sentence) for chunk in shown for sentence in sentences(chunk.text)]
+    text = " ".join(sentence for _, sentence in lines).casefold()
+
+    def fits(question: Question, chunk: Chunk, wanted: bool) -> bool:
+        asked = question.question.casefold()
+        named = [term.casefold() for term in terms(question.evidence[0].quote) if term.casefold() in asked]
+        holders = [sentence for _, sentence in lines if all(term in sentence.casefold() for term in named)]
+        return len(holders) == 1 if wanted else any(term not in text for term in named)
+
+    found = []
+    for wanted, candidates in ((True, sorted(lines, key=lambda line: draw("line", line[1], *names))), (False, hidden)):
+        questions = ((chunk, lookup(chunk, sentence, *names)) for chunk, sentence in candidates)
+        found.append(next((question for chunk, question in questions if question and fits(question, chunk, wanted)), None))
+    return [question for question in found if question]
+
+# %% ../nbs/22_records.ipynb #22-027
+PANEL = 6  # questions about one context: two that it answers, two that it doesn't, and a pair of lookups
 
 
 def answered_by(
     question: Question,
     shown: Sequence[Chunk],
-) -> "bool | None":  # None where a chunk besides the evidence names the answer: it is not used
+) -> "bool | None":  # None where something besides the evidence names the answer: it is not used
     "Whether the chunks shown hold all the evidence for a question."
-    if any(names_answer(chunk.text, question) for chunk in shown if chunk.chunk_id not in question.chunk_ids):
+    texts = {chunk.chunk_id: chunk.text for chunk in shown}
+    present = [item for item in question.evidence if item.quote in texts.get(item.chunk_id, "")]
+    if question.topic != "lookup" and any(names_answer(chunk.text, question) for chunk in shown
+                                          if chunk.chunk_id not in {item.chunk_id for item in present}):
         return None
-    return question.answer is not None and set(question.chunk_ids) <= {chunk.chunk_id for chunk in shown}
+    return question.answer is not None and len(present) == len(question.evidence)
 
 
 def close_questions(
@@ -296,49 +354,88 @@ def close_questions(
             close[chunk.chunk_id].append((rank, question))
     return close
 
-# %% ../nbs/22_records.ipynb #22-026
-def ask_about(
-    shown: Sequence[Chunk],
-    own: Sequence[Question],  # whose evidence was the reason for showing these chunks, most wanted first
-    asked: Sequence[Question],  # all answerable ones
-    misses: Sequence[Question],  # all unanswerable ones
-    close: dict[str, list[tuple[int, Question]]],  # from `close_questions`
-    used: Counter,  # how often each question was refused so far; counted on
-) -> list[Question]:  # at most `PANEL`
-    "Questions that the chunks answer, and as many that they don't."
-    ids = {chunk.chunk_id for chunk in shown}
-    others = [question for question in asked if question not in own and set(question.chunk_ids) <= ids]
-    answers = [question for question in [*own, *others] if answered_by(question, shown)][:PANEL // 2]
-    about = sorted((question for question in misses if question.about[0] in ids), key=lambda question: used[question.question_id])
-    ranked = [item for chunk_id in sorted(ids) for item in close[chunk_id]] or [(0, question) for question in asked]
-    foreign = [question for _, question in sorted(ranked, key=lambda item: (used[item[1].question_id], item[0], item[1].question_id))]
-    refusals = about[:PANEL // 4] + [question for question in dict.fromkeys(foreign) if answered_by(question, shown) is False]
-    refusals = refusals[:PANEL - len(answers)]
-    used.update(question.question_id for question in refusals)
-    return [*answers, *refusals]
+# %% ../nbs/22_records.ipynb #22-028
+class QuestionPool:
+    "The questions of a split, and how often each was refused so far."
 
-# %% ../nbs/22_records.ipynb #22-027
+    def __init__(self, questions: Sequence[Question], retriever: Retriever):
+        self.asked = [question for question in questions if question.answer is not None]
+        self.misses, self.by_chunk = defaultdict(list), defaultdict(list)
+        for question in questions:
+            (self.misses if question.answer is None else self.by_chunk)[question.chunk_ids[0]].append(question)
+        self.close, self.refused = close_questions(self.asked, retriever), Counter()
+        self.chunks = {chunk.chunk_id: chunk for chunk in retriever.chunks}
+
+    def least_refused(self, questions: Iterable[Question]) -> list[Question]:
+        "Those first that were refused least; the order is kept otherwise."
+        return sorted(dict.fromkeys(questions), key=lambda question: self.refused[question.question_id])
+
+    def answers(self, shown: Sequence[Chunk], own: Sequence[Question]) -> list[Question]:
+        "Two questions that the chunks answer, those of `own` first."
+        others = [question for chunk in shown for question in self.by_chunk[chunk.chunk_id]]
+        return [question for question in dict.fromkeys([*own, *others]) if answered_by(question, shown)][:2]
+
+    def hidden(self, shown: Sequence[Chunk], answers: Sequence[Question]) -> "Question | None":
+        "A question whose sentence can be taken out of these chunks, so that they no longer answer it."
+        kept = {item.quote for question in answers for item in question.evidence}
+        free = [question for chunk in shown for question in self.by_chunk[chunk.chunk_id] if len(question.evidence) == 1
+                and not any(item.quote in quote or quote in item.quote for item in question.evidence for quote in kept)]
+        return next(iter(self.least_refused(free)), None)
+
+    def refusals(self, shown: Sequence[Chunk], count: int) -> list[Question]:
+        "Questions that the excerpts shown do not answer: a near miss where there is one, and others close to them."
+        missed = self.least_refused(question for chunk in shown for question in self.misses[chunk.chunk_id])
+        ranked = sorted((item for chunk in shown for item in self.close[chunk.chunk_id]),
+                        key=lambda item: (self.refused[item[1].question_id], item[0], item[1].question_id))
+        others = [question for _, question in ranked] or self.least_refused(self.asked)
+        fitting = [question for question in dict.fromkeys(others) if answered_by(question, shown) is False]
+        return [*missed[:1], *fitting][:count]
+
+# %% ../nbs/22_records.ipynb #22-029
 def panel(
-    shown: Sequence[Chunk],
-    asked: Sequence[Question],  # about these chunks, without repetition
+    shown: Sequence[Chunk],  # whole
+    own: Sequence[Question],  # for whose evidence they are shown, most wanted first
+    pool: QuestionPool,
     split: str,  # whose requests and injections
     group: str,  # id of the group
     injected: bool = False,  # whether the last chunk carries an instruction
 ) -> list[dict]:  # a record a question; the prompts are equal up to the instruction
-    "Several questions about the same excerpts, for one persona."
-    quotes = [item.quote for question in asked for item in question.evidence]
-    shown = [excerpt(chunk, quotes, group) for chunk in shown]
-    if injected and shown:
+    "Several questions about the same excerpts."
+    answers = pool.answers(shown, own)
+    hidden = pool.hidden(shown, answers)
+    quotes, gone = ([item.quote for question in asked if question for item in question.evidence] for asked in (answers, [hidden]))
+    whole, shown = shown, [excerpt(chunk, quotes, group, without=gone) for chunk in shown]
+    refusals = [hidden] if hidden and answered_by(hidden, shown) is False else []
+    refusals += [question for question in pool.refusals(shown, PANEL) if question not in refusals][:PANEL - 2 - len(answers) - len(refusals)]
+    rest = [(chunk, sentence) for chunk, part in zip(whole, shown) for sentence in sentences(chunk.text) if sentence not in part.text]
+    elsewhere = [pool.chunks[question.chunk_ids[0]] for question in refusals if question.chunk_ids[0] not in {chunk.chunk_id for chunk in whole}]
+    far = [(chunk, sentence) for chunk in elsewhere for sentence in sentences(chunk.text)]
+    asked = [*answers, *refusals, *lookup_pair(shown, [*rest, *far], group)]
+    asked += [question for question in pool.refusals(shown, 2 * PANEL) if question not in asked][:PANEL - len(asked)]
+    pool.refused.update(question.question_id for question in asked if question not in answers)
+    if injected:
         order = INJECTIONS[split][draw("injection", group) % len(INJECTIONS[split])]
         shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
-    persona = PERSONAS[draw("persona", group) % len(PERSONAS)]
-    shown, records = shuffled_chunks(shown, "order", group), []
+    return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected)
+
+# %% ../nbs/22_records.ipynb #22-030
+def about_context(
+    shown: Sequence[Chunk],  # as the prompt shows them
+    asked: Sequence[Question],  # without repetition
+    split: str,  # whose requests
+    group: str,  # id of the group
+    injected: bool = False,  # whether a chunk carries an instruction
+) -> list[dict]:  # a record a question
+    "Records of several questions about one context, for one persona."
+    persona, records = PERSONAS[draw("persona", group) % len(PERSONAS)], []
     for question in asked:
         name, category, wrapper = request(split, group, question.question_id)
         answered = answered_by(question, shown)
-        kind = name or ("answered" if answered else question.kind or ("gold_removed" if shown else "nothing_retrieved"))
+        plain = "lookup" if question.topic == "lookup" else "answered"
+        missing = question.kind or ("lookup_missing" if plain == "lookup" else "gold_removed" if shown else "nothing_retrieved")
+        kind = "injection" if injected else name or (plain if answered else missing)
         category = "red_team" if injected else category or ("citation_required" if answered else "refusal")
-        record = make_record(question, shown, category=category, kind="injection" if injected else kind, group=group,
+        record = make_record(question, shown, category=category, kind=kind, group=group,
                              asked=wrapper.format(question=question.question), persona=persona)
         records.append({**record, "id": f"{group}.{question.question_id}"})
     return records
@@ -356,38 +453,33 @@ def request(
     wording = requests[split][draw("wording", *names) % len(requests[split])]
     return ("tone", "red_team", wording) if requests is TONE_REQUESTS else ("strict", "strict_json", wording)
 
-# %% ../nbs/22_records.ipynb #22-028
+# %% ../nbs/22_records.ipynb #22-031
 def build_panels(
     split: str,
     questions: Sequence[Question],
     retriever: Retriever,
     beside: tuple[int, ...] = (0, 1, 1, 2),  # numbers of distractors to draw from
-    rounds: int = 3,  # how often the evidence of each question is shown, each time with other questions and excerpts
+    rounds: int = 2,  # how often the evidence of each question is shown, each time with other questions and excerpts
 ) -> list[list[dict]]:  # groups of records
     "Panels on the evidence of every answerable question, and some on nothing at all."
-    asked = [question for question in questions if question.answer is not None]
-    misses = [question for question in questions if question.answer is None]
-    by_id = {chunk.chunk_id: chunk for chunk in retriever.chunks}
-    anchors, close, used, groups = defaultdict(list), close_questions(asked, retriever), Counter(), []
-    for question in asked:
+    pool, anchors, groups = QuestionPool(questions, retriever), defaultdict(list), []
+    for question in pool.asked:
         anchors[tuple(sorted(set(question.chunk_ids)))].append(question)
     for turn in range(rounds):
         for ids, own in anchors.items():
             group = f"{'+'.join(ids)}.panel-{turn}"
-            first = (turn * PANEL // 2) % len(own)
-            own = own[first:] + own[:first]
+            own = own[2 * turn % len(own):] + own[:2 * turn % len(own)]
             extra = beside[draw("beside", group) % len(beside)]
             near = distractors(own[0], retriever, extra + 2 * turn)[-extra:] if extra else []
             near = [chunk for chunk in near if chunk.chunk_id not in ids]
-            shown = [by_id[chunk_id] for chunk_id in ids] + near
-            chosen = ask_about(shown, own[:1] if near and turn % 2 else own, asked, misses, close, used)
-            groups.append(panel(shown, chosen, split, group, injected=bool(near) and draw("injected", group) % 16 == 0))
-    for place in range(0, len(asked) * rounds // 40):
-        chosen = shuffled_questions(asked, "nothing", place)[:PANEL]
-        groups.append(panel([], chosen, split, f"nothing-{place}"))
+            groups.append(panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
+                                pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0))
+    for place in range(len(pool.asked) * rounds // 48):
+        chosen = shuffled_questions(pool.asked, "nothing", place)[:PANEL]
+        groups.append(about_context([], chosen, split, f"nothing-{place}"))
     return groups
 
-# %% ../nbs/22_records.ipynb #22-030
+# %% ../nbs/22_records.ipynb #22-033
 @dataclass(frozen=True)
 class Plan:
     "How many groups of a sort a held-out split has at the most; None is no limit."
@@ -401,12 +493,12 @@ class Plan:
 
 
 PLANS = {
-    "train": Plan(rounds=3, distractors=(0, 1, 1, 2)),
+    "train": Plan(rounds=2, distractors=(0, 1, 1, 2)),
     "dev": Plan(plain=30, near_miss=30, strict_json=12, tone=5, injected=3),
     "eval": Plan(plain=60, near_miss=40, strict_json=30, tone=18, injected=12),
 }
 
-# %% ../nbs/22_records.ipynb #22-031
+# %% ../nbs/22_records.ipynb #22-034
 def build_split(
     split: str,  # "train", "dev" or "eval"
     chunks: Sequence[Chunk],  # of this split alone
@@ -445,7 +537,7 @@ def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Quest
     "Questions in an order that depends on the names and their ids alone."
     return sorted(questions, key=lambda question: draw(*names, question.question_id))
 
-# %% ../nbs/22_records.ipynb #22-032
+# %% ../nbs/22_records.ipynb #22-035
 def build_records(
     chunks: dict[str, Chunk],  # the whole corpus by chunk id
     questions: Sequence[Question],  # all questions on it
@@ -469,7 +561,7 @@ def build_records(
         raise DataError("records built", problems)
     return built
 
-# %% ../nbs/22_records.ipynb #22-034
+# %% ../nbs/22_records.ipynb #22-037
 def check_records(
     records: Sequence[dict],  # as built or as read
     name: str,  # the split or file, for messages
@@ -490,7 +582,7 @@ def check_records(
             problems.append(Problem(where, "answerable and the target's completeness disagree", code="answerable"))
     return problems
 
-# %% ../nbs/22_records.ipynb #22-036
+# %% ../nbs/22_records.ipynb #22-039
 def word_set(text: str) -> frozenset[str]:
     "Lower-case words and numbers of a text."
     return frozenset(re.findall(r"\w+", text.casefold()))
@@ -515,7 +607,7 @@ def leaks(
     return problems + [Problem(f"{name}, chunk {chunk_id}", "it is shown in training too", code="leak")
                        for chunk_id in sorted(shared)]
 
-# %% ../nbs/22_records.ipynb #22-038
+# %% ../nbs/22_records.ipynb #22-041
 def prompt_features(
     record: dict,
 ) -> dict[str, float]:
@@ -547,7 +639,7 @@ def shortcuts(
         found.append((name, best))
     return sorted(found, key=lambda item: -item[1])
 
-# %% ../nbs/22_records.ipynb #22-041
+# %% ../nbs/22_records.ipynb #22-044
 SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
 
 
@@ -562,7 +654,7 @@ def shortcut_problems(
                     f"{SHORTCUT_LIMIT:.2f}", "vary it alike for both", "shortcut")
             for feature, value in shortcuts(records) if value > SHORTCUT_LIMIT]
 
-# %% ../nbs/22_records.ipynb #22-042
+# %% ../nbs/22_records.ipynb #22-045
 def write_records(
     records: Sequence[dict],
     path: "str | Path",
@@ -571,7 +663,7 @@ def write_records(
     lines = [json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records]
     return write_atomically(path, "".join(line + "\n" for line in lines))
 
-# %% ../nbs/22_records.ipynb #22-044
+# %% ../nbs/22_records.ipynb #22-047
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -587,7 +679,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-045
+# %% ../nbs/22_records.ipynb #22-048
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split
