@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'LOOKUPS', 'PANEL', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw', 'shuffled', 'split_documents',
-           'gold_answer', 'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record',
-           'minimal_pair', 'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by',
-           'close_questions', 'QuestionPool', 'panel', 'about_context', 'request', 'build_panels', 'Plan',
-           'build_split', 'build_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
-           'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile',
-           'count_rows', 'count_by']
+           'LOOKUPS', 'PANEL', 'PLANS', 'SHORTCUT_LIMIT', 'draw', 'shuffled', 'split_documents', 'gold_answer',
+           'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair',
+           'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'close_questions',
+           'QuestionPool', 'panel', 'about_context', 'request', 'build_panels', 'Plan', 'build_split', 'build_pairs',
+           'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks', 'prompt_features', 'shortcuts',
+           'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -640,19 +639,19 @@ def shortcuts(
     return sorted(found, key=lambda item: -item[1])
 
 # %% ../nbs/22_records.ipynb #22-044
-SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
+SHORTCUT_LIMIT = 0.60
 
 
 def shortcut_problems(
     records: Sequence[dict],
     name: str,  # the split, for messages
-) -> list[Problem]:  # empty where no rule is better than `SHORTCUT_LIMIT`, or there are fewer than `SHORTCUT_RECORDS`
+) -> list[Problem]:  # empty where no rule is better than `SHORTCUT_LIMIT` and luck allow
     "Rules that tell refusals from answers without reading."
-    if len(records) < SHORTCUT_RECORDS or len({record["answerable"] for record in records}) < 2:
+    if len({record["answerable"] for record in records}) < 2:
         return []
-    return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over "
-                    f"{SHORTCUT_LIMIT:.2f}", "vary it alike for both", "shortcut")
-            for feature, value in shortcuts(records) if value > SHORTCUT_LIMIT]
+    limit = SHORTCUT_LIMIT + len(records) ** -0.5
+    return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over {limit:.2f}",
+                    "vary it alike for both", "shortcut") for feature, value in shortcuts(records) if value > limit]
 
 # %% ../nbs/22_records.ipynb #22-045
 def write_records(
