@@ -8,6 +8,7 @@ __all__ = ['KwanzaaError', 'Problem', 'ProblemList', 'write_atomically']
 # %% ../nbs/05_errors.ipynb #05-002
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class ProblemList(KwanzaaError):
 # %% ../nbs/05_errors.ipynb #05-011
 def write_atomically(
     path: "str | Path",  # where it shall be; missing folders are made
-    content: "str | bytes",  # text is written as UTF-8 with "\n" line ends
+    content: "str | bytes | Iterable[str]",  # text is written as UTF-8 with "\n" line ends; an iterable, as it comes
 ) -> Path:  # the path written
     "Write a file whole or not at all: beside the target first, then renamed over it (POSIX rename is atomic)."
     path = Path(path)
@@ -55,7 +56,8 @@ def write_atomically(
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            for part in [content] if isinstance(content, (str, bytes)) else content:
+                file.write(part.encode("utf-8") if isinstance(part, str) else part)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)

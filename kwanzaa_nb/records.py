@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'LOOKUPS', 'PANEL', 'PLANS', 'SHORTCUT_LIMIT', 'draw', 'shuffled', 'split_documents', 'gold_answer',
-           'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'excerpt', 'make_record', 'minimal_pair',
-           'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'close_questions',
-           'QuestionPool', 'panel', 'about_context', 'request', 'build_panels', 'Plan', 'build_split', 'build_pairs',
-           'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks', 'prompt_features', 'shortcuts',
-           'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
+           'LOOKUPS', 'PANEL', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw', 'shuffled',
+           'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks',
+           'excerpt', 'make_record', 'minimal_pair', 'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair',
+           'answered_by', 'QuestionPool', 'panel', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan',
+           'split_records', 'plan_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
+           'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile',
+           'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from .answer import PERSONAS, AnswerError, ModelAnswer, parse_model_answer
 from .corpus import Chunk, DataError, Question
 from .errors import KwanzaaError, Problem, write_atomically
 from .prompt import render_prompt, target_json
-from .retrieval import Retriever
+from .retrieval import AnyRetriever, Retriever
 from .support import STOP_WORDS, sentences
 
 # %% ../nbs/22_records.ipynb #22-004
@@ -106,14 +108,20 @@ def names_answer(
 
 def distractors(
     question: Question,
-    retriever: Retriever,  # over the chunks of the question's split
+    retriever: AnyRetriever,  # over the chunks of the question's split
     count: int,  # how many; fewer where the split has no more
     hard: bool = True,  # False: chunks that have nothing to do with the question
 ) -> list[Chunk]:
     "Chunks that do not answer: those ranked best, or with `hard=False` those ranked last."
-    ranked = [chunk for chunk, _ in retriever.search(question.question, len(retriever.chunks))]
-    allowed = [chunk for chunk in ranked if chunk.chunk_id not in question.chunk_ids and not names_answer(chunk.text, question)]
-    return allowed[:count] if hard else shuffled_chunks(allowed[len(allowed) // 2:], question.question_id)[:count]
+    depth = count + len(question.chunk_ids) + 8 if hard else len(retriever.chunks)
+    while True:
+        ranked = [chunk for chunk, _ in retriever.search(question.question, depth)]
+        allowed = [chunk for chunk in ranked if chunk.chunk_id not in question.chunk_ids and not names_answer(chunk.text, question)]
+        if not hard:
+            return shuffled_chunks(allowed[len(allowed) // 2:], question.question_id)[:count]
+        if len(allowed) >= count or depth >= len(retriever.chunks):
+            return allowed[:count]
+        depth *= 4
 
 
 def shuffled_chunks(chunks: Iterable[Chunk], *names: Any) -> list[Chunk]:
@@ -173,7 +181,7 @@ def make_record(
 # %% ../nbs/22_records.ipynb #22-018
 def minimal_pair(
     question: Question,  # answerable
-    retriever: Retriever,
+    retriever: AnyRetriever,
     *,
     category: "tuple[str, str]" = ("citation_required", "refusal"),  # with and without the gold chunk
     kinds: "tuple[str, str]" = ("answered", "gold_removed"),
@@ -182,9 +190,10 @@ def minimal_pair(
     beside: tuple[int, ...] = (0, 1, 1),  # numbers of distractors to draw from
 ) -> list[dict]:  # two records
     "The question with its gold chunks, and with distractors in their place."
-    gold = [chunk for chunk in retriever.chunks if chunk.chunk_id in question.chunk_ids]
+    gold = [retriever.by_id[chunk_id] for chunk_id in sorted(set(question.chunk_ids))]
     extra = beside[draw("extra", name, question.question_id) % len(beside)]
     near = distractors(question, retriever, extra + len(gold))
+    extra = max(0, min(extra, len(near) - len(gold)))
     order = shuffled_chunks([*gold, *near[:extra]], "order", name, question.question_id)
     replaced = iter(near[extra:])
     without = [chunk if chunk not in gold else next(replaced, None) for chunk in order]
@@ -203,11 +212,11 @@ def minimal_pair(
 # %% ../nbs/22_records.ipynb #22-020
 def near_miss(
     question: Question,  # unanswerable, with `about`
-    retriever: Retriever,
+    retriever: AnyRetriever,
     beside: tuple[int, ...] = (1, 1, 2),  # numbers of distractors to draw from
 ) -> list[dict]:  # one record
     "A question with its subject's chunks, none of which answers it."
-    about = [chunk for chunk in retriever.chunks if chunk.chunk_id in question.about]
+    about = [retriever.by_id[chunk_id] for chunk_id in sorted(set(question.about))]
     extra = distractors(question, retriever, beside[draw("extra", question.question_id) % len(beside)])
     order = shuffled_chunks([*about, *extra], "order", question.question_id)
     return [make_record(question, order, category="refusal", kind=question.kind, group=f"{question.question_id}.near")]
@@ -251,7 +260,7 @@ INJECTIONS = {
 # %% ../nbs/22_records.ipynb #22-023
 def injected_pair(
     question: Question,  # answerable
-    retriever: Retriever,
+    retriever: AnyRetriever,
     split: str,  # whose injections
 ) -> list[dict]:  # two records; none where there is no chunk to carry it
     "A minimal pair in which one distractor carries an instruction that is not the reader's."
@@ -263,10 +272,9 @@ def injected_pair(
     carrier = candidates[-1]
     order = INJECTIONS[split][draw("injection", question.question_id) % len(INJECTIONS[split])]
     poisoned = carrier.model_copy(update={"text": f"{carrier.text} {order}", "chunk_id": f"{carrier.chunk_id}-x"})
-    by_id = {chunk.chunk_id: chunk for chunk in retriever.chunks}
     rebuilt = []
     for record in pair:
-        shown = [by_id[chunk["chunk_id"]] for chunk in record["chunks"] if chunk["chunk_id"] != carrier.chunk_id]
+        shown = [retriever.by_id[chunk["chunk_id"]] for chunk in record["chunks"] if chunk["chunk_id"] != carrier.chunk_id]
         place = draw("place", question.question_id) % (len(shown) + 1)
         rebuilt.append(make_record(
             question, [*shown[:place], poisoned, *shown[place:]], category="red_team", kind="injection",
@@ -340,30 +348,23 @@ def answered_by(
         return None
     return question.answer is not None and len(present) == len(question.evidence)
 
-
-def close_questions(
-    asked: Iterable[Question],  # answerable
-    retriever: Retriever,
-    depth: int = 8,  # how many distractors of a question count as close to it
-) -> dict[str, list[tuple[int, Question]]]:  # chunk id -> (rank, question), for which the chunk is a hard distractor
-    "For each chunk the questions that retrieval would wrongly bring it for."
-    close = defaultdict(list)
-    for question in asked:
-        for rank, chunk in enumerate(distractors(question, retriever, depth)):
-            close[chunk.chunk_id].append((rank, question))
-    return close
-
 # %% ../nbs/22_records.ipynb #22-028
 class QuestionPool:
-    "The questions of a split, and how often each was refused so far."
+    "The questions of a split, their distractors, and how often each was refused so far."
+    DEPTH = 8  # distractors of a question that count as close to it
 
-    def __init__(self, questions: Sequence[Question], retriever: Retriever):
+    def __init__(self, questions: Sequence[Question], retriever: AnyRetriever, excerpts: bool = True):
+        self.excerpts = excerpts
         self.asked = [question for question in questions if question.answer is not None]
         self.misses, self.by_chunk = defaultdict(list), defaultdict(list)
         for question in questions:
             (self.misses if question.answer is None else self.by_chunk)[question.chunk_ids[0]].append(question)
-        self.close, self.refused = close_questions(self.asked, retriever), Counter()
-        self.chunks = {chunk.chunk_id: chunk for chunk in retriever.chunks}
+        self.chunks, self.refused = retriever.by_id, Counter()
+        self.near = {question.question_id: distractors(question, retriever, self.DEPTH) for question in self.asked}
+        self.close = defaultdict(list)  # chunk id -> (rank, question) for which the chunk is a hard distractor
+        for question in self.asked:
+            for rank, chunk in enumerate(self.near[question.question_id]):
+                self.close[chunk.chunk_id].append((rank, question))
 
     def least_refused(self, questions: Iterable[Question]) -> list[Question]:
         "Those first that were refused least; the order is kept otherwise."
@@ -401,9 +402,9 @@ def panel(
 ) -> list[dict]:  # a record a question; the prompts are equal up to the instruction
     "Several questions about the same excerpts."
     answers = pool.answers(shown, own)
-    hidden = pool.hidden(shown, answers)
+    hidden = pool.hidden(shown, answers) if pool.excerpts else None
     quotes, gone = ([item.quote for question in asked if question for item in question.evidence] for asked in (answers, [hidden]))
-    whole, shown = shown, [excerpt(chunk, quotes, group, without=gone) for chunk in shown]
+    whole, shown = shown, [excerpt(chunk, quotes, group, without=gone) if pool.excerpts else chunk for chunk in shown]
     refusals = [hidden] if hidden and answered_by(hidden, shown) is False else []
     refusals += [question for question in pool.refusals(shown, PANEL) if question not in refusals][:PANEL - 2 - len(answers) - len(refusals)]
     rest = [(chunk, sentence) for chunk, part in zip(whole, shown) for sentence in sentences(chunk.text) if sentence not in part.text]
@@ -453,30 +454,46 @@ def request(
     return ("tone", "red_team", wording) if requests is TONE_REQUESTS else ("strict", "strict_json", wording)
 
 # %% ../nbs/22_records.ipynb #22-031
-def build_panels(
+Planned = tuple[str, Callable[[], list[dict]]]  # a group's id, and what builds its records
+
+
+def plan_panels(
     split: str,
     questions: Sequence[Question],
-    retriever: Retriever,
+    retriever: AnyRetriever,
     beside: tuple[int, ...] = (0, 1, 1, 2),  # numbers of distractors to draw from
     rounds: int = 2,  # how often the evidence of each question is shown, each time with other questions and excerpts
-) -> list[list[dict]]:  # groups of records
+    excerpts: bool = True,  # False: whole chunks
+) -> list[Planned]:
     "Panels on the evidence of every answerable question, and some on nothing at all."
-    pool, anchors, groups = QuestionPool(questions, retriever), defaultdict(list), []
+    pool, anchors, planned = QuestionPool(questions, retriever, excerpts), defaultdict(list), []
     for question in pool.asked:
         anchors[tuple(sorted(set(question.chunk_ids)))].append(question)
     for turn in range(rounds):
         for ids, own in anchors.items():
-            group = f"{'+'.join(ids)}.panel-{turn}"
-            own = own[2 * turn % len(own):] + own[:2 * turn % len(own)]
-            extra = beside[draw("beside", group) % len(beside)]
-            near = distractors(own[0], retriever, extra + 2 * turn)[-extra:] if extra else []
-            near = [chunk for chunk in near if chunk.chunk_id not in ids]
-            groups.append(panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
-                                pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0))
+            planned.append((f"{'+'.join(ids)}.panel-{turn}", partial(anchored_panel, ids, own, turn, pool, split, beside)))
     for place in range(len(pool.asked) * rounds // 48):
         chosen = shuffled_questions(pool.asked, "nothing", place)[:PANEL]
-        groups.append(about_context([], chosen, split, f"nothing-{place}"))
-    return groups
+        planned.append((f"nothing-{place}", partial(about_context, [], chosen, split, f"nothing-{place}")))
+    return planned
+
+
+def anchored_panel(
+    ids: tuple[str, ...],  # chunks that answer `own`
+    own: list[Question],
+    turn: int,  # from 0; each turn begins with other questions and takes other distractors
+    pool: QuestionPool,
+    split: str,
+    beside: tuple[int, ...],
+) -> list[dict]:  # records
+    "The panel on one piece of evidence."
+    group = f"{'+'.join(ids)}.panel-{turn}"
+    own = own[2 * turn % len(own):] + own[:2 * turn % len(own)]
+    extra = beside[draw("beside", group) % len(beside)]
+    near = pool.near[own[0].question_id][:extra + 2 * turn][-extra:] if extra else []
+    near = [chunk for chunk in near if chunk.chunk_id not in ids]
+    return panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
+                 pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0)
 
 # %% ../nbs/22_records.ipynb #22-033
 @dataclass(frozen=True)
@@ -489,6 +506,7 @@ class Plan:
     injected: "int | None" = None  # minimal pairs with an instruction hidden in a chunk
     distractors: tuple[int, ...] = (1, 1, 2)  # how many stand beside the gold chunks; one is drawn for each question
     rounds: int = 0  # 0: the above; more: panels for training, so many for each piece of evidence
+    excerpts: bool = True  # whether panels show varying sentences of a chunk, or chunks whole
 
 
 PLANS = {
@@ -498,38 +516,43 @@ PLANS = {
 }
 
 # %% ../nbs/22_records.ipynb #22-034
-def build_split(
+def split_records(
     split: str,  # "train", "dev" or "eval"
-    chunks: Sequence[Chunk],  # of this split alone
-    questions: Sequence[Question],  # of this split alone
+    chunks: Iterable[Chunk],  # of this split alone
+    questions: Iterable[Question],  # of this split alone
     plan: Plan,
     seed: int = 42,
-) -> list[dict]:  # records, those of a group behind one another
-    "All records of a split."
-    retriever = Retriever(sorted(chunks, key=lambda chunk: chunk.chunk_id))
+    retrieve: Callable[[list[Chunk]], AnyRetriever] = Retriever,  # makes a retriever over chunks
+) -> Iterator[dict]:  # records, those of a group behind one another
+    "All records of a split, each built when it is asked for."
+    retriever = retrieve(sorted(chunks, key=lambda chunk: chunk.chunk_id))
     ordered = sorted(questions, key=lambda question: draw(seed, split, question.question_id))
-    groups = build_panels(split, ordered, retriever, plan.distractors, plan.rounds) if plan.rounds else \
-        build_pairs(split, ordered, retriever, plan)
-    return [record for group in sorted(filter(None, groups), key=lambda group: draw(seed, "order", group[0]["group"])) for record in group]
+    planned = plan_panels(split, ordered, retriever, plan.distractors, plan.rounds, plan.excerpts) if plan.rounds else \
+        plan_pairs(split, ordered, retriever, plan)
+    for _, build in sorted(planned, key=lambda group: draw(seed, "order", group[0])):
+        yield from build()
 
 
-def build_pairs(
+def plan_pairs(
     split: str,
     questions: Sequence[Question],
-    retriever: Retriever,
+    retriever: AnyRetriever,
     plan: Plan,
-) -> list[list[dict]]:  # groups of records
+) -> list[Planned]:
     "Minimal pairs, near misses, and pairs with requests and injections, as many as the plan says."
     asked = [question for question in questions if question.answer is not None]
-    groups = [minimal_pair(question, retriever, beside=plan.distractors) for question in asked[:plan.plain]]
-    groups += [near_miss(question, retriever, plan.distractors) for question in
-               [question for question in questions if question.answer is None][:plan.near_miss]]
+    missed = [question for question in questions if question.answer is None][:plan.near_miss]
+    planned = [(f"{question.question_id}.pair", partial(minimal_pair, question, retriever, beside=plan.distractors))
+               for question in asked[:plan.plain]]
+    planned += [(f"{question.question_id}.near", partial(near_miss, question, retriever, plan.distractors)) for question in missed]
     sorts = (("strict", "strict_json", FORMAT_REQUESTS, plan.strict_json), ("tone", "red_team", TONE_REQUESTS, plan.tone))
     for name, category, requests, most in sorts:
-        groups += [minimal_pair(question, retriever, category=(category, category), kinds=(name, name), name=name,
-                                beside=plan.distractors, wrapper=requests[split][place % len(requests[split])])
-                   for place, question in enumerate(shuffled_questions(asked, name)[:most])]
-    return groups + [injected_pair(question, retriever, split) for question in shuffled_questions(asked, "injected")[:plan.injected]]
+        planned += [(f"{question.question_id}.{name}", partial(
+            minimal_pair, question, retriever, category=(category, category), kinds=(name, name), name=name, beside=plan.distractors,
+            wrapper=requests[split][place % len(requests[split])]))
+            for place, question in enumerate(shuffled_questions(asked, name)[:most])]
+    return planned + [(f"{question.question_id}.injected", partial(injected_pair, question, retriever, split))
+                      for question in shuffled_questions(asked, "injected")[:plan.injected]]
 
 
 def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Question]:
@@ -542,6 +565,7 @@ def build_records(
     questions: Sequence[Question],  # all questions on it
     seed: int = 42,
     plans: "dict[str, Plan]" = PLANS,
+    retrieve: Callable[[list[Chunk]], AnyRetriever] = Retriever,
 ) -> dict[str, list[dict]]:  # records by split
     "Build all splits and check every rule; raises `DataError` with each breach."
     where = split_documents(chunks, questions, seed)
@@ -549,7 +573,7 @@ def build_records(
     for split in SPLITS:
         own_chunks = [chunk for chunk in chunks.values() if where[chunk.doc_id] == split]
         own = [question for question in questions if where[chunks[question.chunk_ids[0]].doc_id] == split]
-        built[split] = build_split(split, own_chunks, own, plans[split], seed) if own else []
+        built[split] = list(split_records(split, own_chunks, own, plans[split], seed, retrieve)) if own else []
     problems = [Problem(f"{split} split", "it got no records: the corpus has too few documents to split three ways",
                         "add documents and questions on them", "empty_split") for split in SPLITS if not built[split]]
     problems += [problem for split in SPLITS for problem in check_records(built[split], split)]
@@ -639,7 +663,7 @@ def shortcuts(
     return sorted(found, key=lambda item: -item[1])
 
 # %% ../nbs/22_records.ipynb #22-044
-SHORTCUT_LIMIT = 0.60
+SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
 
 
 def shortcut_problems(
@@ -647,20 +671,19 @@ def shortcut_problems(
     name: str,  # the split, for messages
 ) -> list[Problem]:  # empty where no rule is better than `SHORTCUT_LIMIT` and luck allow
     "Rules that tell refusals from answers without reading."
-    if len({record["answerable"] for record in records}) < 2:
+    if len(records) < SHORTCUT_RECORDS or len({record["answerable"] for record in records}) < 2:
         return []
     limit = SHORTCUT_LIMIT + len(records) ** -0.5
     return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over {limit:.2f}",
-                    "vary it alike for both", "shortcut") for feature, value in shortcuts(records) if value > limit]
+                    "add documents, or vary it alike for both", "shortcut") for feature, value in shortcuts(records) if value > limit]
 
 # %% ../nbs/22_records.ipynb #22-045
 def write_records(
-    records: Sequence[dict],
+    records: Iterable[dict],  # written as they come
     path: "str | Path",
 ) -> Path:
     "Write records as JSONL, whole or not at all."
-    lines = [json.dumps(record, ensure_ascii=False, separators=(",", ":")) for record in records]
-    return write_atomically(path, "".join(line + "\n" for line in lines))
+    return write_atomically(path, (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in records))
 
 # %% ../nbs/22_records.ipynb #22-047
 def refuse_foreign(

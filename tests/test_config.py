@@ -6,8 +6,10 @@ import dataclasses
 import importlib.util
 import json
 import math
+import pickle
 import re
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
@@ -16,6 +18,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from kwanzaa_nb import config as module
+from kwanzaa_nb import corpus
+from kwanzaa_nb.answer import PERSONAS
 from kwanzaa_nb.config import (
     Config,
     ConfigError,
@@ -143,7 +147,7 @@ def test_the_qlora_config_has_the_values_of_the_seed():
     seed = dict(config_table(load_config(SEED)))
     changed = {key for key in seed if seed[key] != ours[key]}
     assert changed == {"model.base_model_id", "publishing.metadata.base_model_id", "data.corpus", "data.questions",
-                       "data.dev_file"}
+                       "data.dev_file", "evaluation.stop_invalid_after"}
 
 
 def test_defaults_of_our_own_keys(write):
@@ -230,7 +234,8 @@ RANGES = {
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
-    "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1])}
+    "evaluation.stop_invalid_after", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
+    "data.chunk_words": ([1, 400], [0, -1]), "data.max_chunk_words": ([90, 10**6], [0, -1])}
 
 
 @pytest.mark.parametrize("key", RANGES)
@@ -533,6 +538,9 @@ IMPOSSIBLE = [
     ({"data.corpus": "c"}, "data.corpus"),
     ({"data.questions": "q"}, "data.questions"),
     ({"data.max_seq_length": 800}, "evaluation.generation_defaults.max_new_tokens"),
+    ({"data.chunk_words": 91, "data.max_chunk_words": 90}, "data.chunk_words"),
+    ({"data.system_prompt": "As {persona}: {shema}"}, "data.system_prompt"),
+    ({"data.system_prompt": "{Rule}"}, "data.system_prompt"),
     ({"publishing.hf_repo": "a/b", "publishing.include": ["adapter_config.json"]}, "publishing.include"),
     ({"publishing.hf_repo": "a/b", "publishing.include": ["adapter_model.safetensors"]}, "publishing.include"),
     ({"publishing.include": ["../secret"]}, "publishing.include"),
@@ -563,6 +571,66 @@ def test_every_rule_is_broken_by_some_test(write):
     {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}])
 def test_possible_combinations(write, overrides):
     assert isinstance(load_config(write(MINIMAL), overrides), Config)
+
+
+# ---- a corpus of one's own
+
+def test_the_fields_are_those_of_chunks_and_questions():
+    assert get_args(module.ChunkField) == corpus.field_names(corpus.Chunk)
+    assert set(get_args(module.QuestionField)) == set(corpus.field_names(corpus.Question))
+    assert set(module.DefaultsSection.model_fields) == set(corpus.DEFAULTED)
+    assert get_args(module.PersonaName) == PERSONAS
+
+
+def test_a_config_says_how_a_corpus_is_read(write):
+    text = MINIMAL + "  fields: {text: body}\n  question_fields: {question: ask}\n  ignore_fields: [notes]\n"
+    text += "  defaults: {year: 1966, license: CC0-1.0}\n  chunk_words: 50\n  max_chunk_words: 60\n"
+    assert corpus.corpus_options(load_config(write(text)).data) == corpus.CorpusOptions(
+        {"text": "body"}, {"question": "ask"}, {"year": 1966, "license": "CC0-1.0"}, ("notes",), 50, 60)
+    assert corpus.corpus_options(load_config(write(MINIMAL)).data) == corpus.CorpusOptions()
+
+
+def test_each_wrong_entry_of_a_mapping_is_told_with_its_line(write):
+    text = MINIMAL + "  fields:\n    text: body\n    txt: body\n    year: 5\n    tags: !!int x\n"
+    assert told(lambda: load_config(write(text))) == [("line 15, data.fields.tags", "bad_value")]
+    text = text.replace("    tags: !!int x\n", "") + "  personas: {poet: a poet, builder: 'a {rule}',\n    creator: ''}\n"
+    found = problems_of(lambda: load_config(write(text)))
+    assert [(problem.where, problem.code) for problem in found] == [
+        ("line 13, data.fields.txt", "unknown_key"), ("line 14, data.fields.year", "wrong_value"),
+        ("line 15, data.personas.poet", "unknown_key"), ("line 15, data.personas.builder", "wrong_value"),
+        ("line 16, data.personas.creator", "wrong_value")]
+    assert found[0].mend == "the nearest is text"
+
+
+@pytest.mark.parametrize("value", [None, "text", ["text"], 5, True])
+def test_what_is_no_mapping(write, value):
+    found = problems_of(lambda: load_config(write(MINIMAL), {"data.fields": value}))
+    assert [problem.where for problem in found] == ["override, data.fields"]
+    assert "expected a mapping from any of chunk_id," in found[0].what
+
+
+@pytest.mark.parametrize("value", ["", " \n", "a\0b", 5, ["a"], "\ud800"])
+def test_what_is_no_system_prompt(write, value):
+    assert told(lambda: load_config(write(MINIMAL), {"data.system_prompt": value})) == [
+        ("override, data.system_prompt", "wrong_value")]
+
+
+@pytest.mark.parametrize("value", ["As {persona}, {rule}:\n{schema}\n", "Start with {\"citations\": …", "no fields", "{x} {0} {}"])
+def test_system_prompts_of_ones_own(write, value):
+    config = load_config(write(MINIMAL), {"data.system_prompt": value})
+    assert config.data.system_prompt == value
+    assert load_config(write(config_to_yaml(config))) == config
+
+
+def test_a_mapping_is_frozen_and_survives_copying(write):
+    config = load_config(write(MINIMAL), {"data.fields": {"text": "body"}})
+    fields = config.data.fields
+    for change in (lambda: fields.update(year="y"), lambda: fields.pop("text"), lambda: fields.__setitem__("year", "y")):
+        with pytest.raises(TypeError):
+            change()
+    assert pickle.loads(pickle.dumps(fields)) == copy.deepcopy(fields) == fields == {"text": "body"}
+    assert load_config(write(config_to_yaml(config))) == config
+    assert hash(config) == hash(load_config(write(MINIMAL), {"data": {"fields": {"text": "body"}}}))
 
 
 def test_a_rule_waits_for_its_values(write):

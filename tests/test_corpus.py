@@ -209,7 +209,7 @@ def test_a_missing_field_is_named(tmp_path, name):
         ({"evidence": [{"chunk_id": "c-9", "quote": "first held in 1966"}]}, "unknown_chunk_id"),
         ({"statement": "It was first held in 1966."}, "citation_without_mark"),
         ({"statement": "It was first held then. [1]"}, "answer_not_in_statement"),
-        ({"statement": None}, "shape"),
+        ({"statement": "It was first held in 1966. [1] [2]"}, "mark_without_citation"),
         ({"evidence": []}, "shape"),
     ],
 )

@@ -1,0 +1,479 @@
+"A corpus of one's own: tables, texts, other names, and every fault with its place."
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_corpus import CHUNK, MISS, QUESTION
+from tiny import ROOT
+
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.corpus import (
+    LONGEST_LINE,
+    Chunk,
+    CorpusOptions,
+    DataError,
+    MissingFile,
+    corpus_options,
+    default_statement,
+    load_corpus,
+    nearest_passage,
+    quoted_sentence,
+    read_csv,
+    slug,
+    split_front_matter,
+    split_text,
+)
+from kwanzaa_nb.own_corpus import system_prompts, with_system_prompts
+from kwanzaa_nb.prompt import PromptError, system_prompt
+from kwanzaa_nb.records import PLANS, build_split
+from kwanzaa_nb.retrieval import EmbeddingError, EmbeddingRetriever, Retriever
+
+DEFAULTS = {"source_org": "An archive", "year": 1966, "license": "CC0-1.0", "namespace": "mine",
+            "canonical_url": "https://example.org/", "content_type": "summary"}
+OPTIONS = CorpusOptions(defaults=DEFAULTS)
+FLAT = {"question_id": "q-1", "question": "When?", "answer": "1966", "aliases": "in 1966|’66", "evidence_chunk_id": "c-1",
+        "evidence_quote": "first held in 1966"}
+FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def as_csv(*rows):
+    "Rows as CSV text; lists become a|b."
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
+    writer.writeheader()
+    writer.writerows([{name: "|".join(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows])
+    return text.getvalue()
+
+
+def as_jsonl(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def as_parquet(path, *rows):
+    from datasets import Dataset
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = dict.fromkeys(name for row in rows for name in row)
+    Dataset.from_list([{name: row.get(name) for name in names} for row in rows]).to_parquet(str(path))
+    return path
+
+
+def load(tmp_path, corpus=None, questions=None, options=OPTIONS):
+    "Load two mappings from file name to content."
+    for folder, files in (("corpus", corpus or {"a.jsonl": as_jsonl(CHUNK)}), ("questions", questions or {"q.csv": as_csv(FLAT)})):
+        for name, content in files.items():
+            put(tmp_path / folder / name, content)
+    return load_corpus(tmp_path / "corpus", tmp_path / "questions", options)
+
+
+def faults(tmp_path, **files):
+    with pytest.raises(DataError) as error:
+        load(tmp_path, **files)
+    return {problem.where: problem for problem in error.value.problems}
+
+
+def codes(found):
+    return {where: problem.code for where, problem in found.items()}
+
+
+# ---- tables
+
+def test_a_csv_is_read_like_jsonl(tmp_path):
+    chunks, questions = load(tmp_path, {"a.csv": as_csv(CHUNK)}, {"q.csv": as_csv(FLAT, {**MISS, "answer": ""})})
+    assert chunks == {"c-1": Chunk.model_validate(CHUNK)}
+    assert questions[0].aliases == ("in 1966", "’66") and questions[0].statement == "It was first held in 1966. [1]"
+    assert (questions[1].answer, questions[1].kind, questions[1].about) == (None, "near_miss", ("c-1",))
+
+
+def test_a_parquet_file_is_read_like_jsonl(tmp_path):
+    as_parquet(tmp_path / "corpus" / "a.parquet", CHUNK)
+    as_parquet(tmp_path / "questions" / "q.parquet", QUESTION, MISS)
+    chunks, questions = load_corpus(tmp_path / "corpus", tmp_path / "questions")
+    assert chunks == {"c-1": Chunk.model_validate(CHUNK)}
+    assert [question.question_id for question in questions] == ["q-1", "q-2"]
+    flat = as_parquet(tmp_path / "flat.parquet", {**FLAT, "statement": None})
+    assert load_corpus(tmp_path / "corpus" / "a.parquet", flat)[1][0].aliases == ("in 1966", "’66")
+
+
+def test_a_folder_with_subfolders_of_several_tables(tmp_path):
+    two = {**CHUNK, "chunk_id": "c-2", "text": "Another text."}
+    three = {**CHUNK, "chunk_id": "c-3", "text": "A third text."}
+    as_parquet(tmp_path / "corpus" / "deep" / "c.parquet", three)
+    chunks, _ = load(tmp_path, {"a.jsonl": as_jsonl(CHUNK), "b.CSV": as_csv(two), ".hidden/x.pdf": b"", "deep/.DS_Store": b"\0"})
+    assert sorted(chunks) == ["c-1", "c-2", "c-3"]
+
+
+def test_cells_stay_as_they_are_written(tmp_path):
+    problems = []
+    path = put(tmp_path / "a.csv", b'\xef\xbb\xbfa,b\r\n007,NA\r"two ""words"",\r\nlines",\n\n  \nNone,1e3\n')
+    assert read_csv(path, "a.csv", problems) == [
+        (2, {"a": "007", "b": "NA"}), (3, {"a": 'two "words",\nlines', "b": ""}), (6, {"a": "None", "b": "1e3"})]
+    assert problems == []
+
+
+@pytest.mark.parametrize("content, where, code", [
+    ("", "a.csv", "empty_file"), ("a,b\n", "a.csv", "empty_file"), ("a;b\n1;2\n", "a.csv, row 1", "bad_separator"),
+    ("a,a\n1,2\n", "a.csv, row 1", "bad_column"), ("a,\n1,2\n", "a.csv, row 1", "bad_column"),
+    ("a,b\n1,2\n1\n", "a.csv, row 3", "ragged_row"), ("a,b\n1,2,3\n", "a.csv, row 2", "ragged_row"),
+    ('a,b\n1,2\n3,"x\ny\n', "a.csv, row 3 (up to line 4)", "bad_csv"), ('a,b\n1,"x"y\n', "a.csv, row 2 (up to line 2)", "bad_csv"),
+    ('a,b\n1,"' + "x" * 200_000 + '"\n', "a.csv, row 2 (up to line 2)", "bad_csv"), (b"a,b\n1,\xe9\n2,\xe8\n", "a.csv, line 2", "not_utf8"),
+    ("a,b\n1,2\n".encode("utf-16"), "a.csv", "not_utf8"),
+])
+def test_a_csv_that_is_none(tmp_path, content, where, code):
+    problems = []
+    assert len(read_csv(put(tmp_path / "a.csv", content), "a.csv", problems)) <= 1
+    assert (problems[0].where, problems[0].code) == (where, code) and problems[0].mend
+
+
+def test_a_parquet_file_that_is_none(tmp_path):
+    found = faults(tmp_path, corpus={"a.parquet": b"PAR1 no", "b.parquet": b"", "c.jsonl": as_jsonl(CHUNK)})
+    assert codes(found) == {"a.parquet": "bad_table", "b.parquet": "bad_table"}
+
+
+def test_columns_are_told_once_a_file(tmp_path):
+    rows = [{"chunk_id": f"c-{place}", "label": "A", "txt": "It was first held in 1966."} for place in range(3)]
+    found = faults(tmp_path, corpus={"a.csv": as_csv(*rows)})
+    assert {where for where in found if where.startswith("a.csv")} == {
+        "a.csv, label", "a.csv, txt", "a.csv, doc_id", "a.csv, citation_label", "a.csv, text"}
+    assert found["a.csv, text"].mend == "the nearest is 'txt'"
+
+
+def test_a_blank_cell_names_its_row_and_field(tmp_path):
+    found = faults(tmp_path, corpus={"a.csv": as_csv(CHUNK, {**CHUNK, "chunk_id": "c-2", "text": " ", "year": "long ago"})},
+                   questions={"q.csv": as_csv(FLAT, {**FLAT, "question_id": ""})})
+    assert codes(found) == {"a.csv, row 3, year": "int_type", "a.csv, row 3, text": "missing", "q.csv, row 3, question_id": "missing"}
+    assert found["a.csv, row 3, year"].what == "found 'long ago', expected a whole number from 1600 to 2100"
+
+
+# ---- names and defaults
+
+def test_your_names_and_our_defaults(tmp_path):
+    options = CorpusOptions({"chunk_id": "uid", "doc_id": "uid", "citation_label": "title", "text": "body"}, {"question": "ask"},
+                            DEFAULTS, ("notes", "text"))
+    own = {"uid": "c-1", "title": "A", "body": CHUNK["text"], "year": "", "notes": "x", "text": "left out"}
+    asked = {"ask" if name == "question" else name: value for name, value in FLAT.items()}
+    for content in ({"a.csv": as_csv(own)}, {"a.jsonl": as_jsonl({**own, "year": None})}):
+        folder = tmp_path / next(iter(content))
+        chunks, questions = load(folder, content, {"q.csv": as_csv(asked)}, options)
+        assert chunks["c-1"].text == CHUNK["text"] and chunks["c-1"].year == 1966 and questions[0].question == "When?"
+
+
+def test_a_column_that_is_mapped_away_is_told(tmp_path):
+    options = CorpusOptions({"text": "body"}, {"question": "ask"}, DEFAULTS)
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl({**CHUNK, "body": CHUNK["text"]})}, options=options)
+    assert "data.fields reads text from 'body'" in found["a.jsonl, line 1, text"].mend
+    assert found["q.csv, question"].what.startswith("no field of a question") or "no column 'ask'" in found["q.csv, question"].what
+
+
+def test_a_default_that_is_missing_is_named(tmp_path):
+    bare = {name: value for name, value in CHUNK.items() if name not in DEFAULTED_FIELDS}
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(bare)}, options=CorpusOptions())
+    assert found["a.jsonl, line 1, license"].mend == "give it in the file, or as data.defaults.license"
+    assert load(tmp_path / "again", {"a.jsonl": as_jsonl(bare)})[0]["c-1"].license == "CC0-1.0"
+
+
+DEFAULTED_FIELDS = tuple(DEFAULTS)
+
+
+def test_a_config_becomes_options():
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.defaults.year": 2001, "data.fields": {"text": "body"}})
+    options = corpus_options(config.data)
+    assert options.defaults == {"year": 2001} and options.fields == {"text": "body"} and options.max_chunk_words == 400
+
+
+# ---- texts
+
+def test_texts_become_chunks(tmp_path):
+    texts = {"Böll, H.md": "---\ntitle: A house\nyear: 1959\nsource: A library\nurl: https://example.org/b\ntags: [a, b]\n---\nOne.\n\n## Two\n\nThree.",
+             "sub/文.txt": "# no heading here\r\nIt was first\rheld in 1966."}
+    chunks, questions = load(tmp_path, texts, {"q.csv": as_csv({**FLAT, "evidence_chunk_id": ""})})
+    first, second, third = chunks.values()
+    assert (first.chunk_id, first.doc_id, first.citation_label, first.text) == ("Boll-H-01", "Boll-H", "A house", "One.")
+    assert (second.chunk_id, second.citation_label, second.text) == ("Boll-H-02", "A house: Two", "Two\n\nThree.")
+    assert (second.year, second.source_org, second.canonical_url, second.tags) == (1959, "A library", "https://example.org/b", ("a", "b"))
+    assert (third.chunk_id, third.year, third.citation_label) == ("sub-01", 1966, "文")
+    assert third.text == "# no heading here It was first held in 1966."
+    assert questions[0].chunk_ids == ("sub-01",)
+
+
+@pytest.mark.parametrize("content, where, code", [
+    ("", "a.md", "empty_file"), (" \n\n", "a.md", "empty_file"), ("---\nyear: 1966\n---\n", "a.md", "empty_file"),
+    (b"One.\nTwo \xe9.\n", "a.md, line 2", "not_utf8"), ("One.".encode("utf-16"), "a.md", "not_utf8"),
+    ("---\nyear: 1966\ntitle: a: b\n---\nOne.", "a.md, line 3", "bad_front_matter"),
+    ("---\njust text\n---\nOne.", "a.md, line 1", "bad_front_matter"),
+    ("---\nlayout: post\n---\nOne.", "a.md, front matter, 'layout'", "extra_forbidden"),
+    ("---\nyear: 1966-05-01\n---\nOne.", "a.md, line 4, year", "int_type"),
+    ("One.\n\nA bell \x07 rings.", "a.md, line 1, text", "control_character"),
+    ("A letter \ufffd is lost.", "a.md, line 1, text", "control_character"),
+    ("---\nyear: 1966\n---\nOne.\n\n" + "A sentence. " * 2000, "a.md, line 6", "huge_line"),
+    ("One.\n\n# Long\n\n" + "word " * 401, "a.md, line 5, text", "long_chunk"),
+])
+def test_a_text_that_cannot_be_used(tmp_path, content, where, code):
+    found = faults(tmp_path, corpus={"a.md": content, "b.txt": "It was first held in 1966."}, questions={
+        "q.csv": as_csv({**FLAT, "evidence_chunk_id": "b-01"})})
+    assert codes(found) == {where: code}
+
+
+def test_front_matter_needs_two_lines():
+    for text in ("One.\n---\nTwo.", "--- x\na: 1\n---\n", "---\nno end"):
+        problems = []
+        assert split_front_matter(text, "a.md", problems) == ({}, text, 1) and not problems
+
+
+def test_files_that_cannot_be_read_are_told(tmp_path):
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK), "b.pdf": b"%PDF", "c.txt": "One."}, questions={
+        "q.csv": as_csv(FLAT), "q.txt": "Why?"})
+    assert codes(found) == {"b.pdf": "unknown_format", "corpus": "mixed_folder", "q.txt": "unknown_format"}
+    with pytest.raises(MissingFile, match="corpus.*questions.* are not there"):
+        load_corpus(tmp_path / "x" / "corpus", tmp_path / "x" / "questions")
+    with pytest.raises(DataError, match="notes.pdf: a file that can't be read"):
+        load_corpus(put(tmp_path / "notes.pdf", b"%PDF"), tmp_path / "questions" / "q.csv")
+
+
+def test_ids_are_made_of_names():
+    assert slug("a b/c_d.e") == "a-b-c_d.e" and slug("Zoë’s – notes") == "Zoes-notes"
+    assert re.fullmatch(r"text-[0-9a-f]{8}", slug("文")) and slug("文") != slug("字")
+
+
+def test_two_files_with_one_id(tmp_path):
+    found = faults(tmp_path, corpus={"a b.md": "It was first held in 1966.", "a-b.md": "One."}, questions={
+        "q.csv": as_csv({**FLAT, "evidence_chunk_id": "a-b-01"})})
+    assert codes(found) == {"a-b.md, line 1": "duplicate_id"}
+
+
+def test_headings_begin_chunks_and_paragraphs_are_kept():
+    text = "Lead.\n\n# A\n\n## B\n\nOne two. Three four.\n\nFive six seven.\n\nC\n===\n- x\n- y\n\n```\n# code\n\nmore\n```\n# D"
+    assert [(piece.line, piece.heading, piece.text) for piece in split_text(text, 8)] == [
+        (1, "", "Lead."), (3, "B", "A\n\nB\n\nOne two. Three four."), (9, "B", "Five six seven."), (11, "C", "C\n\n- x\n- y\n\n```\n# code"),
+        (19, "C", "more\n```"), (21, "D", "D")]
+
+
+def test_a_long_paragraph_is_parted_between_sentences():
+    pieces = split_text("Dr. King spoke in 1963. He wrote letters, too.\nThis sentence alone is longer than the limit is. End.", 6)
+    assert [piece.text for piece in pieces] == ["Dr. King spoke in 1963.", "He wrote letters, too.",
+                                                "This sentence alone is longer than the limit is.", "End."]
+    assert [piece.line for piece in pieces] == [1, 1, 2, 2]
+
+
+LINE = st.one_of(
+    st.sampled_from(["", "", "# A", "## B c ##", "===", "---", "```", "~~~", "- item one. Two", "> said", "1. first", "| a | b |",
+                     "He came. She left", "Dr. Du Bois wrote. “It is so!” he said. Then", "U.S. law of 1863 [1]. No", "#", "a\rb\r\nc"]),
+    st.text(st.characters(codec="utf-8"), max_size=30), st.text("ab. !?#-`\n\"“”[1]…", max_size=40))
+
+
+@FUZZ
+@given(st.lists(LINE, max_size=12).map("\n".join), st.integers(1, 12), st.booleans())
+def test_no_word_is_lost_and_no_limit_broken(text, most, markdown):
+    pieces = split_text(text, most, markdown)
+    joined = " ".join(piece.text for piece in pieces)
+    if markdown:
+        assert re.findall(r"\w+", joined) == re.findall(r"\w+", text)
+    else:
+        assert joined.split() == text.split()
+    lines = [piece.line for piece in pieces]
+    assert lines == sorted(lines) and all(piece.text.strip() for piece in pieces)
+    for piece in pieces:
+        if len(piece.text.split()) > most and piece.text != piece.heading and '"' not in text and not re.search("```|~~~", text):
+            assert len(split_text(piece.text, 1, markdown=False)) == 1
+
+
+@FUZZ
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), max_size=8), st.integers(9, 30))
+def test_paragraphs_are_packed_within_the_limit(paragraphs, most):
+    text = "\n\n".join(" ".join(" ".join(["Word"] * size) + "." for size in sizes) for sizes in paragraphs)
+    pieces = split_text(text, most)
+    assert all(len(piece.text.split()) <= most and piece.text.endswith(".") for piece in pieces)
+    assert " ".join(piece.text for piece in pieces).split() == text.split()
+
+
+@FUZZ
+@given(st.binary(max_size=80) | st.lists(LINE, max_size=8).map(lambda lines: "\n".join(["---", "year: 1966", "---", *lines]).encode()))
+def test_whatever_a_text_holds_chunks_or_a_sentence(tmp_path, content):
+    put(tmp_path / "corpus" / "a.md", content)
+    put(tmp_path / "corpus" / "b.md", "It was first held in 1966.")
+    questions = put(tmp_path / "q.jsonl", as_jsonl({**QUESTION, "evidence": [{"chunk_id": "b-01", "quote": "first held in 1966"}]}))
+    try:
+        assert "b-01" in load_corpus(tmp_path / "corpus", questions, OPTIONS)[0]
+    except DataError as error:
+        assert all(problem.where.startswith("a.md") for problem in error.problems), error
+
+
+@settings(FUZZ, max_examples=40)
+@given(st.binary(max_size=60) | st.text('ab,"\n\r ;\t|', max_size=40).map(lambda text: f"chunk_id,text\n{text}".encode()))
+def test_whatever_a_csv_holds_rows_or_a_sentence(tmp_path, content):
+    problems = []
+    rows = read_csv(put(tmp_path / "a.csv", content), "a.csv", problems)
+    assert all(problem.where.startswith("a.csv") for problem in problems)
+    if not problems:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+        expected = [cells for cells in csv.reader(io.StringIO(text, newline="")) if len(cells) > 1 or "".join(cells).strip()]
+        assert [list(row.values()) for _, row in rows] == expected[1:]
+
+
+# ---- questions
+
+def test_what_a_question_need_not_say_is_filled_in(tmp_path):
+    chunk = {**CHUNK, "text": "Nobody knew. It was first held in 1966 [4], says Dr. King. Seven candles burn. They are lit."}
+    two = {"question_id": "q-2", "question": "What?", "answer": "Seven", "evidence": [{"quote": "first held"}, {"quote": "candles burn. They"}]}
+    _, asked = load(tmp_path, {"a.jsonl": as_jsonl(chunk)}, {"q.jsonl": as_jsonl({**FLAT, "aliases": [], "evidence_chunk_id": None,
+                                                                                  "evidence_quote": "first held"}, two)})
+    assert asked[0].chunk_ids == ("c-1",) and asked[0].statement == "It was first held in 1966, says Dr. King. [1]"
+    assert asked[1].statement == "It was first held in 1966, says Dr. King. [1] Seven candles burn. They are lit. [2]"
+
+
+def test_two_quotes_of_one_sentence_share_it():
+    chunks = {"c-1": Chunk.model_validate(CHUNK)}
+    evidence = [{"chunk_id": "c-1", "quote": "was first"}, {"chunk_id": "c-1", "quote": "in 1966"}]
+    assert default_statement(evidence, chunks) == "It was first held in 1966. [1] [2]"
+    assert default_statement([{"chunk_id": "c-1", "quote": "never"}], chunks) is None
+    assert quoted_sentence("One\n\n- It was held", "It was") == "It was held"
+
+
+def test_a_quote_in_no_chunk_or_in_several(tmp_path):
+    again = {**CHUNK, "chunk_id": "c-2"}
+    rows = [{**FLAT, "question_id": f"q-{place}", "evidence_chunk_id": "", "evidence_quote": quote}
+            for place, quote in enumerate(("first held in 1966", "First Held during 1966", "zzz zzz"))]
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK, again)}, questions={"q.csv": as_csv(*rows)})
+    assert codes(found) == {f"q.csv, row {row}, evidence.0.chunk_id": code for row, code in
+                            ((2, "ambiguous_quote"), (3, "quote_not_in_chunk"), (4, "quote_not_in_chunk"))}
+    assert "'first held in 1966.'" in found["q.csv, row 3, evidence.0.chunk_id"].mend
+    assert found["q.csv, row 4, evidence.0.chunk_id"].mend == "copy it from the chunk's text"
+
+
+def test_hints_name_the_nearest(tmp_path):
+    other = {**CHUNK, "chunk_id": "c-2", "text": "Kwanzaa has seven days."}
+    rows = [{**FLAT, "question_id": "a", "evidence_quote": "seven days"}, {**FLAT, "question_id": "b", "evidence_quote": "It was FIRST held"},
+            {**FLAT, "question_id": "c", "evidence_chunk_id": "c_1"}, {**FLAT, "question_id": "d", "answer": "1967", "aliases": ""}]
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK, other)}, questions={"q.csv": as_csv(*rows)})
+    assert [problem.mend for problem in found.values()] == [
+        "it stands in c-2", "the nearest passage, in c-1, is 'It was first held'", "the nearest is 'c-1'",
+        "name the answer in it, or add an alias"]
+
+
+def test_a_bad_chunk_does_not_make_its_questions_bad(tmp_path):
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl({**CHUNK, "year": "x"}, {**CHUNK, "chunk_id": "c-2"})})
+    assert codes(found) == {"a.jsonl, line 1, year": "int_type"}
+
+
+def test_evidence_is_said_once(tmp_path):
+    found = faults(tmp_path, questions={"q.jsonl": as_jsonl({**QUESTION, "evidence_quote": "first held in 1966"})})
+    assert codes(found) == {"q.jsonl, line 1, evidence": "shape"}
+
+
+@pytest.mark.parametrize("quote, text, passage", [
+    ("a b", "", ""), ("", "a b", ""), ("x y", "a b", ""), ("A, b", "z a b c", "a b"), ("a b c d", "a b", "a b"), ("!?", "a", "")])
+def test_nearest_passages(quote, text, passage):
+    assert nearest_passage(quote, text) == passage
+
+
+@FUZZ
+@given(st.text("ab .,", max_size=30), st.text("ab .,", max_size=60))
+def test_a_nearest_passage_is_verbatim(quote, text):
+    assert nearest_passage(quote, text) in text
+
+
+# ---- lines
+
+def test_line_ends_may_be_mixed(tmp_path):
+    rows = [json.dumps({**CHUNK, "chunk_id": f"c-{place}"}).encode() for place in range(1, 5)]
+    chunks, _ = load(tmp_path, {"a.jsonl": rows[0] + b"\n" + rows[1] + b"\r\n" + rows[2] + b"\r" + rows[3]}, {
+        "q.csv": as_csv(FLAT).replace("\r\n", "\r")})
+    assert len(chunks) == 4
+
+
+def test_a_huge_line_is_told(tmp_path):
+    huge = json.dumps({**CHUNK, "chunk_id": "c-2", "text": "x" * LONGEST_LINE})
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK) + huge})
+    assert codes(found) == {"a.jsonl, line 2": "huge_line"}
+
+
+def test_control_characters_are_told_with_their_field(tmp_path):
+    evidence = [{"chunk_id": "c-1", "quote": "first held in 1966\x1b"}]
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK, {**CHUNK, "chunk_id": "c-2", "text": "a\x85b"})},
+                   questions={"q.jsonl": as_jsonl({**QUESTION, "evidence": evidence, "topic": "tab\tand\nline are fine"})})
+    assert codes(found) == {"a.jsonl, line 2, text": "control_character", "q.jsonl, line 1, evidence": "control_character"}
+    assert found["a.jsonl, line 2, text"].what == "a control character, U+0085 at character 2"
+
+
+def test_all_problems_of_all_files_come_at_once(tmp_path):
+    found = faults(
+        tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK) + "{half", "b.csv": as_csv({**CHUNK, "chunk_id": "c 2"}), "c.csv": b"\xff,b\n1,2\n",
+                          "d.parquet": b"no"}, questions={"q.csv": as_csv(FLAT, {**FLAT, "question_id": "q-2", "persona": "poet"})})
+    assert codes(found) == {"a.jsonl, line 2": "bad_json", "b.csv, row 2, chunk_id": "string_pattern_mismatch", "c.csv, line 1": "not_utf8",
+                            "d.parquet": "bad_table", "q.csv, row 3, persona": "literal_error"}
+
+
+# ---- retrieval
+
+def chunks_of(*texts):
+    return [Chunk.model_validate({**CHUNK, "chunk_id": f"c-{place}", "text": text}) for place, text in enumerate(texts)]
+
+
+def letters(texts):
+    return [[text.count(letter) for letter in "xyz"] for text in texts]
+
+
+def test_both_retrievers_have_one_interface():
+    chunks = chunks_of("x x word", "y y", "nothing")
+    for retriever in (Retriever(chunks), EmbeddingRetriever(chunks, letters)):
+        ranked = retriever.search(query="xx word", count=2)
+        assert retriever.chunks == chunks and ranked[0][0] is chunks[0] and len(ranked) == 2
+        assert [chunk.chunk_id for chunk, _ in retriever.search("", 5)] == ["c-0", "c-1", "c-2"]
+        assert retriever.search("x", 0) == []
+
+
+def test_scores_are_cosines():
+    ranked = EmbeddingRetriever(chunks_of("x", "x y", "y"), letters).search("xxx", 3)
+    assert [round(score, 3) for _, score in ranked] == [1.0, 0.707, 0.0]
+
+
+@pytest.mark.parametrize("encode", [
+    lambda texts: [1.0] * len(texts), lambda texts: [[1.0]], lambda texts: [["a"]] * len(texts), lambda texts: None,
+    lambda texts: [[float("nan")]] * len(texts), lambda texts: [[1], [1, 2], [3]][:len(texts)]])
+def test_an_encoder_that_is_none(encode):
+    with pytest.raises(EmbeddingError):
+        EmbeddingRetriever(chunks_of("x", "y", "z"), encode)
+
+
+def test_an_encoder_that_changes_its_width():
+    retriever = EmbeddingRetriever(chunks_of("x", "y"), lambda texts: np.ones((len(texts), len(texts))))
+    with pytest.raises(EmbeddingError, match="1 numbers for a text and 2 before"):
+        retriever.search("x", 1)
+
+
+# ---- system prompts
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    chunks, questions = load(tmp_path_factory.mktemp("own"))
+    return build_split("train", list(chunks.values()), questions, PLANS["train"])
+
+
+def data_section(**changes):
+    return load_config(ROOT / "configs" / "demo.cpu.yaml", {f"data.{name}": value for name, value in changes.items()}).data
+
+
+def test_without_a_word_in_the_config_the_system_message_is_the_default(records):
+    assert with_system_prompts(records, system_prompts(data_section())) == records
+    assert records[0]["messages"][0]["content"] == system_prompt(records[0]["persona"])
+
+
+def test_a_system_message_of_ones_own(records):
+    phrases = dict.fromkeys(("educator", "researcher", "creator", "builder"), "a gardener")
+    changed = with_system_prompts(records, system_prompts(data_section(system_prompt="You are {persona}. {schema}", personas=phrases)))
+    assert all(record["messages"][0]["content"].startswith('You are a gardener. {"citations"') for record in changed)
+    assert [record["messages"][1:] for record in changed] == [record["messages"][1:] for record in records]
+    with pytest.raises(PromptError):
+        with_system_prompts([{**records[0], "mode": "none"}], system_prompts(data_section()))
