@@ -31,7 +31,7 @@ from kwanzaa_nb.corpus import (
 )
 from kwanzaa_nb.own_corpus import system_prompts, with_system_prompts
 from kwanzaa_nb.prompt import PromptError, system_prompt
-from kwanzaa_nb.records import PLANS, build_split
+from kwanzaa_nb.records import PLANS, split_records
 from kwanzaa_nb.retrieval import EmbeddingError, EmbeddingRetriever, Retriever
 
 DEFAULTS = {"source_org": "An archive", "year": 1966, "license": "CC0-1.0", "namespace": "mine",
@@ -458,7 +458,7 @@ def test_an_encoder_that_changes_its_width():
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     chunks, questions = load(tmp_path_factory.mktemp("own"))
-    return build_split("train", list(chunks.values()), questions, PLANS["train"])
+    return list(split_records("train", chunks.values(), questions, PLANS["train"]))
 
 
 def data_section(**changes):
