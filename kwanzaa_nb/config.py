@@ -194,6 +194,7 @@ class DataSection(Section):
     train_file: Text = setting("Training records, one JSON object a line.")
     eval_file: Text = setting("Evaluation records; the four metrics are measured on them.")
     dev_file: Text | None = setting("Records to watch during training; null: none are watched.", None)
+    dev_max_records: Count | None = setting("Watch only so many of them, spread over the categories; null: all.", None)
     corpus: Text | None = setting(
         "Chunks to build the records from: a JSONL, CSV or Parquet file, a folder of them, or a folder of .md and .txt files; "
         "null: the record files are your own.", None)
