@@ -7,10 +7,10 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'FORM
            'LOOKUPS', 'PANEL', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw', 'shuffled',
            'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks',
            'excerpt', 'make_record', 'minimal_pair', 'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair',
-           'answered_by', 'QuestionPool', 'panel', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan',
-           'split_records', 'plan_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks',
-           'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile',
-           'count_rows', 'count_by']
+           'answered_by', 'QuestionPool', 'panel', 'aliases', 'about_context', 'request', 'plan_panels',
+           'anchored_panel', 'Plan', 'split_records', 'plan_pairs', 'shuffled_questions', 'build_records',
+           'check_records', 'word_set', 'leaks', 'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records',
+           'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -360,6 +360,7 @@ class QuestionPool:
         for question in questions:
             (self.misses if question.answer is None else self.by_chunk)[question.chunk_ids[0]].append(question)
         self.chunks, self.refused = retriever.by_id, Counter()
+        self.names = sorted({chunk.doc_id for chunk in retriever.chunks})
         self.near = {question.question_id: distractors(question, retriever, self.DEPTH) for question in self.asked}
         self.close = defaultdict(list)  # chunk id -> (rank, question) for which the chunk is a hard distractor
         for question in self.asked:
@@ -416,7 +417,23 @@ def panel(
     if injected:
         order = INJECTIONS[split][draw("injection", group) % len(INJECTIONS[split])]
         shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
-    return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected)
+    return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected, aliases(shown, pool, group))
+
+
+def aliases(
+    shown: Sequence[Chunk],
+    pool: QuestionPool,
+    group: str,
+) -> dict[str, str]:  # chunk id -> the id under which this panel shows it
+    "Ids that can't be learnt by heart: an id of another document's form, letters and digits, a page number, or the chunk's own."
+    found = {}
+    for chunk in shown:
+        number = draw("alias", chunk.chunk_id, group)
+        other = pool.names[number % len(pool.names)]
+        forms = (chunk.chunk_id, f"{other}-{number // 7 % 90 + 10}", f"{number:016x}"[:8], f"doc{number % 997}-p{number // 11 % 60}")
+        name = forms[number // 5 % len(forms)]
+        found[chunk.chunk_id] = chunk.chunk_id if name in found.values() else name
+    return found
 
 # %% ../nbs/22_records.ipynb #22-030
 def about_context(
@@ -425,9 +442,15 @@ def about_context(
     split: str,  # whose requests
     group: str,  # id of the group
     injected: bool = False,  # whether a chunk carries an instruction
+    names: "dict[str, str] | None" = None,  # chunk id -> the id to show; None: its own
 ) -> list[dict]:  # a record a question
     "Records of several questions about one context, for one persona."
     persona, records = PERSONAS[draw("persona", group) % len(PERSONAS)], []
+    if names:
+        shown = [chunk.model_copy(update={"chunk_id": names[chunk.chunk_id]}) for chunk in shown]
+        asked = [question.model_copy(update={"evidence": tuple(
+            item.model_copy(update={"chunk_id": names.get(item.chunk_id, item.chunk_id)}) for item in question.evidence)})
+            for question in asked]
     for question in asked:
         name, category, wrapper = request(split, group, question.question_id)
         answered = answered_by(question, shown)
@@ -619,16 +642,15 @@ def leaks(
 ) -> list[Problem]:  # empty where nothing leaks
     "Questions, chunks and near-duplicates that stand on both sides."
     questions = {record["question_id"]: word_set(record["question"]) for record in train}
-    trained_chunks = {chunk["chunk_id"] for record in train for chunk in record["chunks"]}
+    trained_chunks = {chunk.get("doc_id", chunk["chunk_id"]) for record in train for chunk in record["chunks"]}
     problems = []
     for record in {record["question_id"]: record for record in held_out}.values():
         words = word_set(record["question"])
         for other, others in questions.items():
             if other == record["question_id"] or len(words & others) >= near * len(words | others):
                 problems.append(Problem(f"{name}, {record['id']}", f"its question is trained on as {other}", code="leak"))
-    shared = trained_chunks & {chunk["chunk_id"] for record in held_out for chunk in record["chunks"]}
-    return problems + [Problem(f"{name}, chunk {chunk_id}", "it is shown in training too", code="leak")
-                       for chunk_id in sorted(shared)]
+    shared = trained_chunks & {chunk.get("doc_id", chunk["chunk_id"]) for record in held_out for chunk in record["chunks"]}
+    return problems + [Problem(f"{name}, document {doc_id}", "it is shown in training too", code="leak") for doc_id in sorted(shared)]
 
 # %% ../nbs/22_records.ipynb #22-041
 def prompt_features(

@@ -168,11 +168,23 @@ def test_some_questions_are_refused_where_their_own_chunk_has_lost_the_sentence(
     evidence = {question.question_id: question.evidence for question in corpus[1]}
     found = 0
     for row in committed["train"]:
-        shown = {chunk["chunk_id"]: chunk["text"] for chunk in row["chunks"]}
+        shown = " ".join(chunk["text"] for chunk in row["chunks"])
         asked = evidence.get(row["question_id"], ())
         if asked and not row["answerable"]:
-            found += all(item.chunk_id in shown for item in asked)
-            assert not all(item.quote in shown.get(item.chunk_id, "") for item in asked)
+            documents = {chunk["doc_id"] for chunk in row["chunks"]}
+            found += all(corpus[0][item.chunk_id].doc_id in documents for item in asked)
+            assert not all(item.quote in shown for item in asked)
+
+
+def test_training_shows_a_chunk_under_several_ids(committed, corpus):
+    shown = defaultdict(set)
+    for row in committed["train"]:
+        assert len({chunk["chunk_id"] for chunk in row["chunks"]}) == len(row["chunks"])
+        for chunk in row["chunks"]:
+            shown[chunk["citation_label"]].add(chunk["chunk_id"])
+    assert sum(len(names) > 2 for names in shown.values()) > 0.8 * len(shown)
+    known = {chunk.citation_label for chunk in corpus[0].values()}
+    assert set(shown) <= known
     assert found > 50
 
 
@@ -309,7 +321,7 @@ def test_nothing_leaks_and_each_planted_leak_is_found(committed):
     assert [problem.where for problem in leaks(train, [same], "eval")] == ["eval, planted"]
     assert [problem.where for problem in leaks(train, [near], "eval", near=0.75)] == ["eval, planted"]
     assert [problem.where for problem in leaks(train, [shared], "eval")] == [
-        f"eval, chunk {row['chunks'][0]['chunk_id']}"
+        f"eval, document {row['chunks'][0]['doc_id']}"
     ]
 
 
