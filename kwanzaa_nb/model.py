@@ -257,7 +257,8 @@ def keep_unpacked(
     from bitsandbytes.nn import Linear4bit
 
     def forward(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(inputs, layer.unpacked.to(inputs.dtype), layer.bias)
+        bias = None if layer.bias is None else layer.bias.to(layer.compute_dtype)
+        return torch.nn.functional.linear(inputs.to(layer.compute_dtype), layer.unpacked, bias).to(inputs.dtype)
 
     for layer in model.modules():
         if isinstance(layer, Linear4bit):

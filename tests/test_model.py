@@ -299,6 +299,31 @@ def test_kept_weights_give_the_outputs_of_bitsandbytes(local, double):
     assert not torch.allclose(outputs(kept), outputs(full), atol=0.2), "nothing was quantised"
 
 
+def test_kept_weights_compute_in_the_dtype_that_is_asked_for(local, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    seen, linear = set(), torch.nn.functional.linear
+
+    def watching(inputs, weight, bias=None):
+        seen.add((inputs.dtype, weight.dtype))
+        return linear(inputs, weight, bias)
+
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        config = tiny_config(
+            **{
+                "model.base_model_id": str(local),
+                "adapter.method": "qlora",
+                "adapter.quantization.load_in_4bit": True,
+                "adapter.quantization.bnb_4bit_compute_dtype": name,
+            }
+        )
+        model = load_base(config, effective_settings(config, CPU))
+        monkeypatch.setattr(torch.nn.functional, "linear", watching)
+        seen.clear()
+        assert outputs(model).dtype == torch.float32
+        monkeypatch.undo()
+        assert (dtype, dtype) in seen and all(left is right for left, right in seen)
+
+
 def test_an_adapter_trains_over_kept_weights(local):
     pytest.importorskip("bitsandbytes")
     config = tiny_config(
