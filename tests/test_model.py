@@ -1,5 +1,6 @@
 "The model: what hardware decides, and one sentence for each way that loading can fail."
 
+import dataclasses
 import json
 
 import huggingface_hub.constants
@@ -316,7 +317,7 @@ def test_kept_weights_compute_in_the_dtype_that_is_asked_for(local, monkeypatch)
                 "adapter.quantization.bnb_4bit_compute_dtype": name,
             }
         )
-        model = load_base(config, effective_settings(config, CPU))
+        model = load_base(config, dataclasses.replace(effective_settings(config, CPU), compute_dtype=name))
         monkeypatch.setattr(torch.nn.functional, "linear", watching)
         seen.clear()
         assert outputs(model).dtype == torch.float32
