@@ -279,3 +279,13 @@ def test_whatever_the_files_hold_rows_or_a_sentence(tmp_path, chunks, questions)
         assert isinstance(error, KwanzaaError) and ("c.jsonl" in str(error) or "q.jsonl" in str(error))
     else:
         assert "c-1" in read and asked[0].question_id == "q-1"
+
+
+def test_proposed_passages_are_sound_and_new():
+    "They wait for a second check of their facts; their form is right already, and no id is taken."
+    chunks, questions = load_corpus(ROOT / "data" / "proposed" / "corpus", ROOT / "data" / "proposed" / "questions")
+    known, asked = load_corpus(ROOT / "data" / "corpus", ROOT / "data" / "questions")
+    assert not set(chunks) & set(known)
+    assert not {chunk.doc_id for chunk in chunks.values()} & {chunk.doc_id for chunk in known.values()}
+    assert not {question.question_id for question in questions} & {question.question_id for question in asked}
+    assert all(40 <= len(chunk.text.split()) <= 90 and chunk.checked for chunk in chunks.values())
