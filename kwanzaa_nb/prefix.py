@@ -62,7 +62,7 @@ def _escaped() -> Reader:
         raise Dead
     return chr(0x10000 + ((unit - 0xD800) << 10) + second - 0xDC00)
 
-
+# %% ../nbs/12_prefix.ipynb #12-006
 def _string(choices: "list[str] | None" = None) -> Reader:
     "A string after its opening quotation mark; one of the choices where they are given."
     text = ""
@@ -78,7 +78,7 @@ def _string(choices: "list[str] | None" = None) -> Reader:
         if choices is not None and not any(choice.startswith(text) for choice in choices):
             raise Dead
 
-# %% ../nbs/12_prefix.ipynb #12-006
+# %% ../nbs/12_prefix.ipynb #12-007
 def _object(schema: dict) -> Reader:
     "An object after its brace: each key of the schema at most once, the required ones all there."
     left, char = list(schema["properties"]), (yield from _visible())
@@ -97,7 +97,7 @@ def _object(schema: dict) -> Reader:
     if set(left) & set(schema.get("required", ())):
         raise Dead
 
-
+# %% ../nbs/12_prefix.ipynb #12-008
 def _array(schema: dict) -> Reader:
     "An array after its bracket, with at most `maxItems` items."
     char, count = (yield from _visible()), 0
@@ -112,7 +112,7 @@ def _array(schema: dict) -> Reader:
             char = yield from _visible()
             _expect(char, '"{[')
 
-
+# %% ../nbs/12_prefix.ipynb #12-009
 def _value(schema: dict, first: str = "") -> Reader:
     "A value of the schema's type, whose first character may have been read."
     char = first or (yield from _visible())
@@ -122,7 +122,7 @@ def _value(schema: dict, first: str = "") -> Reader:
     else:
         yield from (_object if schema["type"] == "object" else _array)(schema)
 
-# %% ../nbs/12_prefix.ipynb #12-007
+# %% ../nbs/12_prefix.ipynb #12-010
 class PrefixCheck:
     "Follows one output as it is written; `alive` turns False for good when it can't become a valid answer."
 

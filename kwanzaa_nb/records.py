@@ -294,7 +294,7 @@ def terms(
     found = [term for term in _TERM.findall(sentence) if term.casefold() not in STOP_WORDS]
     return list(dict.fromkeys(term for term in found if len(term) > 1))
 
-
+# %% ../nbs/22_records.ipynb #22-026
 def lookup(
     chunk: Chunk,
     sentence: str,  # of its text
@@ -310,7 +310,7 @@ def lookup(
         question=wording.format(terms=", ".join(chosen[:-1]) + f" and {chosen[-1]}"), statement=f"{sentence} [1]",
         evidence=[{"chunk_id": chunk.chunk_id, "quote": sentence}], topic="lookup")
 
-# %% ../nbs/22_records.ipynb #22-026
+# %% ../nbs/22_records.ipynb #22-027
 def lookup_pair(
     shown: Sequence[Chunk],  # excerpts
     hidden: Iterable[tuple[Chunk, str]],  # sentences that are not shown, the closest first
@@ -332,7 +332,7 @@ def lookup_pair(
         found.append(next((question for chunk, question in questions if question and fits(question, chunk, wanted)), None))
     return [question for question in found if question]
 
-# %% ../nbs/22_records.ipynb #22-028
+# %% ../nbs/22_records.ipynb #22-029
 PANEL = 6  # questions about one context: two that it answers, two that it doesn't, and a pair of lookups
 
 
@@ -348,7 +348,7 @@ def answered_by(
         return None
     return question.answer is not None and len(present) == len(question.evidence)
 
-# %% ../nbs/22_records.ipynb #22-029
+# %% ../nbs/22_records.ipynb #22-030
 class QuestionPool:
     "The questions of a split, their distractors, and how often each was refused so far."
     DEPTH = 8  # distractors of a question that count as close to it
@@ -392,7 +392,7 @@ class QuestionPool:
         fitting = [question for question in dict.fromkeys(others) if answered_by(question, shown) is False]
         return [*missed[:1], *fitting][:count]
 
-# %% ../nbs/22_records.ipynb #22-030
+# %% ../nbs/22_records.ipynb #22-031
 def panel(
     shown: Sequence[Chunk],  # whole
     own: Sequence[Question],  # for whose evidence they are shown, most wanted first
@@ -419,7 +419,7 @@ def panel(
         shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
     return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected, aliases(shown, pool, group))
 
-
+# %% ../nbs/22_records.ipynb #22-032
 def aliases(
     shown: Sequence[Chunk],
     pool: QuestionPool,
@@ -435,7 +435,7 @@ def aliases(
         found[chunk.chunk_id] = chunk.chunk_id if name in found.values() else name
     return found
 
-# %% ../nbs/22_records.ipynb #22-031
+# %% ../nbs/22_records.ipynb #22-033
 def about_context(
     shown: Sequence[Chunk],  # as the prompt shows them
     asked: Sequence[Question],  # without repetition
@@ -463,7 +463,7 @@ def about_context(
         records.append({**record, "id": f"{group}.{question.question_id}"})
     return records
 
-
+# %% ../nbs/22_records.ipynb #22-034
 def request(
     split: str,
     *names: str,  # what the choice depends on
@@ -476,7 +476,7 @@ def request(
     wording = requests[split][draw("wording", *names) % len(requests[split])]
     return ("tone", "red_team", wording) if requests is TONE_REQUESTS else ("strict", "strict_json", wording)
 
-# %% ../nbs/22_records.ipynb #22-032
+# %% ../nbs/22_records.ipynb #22-035
 Planned = tuple[str, Callable[[], list[dict]]]  # a group's id, and what builds its records
 
 
@@ -500,7 +500,7 @@ def plan_panels(
         planned.append((f"nothing-{place}", partial(about_context, [], chosen, split, f"nothing-{place}")))
     return planned
 
-
+# %% ../nbs/22_records.ipynb #22-036
 def anchored_panel(
     ids: tuple[str, ...],  # chunks that answer `own`
     own: list[Question],
@@ -518,7 +518,7 @@ def anchored_panel(
     return panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
                  pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0)
 
-# %% ../nbs/22_records.ipynb #22-034
+# %% ../nbs/22_records.ipynb #22-038
 @dataclass(frozen=True)
 class Plan:
     "How many groups of a sort a held-out split has at the most; None is no limit."
@@ -538,7 +538,7 @@ PLANS = {
     "eval": Plan(plain=60, near_miss=40, strict_json=30, tone=18, injected=12),
 }
 
-# %% ../nbs/22_records.ipynb #22-035
+# %% ../nbs/22_records.ipynb #22-039
 def split_records(
     split: str,  # "train", "dev" or "eval"
     chunks: Iterable[Chunk],  # of this split alone
@@ -555,7 +555,7 @@ def split_records(
     for _, build in sorted(planned, key=lambda group: draw(seed, "order", group[0])):
         yield from build()
 
-
+# %% ../nbs/22_records.ipynb #22-040
 def plan_pairs(
     split: str,
     questions: Sequence[Question],
@@ -582,7 +582,7 @@ def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Quest
     "Questions in an order that depends on the names and their ids alone."
     return sorted(questions, key=lambda question: draw(*names, question.question_id))
 
-# %% ../nbs/22_records.ipynb #22-036
+# %% ../nbs/22_records.ipynb #22-041
 def build_records(
     chunks: dict[str, Chunk],  # the whole corpus by chunk id
     questions: Sequence[Question],  # all questions on it
@@ -607,7 +607,7 @@ def build_records(
         raise DataError("records built", problems)
     return built
 
-# %% ../nbs/22_records.ipynb #22-038
+# %% ../nbs/22_records.ipynb #22-043
 def check_records(
     records: Sequence[dict],  # as built or as read
     name: str,  # the split or file, for messages
@@ -628,7 +628,7 @@ def check_records(
             problems.append(Problem(where, "answerable and the target's completeness disagree", code="answerable"))
     return problems
 
-# %% ../nbs/22_records.ipynb #22-040
+# %% ../nbs/22_records.ipynb #22-045
 def word_set(text: str) -> frozenset[str]:
     "Lower-case words and numbers of a text."
     return frozenset(re.findall(r"\w+", text.casefold()))
@@ -652,7 +652,7 @@ def leaks(
     shared = trained_chunks & {chunk.get("doc_id", chunk["chunk_id"]) for record in held_out for chunk in record["chunks"]}
     return problems + [Problem(f"{name}, document {doc_id}", "it is shown in training too", code="leak") for doc_id in sorted(shared)]
 
-# %% ../nbs/22_records.ipynb #22-042
+# %% ../nbs/22_records.ipynb #22-047
 def prompt_features(
     record: dict,
 ) -> dict[str, float]:
@@ -684,7 +684,7 @@ def shortcuts(
         found.append((name, best))
     return sorted(found, key=lambda item: -item[1])
 
-# %% ../nbs/22_records.ipynb #22-045
+# %% ../nbs/22_records.ipynb #22-050
 SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
 
 
@@ -699,7 +699,7 @@ def shortcut_problems(
     return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over {limit:.2f}",
                     "add documents, or vary it alike for both", "shortcut") for feature, value in shortcuts(records) if value > limit]
 
-# %% ../nbs/22_records.ipynb #22-046
+# %% ../nbs/22_records.ipynb #22-051
 def write_records(
     records: Iterable[dict],  # written as they come
     path: "str | Path",
@@ -707,7 +707,7 @@ def write_records(
     "Write records as JSONL, whole or not at all."
     return write_atomically(path, (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in records))
 
-# %% ../nbs/22_records.ipynb #22-048
+# %% ../nbs/22_records.ipynb #22-053
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -723,7 +723,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-049
+# %% ../nbs/22_records.ipynb #22-054
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split
