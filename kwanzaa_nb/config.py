@@ -121,7 +121,7 @@ def setting(
     return Field(description=text, **({} if "default_factory" in limits else {"default": default}), **limits)
 
 # %% ../nbs/00_config.ipynb #00-013
-Precision = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32", "auto"]
 
 
 class RunSection(Section):
@@ -130,7 +130,7 @@ class RunSection(Section):
     output_dir: Text = setting("Folder of everything the run writes; relative paths start at the project root.")
     device: Literal["auto", "cpu", "cuda"] = setting("Where to compute; auto takes a GPU when there is one.", "auto")
     seed: Seed = setting("Seed of data order, initial adapter weights and sampling.", 42)
-    mixed_precision: Literal["bf16", "fp16", "fp32", "auto"] = setting(
+    mixed_precision: Precision = setting(
         "Number format of the computation; falls back to fp16 or fp32 where the hardware lacks it.", "bf16")
     logging_steps: Count = setting("Report the loss every so many optimiser steps.", 10)
     save_steps: Count = setting("Save a checkpoint every so many optimiser steps.", 200)
@@ -149,7 +149,7 @@ class ModelSection(Section):
 class QuantizationSection(Section):
     "How bitsandbytes holds the base model in four bits (QLoRA, Dettmers et al. 2023)."
     load_in_4bit: Flag = setting("Hold the base model in four bits; true for qlora, false for lora.", True)
-    bnb_4bit_compute_dtype: Precision = setting("Number format that four-bit weights are unpacked to.", "bf16")
+    bnb_4bit_compute_dtype: Precision = setting("Number format that four-bit weights are unpacked to; auto takes bf16 where it is multiplied natively.", "bf16")
     bnb_4bit_use_double_quant: Flag = setting("Quantise the quantisation constants too.", True)
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting("Four-bit format: nf4 suits normal weights.", "nf4")
 

@@ -30,6 +30,7 @@ from kwanzaa_nb.model import (
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows
 
 CPU = Hardware("cpu", "AVX2", False, False, True)
+CPU_BF16 = Hardware("cpu", "AVX512", True, False, True)
 T4 = Hardware("cuda", "Tesla T4", False, False, True)
 A100 = Hardware("cuda", "A100", True, True, True)
 A100_BARE = Hardware("cuda", "A100", True, False, False)
@@ -64,11 +65,12 @@ def asked(**changes):
     "hardware, dtype, compute, attention, four_bit, optim, differing",
     [
         (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_torch", [0, 1, 2, 4]),
+        (CPU_BF16, "fp32", "bf16", SEGMENTED, True, "adamw_torch", [0, 2, 4]),
         (T4, "fp16", "fp16", SEGMENTED, True, "paged_adamw_8bit", [0, 1, 2]),
         (A100, "bf16", "bf16", "flash_attention_2", True, "paged_adamw_8bit", []),
         (A100_BARE, "bf16", "bf16", SEGMENTED, False, "adamw_torch", [2, 3, 4]),
     ],
-    ids=["CPU", "T4", "A100", "A100 without bitsandbytes"],
+    ids=["CPU", "CPU with bf16", "T4", "A100", "A100 without bitsandbytes"],
 )
 def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
     found = effective_settings(asked(), hardware)
@@ -98,6 +100,24 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
 def test_precision(precision, hardware, used, said):
     found = effective_settings(asked(run__mixed_precision=precision), hardware)
     assert found.dtype == used and ("run.mixed_precision" in [item.key for item in found.differences]) is said
+
+
+@pytest.mark.parametrize(
+    "precision, hardware, used, said",
+    [
+        ("auto", CPU, "fp32", False),
+        ("auto", CPU_BF16, "bf16", False),
+        ("bf16", CPU, "fp32", True),
+        ("bf16", CPU_BF16, "bf16", False),
+        ("fp16", CPU_BF16, "fp32", True),
+        ("fp32", CPU_BF16, "fp32", False),
+    ],
+)
+def test_precision_of_products_with_four_bit_weights(precision, hardware, used, said):
+    key = "adapter.quantization.bnb_4bit_compute_dtype"
+    found = effective_settings(asked(**{key: precision}), hardware)
+    assert found.dtype == "fp32" and found.compute_dtype == used
+    assert (key in [item.key for item in found.differences]) is said
 
 
 @pytest.mark.parametrize(
