@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 
 from .config import METRICS, Config, Difference
 from .errors import KwanzaaError
+from .own_corpus import system_prompts
 from .runs import STAGES, Table, metrics_table, portable
 
 # %% ../nbs/50_card.ipynb #50-004
@@ -167,6 +168,8 @@ def usage(
     "How to load the adapter and get a checked answer."
     base, repo = base_model(config) or "BASE-MODEL", config.publishing.hf_repo or "PATH-OF-THIS-FOLDER"
     new_tokens = config.evaluation.generation_defaults.max_new_tokens
+    own = config.data.system_prompt or config.data.personas
+    system = f",\n                         system_prompt={system_prompts(config.data)['educator']!r}" if own else ""
     return f'''\
 ```python
 from kwanzaa_nb.answer import parse_model_answer
@@ -180,7 +183,7 @@ model = PeftModel.from_pretrained(model, "{repo}")
 
 chunks = [{{"chunk_id": "tea-01", "source_org": "Tea Board", "year": 1998,
            "text": "Green tea is steeped for two minutes."}}]
-messages = render_prompt("How long is green tea steeped?", chunks, persona="educator")
+messages = render_prompt("How long is green tea steeped?", chunks, persona="educator"{system})
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 output = model.generate(**inputs, do_sample=False, max_new_tokens={new_tokens})
 raw = tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from nbdev.test import test_nb as run_as_nbdev_does
 
-from kwanzaa_nb import card, hub, runs
+from kwanzaa_nb import card, hub, own_corpus, prompt, runs
 from kwanzaa_nb.card import PublishError, base_model, render_card
 from kwanzaa_nb.config import METRICS, Difference, load_config, resolve_config
 from kwanzaa_nb.runs import Stage, StageError, read_manifest
@@ -342,3 +342,23 @@ def test_a_stage_notebook_is_ready_for_papermill(name):
     cells = nbformat.read(path, as_version=4).cells
     assert not [cell for cell in cells if "#| export" in cell.source or "nbdev_export()" in cell.source]
     assert run_as_nbdev_does(path) == (True, 0), "the front matter must keep nbdev_test from running a stage"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"data.system_prompt": 'You are {persona} who says "only what I read".\n{rule}\n{schema}'}, {"data.personas": {"educator": "a patient teacher"}}],
+    ids=["default", "own text", "own persona"],
+)
+def test_the_snippet_of_the_card_asks_as_training_did(changes):
+    config = resolve_config("configs/demo.cpu.yaml", changes)
+    snippet = card.usage(config).split("```python\n")[1].split("```")[0]
+    lines = snippet.splitlines(keepends=True)
+    start = next(place for place, line in enumerate(lines) if line.startswith("chunks = "))
+    stop = next(place for place, line in enumerate(lines) if line.startswith("inputs = "))
+    names = {"render_prompt": prompt.render_prompt}
+    exec("".join(lines[start:stop]), names)
+    wanted = own_corpus.system_prompts(config.data)["educator"]
+    assert names["messages"] == prompt.render_prompt(
+        "How long is green tea steeped?", names["chunks"], persona="educator", system_prompt=wanted
+    )
+    assert ("system_prompt" in snippet) is bool(changes)
