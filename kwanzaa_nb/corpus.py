@@ -340,7 +340,7 @@ class Chunk(BaseModel):
         TypeAdapter(AnyUrl).validate_python(self.canonical_url)
 
 # %% ../nbs/20_corpus.ipynb #20-024
-UNANSWERABLE_KINDS = ("near_miss", "wrong_person", "wrong_year", "false_premise", "invented_quote")
+UNANSWERABLE_KINDS = ("near_miss", "wrong_person", "wrong_year", "false_premise", "invented_quote", "conflict")
 
 
 class Evidence(BaseModel):
@@ -361,7 +361,7 @@ class Question(BaseModel):
     aliases: tuple[str, ...] = Field(default=(), strict=False)
     statement: "str | None" = None
     evidence: tuple[Evidence, ...] = Field(default=(), max_length=8, strict=False)
-    kind: "Literal['near_miss', 'wrong_person', 'wrong_year', 'false_premise', 'invented_quote'] | None" = None
+    kind: "Literal['near_miss', 'wrong_person', 'wrong_year', 'false_premise', 'invented_quote', 'conflict'] | None" = None
     about: tuple[str, ...] = Field(default=(), strict=False)
     missing: "str | None" = None
     persona: Literal["educator", "researcher", "creator", "builder"] = "educator"
@@ -768,15 +768,19 @@ def check_question(
     chunks: "dict[str, Chunk]",  # by chunk_id
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code)
     "What keeps a question from being a gold record; empty where nothing does."
-    found = [("evidence" if question.answer else "about", f"no chunk {_short(chunk_id)} in the corpus",
+    found = [("evidence" if question.evidence else "about", f"no chunk {_short(chunk_id)} in the corpus",
               _nearest(chunk_id, chunks), "unknown_chunk_id") for chunk_id in question.chunk_ids if chunk_id not in chunks]
-    if question.answer is None:
-        if question.kind is None or not question.about or question.evidence or question.statement:
-            found.append(("kind", "a question without an answer has a kind and about, and neither evidence nor statement", "", "shape"))
-        return found
     found += [("evidence", f"not verbatim in {item.chunk_id}: {_short(item.quote)}",
                _quote_mend(item.quote, [item.chunk_id], chunks), "quote_not_in_chunk")
               for item in question.evidence if item.chunk_id in chunks and item.quote not in chunks[item.chunk_id].text]
+    if question.answer is None:
+        conflict = question.kind == "conflict"
+        if conflict and len({item.chunk_id for item in question.evidence}) < 2:
+            found.append(("evidence", "a conflict has evidence in two chunks or more, which contradict each other", "", "shape"))
+        if question.kind is None or question.statement or not conflict and (question.evidence or not question.about):
+            found.append(("kind", "a question without an answer has a kind and about, and neither evidence (but for a conflict) nor statement",
+                          "", "shape"))
+        return found
     if not question.evidence or not question.statement:
         return found or [("evidence", "a question with an answer has evidence and a statement", "", "shape")]
     given = set(re.findall(r"\[\d{1,3}\]", question.statement))

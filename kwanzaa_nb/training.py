@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DECISION', 'ANSWERING', 'REFUSING', 'TrainingError', 'RecordsError', 'encode_records', 'token_lengths',
            'supervised_loss', 'GroupSampler', 'AdapterTrainer', 'step_budget', 'trainer_arguments', 'decision_tokens',
-           'answer_probability', 'DecisionWatch', 'pairwise_auroc', 'Progress', 'train_adapter', 'save_adapter']
+           'answer_probability', 'DecisionWatch', 'pairwise_auroc', 'Progress', 'train_adapter', 'mean_loss',
+           'save_adapter']
 
 # %% ../nbs/33_training.ipynb #33-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -247,6 +248,10 @@ class DecisionWatch(TrainerCallback):
         self.records = [record for record in records if record.get("answerable") is not None]
         self.history: list[dict] = []
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        "Take up what was seen before an interruption."
+        self.history = [row["decision"] for row in state.log_history if "decision" in row]
+
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, metrics: Any = None, **_: Any) -> None:
         "Called by the trainer after its loss on the same records."
         training = model.training
@@ -263,6 +268,7 @@ class DecisionWatch(TrainerCallback):
                "refused": sum(chance < 0.5 for chance in sides[False]) / len(sides[False]),
                "auroc": pairwise_auroc(sides[True], sides[False])}
         self.history.append(row)
+        state.log_history.append({"step": row["step"], "decision": row})
         self.report(f"step {row['step']}: of the answerable {row['answered']:.0%} would be answered, of the others "
                     f"{row['refused']:.0%} refused (AUROC {row['auroc']:.2f})")
 
@@ -306,7 +312,8 @@ def train_adapter(
     effective: Effective,
     folder: "str | Path",  # for checkpoints
     callbacks: Sequence[TrainerCallback] = (),
-) -> tuple[AdapterTrainer, dict]:  # the trainer after training; budget, tokens and seconds
+    resume_from: "str | Path | None" = None,  # a whole checkpoint of the same settings and rows; None: from the start
+) -> tuple[AdapterTrainer, dict]:  # the trainer after training; budget, tokens, and the seconds since it was started
     "Train the adapter, and return what happened."
     budget, _ = step_budget(config, len(rows))
     arguments = trainer_arguments(config, effective, budget, folder, bool(watched_rows))
@@ -318,11 +325,20 @@ def train_adapter(
         eval_dataset=tables[1] if watched_rows else None, callbacks=list(callbacks),
         groups=None if config.data.packing else [row["group"] for row in rows])
     trainer.remove_callback(PrinterCallback)  # `Progress` tells the same, once
-    outcome = trainer.train()
+    outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     tokens = sum(len(row["input_ids"]) for row in rows)
     supervised = sum(label != IGNORED for row in rows for label in row["labels"])
     return trainer, {**budget, "rows": len(rows), "tokens": tokens, "supervised_tokens": supervised,
-                     "seconds": outcome.metrics["train_runtime"], "loss": outcome.training_loss}
+                     "seconds": outcome.metrics["train_runtime"], "loss": mean_loss(trainer.state.log_history)}
+
+
+def mean_loss(
+    history: Sequence[dict],  # the trainer's log; each "loss" is the mean since the one before
+) -> float:  # over all steps, also those before an interruption; the trainer's own knows only those after it
+    "The training loss, mean over the steps."
+    logged = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    lengths = [step - before for (step, _), before in zip(logged, [0, *[step for step, _ in logged]])]
+    return sum(loss * length for (_, loss), length in zip(logged, lengths)) / max(1, sum(lengths))
 
 # %% ../nbs/33_training.ipynb #33-028
 def save_adapter(

@@ -8,7 +8,15 @@ import pytest
 from tiny import ROOT
 
 from kwanzaa_nb.answer import parse_model_answer
-from kwanzaa_nb.corpus import Chunk, DataError, MissingFile, Question, load_corpus
+from kwanzaa_nb.corpus import (
+    UNANSWERABLE_KINDS,
+    Chunk,
+    DataError,
+    MissingFile,
+    Question,
+    check_question,
+    load_corpus,
+)
 from kwanzaa_nb.metrics import question_of
 from kwanzaa_nb.records import (
     FORMAT_REQUESTS,
@@ -82,12 +90,15 @@ def test_another_seed_gives_another_split_and_keeps_every_rule(corpus, built):
 
 
 def test_numbers_of_records(committed):
-    assert len(committed["train"]) >= 300
+    sizes = {split: len(rows) for split, rows in committed.items()}
+    assert sizes["train"] >= 1200 and sizes["dev"] >= 120 and sizes["eval"] >= 240
+    assert len({row["pair_id"] for row in committed["eval"] if row["pair_id"]}) >= 60
     categories = Counter(row["category"] for row in committed["eval"])
-    not_in_corpus = {"near_miss", "wrong_person", "wrong_year", "false_premise", "invented_quote"}
+    not_in_corpus = set(UNANSWERABLE_KINDS)
     refusals = [row for row in committed["eval"] if row["category"] == "refusal" and row["kind"] in not_in_corpus]
-    assert categories["citation_required"] >= 10 and categories["strict_json"] >= 10 and categories["red_team"] >= 5
+    assert min(categories[name] for name in ("citation_required", "refusal", "strict_json", "red_team")) >= 60
     assert len(refusals) >= 10 and not any(row["answerable"] for row in refusals)
+    assert {row["kind"] for row in refusals} == not_in_corpus
     headings, rows = count_rows(committed)
     assert headings[1] == "records" and [row[1] for row in rows] == [len(committed[split]) for split in SPLITS]
 
@@ -165,10 +176,12 @@ def test_a_shortcut_stops_the_build(committed):
 
 
 def test_some_questions_are_refused_where_their_own_chunk_has_lost_the_sentence(committed, corpus):
-    evidence = {question.question_id: question.evidence for question in corpus[1]}
+    evidence = {question.question_id: question.evidence for question in corpus[1] if question.answer}
     found = 0
     for row in committed["train"]:
         shown = " ".join(chunk["text"] for chunk in row["chunks"])
+        if '"' in shown:
+            continue
         asked = evidence.get(row["question_id"], ())
         if asked and not row["answerable"]:
             documents = {chunk["doc_id"] for chunk in row["chunks"]}
@@ -186,6 +199,26 @@ def test_training_shows_a_chunk_under_several_ids(committed, corpus):
     assert sum(len(names) > 2 for names in shown.values()) > 0.8 * len(shown)
     known = {chunk.citation_label for chunk in corpus[0].values()}
     assert set(shown) <= known
+
+
+def test_ids_of_a_context_differ_in_little(committed):
+    "A model that reads an id by its beginning is wrong as often as not."
+    contexts = {row["group"]: [chunk["chunk_id"] for chunk in row["chunks"]] for row in committed["train"]}
+    several = [names for names in contexts.values() if len(names) > 1]
+    alike = [names for names in several if len({name[:-2] for name in names}) == 1]
+    assert 0.3 * len(several) < len(alike) < 0.8 * len(several)
+
+
+def test_some_quotes_need_an_escape(committed):
+    "Straight quotation marks in training and in the held-out requests for another format."
+    for split, rows in committed.items():
+        escaped = [row for row in rows if '\\"' in row["messages"][-1]["content"]]
+        assert len(escaped) >= (20 if split == "train" else 1), split
+        for row in escaped:
+            quotes = [item.quote for item in parse_model_answer(row["messages"][-1]["content"], row["chunks"]).citations]
+            assert all(any(quote in chunk["text"] for chunk in row["chunks"]) for quote in quotes)
+            assert split == "train" or row["kind"] == "strict"
+            assert not any(mark in row["messages"][1]["content"] for mark in "“”")
 
 
 def test_lookups_have_one_sentence_that_holds_their_terms_or_none(committed):
@@ -510,6 +543,40 @@ def test_a_small_corpus_builds_or_says_why_not(documents):
         assert "split" in str(error) or "document" in str(error)
     else:
         assert all(small[split] for split in SPLITS)
+
+
+def disagreeing():
+    "Many documents, one of which has a second chunk that contradicts the first."
+    chunks, questions = many(24)
+    first = next(iter(chunks.values()))
+    second = first.model_copy(update={"chunk_id": "c-other-side", "text": "The register names the year 1911. It has nine pages."})
+    first = first.model_copy(update={"text": f"{first.text} The diary names the year 1910."})
+    conflict = Question(
+        question_id="conflict", question="In which year was it?", answer=None, kind="conflict", missing="which is right",
+        evidence=[{"chunk_id": first.chunk_id, "quote": "The diary names the year 1910."},
+                  {"chunk_id": second.chunk_id, "quote": "The register names the year 1911."}])
+    return {**chunks, first.chunk_id: first, second.chunk_id: second}, [*questions, conflict]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_conflict_is_refused_where_both_sides_are_shown(seed):
+    chunks, questions = disagreeing()
+    assert check_question(questions[-1], chunks) == []
+    rows = [row for part in build_records(chunks, questions, seed=seed).values() for row in part if row["question_id"] == "conflict"]
+    assert rows, "asked in each split that it can fall into"
+    for row in rows:
+        shown = " ".join(chunk["text"] for chunk in row["chunks"])
+        assert row["answerable"] is False and "1910" in shown and "1911" in shown
+        assert row["kind"] in ("conflict", "strict", "tone", "injection") and not any(chunk["gold"] for chunk in row["chunks"])
+
+
+def test_a_conflict_needs_two_sides():
+    chunks, questions = disagreeing()
+    one = questions[-1].model_copy(update={"evidence": questions[-1].evidence[:1]})
+    assert [code for *_, code in check_question(one, chunks)] == ["shape"]
+    altered = questions[-1].evidence[0].model_copy(update={"quote": "The diary names no year."})
+    other = questions[-1].model_copy(update={"evidence": (altered, questions[-1].evidence[1])})
+    assert [code for *_, code in check_question(other, chunks)] == ["quote_not_in_chunk"]
 
 
 def test_injected_pairs_have_the_same_number_of_chunks_in_a_small_split():

@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +18,7 @@ from kwanzaa_nb.config import RunSection, TrainingSection, load_config
 from kwanzaa_nb.masking import IGNORED, encode_chat, render_chat
 from kwanzaa_nb.model import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows
+from kwanzaa_nb.resume import MARK, Checkpoints, forget, last_whole, training_identity
 from kwanzaa_nb.validation import read_records
 from kwanzaa_nb.training import (
     ANSWERING,
@@ -55,13 +59,13 @@ def adapter_weights(model):
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def train(folder, rows=ROWS, effective=CPU, model=None, watched=(), callbacks=(), **overrides):
+def train(folder, rows=ROWS, effective=CPU, model=None, watched=(), callbacks=(), resume_from=None, **overrides):
     "Train an adapter on the tiny model; (trainer, outcome, adapter weights)."
     config = tiny_config(**{**STEADY, **overrides})
     set_seed(config.run.seed)
     adapted = add_adapter(model or tiny_model(), config)
     trainer, outcome = train_adapter(
-        adapted, tiny_tokenizer(), list(rows), list(watched), config, effective, folder, callbacks
+        adapted, tiny_tokenizer(), list(rows), list(watched), config, effective, folder, callbacks, resume_from
     )
     return trainer, outcome, adapter_weights(adapted)
 
@@ -660,3 +664,72 @@ def test_a_saved_adapter_gives_the_trained_models_outputs(tmp_path, whole):
             model.eval()(**inputs, use_cache=False).logits for model in (trainer.model, again, tiny_model())
         )
     assert torch.allclose(trained, loaded, atol=1e-6) and not torch.allclose(trained, base, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed and run again
+# ---------------------------------------------------------------------------------------------------------------------
+DYING = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_training as shared
+from transformers import TrainerCallback
+from kwanzaa_nb.resume import Checkpoints
+
+class Killer(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == {step}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoints = Checkpoints({folder!r})
+shared.train({folder!r}, callbacks=[checkpoints, Killer()], **shared.RESUMED)
+"""
+RESUMED = {
+    "adapter.dropout": 0.1,
+    "training.optim": "adamw_torch",
+    "training.learning_rate": 0.01,
+    "training.lr_scheduler": "cosine",
+    "training.epochs": 3.0,
+    "training.per_device_train_batch_size": 1,
+    "training.gradient_accumulation_steps": 1,
+    "run.save_steps": 3,
+}
+
+
+@pytest.mark.parametrize("step", [5, 10, 17])
+def test_a_killed_training_ends_with_the_same_bytes(step, tmp_path):
+    "24 steps, of which every third is saved; SIGKILL comes after any of them."
+    whole_trainer, told, expected = train(tmp_path / "whole", **RESUMED)
+    script = DYING.format(tests=str(ROOT / "tests"), step=step, folder=str(tmp_path / "killed"))
+    died = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert died.returncode == -signal.SIGKILL, died.stderr[-2000:]
+    checkpoints = Checkpoints(tmp_path / "killed")
+    assert checkpoints.step_before == step // 3 * 3 and checkpoints.seconds_before > 0
+    trainer, outcome, found = train(
+        tmp_path / "killed", callbacks=[checkpoints], resume_from=checkpoints.last, **RESUMED)
+    assert trainer.state.global_step == whole_trainer.state.global_step == 24
+    assert all(torch.equal(found[name], expected[name]) for name in expected) and found.keys() == expected.keys()
+    assert outcome["loss"] == pytest.approx(told["loss"], abs=1e-9)
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    train(tmp_path, callbacks=[checkpoints], **RESUMED)
+    assert last_whole(tmp_path).name == "checkpoint-24"
+    (tmp_path / "checkpoint-24" / "optimizer.pt").write_bytes(b"half")
+    assert last_whole(tmp_path).name == "checkpoint-21"
+    (tmp_path / "checkpoint-21" / MARK).write_text("{", encoding="utf-8")
+    (tmp_path / "checkpoint-99").mkdir()
+    assert last_whole(tmp_path).name == "checkpoint-18"
+    forget(tmp_path)
+    assert last_whole(tmp_path) is None and Checkpoints(tmp_path).step_before == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"training.learning_rate": 0.5}, {"adapter.r": 3}, {"run.seed": 1}, {"training.epochs": 2.0}, {}, None]
+)
+def test_checkpoints_of_other_settings_or_rows_are_others(change):
+    first = training_identity(tiny_config(**STEADY), CPU, ROWS)
+    rows = ROWS if change is not None else [*ROWS[1:], ROWS[0]]
+    same = training_identity(tiny_config(**{**STEADY, **(change or {}), "run.logging_steps": 7}), CPU, rows) == first
+    assert same is (change == {})
