@@ -602,7 +602,8 @@ def plan_pairs(
 ) -> list[Planned]:
     "Minimal pairs, near misses, and pairs with requests and injections, as many as the plan says."
     asked = [question for question in questions if question.answer is not None]
-    missed = [question for question in questions if question.answer is None][:plan.near_miss]
+    missed = sorted((question for question in questions if question.answer is None), key=lambda question: question.kind != "conflict")
+    missed = missed[:plan.near_miss]
     planned = [(f"{question.question_id}.pair", partial(minimal_pair, question, retriever, beside=plan.distractors))
                for question in asked[:plan.plain]]
     planned += [(f"{question.question_id}.near", partial(near_miss, question, retriever, plan.distractors)) for question in missed]
