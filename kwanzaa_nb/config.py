@@ -160,6 +160,9 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 class AdapterSection(Section):
     "The low-rank adapter (LoRA, Hu et al. 2021)."
     method: Literal["qlora", "lora"] = setting("qlora trains over a four-bit base model, lora over a full one.")
+    variant: Literal["plain", "rslora", "dora", "pissa"] = setting(
+        "plain LoRA; rslora scales by alpha / sqrt(r) (Kalajdzievski 2023); dora learns size and direction of a weight apart (Liu et al. "
+        "2024); pissa begins at the weights' largest singular vectors (Meng et al. 2024).", "plain")
     r: Count = setting("Rank of the adapter matrices.", 16)
     alpha: Count = setting("Scale of the adapter: its output is multiplied by alpha / r.", 32)
     dropout: number(ge=0, lt=1) = setting("Share of adapter inputs dropped in training.", 0.05)
@@ -226,6 +229,8 @@ class TrainingSection(Section):
     epochs: number(gt=0) = setting("Passes over the training records.", 2)
     max_steps: Count | None = setting("Stop after so many optimiser steps; null: run all epochs.", None)
     decision_weight: number(ge=1) = setting("Weight in the loss of the one token that decides between answering and refusing.", 1.0)
+    loraplus_ratio: number(ge=1) = setting(
+        "Learning rate of the adapter's second matrices over that of the first (LoRA+, Hayou et al. 2024); 1: the same.", 1.0)
     learning_rate: number(gt=0) = setting("Peak learning rate.", 0.0002)
     lr_scheduler: Scheduler = setting("Course of the learning rate after warm-up.", "cosine")
     warmup_ratio: number(ge=0, lt=1) = setting("Share of all steps spent on warm-up.", 0.03)
@@ -767,6 +772,8 @@ RULES = (
     Rule(_FOUR_BIT, lambda four_bit, method: method == "lora" and four_bit,
          "method lora trains over a base model that is not in four bits",
          "write load_in_4bit: false, or adapter.method: qlora"),
+    Rule(("adapter.variant", "adapter.method"), lambda variant, method: variant == "pissa" and method == "qlora",
+         "pissa takes its start from weights that are not in four bits", "write method: lora, or another variant"),
     Rule(("data.eval_file", "data.train_file"), same_file,
          "the same file as data.train_file", "evaluate on records that are not trained on"),
     Rule(("data.dev_file", "data.train_file"), same_file,

@@ -299,9 +299,11 @@ def add_adapter(
         raise ModelError(
             f"adapter.target_modules {', '.join(unmatched)} match no linear layer of {config.model.base_model_id}: "
             f"choose among {', '.join(known)}, or write all-linear")
+    variant = config.adapter.variant
     return get_peft_model(model, LoraConfig(
         r=config.adapter.r, lora_alpha=config.adapter.alpha, lora_dropout=config.adapter.dropout, task_type="CAUSAL_LM",
-        target_modules=wanted if wanted == "all-linear" else list(wanted)))
+        target_modules=wanted if wanted == "all-linear" else list(wanted), use_rslora=variant == "rslora", use_dora=variant == "dora",
+        init_lora_weights="pissa_niter_16" if variant == "pissa" else True))
 
 # %% ../nbs/30_model.ipynb #30-019
 def load_adapter(

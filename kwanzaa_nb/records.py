@@ -7,10 +7,10 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'STRA
            'INJECTIONS', 'LOOKUPS', 'PANEL', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw',
            'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors',
            'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair', 'near_miss',
-           'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'QuestionPool', 'panel', 'aliases',
-           'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan', 'split_records', 'plan_pairs',
-           'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks', 'prompt_features', 'shortcuts',
-           'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
+           'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'QuestionPool', 'panel',
+           'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan', 'split_records',
+           'plan_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks', 'prompt_features',
+           'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -376,6 +376,14 @@ def answered_by(
     return question.answer is not None and len(present) == len(question.evidence)
 
 # %% ../nbs/22_records.ipynb #22-033
+def conflicts(
+    shown: Sequence[Chunk],
+    misses: "dict[str, list[Question]]",  # chunk id -> questions that no chunk answers
+) -> list[Question]:
+    "Questions on which the chunks shown contradict each other, where both sides are there."
+    return [question for chunk in shown for question in misses[chunk.chunk_id] if question.kind == "conflict" and all_shown(question, shown)]
+
+# %% ../nbs/22_records.ipynb #22-034
 class QuestionPool:
     "The questions of a split, their distractors, and how often each was refused so far."
     DEPTH = 8  # distractors of a question that count as close to it
@@ -410,22 +418,17 @@ class QuestionPool:
                 and not any(item.quote in quote or quote in item.quote for item in question.evidence for quote in kept)]
         return next(iter(self.least_refused(free)), None)
 
-    def conflicts(self, shown: Sequence[Chunk]) -> list[Question]:
-        "Questions on which the chunks shown contradict each other, where all of these are there."
-        return [question for chunk in shown for question in self.misses[chunk.chunk_id]
-                if question.kind == "conflict" and all_shown(question, shown)]
-
     def refusals(self, shown: Sequence[Chunk], count: int) -> list[Question]:
         "Questions that the excerpts shown do not answer: a conflict or a near miss where there is one, and others close to them."
         missed = [question for chunk in shown for question in self.misses[chunk.chunk_id] if question.kind != "conflict"]
-        missed = [*self.conflicts(shown), *self.least_refused(missed)]
+        missed = [*conflicts(shown, self.misses), *self.least_refused(missed)]
         ranked = sorted((item for chunk in shown for item in self.close[chunk.chunk_id]),
                         key=lambda item: (self.refused[item[1].question_id], item[0], item[1].question_id))
         others = [question for _, question in ranked] or self.least_refused(self.asked)
         fitting = [question for question in dict.fromkeys(others) if answered_by(question, shown) is False]
         return [*missed[:1], *fitting][:count]
 
-# %% ../nbs/22_records.ipynb #22-034
+# %% ../nbs/22_records.ipynb #22-035
 def panel(
     shown: Sequence[Chunk],  # whole
     own: Sequence[Question],  # for whose evidence they are shown, most wanted first
@@ -438,7 +441,7 @@ def panel(
     answers = pool.answers(shown, own)
     hidden = pool.hidden(shown, answers) if pool.excerpts else None
     quotes, gone = ([item.quote for question in asked if question for item in question.evidence]
-                    for asked in ([*answers, *pool.conflicts(shown)], [hidden]))
+                    for asked in ([*answers, *conflicts(shown, pool.misses)], [hidden]))
     whole, shown = shown, [excerpt(chunk, quotes, group, without=gone) if pool.excerpts else chunk for chunk in shown]
     refusals = [hidden] if hidden and answered_by(hidden, shown) is False else []
     refusals += [question for question in pool.refusals(shown, PANEL) if question not in refusals][:PANEL - 2 - len(answers) - len(refusals)]
@@ -453,7 +456,7 @@ def panel(
         shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
     return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected, aliases(shown, pool, group))
 
-# %% ../nbs/22_records.ipynb #22-035
+# %% ../nbs/22_records.ipynb #22-036
 def aliases(
     shown: Sequence[Chunk],
     pool: QuestionPool,
@@ -468,7 +471,7 @@ def aliases(
         found[chunk.chunk_id] = letters if stem is None else f"{stem}{first + place:02}" if stem else chunk.chunk_id
     return found
 
-# %% ../nbs/22_records.ipynb #22-036
+# %% ../nbs/22_records.ipynb #22-037
 def about_context(
     shown: Sequence[Chunk],  # as the prompt shows them
     asked: Sequence[Question],  # without repetition
@@ -498,7 +501,7 @@ def about_context(
         records.append({**record, "id": f"{group}.{question.question_id}"})
     return records
 
-# %% ../nbs/22_records.ipynb #22-037
+# %% ../nbs/22_records.ipynb #22-038
 def request(
     split: str,
     *names: str,  # what the choice depends on
@@ -511,7 +514,7 @@ def request(
     wording = requests[split][draw("wording", *names) % len(requests[split])]
     return ("tone", "red_team", wording) if requests is TONE_REQUESTS else ("strict", "strict_json", wording)
 
-# %% ../nbs/22_records.ipynb #22-038
+# %% ../nbs/22_records.ipynb #22-039
 Planned = tuple[str, Callable[[], list[dict]]]  # a group's id, and what builds its records
 
 
@@ -538,7 +541,7 @@ def plan_panels(
         planned.append((f"nothing-{place}", partial(about_context, [], chosen, split, f"nothing-{place}")))
     return planned
 
-# %% ../nbs/22_records.ipynb #22-039
+# %% ../nbs/22_records.ipynb #22-040
 def anchored_panel(
     ids: tuple[str, ...],  # chunks that answer `own`
     own: list[Question],
@@ -556,7 +559,7 @@ def anchored_panel(
     return panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
                  pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0)
 
-# %% ../nbs/22_records.ipynb #22-041
+# %% ../nbs/22_records.ipynb #22-042
 @dataclass(frozen=True)
 class Plan:
     "How many groups of a sort a held-out split has at the most; None is no limit."
@@ -576,7 +579,7 @@ PLANS = {
     "eval": Plan(plain=60, near_miss=40, strict_json=30, tone=18, injected=12),
 }
 
-# %% ../nbs/22_records.ipynb #22-042
+# %% ../nbs/22_records.ipynb #22-043
 def split_records(
     split: str,  # "train", "dev" or "eval"
     chunks: Iterable[Chunk],  # of this split alone
@@ -593,7 +596,7 @@ def split_records(
     for _, build in sorted(planned, key=lambda group: draw(seed, "order", group[0])):
         yield from build()
 
-# %% ../nbs/22_records.ipynb #22-043
+# %% ../nbs/22_records.ipynb #22-044
 def plan_pairs(
     split: str,
     questions: Sequence[Question],
@@ -621,7 +624,7 @@ def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Quest
     "Questions in an order that depends on the names and their ids alone."
     return sorted(questions, key=lambda question: draw(*names, question.question_id))
 
-# %% ../nbs/22_records.ipynb #22-044
+# %% ../nbs/22_records.ipynb #22-045
 def build_records(
     chunks: dict[str, Chunk],  # the whole corpus by chunk id
     questions: Sequence[Question],  # all questions on it
@@ -646,7 +649,7 @@ def build_records(
         raise DataError("records built", problems)
     return built
 
-# %% ../nbs/22_records.ipynb #22-046
+# %% ../nbs/22_records.ipynb #22-047
 def check_records(
     records: Sequence[dict],  # as built or as read
     name: str,  # the split or file, for messages
@@ -667,7 +670,7 @@ def check_records(
             problems.append(Problem(where, "answerable and the target's completeness disagree", code="answerable"))
     return problems
 
-# %% ../nbs/22_records.ipynb #22-048
+# %% ../nbs/22_records.ipynb #22-049
 def word_set(text: str) -> frozenset[str]:
     "Lower-case words and numbers of a text."
     return frozenset(re.findall(r"\w+", text.casefold()))
@@ -691,7 +694,7 @@ def leaks(
     shared = trained_chunks & {chunk.get("doc_id", chunk["chunk_id"]) for record in held_out for chunk in record["chunks"]}
     return problems + [Problem(f"{name}, document {doc_id}", "it is shown in training too", code="leak") for doc_id in sorted(shared)]
 
-# %% ../nbs/22_records.ipynb #22-050
+# %% ../nbs/22_records.ipynb #22-051
 def prompt_features(
     record: dict,
 ) -> dict[str, float]:
@@ -723,7 +726,7 @@ def shortcuts(
         found.append((name, best))
     return sorted(found, key=lambda item: -item[1])
 
-# %% ../nbs/22_records.ipynb #22-053
+# %% ../nbs/22_records.ipynb #22-054
 SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
 
 
@@ -738,7 +741,7 @@ def shortcut_problems(
     return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over {limit:.2f}",
                     "add documents, or vary it alike for both", "shortcut") for feature, value in shortcuts(records) if value > limit]
 
-# %% ../nbs/22_records.ipynb #22-054
+# %% ../nbs/22_records.ipynb #22-055
 def write_records(
     records: Iterable[dict],  # written as they come
     path: "str | Path",
@@ -746,7 +749,7 @@ def write_records(
     "Write records as JSONL, whole or not at all."
     return write_atomically(path, (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in records))
 
-# %% ../nbs/22_records.ipynb #22-056
+# %% ../nbs/22_records.ipynb #22-057
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -762,7 +765,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-057
+# %% ../nbs/22_records.ipynb #22-058
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split

@@ -6,7 +6,7 @@
 __all__ = ['DECISION', 'ANSWERING', 'REFUSING', 'TrainingError', 'RecordsError', 'encode_records', 'token_lengths',
            'supervised_loss', 'GroupSampler', 'AdapterTrainer', 'step_budget', 'trainer_arguments', 'decision_tokens',
            'answer_probability', 'DecisionWatch', 'pairwise_auroc', 'Progress', 'train_adapter', 'mean_loss',
-           'save_adapter']
+           'keep_start', 'save_adapter']
 
 # %% ../nbs/33_training.ipynb #33-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft.optimizers import create_loraplus_optimizer
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -129,8 +130,8 @@ class GroupSampler(torch.utils.data.Sampler):
 class AdapterTrainer(SFTTrainer):
     "TRL's trainer on rows made here: supervised tokens only, groups kept together, common prompts once, fp32 adapter weights."
 
-    def __init__(self, *args: Any, groups: "Sequence[str] | None" = None, **options: Any):
-        self.groups = groups
+    def __init__(self, *args: Any, groups: "Sequence[str] | None" = None, loraplus_ratio: float = 1.0, **options: Any):
+        self.groups, self.loraplus_ratio = groups, loraplus_ratio
         shares = getattr(options["model"].config, "_attn_implementation", "") == SEGMENTED
         super().__init__(*args, data_collator=flatten_shared if shares else flatten_rows, **options)
         self.loss_is_scaled_for_ga = True
@@ -141,6 +142,14 @@ class AdapterTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         "Whole groups, or packed rows in TRL's own order."
         return GroupSampler(self.groups, self.args.seed) if self.groups else super()._get_train_sampler(train_dataset)
+
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        "The configured optimiser; with LoRA+, whose second matrices take larger steps, by PEFT."
+        if self.loraplus_ratio == 1 or self.optimizer is not None:
+            return super().create_optimizer(*given)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(self.model, kind, loraplus_lr_ratio=self.loraplus_ratio, **options)
+        return self.optimizer
 
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         "Mean over the supervised tokens of the whole optimiser step."
@@ -323,7 +332,7 @@ def train_adapter(
     trainer = AdapterTrainer(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=tables[0],
         eval_dataset=tables[1] if watched_rows else None, callbacks=list(callbacks),
-        groups=None if config.data.packing else [row["group"] for row in rows])
+        groups=None if config.data.packing else [row["group"] for row in rows], loraplus_ratio=config.training.loraplus_ratio)
     trainer.remove_callback(PrinterCallback)  # `Progress` tells the same, once
     outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     tokens = sum(len(row["input_ids"]) for row in rows)
@@ -341,12 +350,27 @@ def mean_loss(
     return sum(loss * length for (_, loss), length in zip(logged, lengths)) / max(1, sum(lengths))
 
 # %% ../nbs/33_training.ipynb #33-028
+def keep_start(
+    model: Any,  # a PeftModel before its first step
+    folder: "str | Path",  # where the start is kept
+) -> "Path | None":  # None for an adapter that begins at zero
+    "Keep where an adapter begins, for saving it as a difference."
+    settings = model.peft_config["default"]
+    if settings.init_lora_weights is True:
+        return None
+    named, settings.init_lora_weights = settings.init_lora_weights, True
+    model.save_pretrained(folder, save_embedding_layers=False)
+    settings.init_lora_weights = named
+    return Path(folder)
+
+# %% ../nbs/33_training.ipynb #33-029
 def save_adapter(
     model: Any,  # a PeftModel
     tokenizer: Any,
     folder: "str | Path",  # replaced whole
     texts: "dict[str, str] | None" = None,  # further files by name, e.g. training_config.yaml
     base_model: "str | None" = None,  # name of the base model for adapter_config.json; a local folder is not named
+    start: "Path | None" = None,  # from `keep_start`; None: the adapter began at zero
 ) -> Path:
     "Write adapter, tokenizer and further files into a folder that is there whole or not at all."
     folder = Path(folder)
@@ -354,7 +378,7 @@ def save_adapter(
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     beside.chmod(0o755)
     try:
-        model.save_pretrained(beside, save_embedding_layers=False)
+        model.save_pretrained(beside, save_embedding_layers=False, path_initial_model_for_weight_conversion=str(start) if start else None)
         described = json.loads((beside / "adapter_config.json").read_text(encoding="utf-8"))
         named = base_model or described["base_model_name_or_path"]
         described["base_model_name_or_path"] = None if Path(str(named)).expanduser().is_dir() else named

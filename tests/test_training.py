@@ -31,6 +31,7 @@ from kwanzaa_nb.training import (
     answer_probability,
     decision_tokens,
     encode_records,
+    keep_start,
     pairwise_auroc,
     save_adapter,
     step_budget,
@@ -495,12 +496,14 @@ OTHER = {
     "training.optim": "adafactor",
     "training.gradient_checkpointing": True,
     "training.decision_weight": None,
+    "training.loraplus_ratio": None,
 }
 ELSEWHERE = {
     "run.device",
     "run.name",
     "run.output_dir",
     "training.decision_weight",
+    "training.loraplus_ratio",
 }  # hardware, stages and `encode_records`
 GPU = Hardware("cuda", "A100", True, True, True)
 
@@ -733,3 +736,53 @@ def test_checkpoints_of_other_settings_or_rows_are_others(change):
     rows = ROWS if change is not None else [*ROWS[1:], ROWS[0]]
     same = training_identity(tiny_config(**{**STEADY, **(change or {}), "run.logging_steps": 7}), CPU, rows) == first
     assert same is (change == {})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kinds of LoRA, by one key each
+# ---------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variant", ["plain", "rslora", "dora", "pissa"])
+def test_a_saved_adapter_of_each_kind_fits_the_untouched_base(variant, tmp_path):
+    config = tiny_config(**{**STEADY, "adapter.variant": variant, "adapter.r": 3, "training.learning_rate": 0.3})
+    before = tiny_model().state_dict()
+    model = add_adapter(tiny_model(), config)
+    start = keep_start(model, tmp_path / "start")
+    assert (start is None) is (variant != "pissa")
+    train_adapter(model, tiny_tokenizer(), list(ROWS), [], config, CPU, tmp_path / "checkpoints")
+    model.eval()
+    tokens = torch.tensor([[5, 9, 11, 13]])
+    inputs = {"input_ids": tokens, "position_ids": torch.arange(4)[None]}
+    model.set_attn_implementation("sdpa")
+    expected = model(**inputs).logits
+    folder = save_adapter(model, tiny_tokenizer(), tmp_path / "adapter", start=start)
+    base = tiny_model()
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    loaded = load_adapter(base, folder)
+    loaded.set_attn_implementation("sdpa")
+    found = loaded(**inputs).logits
+    base.set_attn_implementation("sdpa")
+    with loaded.disable_adapter():
+        untouched = loaded(**inputs).logits
+    assert (found - expected).abs().max() < 1e-4 < (untouched - expected).abs().max()
+
+
+def test_the_kinds_learn_differently(tmp_path):
+    weights = {}
+    for name, changes in {
+        "plain": {},
+        "rslora": {"adapter.variant": "rslora"},
+        "dora": {"adapter.variant": "dora"},
+        "loraplus": {"training.loraplus_ratio": 8.0},
+    }.items():
+        _, _, weights[name] = train(tmp_path / name, **changes)
+    assert set(weights["dora"]) > set(weights["plain"])
+    for name in ("rslora", "loraplus"):
+        assert largest_difference(weights["plain"], weights[name]) > 1e-6
+
+
+def test_loraplus_gives_the_second_matrices_larger_steps(tmp_path):
+    trainer, _, _ = train(tmp_path, **{"training.loraplus_ratio": 8.0, "training.optim": "adamw_torch"})
+    rates = {name: group["initial_lr"] for group in trainer.optimizer.param_groups
+             for name, value in trainer.model.named_parameters() if any(value is one for one in group["params"])}
+    assert {rate for name, rate in rates.items() if "lora_A" in name} == {0.02}
+    assert {rate for name, rate in rates.items() if "lora_B" in name} == {0.16}
