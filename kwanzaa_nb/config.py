@@ -191,7 +191,7 @@ class DefaultsSection(Section):
     canonical_url: Text | None = setting("Address of the source; null: every chunk says it.", None)
     content_type: Text | None = setting("Sort of text, such as summary; null: every chunk says it.", None)
 
-
+# %% ../nbs/00_config.ipynb #00-020
 class DataSection(Section):
     "Training records, and what they are built from."
     train_file: Text = setting("Training records, one JSON object a line.")
@@ -214,9 +214,11 @@ class DataSection(Section):
     personas: mapping(PersonaName, Phrase) = setting("What a persona is called in the system message.", default_factory=FrozenMap)
     format: Literal["chat_jsonl"] = setting("Shape of a record: messages of system, user and assistant.", "chat_jsonl")
     max_seq_length: Count = setting("Longest record, prompt and target together, in tokens.", 2048)
+    over_length: Literal["error", "drop_chunks", "drop_records"] = setting(
+        "What becomes of a longer training record: it stops the run, shows fewer of the chunks that it does not cite, or is left out.", "error")
     packing: Flag = setting("Put several short records into one sequence, isolated from each other.", True)
 
-# %% ../nbs/00_config.ipynb #00-021
+# %% ../nbs/00_config.ipynb #00-022
 Scheduler = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
                     "inverse_sqrt"]
 Optimiser = Literal["paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_bnb_8bit", "adamw_torch",
@@ -228,6 +230,8 @@ class TrainingSection(Section):
     "The optimiser and its schedule."
     epochs: number(gt=0) = setting("Passes over the training records.", 2)
     max_steps: Count | None = setting("Stop after so many optimiser steps; null: run all epochs.", None)
+    strict_steps: Flag = setting(
+        "Stop where an interval of logging, evaluating or saving is too long for the run, instead of shortening it.", False)
     decision_weight: number(ge=1) = setting("Weight in the loss of the one token that decides between answering and refusing.", 1.0)
     loraplus_ratio: number(ge=1) = setting(
         "Learning rate of the adapter's second matrices over that of the first (LoRA+, Hayou et al. 2024); 1: the same.", 1.0)
@@ -242,7 +246,7 @@ class TrainingSection(Section):
     optim: Optimiser = setting("Optimiser, by its name in transformers.", "paged_adamw_8bit")
     gradient_checkpointing: Flag = setting("Save memory by computing activations twice.", True)
 
-# %% ../nbs/00_config.ipynb #00-023
+# %% ../nbs/00_config.ipynb #00-024
 Metric = Literal["json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
                  "retrieval_groundedness_rate"]
 METRICS = ("json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate", "retrieval_groundedness_rate")
@@ -265,7 +269,7 @@ class EvaluationSection(Section):
     sampling_seeds: tuple[Seed, ...] = setting("Seeds of sampled passes beside the greedy one; [] for none.", ())
     generation_defaults: GenerationSection = setting("Generation settings.", default_factory=GenerationSection)
 
-# %% ../nbs/00_config.ipynb #00-025
+# %% ../nbs/00_config.ipynb #00-026
 class MetadataSection(Section):
     "Facts for the model card."
     base_model_id: Text | None = setting("Base model named on the card; null: the one of the model section.", None)
@@ -286,7 +290,7 @@ class PublishingSection(Section):
     include: Annotated[tuple[Text, ...], Field(min_length=1)] = setting("Files to publish.", PUBLISHED)
     metadata: MetadataSection = setting("Facts for the model card.", default_factory=MetadataSection)
 
-# %% ../nbs/00_config.ipynb #00-027
+# %% ../nbs/00_config.ipynb #00-028
 def project_root(
     start: "str | Path | None" = None,  # folder to look upwards from; None: the current one
 ) -> Path:  # absolute; `start` itself where no parent is this project
@@ -302,7 +306,7 @@ def project_root(
             return folder
     return start
 
-# %% ../nbs/00_config.ipynb #00-030
+# %% ../nbs/00_config.ipynb #00-031
 class Config(Section):
     "A whole run. Made by `load_config` or `resolve_config`; two configs are equal when all their values are."
     run: RunSection = setting("Where results go, what the run computes on, and how often it reports.")
@@ -330,7 +334,7 @@ class Config(Section):
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, name) for name in type(self).model_fields))
 
-# %% ../nbs/00_config.ipynb #00-032
+# %% ../nbs/00_config.ipynb #00-033
 @functools.cache
 def known_keys(
     model: type[Section] = Config,  # section to list
@@ -344,7 +348,7 @@ def known_keys(
         found.update(known_keys(info.annotation, (*path, name)) if nested else {})
     return found
 
-# %% ../nbs/00_config.ipynb #00-035
+# %% ../nbs/00_config.ipynb #00-036
 @functools.cache
 def _adapter(path: tuple[str, ...]) -> TypeAdapter:
     "The validator of one key."
@@ -377,7 +381,7 @@ def _in_words(
              "string": "one line of text"}[schema["type"]]
     return f"{words} {' and '.join(limits)}".strip()
 
-# %% ../nbs/00_config.ipynb #00-036
+# %% ../nbs/00_config.ipynb #00-037
 def expected(
     path: tuple[str, ...],  # a known key
     item: bool = False,  # what an item of its list must be, rather than the list
@@ -387,7 +391,7 @@ def expected(
     parts = schema.get("anyOf", [schema])
     return _in_words(next(part for part in parts if "items" in part)["items"] if item else schema)
 
-# %% ../nbs/00_config.ipynb #00-037
+# %% ../nbs/00_config.ipynb #00-038
 def choices(
     path: tuple[str, ...],  # a known key
 ) -> list[str]:  # empty where any value of a type will do
@@ -397,11 +401,11 @@ def choices(
     parts = parts + [part["items"] for part in parts if "items" in part]
     return [word for part in parts for word in part.get("enum", [part["const"]] if "const" in part else [])]
 
-# %% ../nbs/00_config.ipynb #00-040
+# %% ../nbs/00_config.ipynb #00-041
 class ConfigError(ProblemList):
     "Everything wrong with a config, one problem a line."
 
-# %% ../nbs/00_config.ipynb #00-041
+# %% ../nbs/00_config.ipynb #00-042
 _BRIEF = reprlib.Repr()
 _BRIEF.maxstring = _BRIEF.maxother = 60
 
@@ -432,7 +436,7 @@ def dotted(
     return ".".join(key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80 else _brief(key)
                     for key in path)
 
-# %% ../nbs/00_config.ipynb #00-042
+# %% ../nbs/00_config.ipynb #00-043
 def nearest_key(
     key: Any,  # the unknown key, as it stands in the file
     section: tuple[str, ...],  # path of the section it stands in
@@ -449,7 +453,7 @@ def nearest_key(
             return f"the nearest known key is {dotted(names[name])}"
     return f"known here: {', '.join(here)}"
 
-# %% ../nbs/00_config.ipynb #00-045
+# %% ../nbs/00_config.ipynb #00-046
 @dataclass
 class Source:
     "A config as it was written: values, the places they stand at, and what was wrong with the writing itself."
@@ -472,7 +476,7 @@ class Source:
         "The error for something that leaves nothing to check."
         return ConfigError(self.title, [Problem(f"line {line}" if line else "the file", what, mend, code)])
 
-# %% ../nbs/00_config.ipynb #00-046
+# %% ../nbs/00_config.ipynb #00-047
 # What the YAML parser raises besides its own error for hostile text, such as endless numbers or nesting.
 _PARSER_ERRORS = (YAMLError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
                   ValueError)
@@ -492,7 +496,7 @@ def _text(source: Source, path: Path) -> str:
         reason = getattr(error, "strerror", None) or str(error)
         raise source.stop(f"cannot be read: {reason}", "name a readable YAML file", "unreadable") from None
 
-# %% ../nbs/00_config.ipynb #00-047
+# %% ../nbs/00_config.ipynb #00-048
 def _compose(source: Source, text: str) -> MappingNode:
     "Parse text down to YAML nodes. ConfigError: a syntax error, nothing there, or no mapping at the top."
     try:
@@ -511,7 +515,7 @@ def _compose(source: Source, text: str) -> MappingNode:
         raise source.stop("no sections at the top level", "write run:, model:, adapter: and data:", "not_mapping", line)
     return node
 
-# %% ../nbs/00_config.ipynb #00-049
+# %% ../nbs/00_config.ipynb #00-050
 _MOST_NODES, _DEEPEST = 10_000, 20
 
 
@@ -541,7 +545,7 @@ def _scalar(source: Source, node: ScalarNode, path: tuple) -> Any:
         source.add(path, f"a value that cannot be read: {shown(node.value)}", "write it in quotes", "bad_value")
         return ...
 
-# %% ../nbs/00_config.ipynb #00-050
+# %% ../nbs/00_config.ipynb #00-051
 def _mapping(source: Source, node: MappingNode, path: tuple) -> dict:
     "Read a mapping; a key that is written twice keeps its first value and is noted."
     values: dict = {}
@@ -570,7 +574,7 @@ def read_yaml(
     source.values = _mapping(source, _compose(source, _text(source, found)), ())
     return source
 
-# %% ../nbs/00_config.ipynb #00-053
+# %% ../nbs/00_config.ipynb #00-054
 def _patches(
     source: Source,  # unknown keys are noted here
     overrides: Any,  # dotted keys, or sections with keys
@@ -593,7 +597,7 @@ def _patches(
         else:
             yield from _patches(source, value, path)
 
-# %% ../nbs/00_config.ipynb #00-055
+# %% ../nbs/00_config.ipynb #00-056
 @dataclass
 class _Pass:
     "One pass over a config."
@@ -617,7 +621,7 @@ def _needs(state: _Pass, path: tuple, raw: Any) -> bool:
         return isinstance(raw, Mapping) and bool(_required(kind, path, state))
     return kind.is_required() and path not in state.patches
 
-# %% ../nbs/00_config.ipynb #00-056
+# %% ../nbs/00_config.ipynb #00-057
 def _section(
     state: _Pass,
     model: type[Section],
@@ -641,7 +645,7 @@ def _section(
         check = _subsection if isinstance(known_keys()[here], type) else _leaf
         check(state, raw.get(key), key in raw, here, (*written, key), complete)
 
-# %% ../nbs/00_config.ipynb #00-057
+# %% ../nbs/00_config.ipynb #00-058
 def _subsection(state: _Pass, raw: Any, present: bool, path: tuple, written: tuple, complete: bool) -> None:
     "Check a section that may be missing, empty or no section at all."
     model = known_keys()[path]
@@ -657,7 +661,7 @@ def _subsection(state: _Pass, raw: Any, present: bool, path: tuple, written: tup
         complete = False
     _section(state, model, raw or {}, path, written, complete)
 
-# %% ../nbs/00_config.ipynb #00-058
+# %% ../nbs/00_config.ipynb #00-059
 def _leaf(state: _Pass, raw: Any, present: bool, path: tuple, written: tuple, complete: bool) -> None:
     "Check the value of one key: its override, else what is written, else its default."
     info = known_keys()[path]
@@ -673,7 +677,7 @@ def _leaf(state: _Pass, raw: Any, present: bool, path: tuple, written: tuple, co
         state.source.add(path, what, f"write {path[-1]}: under {dotted(path[:-1])}", "missing_key",
                          place=state.source.place(written[:-1]))
 
-# %% ../nbs/00_config.ipynb #00-060
+# %% ../nbs/00_config.ipynb #00-061
 def _value(state: _Pass, raw: Any, path: tuple, written: tuple, place: str | None) -> None:
     "Check one value and keep it, with a note where text was read as a number."
     texts: list[str] = []
@@ -696,7 +700,7 @@ def _value(state: _Pass, raw: Any, path: tuple, written: tuple, place: str | Non
     else:
         state.notes += [f"{dotted(path)} is written as text; it was read as the number {text}." for text in texts]
 
-# %% ../nbs/00_config.ipynb #00-061
+# %% ../nbs/00_config.ipynb #00-062
 def _entries(state: _Pass, raw: Mapping, path: tuple, written: tuple, place: str | None) -> None:
     "Note each entry of a mapping that has an unknown name or a wrong value."
     schema = _adapter(path).json_schema()
@@ -729,7 +733,7 @@ def _value_mend(value: Any, path: tuple) -> str:
     near = difflib.get_close_matches(value[:80].lower(), choices(path), n=1, cutoff=0.5)
     return f"the nearest is {near[0]}" if near else ""
 
-# %% ../nbs/00_config.ipynb #00-063
+# %% ../nbs/00_config.ipynb #00-064
 @dataclass(frozen=True)
 class Rule:
     "A combination of values that no run can have."
@@ -764,7 +768,7 @@ def _leaves_folder(names: tuple[str, ...]) -> bool:
     "Whether a file name is absolute or climbs out of its folder."
     return any(os.path.isabs(name) or "\\" in name or ".." in name.split("/") for name in names)
 
-# %% ../nbs/00_config.ipynb #00-064
+# %% ../nbs/00_config.ipynb #00-065
 _FOUR_BIT = ("adapter.quantization.load_in_4bit", "adapter.method")
 RULES = (
     Rule(_FOUR_BIT, lambda four_bit, method: method == "qlora" and not four_bit,
@@ -793,7 +797,7 @@ RULES = (
          "write fewer new tokens or a longer sequence"),
 )
 
-# %% ../nbs/00_config.ipynb #00-065
+# %% ../nbs/00_config.ipynb #00-066
 _NEEDED = ("adapter_config.json", "adapter_model.safetensors")
 RULES += (
     Rule(("publishing.include", "publishing.hf_repo"),
@@ -820,7 +824,7 @@ def _check_rules(state: _Pass) -> None:
                 place = "override" if path in state.patches else None
                 state.source.add(path, rule.what.format(*found), rule.mend, "impossible", place=place)
 
-# %% ../nbs/00_config.ipynb #00-067
+# %% ../nbs/00_config.ipynb #00-068
 def _nested(values: dict[str, Any]) -> dict:
     "Turn dotted keys into sections."
     tree: dict = {}
@@ -848,7 +852,7 @@ def _check(source: Source, overrides: Mapping | None) -> Config:
     config._notes = tuple(state.notes)
     return config
 
-# %% ../nbs/00_config.ipynb #00-068
+# %% ../nbs/00_config.ipynb #00-069
 def load_config(
     path: "str | Path",  # YAML file; a relative path is looked for here, then at the project root
     overrides: Mapping | None = None,  # values by dotted key, such as {"training.epochs": 1}
@@ -856,7 +860,7 @@ def load_config(
     "Read and check a YAML file. ConfigError: lists every problem of file and overrides at once."
     return _check(read_yaml(path), overrides)
 
-# %% ../nbs/00_config.ipynb #00-075
+# %% ../nbs/00_config.ipynb #00-076
 DEFAULT_CONFIG = "configs/demo.cpu.yaml"
 
 
@@ -880,7 +884,7 @@ def resolve_config(
         source.places[(name,)] = "injected"
     return _check(source, overrides)
 
-# %% ../nbs/00_config.ipynb #00-078
+# %% ../nbs/00_config.ipynb #00-079
 def injected_names(
     cells: Iterable[str],  # source of the executed cells, `In` in IPython
 ) -> list[str]:  # names that papermill assigned, in order
@@ -898,7 +902,7 @@ def injected_names(
         found += [ast.unparse(target) for target in targets]
     return found
 
-# %% ../nbs/00_config.ipynb #00-079
+# %% ../nbs/00_config.ipynb #00-080
 def check_injected(
     cells: Iterable[str],  # source of the executed cells, `In` in IPython
     known: Iterable[str],  # names of the notebook's parameters
@@ -913,7 +917,7 @@ def check_injected(
     if problems:
         raise ConfigError("injected parameters", problems)
 
-# %% ../nbs/00_config.ipynb #00-082
+# %% ../nbs/00_config.ipynb #00-083
 def config_table(
     config: Config,
 ) -> list[tuple[str, Any]]:  # (dotted key, value) for every key, in the order of the sections
@@ -930,7 +934,7 @@ def _quoted(value: Any) -> Any:
         return [_quoted(part) for part in value]
     return DoubleQuotedScalarString(value) if isinstance(value, str) else value
 
-# %% ../nbs/00_config.ipynb #00-083
+# %% ../nbs/00_config.ipynb #00-084
 def config_to_yaml(
     config: Config,
 ) -> str:  # every key with its value, defaults included
@@ -944,7 +948,7 @@ def config_to_yaml(
     writer.dump(_quoted(config.model_dump()), text)
     return text.getvalue()
 
-# %% ../nbs/00_config.ipynb #00-087
+# %% ../nbs/00_config.ipynb #00-088
 @dataclass(frozen=True)
 class Difference:
     "A value that a run could not use as it was asked to."
@@ -953,7 +957,7 @@ class Difference:
     used: Any  # value in effect
     reason: str  # one sentence
 
-# %% ../nbs/00_config.ipynb #00-090
+# %% ../nbs/00_config.ipynb #00-091
 def config_schema() -> dict:
     "JSON Schema (draft 2020-12) of a config file, with descriptions and defaults."
     schema = Config.model_json_schema()

@@ -40,7 +40,7 @@ class TrainingError(KwanzaaError):
 
 
 class RecordsError(ProblemList):
-    "Records that can't be trained on as configured."
+    "Records, or a number of steps, that can't be trained on as configured."
 
 
 def encode_records(
@@ -63,7 +63,7 @@ def encode_records(
             continue
         if len(row["input_ids"]) > longest:
             problems.append(Problem(record["id"], f"{len(row['input_ids'])} tokens, over data.max_seq_length {longest}",
-                                    "raise it or show fewer chunks", "too_long"))
+                                    "raise it, show fewer chunks, or set data.over_length", "too_long"))
         if trained > answer_limit:
             problems.append(Problem(record["id"], f"its answer has {trained} tokens, over max_new_tokens {answer_limit}",
                                     "raise evaluation.generation_defaults.max_new_tokens", "answer_too_long"))
@@ -179,17 +179,21 @@ def step_budget(
     rows: int,  # training rows, packed or not
     processes: int = 1,  # devices that train
 ) -> tuple[dict[str, int], tuple[Difference, ...]]:  # optimiser steps and intervals, and what differs from the config
-    "How many optimiser steps there will be, and when the run logs, evaluates and saves."
+    "How many optimiser steps there will be, and when the run logs, evaluates and saves; with strict_steps, `RecordsError` for rare ones."
     wanted = config.training
     micro = math.ceil(rows / (wanted.per_device_train_batch_size * processes))
     per_epoch = math.ceil(micro / wanted.gradient_accumulation_steps)
     total = wanted.max_steps or math.ceil(per_epoch * wanted.epochs)
     budget, found = {"steps": total, "steps_per_epoch": per_epoch, "warmup_steps": math.ceil(total * wanted.warmup_ratio)}, []
+    problems = []
     for name, most in (("logging_steps", total // 10), ("eval_steps", total // 2), ("save_steps", total // 2)):
         asked = getattr(config.run, name)
         budget[name] = min(asked, max(1, most))
         if budget[name] != asked:
+            problems.append(Problem(f"run.{name}", f"{asked}, and the run has {total} steps", f"write {budget[name]} or less", "too_rare"))
             found.append(Difference(f"run.{name}", asked, budget[name], f"the run has {total} steps, so {asked} is too rare"))
+    if problems and wanted.strict_steps:
+        raise RecordsError("intervals under training.strict_steps", problems)
     return budget, tuple(found)
 
 # %% ../nbs/33_training.ipynb #33-019

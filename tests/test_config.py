@@ -532,6 +532,7 @@ def test_overrides_are_not_changed(write):
 IMPOSSIBLE = [
     ({"adapter.quantization.load_in_4bit": False}, "adapter.quantization.load_in_4bit"),
     ({"adapter.method": "lora"}, "adapter.quantization.load_in_4bit"),
+    ({"adapter.variant": "pissa"}, "adapter.variant"),
     ({"data.train_file": "x/../eval.jsonl"}, "data.eval_file"),
     ({"data.dev_file": "./train.jsonl"}, "data.dev_file"),
     ({"data.dev_file": "eval.jsonl"}, "data.dev_file"),

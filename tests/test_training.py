@@ -497,6 +497,7 @@ OTHER = {
     "training.gradient_checkpointing": True,
     "training.decision_weight": None,
     "training.loraplus_ratio": None,
+    "training.strict_steps": None,
 }
 ELSEWHERE = {
     "run.device",
@@ -504,6 +505,7 @@ ELSEWHERE = {
     "run.output_dir",
     "training.decision_weight",
     "training.loraplus_ratio",
+    "training.strict_steps",
 }  # hardware, stages and `encode_records`
 GPU = Hardware("cuda", "A100", True, True, True)
 
@@ -587,7 +589,7 @@ def test_the_watch_keeps_both_sides_and_the_models_mode():
         for place, side in enumerate((True, False, True, None))
     ]
     watch = DecisionWatch(tokenizer, records, said.append)
-    watch.on_evaluate(None, SimpleNamespace(global_step=5), None, model=model, metrics={"eval_loss": 2.0})
+    watch.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model, metrics={"eval_loss": 2.0})
     assert model.training and len(watch.history) == len(said) == 1
     seen = watch.history[0]
     model.eval()
@@ -597,7 +599,7 @@ def test_the_watch_keeps_both_sides_and_the_models_mode():
         chances[1]
     )
     one_sided = DecisionWatch(tokenizer, records[:1], said.append)
-    one_sided.on_evaluate(None, SimpleNamespace(global_step=5), None, model=model)
+    one_sided.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model)
     assert one_sided.history == []
 
 
@@ -786,3 +788,14 @@ def test_loraplus_gives_the_second_matrices_larger_steps(tmp_path):
              for name, value in trainer.model.named_parameters() if any(value is one for one in group["params"])}
     assert {rate for name, rate in rates.items() if "lora_A" in name} == {0.02}
     assert {rate for name, rate in rates.items() if "lora_B" in name} == {0.16}
+
+
+def test_strict_steps_refuse_intervals_that_the_run_is_too_short_for():
+    overrides = {"training.max_steps": 10, "run.eval_steps": 200, "run.save_steps": 200, "run.logging_steps": 1}
+    budget, differences = step_budget(tiny_config(**overrides), 100)
+    assert (budget["eval_steps"], budget["save_steps"]) == (5, 5) and len(differences) == 2
+    with pytest.raises(RecordsError) as error:
+        step_budget(tiny_config(**overrides, **{"training.strict_steps": True}), 100)
+    assert [problem.where for problem in error.value.problems] == ["run.eval_steps", "run.save_steps"]
+    fine = {**overrides, "run.eval_steps": 5, "run.save_steps": 5, "training.strict_steps": True}
+    assert step_budget(tiny_config(**fine), 100)[1] == ()
