@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'FRONT_MATTER', 'Slug', 'Line', 'Prose', 'UNANSWERABLE_KINDS', 'DEFAULTED',
-           'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS', 'DataError', 'MissingFile', 'read_jsonl', 'read_csv',
-           'read_parquet', 'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question',
-           'CorpusOptions', 'corpus_options', 'field_names', 'Row', 'data_files', 'slug', 'read_text', 'read_rows',
-           'load_rows', 'nearest_passage', 'quoted_sentence', 'default_statement', 'complete_question',
-           'check_question', 'load_corpus']
+           'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS', 'DataError', 'MissingFile', 'iter_jsonl', 'read_jsonl',
+           'read_csv', 'read_parquet', 'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question',
+           'CorpusOptions', 'corpus_options', 'field_names', 'Row', 'control_problems', 'data_files', 'slug',
+           'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_sentence', 'default_statement',
+           'complete_question', 'check_question', 'load_corpus']
 
 # %% ../nbs/20_corpus.ipynb #20-002
 import csv
@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import re
 import reprlib
 import tempfile
@@ -24,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AnyUrl, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -46,27 +47,60 @@ class MissingFile(KwanzaaError):
     "A data file or folder that is not there."
 
 # %% ../nbs/20_corpus.ipynb #20-005
-def read_jsonl(
+def iter_jsonl(
     path: "str | Path",  # a UTF-8 file with one JSON object a line; blank lines are passed over, line ends may be mixed
+    shown: str,  # the name used in messages
+    problems: list,  # problems are added here
+) -> Iterator[tuple[int, dict]]:  # (line number from 1, object) of each good line
+    "Read a JSONL file line by line, never more than a line of it at once. MissingFile: it is not there."
+    if not Path(path).exists():
+        raise MissingFile(f"{shown} is not there: check the path in the config")
+    before, found = len(problems), False
+    try:
+        with open(path, "rb") as file:
+            for number, line, size in _lines(file):
+                row = _read_line(line, size, f"{shown}, line {number}", problems) if line.strip() or size > LONGEST_LINE else None
+                if row is not None:
+                    found = True
+                    yield number, row
+                if problems[before:] and problems[-1].code == "utf16":
+                    return
+    except OSError as error:
+        problems.append(Problem(shown, f"cannot be read: {error.strerror or error}", "check what it is and who may read it", "unreadable"))
+    if not found and len(problems) == before:
+        problems.append(Problem(shown, "holds no records", "it is empty; build or restore it", "empty_file"))
+
+
+def read_jsonl(
+    path: "str | Path",
     shown: "str | None" = None,  # the name used in messages; default: the path as given
     collect: "list | None" = None,  # where given, problems are added here and the good lines returned
 ) -> list[tuple[int, dict]]:  # (line number from 1, object)
     "Read a JSONL file whole. Raises `MissingFile`, or, without `collect`, `DataError` with every bad line."
-    name, rows, problems = shown or str(path), [], []
-    for number, line in enumerate(_content(path, name, problems).splitlines(), start=1):
-        if not line.strip():
-            continue
-        row = _read_line(line, f"{name}, line {number}", problems)
-        if row is not None:
-            rows.append((number, row))
-    if not rows and not problems:
-        problems.append(Problem(name, "holds no records", "it is empty; build or restore it", "empty_file"))
+    name, problems = shown or str(path), [] if collect is None else collect
+    rows = list(iter_jsonl(path, name, problems))
     if problems and collect is None:
         raise DataError(name, problems)
-    (collect if collect is not None else []).extend(problems)
     return rows
 
 # %% ../nbs/20_corpus.ipynb #20-006
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
+    "(number from 1, line with its end, bytes) whatever ends a line; of a line over `LONGEST_LINE`, only its last bytes."
+    number, held, gone = 0, b"", 0
+    while block := file.read(1 << 20):
+        while block.endswith(b"\r") and (more := file.read(1)):
+            block += more
+        parts = (held + block).splitlines(keepends=True)
+        held = b"" if parts[-1].endswith((b"\n", b"\r")) else parts.pop()
+        for number, part in enumerate(parts, start=number + 1):
+            yield number, part, gone + len(part.rstrip(b"\r\n"))
+            gone = 0
+        if len(held) > LONGEST_LINE:
+            gone, held = gone + len(held), b""
+    if held or gone:
+        yield number + 1, held, gone + len(held)
+
+
 def _content(path: "str | Path", name: str, problems: list) -> bytes:
     "What a file holds; nothing, with a problem added, where it can't be read. MissingFile: it is not there."
     if not Path(path).is_file():
@@ -77,28 +111,56 @@ def _content(path: "str | Path", name: str, problems: list) -> bytes:
         problems.append(Problem(name, f"cannot be read: {error.strerror or error}", "check who may read it", "unreadable"))
         return b""
 
+# %% ../nbs/20_corpus.ipynb #20-008
+class _NotJson(ValueError):
+    "What `json` would have read."
 
-def _read_line(line: bytes, where: str, problems: list) -> "dict | None":
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    "An object whose keys are there once."
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise _NotJson(f"the key {_short(name)} is there twice", "keep one of them", "duplicate_key")
+    return found
+
+
+def _number(text: str) -> float:
+    "A number that a double holds."
+    value = float(text)
+    if not math.isfinite(value):
+        raise _NotJson(f"{text[:20]} is no number that JSON and a double hold", "write null", "nan_or_infinity")
+    return value
+
+
+_read_json = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number).decode
+
+# %% ../nbs/20_corpus.ipynb #20-009
+def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | None":
     "One line as an object, or None with a problem added."
-    if len(line) > LONGEST_LINE:
-        problems.append(Problem(where, f"{len(line):,} bytes in one line, expected at most {LONGEST_LINE:,}",
-                                "write one record a line", "huge_line"))
-        return None
+    def problem(what: str, mend: str, code: str) -> None:
+        problems.append(Problem(where, what, mend, code))
+
+    if size > LONGEST_LINE:
+        return problem(f"{size:,} bytes in one line, expected at most {LONGEST_LINE:,}", "write one record a line", "huge_line")
+    if where.endswith(", line 1") and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return problem("UTF-16, expected UTF-8", "save the file as UTF-8", "utf16")
+    if where.endswith(", line 1") and line.startswith(b"\xef\xbb\xbf"):
+        problem("a byte order mark at the start", "save the file as UTF-8 without it", "bom")
+        line = line[3:]
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = _read_json(line.rstrip(b"\r\n").decode("utf-8"))
     except UnicodeDecodeError as error:
-        problems.append(Problem(where, f"not UTF-8 at byte {error.start + 1}", "save the file as UTF-8", "not_utf8"))
+        return problem(f"not UTF-8 at byte {error.start + 1}", "save the file as UTF-8", "not_utf8")
+    except _NotJson as error:
+        return problem(*error.args)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", "nested too deeply" if isinstance(error, RecursionError) else "a number too long to read")
         column = f" at column {error.colno}" if hasattr(error, "colno") else ""
-        problems.append(Problem(where, f"not JSON{column}: {reason}", "the line may be half written", "bad_json"))
-    else:
-        if isinstance(row, dict):
-            return row
-        problems.append(Problem(where, f"a {type(row).__name__}, expected an object", code="not_an_object"))
-    return None
+        return problem(f"not JSON{column}: {reason}", "the line may be half written", "bad_json")
+    return row if isinstance(row, dict) else problem(f"a {type(row).__name__}, expected an object", "write {...}", "not_an_object")
 
-# %% ../nbs/20_corpus.ipynb #20-009
+# %% ../nbs/20_corpus.ipynb #20-012
 def _decode(content: bytes, name: str, problems: list) -> "str | None":
     "A file's text with one kind of line end, or None with each line that is not UTF-8 added to the problems."
     mend, before = "save the file as UTF-8", len(problems)
@@ -128,7 +190,7 @@ def _csv_rows(text: str, name: str, problems: list) -> list[tuple[int, list[str]
         return []
     return rows
 
-# %% ../nbs/20_corpus.ipynb #20-010
+# %% ../nbs/20_corpus.ipynb #20-013
 def _heading_problems(cells: list[str], name: str) -> list[Problem]:
     "What keeps the first row of a CSV from naming its columns."
     where = f"{name}, row 1"
@@ -163,7 +225,7 @@ def read_csv(
                  for number, cells in rows[1:] if len(cells) != len(header)]
     return [(number, dict(zip(header, cells))) for number, cells in rows[1:] if len(cells) == len(header)]
 
-# %% ../nbs/20_corpus.ipynb #20-011
+# %% ../nbs/20_corpus.ipynb #20-014
 def read_parquet(
     path: "str | Path",
     shown: str,  # the name used in messages
@@ -189,7 +251,7 @@ def read_parquet(
         problems.append(Problem(shown, "holds no records", "it is empty; export it again", "empty_file"))
     return list(enumerate(rows, start=1))
 
-# %% ../nbs/20_corpus.ipynb #20-014
+# %% ../nbs/20_corpus.ipynb #20-017
 _HEADING = re.compile(r"[ ]{0,3}#{1,6}[ \t]+(?P<title>\S.*?)(?:[ \t]+#+)?[ \t]*$")
 _UNDERLINE = re.compile(r"[ ]{0,3}(={2,}|-{2,})[ \t]*$")
 _ITEM = re.compile(r"\s*(?:[-*•|#>]|\d{1,2}[.)])(?:\s|$)")
@@ -232,7 +294,7 @@ def _blocks(
             start = start if held else number
             held.append(line)
 
-# %% ../nbs/20_corpus.ipynb #20-015
+# %% ../nbs/20_corpus.ipynb #20-018
 @dataclass(frozen=True)
 class Piece:
     "A part of a text that becomes a chunk."
@@ -254,7 +316,7 @@ def _parts(block: _Block) -> list[tuple[int, str]]:
     pieces = [(block.text[start:end], start) for start, end in zip(starts, [*starts[1:], len(block.text)])]
     return [(block.line + block.text[:start].count("\n"), " ".join(piece.split())) for piece, start in pieces if piece.strip()]
 
-# %% ../nbs/20_corpus.ipynb #20-016
+# %% ../nbs/20_corpus.ipynb #20-019
 def split_text(
     text: str,  # line ends may be mixed
     most: int = 90,  # words in a piece; a longer sentence stands alone
@@ -285,7 +347,7 @@ def split_text(
     close()
     return found
 
-# %% ../nbs/20_corpus.ipynb #20-019
+# %% ../nbs/20_corpus.ipynb #20-022
 FRONT_MATTER = {"title": "citation_label", "source": "source_org", "url": "canonical_url"}
 
 
@@ -312,7 +374,7 @@ def split_front_matter(
         values = {}
     return values, "\n".join(lines[ends[0] + 1:]), ends[0] + 2
 
-# %% ../nbs/20_corpus.ipynb #20-022
+# %% ../nbs/20_corpus.ipynb #20-025
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=200)]
 Line = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^\S[^\r\n\x85\u2028\u2029]*$")]
 Prose = Annotated[str, Field(min_length=1, max_length=8000, pattern=r"\S")]
@@ -339,7 +401,7 @@ class Chunk(BaseModel):
         "Refuse what is no URL."
         TypeAdapter(AnyUrl).validate_python(self.canonical_url)
 
-# %% ../nbs/20_corpus.ipynb #20-024
+# %% ../nbs/20_corpus.ipynb #20-027
 UNANSWERABLE_KINDS = ("near_miss", "wrong_person", "wrong_year", "false_premise", "invented_quote", "conflict")
 
 
@@ -372,7 +434,7 @@ class Question(BaseModel):
         "Ids of the chunks that answer it, or that it is about."
         return tuple(item.chunk_id for item in self.evidence) or self.about
 
-# %% ../nbs/20_corpus.ipynb #20-026
+# %% ../nbs/20_corpus.ipynb #20-029
 DEFAULTED = ("source_org", "year", "license", "namespace", "canonical_url", "content_type")
 FLAT_EVIDENCE = ("evidence_chunk_id", "evidence_quote")  # one piece of evidence, where a file has no lists
 
@@ -402,7 +464,7 @@ def corpus_options(
         defaults={name: value for name, value in given.items() if value is not None},
         chunk_words=data.chunk_words, max_chunk_words=data.max_chunk_words)
 
-# %% ../nbs/20_corpus.ipynb #20-027
+# %% ../nbs/20_corpus.ipynb #20-030
 _ID = "letters, digits and . _ : - without spaces"
 EXPECTED = {
     "chunk_id": _ID, "doc_id": _ID, "question_id": _ID, "citation_label": "one line of at most 500 characters",
@@ -435,7 +497,7 @@ def _short(value: Any) -> str:
     brief.maxstring = brief.maxother = 60
     return brief.repr(value)
 
-# %% ../nbs/20_corpus.ipynb #20-029
+# %% ../nbs/20_corpus.ipynb #20-032
 @dataclass(frozen=True)
 class Row:
     "A row of a file."
@@ -469,7 +531,7 @@ def _heading_gaps(names: Iterable[str], kind: type[BaseModel], options: CorpusOp
                                   _nearest(column, names) or f"its columns are {', '.join(names)}", "missing")
     return found
 
-# %% ../nbs/20_corpus.ipynb #20-030
+# %% ../nbs/20_corpus.ipynb #20-033
 _LISTS = ("tags", "aliases", "about")
 
 
@@ -498,7 +560,7 @@ def _arranged(row: Row, kind: type[BaseModel], options: CorpusOptions) -> dict:
                 values[name] = value
     return values
 
-# %% ../nbs/20_corpus.ipynb #20-031
+# %% ../nbs/20_corpus.ipynb #20-034
 def _texts(value: Any) -> Iterator[str]:
     "Every text inside a value."
     if isinstance(value, str):
@@ -508,7 +570,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
+def control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
     "Fields with a character that no prompt should show; the first of each field is named."
     found = []
     for name, value in values.items():
@@ -525,7 +587,7 @@ def _control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
 def _check_row(values: dict, kind: type[BaseModel], where: str, problems: list, told: Iterable[str] = ()) -> "BaseModel | None":
     "Values as a row of the kind, or None with its problems added, but for fields whose absence has been told."
     before = len(problems)
-    problems += _control_problems(values, where)
+    problems += control_problems(values, where)
     try:
         row = kind.model_validate(values)
         return row if len(problems) == before else None
@@ -542,7 +604,7 @@ def _check_row(values: dict, kind: type[BaseModel], where: str, problems: list, 
             problems.append(Problem(f"{where}, {path}", found + wanted, mend, item["type"]))
     return None
 
-# %% ../nbs/20_corpus.ipynb #20-033
+# %% ../nbs/20_corpus.ipynb #20-036
 TABLES, TEXTS = (".jsonl", ".csv", ".parquet"), (".md", ".txt")
 
 
@@ -572,7 +634,7 @@ def data_files(
                                 "mixed_folder"))
     return known
 
-# %% ../nbs/20_corpus.ipynb #20-034
+# %% ../nbs/20_corpus.ipynb #20-037
 def slug(
     name: str,  # a file's name
 ) -> str:  # letters, digits, . _ and -
@@ -614,7 +676,7 @@ def read_text(
         "citation_label": f"{title}: {piece.heading}" if piece.heading and piece.heading != title else title}, "text")
         for place, piece in enumerate(pieces, start=1)]
 
-# %% ../nbs/20_corpus.ipynb #20-036
+# %% ../nbs/20_corpus.ipynb #20-039
 def read_rows(
     file: Path,
     shown: str,  # the name used in messages
@@ -638,7 +700,7 @@ def read_rows(
     problems += [*_columns_problems(names, kind, options, shown), *gaps.values()]
     return rows, set(gaps)
 
-# %% ../nbs/20_corpus.ipynb #20-037
+# %% ../nbs/20_corpus.ipynb #20-040
 def load_rows(
     path: "str | Path",  # a JSONL, CSV or Parquet file, a folder of them, or, for chunks, a folder of .md and .txt files
     kind: type[BaseModel],  # `Chunk` or `Question`
@@ -664,7 +726,7 @@ def load_rows(
                 rows.append((row.where, checked))
     return rows
 
-# %% ../nbs/20_corpus.ipynb #20-039
+# %% ../nbs/20_corpus.ipynb #20-042
 def _plain_word(word: str) -> str:
     "A word without case and signs."
     return "".join(re.findall(r"\w", word.casefold()))
@@ -694,7 +756,7 @@ def _quote_mend(quote: str, chunk_ids: Iterable[str], chunks: "dict[str, Chunk]"
     passage = nearest_passage(quote, chunks[nearest].text) if nearest else ""
     return f"the nearest passage, in {nearest}, is {passage!r}" if passage else "copy it from the chunk's text"
 
-# %% ../nbs/20_corpus.ipynb #20-042
+# %% ../nbs/20_corpus.ipynb #20-045
 def quoted_sentence(
     text: str,  # a chunk's
     quote: str,  # verbatim in it
@@ -726,7 +788,7 @@ def default_statement(
         marks[sentence] = f"{marks.get(sentence, '')} [{place}]"
     return " ".join(sentence + mark for sentence, mark in marks.items()) or None
 
-# %% ../nbs/20_corpus.ipynb #20-043
+# %% ../nbs/20_corpus.ipynb #20-046
 def complete_question(
     values: dict,  # of a row, by our names
     where: str,  # file and line
@@ -762,7 +824,7 @@ def complete_question(
         values["statement"] = default_statement(evidence, chunks)
     return values
 
-# %% ../nbs/20_corpus.ipynb #20-044
+# %% ../nbs/20_corpus.ipynb #20-047
 def check_question(
     question: Question,  # as read
     chunks: "dict[str, Chunk]",  # by chunk_id
@@ -795,7 +857,7 @@ def check_question(
                       "answer_not_in_statement"))
     return found
 
-# %% ../nbs/20_corpus.ipynb #20-045
+# %% ../nbs/20_corpus.ipynb #20-048
 def load_corpus(
     corpus: "str | Path",  # chunks: a JSONL, CSV or Parquet file, a folder of them, or a folder of .md and .txt files
     questions: "str | Path",  # questions on them: a JSONL, CSV or Parquet file, or a folder of them

@@ -9,8 +9,9 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'STRA
            'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair', 'near_miss',
            'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'QuestionPool', 'panel',
            'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan', 'split_records',
-           'plan_pairs', 'shuffled_questions', 'build_records', 'check_records', 'word_set', 'leaks', 'prompt_features',
-           'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
+           'plan_pairs', 'shuffled_questions', 'build_records', 'target_problems', 'check_records', 'word_set', 'leaks',
+           'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile',
+           'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -650,24 +651,37 @@ def build_records(
     return built
 
 # %% ../nbs/22_records.ipynb #22-047
+def target_problems(
+    record: dict,  # with "messages" and "chunks"; "answerable" and "expected" are compared where they are there
+) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where the target keeps the contract
+    "What a record's target breaks: the contract of the answer, or what the record says of itself."
+    expected, ids = record.get("expected") or {}, [chunk["chunk_id"] for chunk in record["chunks"]]
+    found = [("expected.gold_chunk_ids", f"no chunk {name!r} is shown", "name chunks that are", "unknown_gold")
+             for name in expected.get("gold_chunk_ids", []) if name not in ids]
+    try:
+        target = parse_model_answer(record["messages"][-1]["content"], record["chunks"])
+    except AnswerError as error:
+        return found + [("messages[2].content", f"{problem.where}: {problem.what}", problem.mend, problem.code)
+                        for problem in error.problems]
+    refused = target.answer.completeness == "insufficient_data"
+    if record.get("answerable") is refused:
+        found.append(("answerable", f"{str(not refused).lower()} expected, the target's completeness is {target.answer.completeness}",
+                      "correct the one that is wrong", "answerable"))
+    return found
+
+
 def check_records(
-    records: Sequence[dict],  # as built or as read
-    name: str,  # the split or file, for messages
+    records: Sequence[dict],  # as built
+    name: str,  # the split, for messages
 ) -> list[Problem]:  # empty where every record keeps the rules
-    "Check ids and targets of records that carry chunks."
+    "Check ids and targets of records."
     problems, seen = [], set()
     for place, record in enumerate(records, start=1):
         where = f"{name}, record {place} ({record.get('id', 'without id')})"
         if record.get("id") in seen:
             problems.append(Problem(where, "its id was used before", code="duplicate_id"))
         seen.add(record.get("id"))
-        try:
-            target = parse_model_answer(record["messages"][-1]["content"], record["chunks"])
-        except AnswerError as error:
-            problems.append(Problem(where, f"its target breaks the contract: {error}", code=error.code))
-            continue
-        if (target.answer.completeness == "insufficient_data") == record["answerable"]:
-            problems.append(Problem(where, "answerable and the target's completeness disagree", code="answerable"))
+        problems += [Problem(f"{where}, {field}", what, mend, code) for field, what, mend, code in target_problems(record)]
     return problems
 
 # %% ../nbs/22_records.ipynb #22-049

@@ -299,17 +299,17 @@ class Progress(TrainerCallback):
         report: Callable[[str], None],  # takes one line
         draw: "Callable[[list[dict]], None] | None" = None,  # takes the log so far, e.g. to redraw a plot
     ):
-        self.report, self.draw, self.started = report, draw, 0.0
+        self.report, self.draw, self.started, self.first = report, draw, 0.0, 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        "Start the clock."
-        self.started = time.monotonic()
+        "Start the clock, at the step that a resumed run goes on from."
+        self.started, self.first = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         "Called by the trainer with each log."
         if logs and "loss" in logs and state.global_step:
             seconds = time.monotonic() - self.started
-            left = seconds / state.global_step * (state.max_steps - state.global_step)
+            left = seconds / max(1, state.global_step - self.first) * (state.max_steps - state.global_step)
             self.report(f"step {state.global_step} of {state.max_steps}: loss {logs['loss']:.3f}, "
                         f"{seconds / 60:.1f} min, about {left / 60:.1f} min to go")
         if self.draw:

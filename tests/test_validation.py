@@ -1,0 +1,264 @@
+"The validator of record files: each breach by line, field and code, and nothing that makes it raise."
+
+import json
+import tracemalloc
+from copy import deepcopy
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from tiny import ROOT, tiny_tokenizer
+
+from kwanzaa_nb import cli
+from kwanzaa_nb.answer import ERROR_STAGES
+from kwanzaa_nb.corpus import DataError, iter_jsonl
+from kwanzaa_nb.validation import preview_record, read_records, validate_records
+
+CONTEXT = "### Retrieved Context:\n[chunk_id: c1 | source: An archive | year: 1963]\nIt was a Monday.\n\n### Instruction:\n"
+TARGET = {
+    "citations": [{"chunk_id": "c1", "quote": "It was a Monday."}],
+    "answer": {"completeness": "complete", "text": "A Monday. [1]"},
+    "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []},
+}
+REFUSAL = {
+    "citations": [],
+    "answer": {"completeness": "insufficient_data", "text": "The context does not say."},
+    "unknowns": {"unsupported_claims": [], "missing_context": ["the month"], "clarifying_questions": []},
+}
+
+
+def record(target=TARGET, question="Which day?", context=CONTEXT, **fields):
+    content = target if isinstance(target, str) else json.dumps(target)
+    texts = {"system": "Answer in JSON.", "user": context + question, "assistant": content}
+    return {"messages": [{"role": role, "content": text} for role, text in texts.items()], **fields}
+
+
+def changed(path, value, target=TARGET):
+    "The target with another value at a path."
+    copy = deepcopy(target)
+    *sections, last = path
+    part = copy
+    for section in sections:
+        part = part[section]
+    part[last] = value
+    return copy
+
+
+@pytest.fixture
+def report_of(tmp_path):
+    def report(*rows, end=b"\n", **arguments):
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        (tmp_path / "a.jsonl").write_bytes(b"".join(line + end for line in lines))
+        return validate_records(tmp_path / "a.jsonl", shown="a.jsonl", **arguments)
+    return report
+
+
+def told(report):
+    return [(problem.where.removeprefix("a.jsonl, "), problem.code) for problem in report.problems]
+
+
+def test_good_records(report_of):
+    report = report_of(record(), record(REFUSAL, "Which month?"), record(id="x", question="And the day?", answerable=True))
+    assert report.records == 3 and told(report) == [] and str(report) == "a.jsonl: 3 records, no problems"
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "eval"])
+def test_the_committed_records_have_no_problem(split):
+    assert validate_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl").problems == ()
+
+
+CHUNK = {"chunk_id": "c1", "text": "It was a Monday."}
+BAD = {
+    "quote_not_in_chunk": (record(changed(("citations", 0, "quote"), "It was a Sunday.")), "messages[2].content"),
+    "unknown_chunk_id": (record(changed(("citations", 0, "chunk_id"), "c2")), "messages[2].content"),
+    "schema": (record({**TARGET, "extra": 1}), "messages[2].content"),
+    "text_before": (record("Sure: " + json.dumps(TARGET)), "messages[2].content"),
+    "mark_without_citation": (record(changed(("answer", "text"), "A Monday. [1] [2]")), "messages[2].content"),
+    "refusal_without_reason": (record(changed(("unknowns", "missing_context"), [], REFUSAL)), "messages[2].content"),
+    "answerable": (record(answerable=False), "answerable"),
+    "unknown_gold": (record(expected={"gold_chunk_ids": ["c1", "c9"]}), "expected.gold_chunk_ids"),
+    "chunk_not_shown": (record(chunks=[CHUNK, {"chunk_id": "c1x", "text": "It was a Monday."}]), "chunks[1]"),
+    "chunk_not_listed": (record(chunks=[{**CHUNK, "chunk_id": "Monday"}], target=REFUSAL), "chunks"),
+    "bad_chunk": (record(chunks=[CHUNK, CHUNK]), "messages[2].content"),
+    "layout": (record(REFUSAL, context=""), "messages[1].content"),
+    "control_character": (record(question="Which\0 day?"), "messages[1].content"),
+    "content": (record(question="Which \ud800 day?"), "messages[1].content"),
+    "field_type": (record(expected={"gold_chunk_ids": "c1"}), "expected"),
+    "messages_type": ({"messages": "none"}, "messages"),
+    "roles": ({"messages": [{"role": "user", "content": "x"}]}, "messages"),
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_a_breach_is_told_by_line_field_and_code(report_of, code):
+    bad, field = BAD[code]
+    assert told(report_of(record(question="A good one?"), bad)) == [(f"line 2, {field}", code)]
+
+
+def test_every_breach_of_a_file_at_once_and_in_order(report_of):
+    report = report_of(*[row for row, _ in BAD.values()])
+    places = [int(problem.where.split("line ")[1].split(",")[0]) for problem in report.problems]
+    assert places == sorted(places) and set(places) == set(range(1, len(BAD) + 1))
+    assert set(report.codes) >= set(BAD)
+    assert str(report).count("\n  - ") == min(50, len(report.problems))
+
+
+def test_what_repeats_an_earlier_line(report_of):
+    report = report_of(record(id="x"), record(question="Other?", id="x"), record(), record(REFUSAL))
+    assert told(report) == [("line 2, id", "duplicate_id"), ("line 3, messages", "duplicate_record"),
+                            ("line 4, messages[2].content", "contradiction")]
+
+
+LINES = {
+    "duplicate_key": b'{"messages": [], "messages": []}',
+    "nan_or_infinity": b'{"messages": [], "score": NaN}',
+    "bad_json": b'{"messages": [',
+    "not_an_object": b"[]",
+    "not_utf8": b'{"messages": "\xff"}',
+}
+
+
+@pytest.mark.parametrize("code", LINES)
+def test_a_line_that_is_no_strict_json(report_of, code):
+    assert told(report_of(record(), LINES[code])) == [("line 2", code)]
+    assert told(report_of(b'{"a": 1e999}', b'{"a": -Infinity}')) == [("line 1", "nan_or_infinity"), ("line 2", "nan_or_infinity")]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r", b"\n\n", b" \t\n"])
+def test_line_ends(report_of, end):
+    assert told(report_of(record(), record(question="Other?"), b'{"a', end=end))[0][1] == "bad_json"
+    assert report_of(record(), record(question="Other?"), end=end).records == 2
+
+
+def test_mixed_line_ends_count_as_an_editor_does(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps(record()).encode() + b"\r\n\r\n\r" + json.dumps(record()).encode() + b"\n{")
+    report = validate_records(path, shown="a.jsonl")
+    assert told(report) == [("line 4, messages", "duplicate_record"), ("line 5", "bad_json")]
+
+
+def test_encodings(tmp_path):
+    path, text = tmp_path / "a.jsonl", json.dumps(record()) + "\n" + "{\n"
+    for encoding, expected in (("utf-8-sig", [("line 1", "bom"), ("line 2", "bad_json")]), ("utf-16", [("line 1", "utf16")])):
+        path.write_bytes(text.encode(encoding))
+        assert told(validate_records(path, shown="a.jsonl")) == expected
+
+
+def test_what_is_no_file(tmp_path):
+    assert told(validate_records(tmp_path / "gone.jsonl", shown="a.jsonl")) == [("a.jsonl", "missing_file")]
+    assert told(validate_records(tmp_path, shown="a.jsonl")) == [("a.jsonl", "unreadable")]
+    assert told(validate_records("a\0b", shown="a.jsonl")) == [("a.jsonl", "missing_file")]
+    for content in (b"", b"\n \r\n"):
+        (tmp_path / "a.jsonl").write_bytes(content)
+        assert told(validate_records(tmp_path / "a.jsonl", shown="a.jsonl")) == [("a.jsonl", "empty_file")]
+
+
+def test_a_line_of_a_hundred_megabytes_is_told_and_never_held(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with open(path, "wb") as file:
+        file.write(json.dumps(record()).encode() + b'\n{"messages": "')
+        for _ in range(100):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n' + json.dumps(record()).encode())
+    tracemalloc.start()
+    report = validate_records(path, shown="a.jsonl")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert told(report) == [("line 2", "huge_line"), ("line 3, messages", "duplicate_record")]
+    assert "100,000,016 bytes" in str(report) and peak < 10_000_000
+
+
+def test_reading_stops_at_targets_only_where_it_is_asked_to(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record("Monday.")) + "\n", encoding="utf-8")
+    assert read_records(path)[0]["answerable"] is None
+    with pytest.raises(DataError, match="line 1, messages"):
+        read_records(path, targets=True)
+
+
+# Tokens
+
+
+def test_lengths_masks_and_templates(report_of):
+    tokenizer = tiny_tokenizer()
+    report = report_of(record(), record(REFUSAL, "Which month?"), tokenizer=tokenizer)
+    assert told(report) == [] and len(report.tokens) == 2 and "tokens, half of them" in str(report)
+    longest = max(report.tokens)
+    assert told(report_of(record(), record(REFUSAL, "Which month?"), tokenizer=tokenizer, max_seq_length=longest)) == []
+    short = report_of(record(), record(REFUSAL, "Which month?"), tokenizer=tokenizer, max_seq_length=longest - 1)
+    assert set(short.codes) == {"over_length"}
+    tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    assert told(report_of(record(), tokenizer=tokenizer)) == [("line 1, messages", "template")]
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
+    assert told(report_of(record(), tokenizer=tokenizer)) == [("line 1, messages", "mask")]
+    tokenizer.chat_template = None
+    assert told(report_of(record(), tokenizer=tokenizer)) == [("tokenizer", "template")]
+
+
+def test_a_preview_shows_what_is_trained_on():
+    found = preview_record(tiny_tokenizer(), record())
+    trained = "".join(text for text, supervised in found.pieces if supervised)
+    assert json.loads(trained[:trained.rindex("}") + 1]) == TARGET
+    assert f"⟦{trained}⟧" in str(found) and "supervised" in found._repr_html_()
+    assert 0 < found.trained < found.tokens
+
+
+def test_the_command(report_of, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    report_of(record())
+    assert cli.main(["validate", str(tmp_path / "a.jsonl"), "--preview", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "1 records, no problems" in shown and '⟦{"citations"' in shown
+    report_of(record(), record("Monday."))
+    assert cli.main(["validate", str(tmp_path / "a.jsonl")]) == 1
+    assert "contradiction" in capsys.readouterr().out
+
+
+# Whatever there is, it is a report
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12)
+NAMES = st.sampled_from(["id", "group", "question", "question_id", "category", "kind", "persona", "answerable", "chunks", "expected",
+                         "pair_id", "messages"])
+MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+KNOWN = {code for errors in ERROR_STAGES.values() for code in errors} | set(BAD) | set(LINES) | {
+    "bom", "utf16", "empty_file", "huge_line", "duplicate_id", "duplicate_record", "contradiction"}
+
+
+def never_raises(path, content):
+    path.write_bytes(content)
+    report = validate_records(path, shown="a.jsonl")
+    assert set(report.codes) <= KNOWN and all(problem.what and "a.jsonl" in problem.where for problem in report.problems)
+    str(report).encode("utf-8", "surrogatepass")
+    kept, problems = [], []
+    kept = [row for _, row in iter_jsonl(path, "a.jsonl", problems)]
+    for row in kept:  # what is read can be written as strict JSON
+        json.dumps(row, allow_nan=False)
+    if not report.problems:
+        assert len(read_records(path, targets=True)) == report.records
+
+
+@MANY
+@given(st.binary(max_size=400))
+@example(b"\r\r\n\n\r")
+@example(b"\xef\xbb\xbf")
+@example(b"\xff\xfe\n\x00")
+def test_any_bytes_are_a_report(tmp_path, content):
+    never_raises(tmp_path / "a.jsonl", content)
+
+
+@MANY
+@given(st.lists(st.dictionaries(NAMES, JSON, max_size=6), max_size=3), st.booleans())
+def test_any_objects_are_a_report(tmp_path, rows, good_messages):
+    rows = [{**row, **({"messages": record()["messages"]} if good_messages else {})} for row in rows]
+    never_raises(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
+
+
+@MANY
+@given(st.data())
+def test_any_damage_to_a_good_line_is_a_report(tmp_path, data):
+    line = json.dumps(record(id="x", chunks=[CHUNK], answerable=True), ensure_ascii=data.draw(st.booleans())).encode()
+    start = data.draw(st.integers(0, len(line)))
+    end = data.draw(st.integers(start, min(len(line), start + 30)))
+    piece = data.draw(st.sampled_from([b"", b'"', b"\\", b"{", b"]", b"\\ud800", b"\x00", b"null", b"[1]", b"\r"]) | st.binary(max_size=6))
+    never_raises(tmp_path / "a.jsonl", line[:start] + piece + line[end:])
