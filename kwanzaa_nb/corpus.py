@@ -8,21 +8,23 @@ __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'FRONT_MATTER', 'Slug', 'Line', 
            'read_csv', 'read_parquet', 'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question',
            'CorpusOptions', 'corpus_options', 'field_names', 'Row', 'control_problems', 'data_files', 'slug',
            'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_sentence', 'default_statement',
-           'complete_question', 'check_question', 'load_corpus']
+           'complete_question', 'check_question', 'ChunkStore', 'ChunkList', 'load_corpus']
 
 # %% ../nbs/20_corpus.ipynb #20-002
 import csv
 import difflib
+import functools
 import hashlib
 import io
 import json
 import math
 import re
 import reprlib
+import sqlite3
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
@@ -92,9 +94,9 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
             block += more
         parts = (held + block).splitlines(keepends=True)
         held = b"" if parts[-1].endswith((b"\n", b"\r")) else parts.pop()
-        for number, part in enumerate(parts, start=number + 1):
-            yield number, part, gone + len(part.rstrip(b"\r\n"))
-            gone = 0
+        for part in parts:
+            number, size, gone = number + 1, gone + len(part.rstrip(b"\r\n")), 0
+            yield number, part, size
         if len(held) > LONGEST_LINE:
             gone, held = gone + len(held), b""
     if held or gone:
@@ -683,22 +685,27 @@ def read_rows(
     kind: type[BaseModel],  # `Chunk` or `Question`
     options: CorpusOptions,
     problems: list,  # problems are added here
-) -> tuple[list[Row], set[str]]:  # rows, and the fields whose absence has been told for the whole file
-    "The rows of one file."
+) -> tuple[Iterable[Row], set[str]]:  # rows as they are read, and the fields whose absence has been told for the whole file
+    "The rows of one file; those of JSON Lines come one by one."
     suffix = file.suffix.lower()
     if suffix in TEXTS:
         return read_text(file, shown, options, problems), set()
     if suffix == ".jsonl":
-        rows = [Row(f"{shown}, line {number}", line) for number, line in read_jsonl(file, shown=shown, collect=problems)]
-        for row in rows:
-            problems += _columns_problems(row.values, kind, options, row.where)
-        return rows, set()
+        return _jsonl_rows(file, shown, kind, options, problems), set()
     read = read_csv if suffix == ".csv" else read_parquet
     rows = [Row(f"{shown}, row {number}", cells, "cells") for number, cells in read(file, shown, problems)]
     names = list(rows[0].values) if rows else []
     gaps = _heading_gaps(names, kind, options, shown) if rows else {}
     problems += [*_columns_problems(names, kind, options, shown), *gaps.values()]
     return rows, set(gaps)
+
+
+def _jsonl_rows(file: Path, shown: str, kind: type[BaseModel], options: CorpusOptions, problems: list) -> Iterator[Row]:
+    "Rows of a JSONL file, each with the problems of its own fields."
+    for number, values in iter_jsonl(file, shown, problems):
+        row = Row(f"{shown}, line {number}", values)
+        problems += _columns_problems(values, kind, options, row.where)
+        yield row
 
 # %% ../nbs/20_corpus.ipynb #20-040
 def load_rows(
@@ -708,9 +715,9 @@ def load_rows(
     options: CorpusOptions = CorpusOptions(),  # noqa: B008 - frozen
     complete: "Callable[[dict, str], dict] | None" = None,  # given values and place, fills in what a row need not say
     seen: "dict | None" = None,  # filled with the place of each id, those of bad rows too
-) -> list[tuple[str, BaseModel]]:  # (file and line, row)
+) -> Iterator[tuple[str, BaseModel]]:  # (file and line, row), as they are read
     "Read and check rows of a kind; ids must be unique over all files. MissingFile: there is no file."
-    rows, seen, id_field = [], {} if seen is None else seen, "chunk_id" if kind is Chunk else "question_id"
+    seen, id_field = {} if seen is None else seen, "chunk_id" if kind is Chunk else "question_id"
     for file, shown in data_files(path, TABLES + TEXTS if kind is Chunk else TABLES, problems):
         found, told = read_rows(file, shown, kind, options, problems)
         for row in found:
@@ -723,8 +730,7 @@ def load_rows(
             if first != row.where:
                 problems.append(Problem(row.where, f"{id_field} {_short(name)} was used at {first}", "give it another", "duplicate_id"))
             if checked is not None:
-                rows.append((row.where, checked))
-    return rows
+                yield row.where, checked
 
 # %% ../nbs/20_corpus.ipynb #20-042
 def _plain_word(word: str) -> str:
@@ -746,7 +752,7 @@ def nearest_passage(
     return text[places[best].start():places[min(best + size, len(places)) - 1].end()]
 
 
-def _quote_mend(quote: str, chunk_ids: Iterable[str], chunks: "dict[str, Chunk]") -> str:
+def _quote_mend(quote: str, chunk_ids: Iterable[str], chunks: Mapping[str, Chunk]) -> str:
     "Where a quote does stand verbatim, or what it may have meant in these chunks."
     holders = [chunk_id for chunk_id, chunk in chunks.items() if quote in chunk.text]
     if holders:
@@ -775,7 +781,7 @@ def quoted_sentence(
 
 def default_statement(
     evidence: "list[dict]",  # each with chunk_id and quote
-    chunks: "dict[str, Chunk]",
+    chunks: Mapping[str, Chunk],
 ) -> "str | None":  # None where a quote is not verbatim in its chunk
     "The sentences that the evidence quotes, each with its mark."
     marks: dict[str, str] = {}
@@ -792,7 +798,7 @@ def default_statement(
 def complete_question(
     values: dict,  # of a row, by our names
     where: str,  # file and line
-    chunks: "dict[str, Chunk]",
+    chunks: Mapping[str, Chunk],
     problems: list,  # evidence whose chunk can't be told is added here
 ) -> dict:
     "Fill in evidence from flat columns, its chunk and the statement, where a row does not say them."
@@ -827,7 +833,7 @@ def complete_question(
 # %% ../nbs/20_corpus.ipynb #20-047
 def check_question(
     question: Question,  # as read
-    chunks: "dict[str, Chunk]",  # by chunk_id
+    chunks: Mapping[str, Chunk],  # by chunk_id
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code)
     "What keeps a question from being a gold record; empty where nothing does."
     found = [("evidence" if question.evidence else "about", f"no chunk {_short(chunk_id)} in the corpus",
@@ -857,28 +863,80 @@ def check_question(
                       "answer_not_in_statement"))
     return found
 
-# %% ../nbs/20_corpus.ipynb #20-048
+# %% ../nbs/20_corpus.ipynb #20-049
+class ChunkStore(Mapping):
+    "Chunks by id, in the order they were added; kept outside of the process's memory and gone with it."
+
+    def __init__(
+        self,
+        chunks: Iterable[Chunk] = (),  # with distinct ids
+    ):
+        self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._rows.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;"
+                                 "CREATE TABLE chunks (place INTEGER PRIMARY KEY, chunk_id TEXT UNIQUE, row TEXT)")
+        self._get = functools.lru_cache(maxsize=4096)(self._read)
+        for chunk in chunks:
+            self.add(chunk)
+
+    def add(self, chunk: Chunk) -> None:
+        "Keep a chunk; one whose id is there already is left out."
+        self._rows.execute("INSERT OR IGNORE INTO chunks (chunk_id, row) VALUES (?, ?)",
+                           (chunk.chunk_id, json.dumps(chunk.model_dump(), ensure_ascii=False)))
+
+    def _read(self, chunk_id: str) -> Chunk:
+        found = self._rows.execute("SELECT row FROM chunks WHERE chunk_id = ?", (chunk_id,)).fetchone()
+        if found is None:
+            raise KeyError(chunk_id)
+        values = json.loads(found[0])
+        return Chunk.model_construct(**{**values, "tags": tuple(values["tags"])})
+
+    def __getitem__(self, chunk_id: str) -> Chunk:
+        return self._get(chunk_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return (row[0] for row in self._rows.execute("SELECT chunk_id FROM chunks ORDER BY place"))
+
+    def __len__(self) -> int:
+        return self._rows.execute("SELECT count(*) FROM chunks").fetchone()[0]
+
+# %% ../nbs/20_corpus.ipynb #20-050
+class ChunkList(Sequence):
+    "Some chunks of a mapping, each made when it is asked for."
+
+    def __init__(
+        self,
+        by_id: Mapping[str, Chunk],
+        ids: Iterable[str],  # of the chunks in the list, in its order
+    ):
+        self.by_id, self.ids = by_id, list(ids)
+
+    def __getitem__(self, place: int) -> Chunk:
+        return self.by_id[self.ids[place]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+# %% ../nbs/20_corpus.ipynb #20-051
 def load_corpus(
     corpus: "str | Path",  # chunks: a JSONL, CSV or Parquet file, a folder of them, or a folder of .md and .txt files
     questions: "str | Path",  # questions on them: a JSONL, CSV or Parquet file, or a folder of them
     options: CorpusOptions = CorpusOptions(),  # noqa: B008 - frozen; `corpus_options` makes it of a config
-) -> tuple[dict[str, Chunk], list[Question]]:  # chunks by id, questions in file order
+) -> tuple[ChunkStore, list[Question]]:  # chunks by id, questions in file order
     "Read a corpus and its questions. Raises `DataError` with every problem of every file, or `MissingFile`."
     problems: list[Problem] = []
     gone = [str(path) for path in (corpus, questions) if not Path(path).exists()]
     if gone:
         raise MissingFile(f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} not there: check data.corpus and data.questions")
     places: dict[str, str] = {}
-    rows = load_rows(corpus, Chunk, problems, options, seen=places)
-    chunks: dict[str, Chunk] = {}
-    for where, chunk in rows:
-        chunks.setdefault(chunk.chunk_id, chunk)
+    chunks = ChunkStore()
+    for where, chunk in load_rows(corpus, Chunk, problems, options, seen=places):
+        chunks.add(chunk)
         count = len(chunk.text.split())
         if count > options.max_chunk_words:
             problems.append(Problem(f"{where}, text", f"{count} words, expected at most {options.max_chunk_words}",
                                     "part it, or raise data.max_chunk_words", "long_chunk"))
-    asked = load_rows(questions, Question, problems, options,
-                      complete=lambda values, where: complete_question(values, where, chunks, problems))
+    asked = list(load_rows(questions, Question, problems, options,
+                           complete=lambda values, where: complete_question(values, where, chunks, problems)))
     for where, question in asked:
         bad_rows = any(chunk_id in places and chunk_id not in chunks for chunk_id in question.chunk_ids)
         problems += [Problem(f"{where}, {name}", what, mend, code) for name, what, mend, code in check_question(question, chunks)

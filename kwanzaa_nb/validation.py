@@ -18,7 +18,7 @@ from typing import Any
 
 from .answer import AnswerError, parse_model_answer
 from .corpus import DataError, MissingFile, control_problems, iter_jsonl
-from .errors import KwanzaaError, Problem
+from .errors import Problem
 from .masking import IGNORED, MaskError, check_supervised, encode_chat
 from .prompt import CONTEXT_HEADING, INSTRUCTION_HEADING, read_context
 from .records import draw, target_problems

@@ -88,7 +88,7 @@ def test_a_missing_file_is_named(tmp_path):
         read_jsonl(tmp_path / "gone.jsonl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingFile, match="holds no .jsonl"):
-        load_rows(tmp_path / "empty", Chunk, [])
+        list(load_rows(tmp_path / "empty", Chunk, []))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b" \r\n\t\n"])

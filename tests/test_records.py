@@ -79,7 +79,7 @@ def test_the_committed_records_are_rebuilt_byte_for_byte(built, split, tmp_path)
 
 def test_building_twice_and_from_another_order_gives_the_same_bytes(corpus, built):
     chunks, questions = corpus
-    turned = build_records(dict(reversed(chunks.items())), questions[::-1], seed=42)
+    turned = build_records(dict(reversed(list(chunks.items()))), questions[::-1], seed=42)
     assert json.dumps(turned) == json.dumps(built)
 
 
