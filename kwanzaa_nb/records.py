@@ -9,23 +9,30 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'STRA
            'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair', 'near_miss',
            'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'QuestionPool', 'panel',
            'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan', 'split_records',
-           'plan_pairs', 'shuffled_questions', 'build_records', 'target_problems', 'check_records', 'word_set', 'leaks',
-           'prompt_features', 'shortcuts', 'shortcut_problems', 'write_records', 'refuse_foreign', 'ForeignFile',
-           'count_rows', 'count_by']
+           'plan_pairs', 'shuffled_questions', 'generate_records', 'build_records', 'target_problems', 'check_records',
+           'word_set', 'Trained', 'leaks', 'prompt_features', 'shortcuts', 'Features', 'shortcut_problems',
+           'RecordChecks', 'write_records', 'write_splits', 'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
 import json
+import math
 import re
+import sys
+from array import array
+from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .answer import PERSONAS, AnswerError, ModelAnswer, parse_model_answer
-from .corpus import Chunk, DataError, Question
+from .corpus import Chunk, ChunkList, DataError, Question
 from .errors import KwanzaaError, Problem, write_atomically
 from .prompt import render_prompt, target_json
 from .retrieval import AnyRetriever, Retriever
@@ -49,12 +56,13 @@ SPLIT_PATTERN = ("train", "eval", "train", "train", "dev", "train", "eval", "tra
 
 
 def split_documents(
-    chunks: dict[str, Chunk],  # by chunk id
+    chunks: Mapping[str, Chunk],  # by chunk id
     questions: Sequence[Question],  # those whose evidence ties documents together
     seed: int = 42,  # another seed gives another split
 ) -> dict[str, str]:  # document id -> "train", "dev" or "eval"
     "Assign documents to splits, evenly over namespaces, never parting documents that a question joins."
-    leader = {chunk.doc_id: chunk.doc_id for chunk in chunks.values()}
+    last = {chunk.doc_id: (chunk.chunk_id, chunk.namespace) for chunk in (chunks[chunk_id] for chunk_id in sorted(chunks))}
+    leader = {document: document for document in last}
 
     def find(document: str) -> str:
         while leader[document] != document:
@@ -65,8 +73,10 @@ def split_documents(
         joined = sorted({find(chunks[chunk_id].doc_id) for chunk_id in question.chunk_ids})
         for document in joined[1:]:
             leader[find(document)] = find(joined[0])
-    namespace = {find(chunk.doc_id): chunk.namespace for chunk in sorted(chunks.values(), key=lambda c: c.chunk_id)}
-    groups = sorted(namespace, key=lambda group: (namespace[group], draw(seed, "split", group)))
+    spaces: dict[str, tuple[str, str]] = {}
+    for document, chunk in last.items():
+        spaces[find(document)] = max(chunk, spaces.get(find(document), chunk))
+    groups = sorted(spaces, key=lambda group: (spaces[group][1], draw(seed, "split", group)))
     assigned = {group: SPLIT_PATTERN[place % len(SPLIT_PATTERN)] for place, group in enumerate(groups)}
     return {document: assigned[find(document)] for document in leader}
 
@@ -389,23 +399,50 @@ class QuestionPool:
     "The questions of a split, their distractors, and how often each was refused so far."
     DEPTH = 8  # distractors of a question that count as close to it
 
-    def __init__(self, questions: Sequence[Question], retriever: AnyRetriever, excerpts: bool = True):
-        self.excerpts = excerpts
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        retriever: AnyRetriever,
+        excerpts: bool = True,
+        report: "Callable[[str], None]" = lambda line: None,  # takes a line of progress now and then
+    ):
+        self.excerpts, self.chunks = excerpts, retriever.by_id
         self.asked = [question for question in questions if question.answer is not None]
         self.misses, self.by_chunk = defaultdict(list), defaultdict(list)
         for question in questions:
             (self.misses if question.answer is None else self.by_chunk)[question.chunk_ids[0]].append(question)
-        self.chunks, self.refused = retriever.by_id, Counter()
         self.names = sorted({chunk.doc_id for chunk in retriever.chunks})
-        self.near = {question.question_id: distractors(question, retriever, self.DEPTH) for question in self.asked}
+        self.near: dict[str, tuple[str, ...]] = {}  # question id -> ids of its distractors, the hardest first
         self.close = defaultdict(list)  # chunk id -> (rank, question) for which the chunk is a hard distractor
-        for question in self.asked:
-            for rank, chunk in enumerate(self.near[question.question_id]):
+        for place, question in enumerate(self.asked, start=1):
+            found = distractors(question, retriever, self.DEPTH)
+            self.near[question.question_id] = tuple(chunk.chunk_id for chunk in found)
+            for rank, chunk in enumerate(found):
                 self.close[chunk.chunk_id].append((rank, question))
+            if place % 1000 == 0:
+                report(f"distractors of {place} of {len(self.asked)} questions")
+        self.refused, self.turns = Counter(), [list(range(len(self.asked)))]
+        self.places = {question.question_id: place for place, question in enumerate(self.asked)}
+
+    def count_refused(self, questions: Iterable[Question]) -> None:
+        "Note that questions were refused once more; `turns[n]` holds the places of those refused n times, in order."
+        for question in questions:
+            times, place = self.refused[question.question_id], self.places.get(question.question_id)
+            if place is not None:
+                del self.turns[times][bisect_left(self.turns[times], place)]
+                if len(self.turns) == times + 1:
+                    self.turns.append([])
+                insort(self.turns[times + 1], place)
+            if question.topic != "lookup":
+                self.refused[question.question_id] += 1
 
     def least_refused(self, questions: Iterable[Question]) -> list[Question]:
         "Those first that were refused least; the order is kept otherwise."
         return sorted(dict.fromkeys(questions), key=lambda question: self.refused[question.question_id])
+
+    def in_turn(self) -> Iterator[Question]:
+        "All questions that have an answer, those first that were refused least."
+        return (self.asked[place] for turn in self.turns for place in turn)
 
     def answers(self, shown: Sequence[Chunk], own: Sequence[Question]) -> list[Question]:
         "Two questions that the chunks answer, those of `own` first."
@@ -425,9 +462,10 @@ class QuestionPool:
         missed = [*conflicts(shown, self.misses), *self.least_refused(missed)]
         ranked = sorted((item for chunk in shown for item in self.close[chunk.chunk_id]),
                         key=lambda item: (self.refused[item[1].question_id], item[0], item[1].question_id))
-        others = [question for _, question in ranked] or self.least_refused(self.asked)
-        fitting = [question for question in dict.fromkeys(others) if answered_by(question, shown) is False]
-        return [*missed[:1], *fitting][:count]
+        close = dict.fromkeys(question for _, question in ranked)
+        others = chain(close, (question for question in self.in_turn() if question not in close))
+        fitting = (question for question in others if answered_by(question, shown) is False)
+        return [*missed[:1], *islice(fitting, count)][:count]
 
 # %% ../nbs/22_records.ipynb #22-035
 def panel(
@@ -451,7 +489,7 @@ def panel(
     far = [(chunk, sentence) for chunk in elsewhere for sentence in sentences(chunk.text)]
     asked = [*answers, *refusals, *lookup_pair(shown, [*rest, *far], group)]
     asked += [question for question in pool.refusals(shown, 2 * PANEL) if question not in asked][:PANEL - len(asked)]
-    pool.refused.update(question.question_id for question in asked if question not in answers)
+    pool.count_refused(question for question in asked if question not in answers)
     if injected:
         order = INJECTIONS[split][draw("injection", group) % len(INJECTIONS[split])]
         shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
@@ -526,9 +564,10 @@ def plan_panels(
     beside: tuple[int, ...] = (0, 1, 1, 2),  # numbers of distractors to draw from
     rounds: int = 2,  # how often the evidence of each question is shown, each time with other questions and excerpts
     excerpts: bool = True,  # False: whole chunks
+    report: "Callable[[str], None]" = lambda line: None,  # takes a line of progress now and then
 ) -> list[Planned]:
     "Panels on the evidence of every answerable question, and some on nothing at all."
-    pool, anchors, planned = QuestionPool(questions, retriever, excerpts), defaultdict(list), []
+    pool, anchors, planned = QuestionPool(questions, retriever, excerpts, report), defaultdict(list), []
     for question in pool.asked:
         anchors[tuple(sorted(set(question.chunk_ids)))].append(question)
     for question in (question for missed in pool.misses.values() for question in missed if question.kind == "conflict"):
@@ -556,7 +595,7 @@ def anchored_panel(
     own = own[2 * turn % len(own):] + own[:2 * turn % len(own)]
     extra = beside[draw("beside", group) % len(beside)]
     near = pool.near[own[0].question_id][:extra + 2 * turn][-extra:] if extra else []
-    near = [chunk for chunk in near if chunk.chunk_id not in ids]
+    near = [pool.chunks[chunk_id] for chunk_id in near if chunk_id not in ids]
     return panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
                  pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0)
 
@@ -587,12 +626,13 @@ def split_records(
     questions: Iterable[Question],  # of this split alone
     plan: Plan,
     seed: int = 42,
-    retrieve: Callable[[list[Chunk]], AnyRetriever] = Retriever,  # makes a retriever over chunks
+    retrieve: Callable[[Sequence[Chunk]], AnyRetriever] = Retriever,  # makes a retriever over chunks
+    report: "Callable[[str], None]" = lambda line: None,  # takes a line of progress now and then
 ) -> Iterator[dict]:  # records, those of a group behind one another
-    "All records of a split, each built when it is asked for."
-    retriever = retrieve(sorted(chunks, key=lambda chunk: chunk.chunk_id))
+    "All records of a split, each built when it is asked for; a `ChunkList` is in the order of ids."
+    retriever = retrieve(chunks if isinstance(chunks, ChunkList) else sorted(chunks, key=lambda chunk: chunk.chunk_id))
     ordered = sorted(questions, key=lambda question: draw(seed, split, question.question_id))
-    planned = plan_panels(split, ordered, retriever, plan.distractors, plan.rounds, plan.excerpts) if plan.rounds else \
+    planned = plan_panels(split, ordered, retriever, plan.distractors, plan.rounds, plan.excerpts, report) if plan.rounds else \
         plan_pairs(split, ordered, retriever, plan)
     for _, build in sorted(planned, key=lambda group: draw(seed, "order", group[0])):
         yield from build()
@@ -626,28 +666,42 @@ def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Quest
     return sorted(questions, key=lambda question: draw(*names, question.question_id))
 
 # %% ../nbs/22_records.ipynb #22-045
-def build_records(
-    chunks: dict[str, Chunk],  # the whole corpus by chunk id
+def generate_records(
+    chunks: Mapping[str, Chunk],  # the whole corpus by chunk id
     questions: Sequence[Question],  # all questions on it
     seed: int = 42,
     plans: "dict[str, Plan]" = PLANS,
-    retrieve: Callable[[list[Chunk]], AnyRetriever] = Retriever,
-) -> dict[str, list[dict]]:  # records by split
-    "Build all splits and check every rule; raises `DataError` with each breach."
-    where = split_documents(chunks, questions, seed)
-    built = {}
+    retrieve: Callable[[Sequence[Chunk]], AnyRetriever] = Retriever,
+    report: "Callable[[str], None]" = lambda line: None,  # takes a line of progress now and then
+) -> Iterator[tuple[str, dict]]:  # (split, record), split behind split
+    "Build all splits record by record; raises `DataError` with each breach of a rule behind the last one."
+    where, checks, own_ids, own = split_documents(chunks, questions, seed), RecordChecks(), defaultdict(list), defaultdict(list)
+    for chunk_id in sorted(chunks):
+        own_ids[where[chunks[chunk_id].doc_id]].append(chunk_id)
+    for question in questions:
+        own[where[chunks[question.chunk_ids[0]].doc_id]].append(question)
     for split in SPLITS:
-        own_chunks = [chunk for chunk in chunks.values() if where[chunk.doc_id] == split]
-        own = [question for question in questions if where[chunks[question.chunk_ids[0]].doc_id] == split]
-        built[split] = list(split_records(split, own_chunks, own, plans[split], seed, retrieve)) if own else []
-    problems = [Problem(f"{split} split", "it got no records: the corpus has too few documents to split three ways",
-                        "add documents and questions on them", "empty_split") for split in SPLITS if not built[split]]
-    problems += [problem for split in SPLITS for problem in check_records(built[split], split)]
-    problems += leaks(built["train"], built["eval"], "eval") + leaks(built["train"], built["dev"], "dev")
-    problems += leaks(built["dev"], built["eval"], "eval")
-    problems += [problem for split in SPLITS for problem in shortcut_problems(built[split], split)]
-    if problems:
+        if not own[split]:
+            continue
+        some = ChunkList(chunks, own_ids.pop(split))
+        for record in split_records(split, some, own[split], plans[split], seed, retrieve, report):
+            checks.add(split, record)
+            yield split, record
+    if problems := checks.problems():
         raise DataError("records built", problems)
+
+
+def build_records(
+    chunks: Mapping[str, Chunk],  # the whole corpus by chunk id
+    questions: Sequence[Question],  # all questions on it
+    seed: int = 42,
+    plans: "dict[str, Plan]" = PLANS,
+    retrieve: Callable[[Sequence[Chunk]], AnyRetriever] = Retriever,
+) -> dict[str, list[dict]]:  # records by split
+    "Build all splits in memory and check every rule; raises `DataError` with each breach."
+    built: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    for split, record in generate_records(chunks, questions, seed, plans, retrieve):
+        built[split].append(record)
     return built
 
 # %% ../nbs/22_records.ipynb #22-047
@@ -671,12 +725,14 @@ def target_problems(
 
 
 def check_records(
-    records: Sequence[dict],  # as built
+    records: Iterable[dict],  # as built
     name: str,  # the split, for messages
+    seen: "set[str] | None" = None,  # ids of records before these; those of these are added
+    first: int = 1,  # number of the first
 ) -> list[Problem]:  # empty where every record keeps the rules
     "Check ids and targets of records."
-    problems, seen = [], set()
-    for place, record in enumerate(records, start=1):
+    problems, seen = [], set() if seen is None else seen
+    for place, record in enumerate(records, start=first):
         where = f"{name}, record {place} ({record.get('id', 'without id')})"
         if record.get("id") in seen:
             problems.append(Problem(where, "its id was used before", code="duplicate_id"))
@@ -689,26 +745,61 @@ def word_set(text: str) -> frozenset[str]:
     "Lower-case words and numbers of a text."
     return frozenset(re.findall(r"\w+", text.casefold()))
 
+# %% ../nbs/22_records.ipynb #22-051
+class Trained:
+    "What was trained on, to find it elsewhere."
+
+    def __init__(
+        self,
+        records: Iterable[dict] = (),
+        near: float = 0.8,  # Jaccard similarity of two questions' words from which they count as one
+    ):
+        self.near, self.documents, self.questions, self._holders, self._told = near, set(), {}, defaultdict(list), set()
+        for record in records:
+            self.add(record)
+
+    def _telling(self, words: frozenset[str]) -> list[str]:
+        "Words of which at least one is shared by every question that is near."
+        ordered = sorted(words, key=lambda word: (-len(word), word))
+        return ordered[:len(ordered) - math.ceil(self.near * len(ordered)) + 1] or [""]
+
+    def add(self, record: dict) -> None:
+        "Note a record's question and the documents it shows."
+        self.documents.update(sys.intern(chunk.get("doc_id", chunk["chunk_id"])) for chunk in record["chunks"])
+        if record["question_id"] not in self.questions:
+            words = word_set(record["question"])
+            self.questions[record["question_id"]] = tuple(map(sys.intern, words))
+            for word in self._telling(words):
+                self._holders[sys.intern(word)].append(record["question_id"])
+
+    def leaks(self, record: dict, name: str) -> list[Problem]:
+        "What a record that must stay unseen shares with training; what was told before is not told again."
+        found, words = [], word_set(record["question"])
+        if ("question", record["question_id"]) not in self._told:
+            self._told.add(("question", record["question_id"]))
+            near = [other for other in dict.fromkeys(other for word in self._telling(words) for other in self._holders.get(word, ()))
+                    if len(words & set(self.questions[other])) >= self.near * len(words | set(self.questions[other]))]
+            same = [record["question_id"]] if record["question_id"] in self.questions else []
+            found = [Problem(f"{name}, {record['id']}", f"its question is trained on as {other}", code="leak")
+                     for other in dict.fromkeys([*same, *near])]
+        for document in sorted({chunk.get("doc_id", chunk["chunk_id"]) for chunk in record["chunks"]} & self.documents):
+            if document not in self._told:
+                self._told.add(document)
+                found.append(Problem(f"{name}, document {document}", "it is shown in training too", code="leak"))
+        return found
+
 
 def leaks(
-    train: Sequence[dict],  # what is trained on
-    held_out: Sequence[dict],  # what must stay unseen
+    train: Iterable[dict],  # what is trained on
+    held_out: Iterable[dict],  # what must stay unseen
     name: str,  # of the second, for messages
     near: float = 0.8,  # Jaccard similarity of two questions' words from which they count as one
 ) -> list[Problem]:  # empty where nothing leaks
     "Questions, chunks and near-duplicates that stand on both sides."
-    questions = {record["question_id"]: word_set(record["question"]) for record in train}
-    trained_chunks = {chunk.get("doc_id", chunk["chunk_id"]) for record in train for chunk in record["chunks"]}
-    problems = []
-    for record in {record["question_id"]: record for record in held_out}.values():
-        words = word_set(record["question"])
-        for other, others in questions.items():
-            if other == record["question_id"] or len(words & others) >= near * len(words | others):
-                problems.append(Problem(f"{name}, {record['id']}", f"its question is trained on as {other}", code="leak"))
-    shared = trained_chunks & {chunk.get("doc_id", chunk["chunk_id"]) for record in held_out for chunk in record["chunks"]}
-    return problems + [Problem(f"{name}, document {doc_id}", "it is shown in training too", code="leak") for doc_id in sorted(shared)]
+    trained = Trained(train, near)
+    return [problem for record in held_out for problem in trained.leaks(record, name)]
 
-# %% ../nbs/22_records.ipynb #22-051
+# %% ../nbs/22_records.ipynb #22-053
 def prompt_features(
     record: dict,
 ) -> dict[str, float]:
@@ -723,39 +814,86 @@ def prompt_features(
 
 
 def shortcuts(
-    records: Sequence[dict],  # with both answerable and unanswerable ones
+    records: Iterable[dict],  # with both answerable and unanswerable ones
 ) -> list[tuple[str, float]]:  # (feature, balanced accuracy of its best threshold), worst first
     "The best one-feature rules for refusing."
-    refused = [not record["answerable"] for record in records]
-    features = [prompt_features(record) for record in records]
-    found = []
-    for name in features[0]:
-        values = sorted({row[name] for row in features})
-        best = 0.5
-        for threshold in values:
-            below = [row[name] <= threshold for row in features]
-            hit = sum(left and right for left, right in zip(below, refused)) / max(1, sum(refused))
-            kept = sum(not left and not right for left, right in zip(below, refused)) / max(1, len(refused) - sum(refused))
-            best = max(best, (hit + kept) / 2, 1 - (hit + kept) / 2)
-        found.append((name, best))
-    return sorted(found, key=lambda item: -item[1])
+    features = Features()
+    for record in records:
+        features.add(record)
+    return features.best_rules()
 
 # %% ../nbs/22_records.ipynb #22-054
+class Features:
+    "The features of records, a few bytes each."
+
+    def __init__(self) -> None:
+        self.names, self.values, self.refused = [], array("d"), array("b")
+
+    def add(self, record: dict) -> None:
+        "Note a record."
+        found = prompt_features(record)
+        self.names = list(found)
+        self.values.extend(found.values())
+        self.refused.append(not record["answerable"])
+
+    def best_rules(self) -> list[tuple[str, float]]:
+        "(feature, balanced accuracy of its best threshold), worst first."
+        values, refused = np.array(self.values).reshape(-1, len(self.names)), np.array(self.refused, dtype=np.int64)
+        found = []
+        for column, name in enumerate(self.names):
+            order = np.argsort(values[:, column], kind="stable")
+            below = np.cumsum(refused[order]), np.cumsum(1 - refused[order])
+            last = np.flatnonzero(np.append(np.diff(values[order, column]) > 0, True))  # where all of a value are counted
+            hit = below[0][last] / max(1, below[0][-1])
+            kept = (below[1][-1] - below[1][last]) / max(1, below[1][-1])
+            found.append((name, float(max(0.5, *((hit + kept) / 2), *(1 - (hit + kept) / 2)))))
+        return sorted(found, key=lambda item: -item[1])
+
+# %% ../nbs/22_records.ipynb #22-057
 SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
 
 
 def shortcut_problems(
-    records: Sequence[dict],
+    records: "Iterable[dict] | Features",
     name: str,  # the split, for messages
 ) -> list[Problem]:  # empty where no rule is better than `SHORTCUT_LIMIT` and luck allow
     "Rules that tell refusals from answers without reading."
-    if len(records) < SHORTCUT_RECORDS or len({record["answerable"] for record in records}) < 2:
+    features = records if isinstance(records, Features) else Features()
+    for record in () if records is features else records:
+        features.add(record)
+    size = len(features.refused)
+    if size < SHORTCUT_RECORDS or len(set(features.refused)) < 2:
         return []
-    limit = SHORTCUT_LIMIT + len(records) ** -0.5
+    limit = SHORTCUT_LIMIT + size ** -0.5
     return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over {limit:.2f}",
-                    "add documents, or vary it alike for both", "shortcut") for feature, value in shortcuts(records) if value > limit]
+                    "add documents, or vary it alike for both", "shortcut") for feature, value in features.best_rules() if value > limit]
 
-# %% ../nbs/22_records.ipynb #22-055
+# %% ../nbs/22_records.ipynb #22-059
+class RecordChecks:
+    "Every rule for the records of all splits, train first, checked as they come."
+
+    def __init__(self) -> None:
+        self.counts, self.ids, self.broken, self.leaked = Counter(), {split: set() for split in SPLITS}, [], []
+        self.trained = {split: Trained() for split in SPLITS}
+        self.features = {split: Features() for split in SPLITS}
+
+    def add(self, split: str, record: dict) -> None:
+        "Check a record against those before it."
+        self.counts[split] += 1
+        self.broken += check_records([record], split, self.ids[split], self.counts[split])
+        for earlier in SPLITS[:SPLITS.index(split)]:
+            self.leaked += self.trained[earlier].leaks(record, split)
+        self.trained[split].add(record)
+        self.features[split].add(record)
+
+    def problems(self) -> list[Problem]:
+        "Each breach of a rule by what was added."
+        empty = [Problem(f"{split} split", "it got no records: the corpus has too few documents to split three ways",
+                         "add documents and questions on them", "empty_split") for split in SPLITS if not self.counts[split]]
+        shortcut = [problem for split in SPLITS for problem in shortcut_problems(self.features[split], split)]
+        return [*empty, *self.broken, *self.leaked, *shortcut]
+
+# %% ../nbs/22_records.ipynb #22-060
 def write_records(
     records: Iterable[dict],  # written as they come
     path: "str | Path",
@@ -763,7 +901,31 @@ def write_records(
     "Write records as JSONL, whole or not at all."
     return write_atomically(path, (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in records))
 
-# %% ../nbs/22_records.ipynb #22-057
+# %% ../nbs/22_records.ipynb #22-061
+def write_splits(
+    records: Iterable[tuple[str, dict]],  # (split, record), split behind split, from `generate_records`
+    paths: "dict[str, str | Path]",  # by split; a split without a path is not kept
+) -> dict[str, int]:  # how many records each file got
+    "Write splits as they come: all files whole, or none of them."
+    counts, beside = Counter(), {split: Path(path).with_name(f".{Path(path).name}.new") for split, path in paths.items()}
+
+    def counted(split: str, part: Iterable[tuple[str, dict]]) -> Iterator[dict]:
+        for _, record in part:
+            counts[split] += 1
+            yield record
+
+    try:
+        for split, part in groupby(records, key=lambda item: item[0]):
+            if split in beside:
+                write_records(counted(split, part), beside[split])
+        for split in counts:
+            beside[split].replace(paths[split])
+    finally:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
+    return dict(counts)
+
+# %% ../nbs/22_records.ipynb #22-063
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -779,7 +941,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-058
+# %% ../nbs/22_records.ipynb #22-064
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split
