@@ -380,6 +380,7 @@ def split_front_matter(
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=200)]
 Line = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^\S[^\r\n\x85\u2028\u2029]*$")]
 Prose = Annotated[str, Field(min_length=1, max_length=8000, pattern=r"\S")]
+_URL = TypeAdapter(AnyUrl)
 
 
 class Chunk(BaseModel):
@@ -401,7 +402,7 @@ class Chunk(BaseModel):
 
     def model_post_init(self, context: Any) -> None:
         "Refuse what is no URL."
-        TypeAdapter(AnyUrl).validate_python(self.canonical_url)
+        _URL.validate_python(self.canonical_url)
 
 # %% ../nbs/20_corpus.ipynb #20-027
 UNANSWERABLE_KINDS = ("near_miss", "wrong_person", "wrong_year", "false_premise", "invented_quote", "conflict")
@@ -881,14 +882,13 @@ class ChunkStore(Mapping):
     def add(self, chunk: Chunk) -> None:
         "Keep a chunk; one whose id is there already is left out."
         self._rows.execute("INSERT OR IGNORE INTO chunks (chunk_id, row) VALUES (?, ?)",
-                           (chunk.chunk_id, json.dumps(chunk.model_dump(), ensure_ascii=False)))
+                           (chunk.chunk_id, chunk.model_dump_json()))
 
     def _read(self, chunk_id: str) -> Chunk:
         found = self._rows.execute("SELECT row FROM chunks WHERE chunk_id = ?", (chunk_id,)).fetchone()
         if found is None:
             raise KeyError(chunk_id)
-        values = json.loads(found[0])
-        return Chunk.model_construct(**{**values, "tags": tuple(values["tags"])})
+        return Chunk.model_validate_json(found[0])
 
     def __getitem__(self, chunk_id: str) -> Chunk:
         return self._get(chunk_id)

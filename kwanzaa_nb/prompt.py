@@ -8,6 +8,7 @@ __all__ = ['SYSTEM_PROMPT', 'PERSONA_PHRASES', 'MODE_RULES', 'CONTEXT_HEADING', 
            'read_context', 'target_json']
 
 # %% ../nbs/11_prompt.ipynb #11-002
+import functools
 import json
 import re
 from collections.abc import Iterable
@@ -50,6 +51,9 @@ MODE_RULES = {mode: _ONLY_CONTEXT for mode in MODEL_MODES} | {
 }
 
 # %% ../nbs/11_prompt.ipynb #11-010
+_skeleton = functools.cache(answer_skeleton)  # making a schema takes milliseconds, and every record has one
+
+
 def fill_system_prompt(
     template: str,  # may hold the fields {persona}, {rule} and {schema}; all other braces stay as they are
     persona: str = "educator",  # one of `PERSONAS`
@@ -63,7 +67,7 @@ def fill_system_prompt(
         problems.append(Problem("system_prompt", "blank", "write a text, or leave it out for the default", "blank"))
     if problems:
         raise PromptError("system prompt", problems)
-    fields = {"{persona}": PERSONA_PHRASES[persona], "{rule}": MODE_RULES[mode], "{schema}": answer_skeleton()}
+    fields = {"{persona}": PERSONA_PHRASES[persona], "{rule}": MODE_RULES[mode], "{schema}": _skeleton()}
     for field, value in fields.items():
         template = template.replace(field, value)
     return template

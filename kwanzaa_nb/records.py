@@ -7,11 +7,12 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'STRA
            'INJECTIONS', 'LOOKUPS', 'PANEL', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw',
            'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors',
            'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair', 'near_miss',
-           'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'QuestionPool', 'panel',
-           'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan', 'split_records',
-           'plan_pairs', 'shuffled_questions', 'generate_records', 'build_records', 'target_problems', 'check_records',
-           'word_set', 'Trained', 'leaks', 'prompt_features', 'shortcuts', 'Features', 'shortcut_problems',
-           'RecordChecks', 'write_records', 'write_splits', 'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
+           'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'Turns', 'near_chunks',
+           'QuestionPool', 'panel', 'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan',
+           'split_records', 'plan_pairs', 'shuffled_questions', 'generate_records', 'build_records', 'target_problems',
+           'check_records', 'word_set', 'Trained', 'leaks', 'prompt_features', 'shortcuts', 'Features',
+           'shortcut_problems', 'RecordChecks', 'write_records', 'write_splits', 'refuse_foreign', 'ForeignFile',
+           'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -395,8 +396,54 @@ def conflicts(
     return [question for chunk in shown for question in misses[chunk.chunk_id] if question.kind == "conflict" and all_shown(question, shown)]
 
 # %% ../nbs/22_records.ipynb #22-034
+class Turns:
+    "Questions take turns at being refused: those first that were refused least, in their order."
+
+    def __init__(self, questions: Sequence[Question]):
+        self.questions, self.refused = questions, Counter()
+        self.places = {question.question_id: place for place, question in enumerate(questions)}
+        self.queues = [list(range(len(questions)))]  # queues[n]: sorted places of the questions that were refused n times
+
+    def count(self, questions: Iterable[Question]) -> None:
+        "Note that questions were refused once more."
+        for question in questions:
+            times, place = self.refused[question.question_id], self.places.get(question.question_id)
+            if place is not None:
+                del self.queues[times][bisect_left(self.queues[times], place)]
+                if len(self.queues) == times + 1:
+                    self.queues.append([])
+                insort(self.queues[times + 1], place)
+            if question.topic != "lookup":
+                self.refused[question.question_id] += 1
+
+    def sorted(self, questions: Iterable[Question]) -> list[Question]:
+        "Any questions, those first that were refused least; their order is kept otherwise."
+        return sorted(dict.fromkeys(questions), key=lambda question: self.refused[question.question_id])
+
+    def __iter__(self) -> Iterator[Question]:
+        return (self.questions[place] for queue in self.queues for place in queue)
+
+# %% ../nbs/22_records.ipynb #22-035
+def near_chunks(
+    questions: Sequence[Question],
+    retriever: AnyRetriever,
+    depth: int,  # distractors a question
+    report: "Callable[[str], None]" = lambda line: None,  # takes a line of progress now and then
+) -> tuple[dict[str, tuple[str, ...]], dict[str, list[tuple[int, Question]]]]:
+    "Ids of each question's distractors, the hardest first; and for a chunk's id the (rank, question)s that it is one of."
+    near, close = {}, defaultdict(list)
+    for place, question in enumerate(questions, start=1):
+        found = distractors(question, retriever, depth)
+        near[question.question_id] = tuple(chunk.chunk_id for chunk in found)
+        for rank, chunk in enumerate(found):
+            close[chunk.chunk_id].append((rank, question))
+        if place % 1000 == 0:
+            report(f"distractors of {place} of {len(questions)} questions")
+    return near, close
+
+# %% ../nbs/22_records.ipynb #22-036
 class QuestionPool:
-    "The questions of a split, their distractors, and how often each was refused so far."
+    "The questions of a split, their distractors, and their turns at being refused."
     DEPTH = 8  # distractors of a question that count as close to it
 
     def __init__(
@@ -412,37 +459,8 @@ class QuestionPool:
         for question in questions:
             (self.misses if question.answer is None else self.by_chunk)[question.chunk_ids[0]].append(question)
         self.names = sorted({chunk.doc_id for chunk in retriever.chunks})
-        self.near: dict[str, tuple[str, ...]] = {}  # question id -> ids of its distractors, the hardest first
-        self.close = defaultdict(list)  # chunk id -> (rank, question) for which the chunk is a hard distractor
-        for place, question in enumerate(self.asked, start=1):
-            found = distractors(question, retriever, self.DEPTH)
-            self.near[question.question_id] = tuple(chunk.chunk_id for chunk in found)
-            for rank, chunk in enumerate(found):
-                self.close[chunk.chunk_id].append((rank, question))
-            if place % 1000 == 0:
-                report(f"distractors of {place} of {len(self.asked)} questions")
-        self.refused, self.turns = Counter(), [list(range(len(self.asked)))]
-        self.places = {question.question_id: place for place, question in enumerate(self.asked)}
-
-    def count_refused(self, questions: Iterable[Question]) -> None:
-        "Note that questions were refused once more; `turns[n]` holds the places of those refused n times, in order."
-        for question in questions:
-            times, place = self.refused[question.question_id], self.places.get(question.question_id)
-            if place is not None:
-                del self.turns[times][bisect_left(self.turns[times], place)]
-                if len(self.turns) == times + 1:
-                    self.turns.append([])
-                insort(self.turns[times + 1], place)
-            if question.topic != "lookup":
-                self.refused[question.question_id] += 1
-
-    def least_refused(self, questions: Iterable[Question]) -> list[Question]:
-        "Those first that were refused least; the order is kept otherwise."
-        return sorted(dict.fromkeys(questions), key=lambda question: self.refused[question.question_id])
-
-    def in_turn(self) -> Iterator[Question]:
-        "All questions that have an answer, those first that were refused least."
-        return (self.asked[place] for turn in self.turns for place in turn)
+        self.near, self.close = near_chunks(self.asked, retriever, self.DEPTH, report)
+        self.turns = Turns(self.asked)
 
     def answers(self, shown: Sequence[Chunk], own: Sequence[Question]) -> list[Question]:
         "Two questions that the chunks answer, those of `own` first."
@@ -454,20 +472,20 @@ class QuestionPool:
         kept = {item.quote for question in answers for item in question.evidence}
         free = [question for chunk in shown for question in self.by_chunk[chunk.chunk_id] if len(question.evidence) == 1
                 and not any(item.quote in quote or quote in item.quote for item in question.evidence for quote in kept)]
-        return next(iter(self.least_refused(free)), None)
+        return next(iter(self.turns.sorted(free)), None)
 
     def refusals(self, shown: Sequence[Chunk], count: int) -> list[Question]:
         "Questions that the excerpts shown do not answer: a conflict or a near miss where there is one, and others close to them."
         missed = [question for chunk in shown for question in self.misses[chunk.chunk_id] if question.kind != "conflict"]
-        missed = [*conflicts(shown, self.misses), *self.least_refused(missed)]
+        missed = [*conflicts(shown, self.misses), *self.turns.sorted(missed)]
         ranked = sorted((item for chunk in shown for item in self.close[chunk.chunk_id]),
-                        key=lambda item: (self.refused[item[1].question_id], item[0], item[1].question_id))
+                        key=lambda item: (self.turns.refused[item[1].question_id], item[0], item[1].question_id))
         close = dict.fromkeys(question for _, question in ranked)
-        others = chain(close, (question for question in self.in_turn() if question not in close))
+        others = chain(close, (question for question in self.turns if question not in close))
         fitting = (question for question in others if answered_by(question, shown) is False)
         return [*missed[:1], *islice(fitting, count)][:count]
 
-# %% ../nbs/22_records.ipynb #22-035
+# %% ../nbs/22_records.ipynb #22-037
 def panel(
     shown: Sequence[Chunk],  # whole
     own: Sequence[Question],  # for whose evidence they are shown, most wanted first
@@ -489,13 +507,13 @@ def panel(
     far = [(chunk, sentence) for chunk in elsewhere for sentence in sentences(chunk.text)]
     asked = [*answers, *refusals, *lookup_pair(shown, [*rest, *far], group)]
     asked += [question for question in pool.refusals(shown, 2 * PANEL) if question not in asked][:PANEL - len(asked)]
-    pool.count_refused(question for question in asked if question not in answers)
+    pool.turns.count(question for question in asked if question not in answers)
     if injected:
         order = INJECTIONS[split][draw("injection", group) % len(INJECTIONS[split])]
         shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
     return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected, aliases(shown, pool, group))
 
-# %% ../nbs/22_records.ipynb #22-036
+# %% ../nbs/22_records.ipynb #22-038
 def aliases(
     shown: Sequence[Chunk],
     pool: QuestionPool,
@@ -510,7 +528,7 @@ def aliases(
         found[chunk.chunk_id] = letters if stem is None else f"{stem}{first + place:02}" if stem else chunk.chunk_id
     return found
 
-# %% ../nbs/22_records.ipynb #22-037
+# %% ../nbs/22_records.ipynb #22-039
 def about_context(
     shown: Sequence[Chunk],  # as the prompt shows them
     asked: Sequence[Question],  # without repetition
@@ -540,7 +558,7 @@ def about_context(
         records.append({**record, "id": f"{group}.{question.question_id}"})
     return records
 
-# %% ../nbs/22_records.ipynb #22-038
+# %% ../nbs/22_records.ipynb #22-040
 def request(
     split: str,
     *names: str,  # what the choice depends on
@@ -553,7 +571,7 @@ def request(
     wording = requests[split][draw("wording", *names) % len(requests[split])]
     return ("tone", "red_team", wording) if requests is TONE_REQUESTS else ("strict", "strict_json", wording)
 
-# %% ../nbs/22_records.ipynb #22-039
+# %% ../nbs/22_records.ipynb #22-041
 Planned = tuple[str, Callable[[], list[dict]]]  # a group's id, and what builds its records
 
 
@@ -581,7 +599,7 @@ def plan_panels(
         planned.append((f"nothing-{place}", partial(about_context, [], chosen, split, f"nothing-{place}")))
     return planned
 
-# %% ../nbs/22_records.ipynb #22-040
+# %% ../nbs/22_records.ipynb #22-042
 def anchored_panel(
     ids: tuple[str, ...],  # chunks that answer `own`
     own: list[Question],
@@ -599,7 +617,7 @@ def anchored_panel(
     return panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
                  pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0)
 
-# %% ../nbs/22_records.ipynb #22-042
+# %% ../nbs/22_records.ipynb #22-044
 @dataclass(frozen=True)
 class Plan:
     "How many groups of a sort a held-out split has at the most; None is no limit."
@@ -619,7 +637,7 @@ PLANS = {
     "eval": Plan(plain=60, near_miss=40, strict_json=30, tone=18, injected=12),
 }
 
-# %% ../nbs/22_records.ipynb #22-043
+# %% ../nbs/22_records.ipynb #22-045
 def split_records(
     split: str,  # "train", "dev" or "eval"
     chunks: Iterable[Chunk],  # of this split alone
@@ -637,7 +655,7 @@ def split_records(
     for _, build in sorted(planned, key=lambda group: draw(seed, "order", group[0])):
         yield from build()
 
-# %% ../nbs/22_records.ipynb #22-044
+# %% ../nbs/22_records.ipynb #22-046
 def plan_pairs(
     split: str,
     questions: Sequence[Question],
@@ -665,7 +683,7 @@ def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Quest
     "Questions in an order that depends on the names and their ids alone."
     return sorted(questions, key=lambda question: draw(*names, question.question_id))
 
-# %% ../nbs/22_records.ipynb #22-045
+# %% ../nbs/22_records.ipynb #22-047
 def generate_records(
     chunks: Mapping[str, Chunk],  # the whole corpus by chunk id
     questions: Sequence[Question],  # all questions on it
@@ -704,7 +722,7 @@ def build_records(
         built[split].append(record)
     return built
 
-# %% ../nbs/22_records.ipynb #22-047
+# %% ../nbs/22_records.ipynb #22-049
 def target_problems(
     record: dict,  # with "messages" and "chunks"; "answerable" and "expected" are compared where they are there
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where the target keeps the contract
@@ -740,12 +758,12 @@ def check_records(
         problems += [Problem(f"{where}, {field}", what, mend, code) for field, what, mend, code in target_problems(record)]
     return problems
 
-# %% ../nbs/22_records.ipynb #22-049
+# %% ../nbs/22_records.ipynb #22-051
 def word_set(text: str) -> frozenset[str]:
     "Lower-case words and numbers of a text."
     return frozenset(re.findall(r"\w+", text.casefold()))
 
-# %% ../nbs/22_records.ipynb #22-051
+# %% ../nbs/22_records.ipynb #22-053
 class Trained:
     "What was trained on, to find it elsewhere."
 
@@ -788,7 +806,7 @@ class Trained:
                 found.append(Problem(f"{name}, document {document}", "it is shown in training too", code="leak"))
         return found
 
-
+# %% ../nbs/22_records.ipynb #22-054
 def leaks(
     train: Iterable[dict],  # what is trained on
     held_out: Iterable[dict],  # what must stay unseen
@@ -799,7 +817,7 @@ def leaks(
     trained = Trained(train, near)
     return [problem for record in held_out for problem in trained.leaks(record, name)]
 
-# %% ../nbs/22_records.ipynb #22-053
+# %% ../nbs/22_records.ipynb #22-056
 def prompt_features(
     record: dict,
 ) -> dict[str, float]:
@@ -822,7 +840,7 @@ def shortcuts(
         features.add(record)
     return features.best_rules()
 
-# %% ../nbs/22_records.ipynb #22-054
+# %% ../nbs/22_records.ipynb #22-057
 class Features:
     "The features of records, a few bytes each."
 
@@ -849,7 +867,7 @@ class Features:
             found.append((name, float(max(0.5, *((hit + kept) / 2), *(1 - (hit + kept) / 2)))))
         return sorted(found, key=lambda item: -item[1])
 
-# %% ../nbs/22_records.ipynb #22-057
+# %% ../nbs/22_records.ipynb #22-060
 SHORTCUT_LIMIT, SHORTCUT_RECORDS = 0.60, 200
 
 
@@ -868,7 +886,7 @@ def shortcut_problems(
     return [Problem(f"{name} split", f"{feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over {limit:.2f}",
                     "add documents, or vary it alike for both", "shortcut") for feature, value in features.best_rules() if value > limit]
 
-# %% ../nbs/22_records.ipynb #22-059
+# %% ../nbs/22_records.ipynb #22-062
 class RecordChecks:
     "Every rule for the records of all splits, train first, checked as they come."
 
@@ -893,7 +911,7 @@ class RecordChecks:
         shortcut = [problem for split in SPLITS for problem in shortcut_problems(self.features[split], split)]
         return [*empty, *self.broken, *self.leaked, *shortcut]
 
-# %% ../nbs/22_records.ipynb #22-060
+# %% ../nbs/22_records.ipynb #22-063
 def write_records(
     records: Iterable[dict],  # written as they come
     path: "str | Path",
@@ -901,7 +919,7 @@ def write_records(
     "Write records as JSONL, whole or not at all."
     return write_atomically(path, (json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n" for record in records))
 
-# %% ../nbs/22_records.ipynb #22-061
+# %% ../nbs/22_records.ipynb #22-064
 def write_splits(
     records: Iterable[tuple[str, dict]],  # (split, record), split behind split, from `generate_records`
     paths: "dict[str, str | Path]",  # by split; a split without a path is not kept
@@ -925,7 +943,7 @@ def write_splits(
             path.unlink(missing_ok=True)
     return dict(counts)
 
-# %% ../nbs/22_records.ipynb #22-063
+# %% ../nbs/22_records.ipynb #22-066
 def refuse_foreign(
     path: "str | Path",  # where records shall be written
 ) -> None:
@@ -941,7 +959,7 @@ def refuse_foreign(
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
-# %% ../nbs/22_records.ipynb #22-064
+# %% ../nbs/22_records.ipynb #22-067
 def count_rows(
     records: "dict[str, Sequence[dict]]",  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split
