@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkField', 'QuestionField', 'PersonaName', 'Phrase',
-           'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'RepoId', 'PUBLISHED', 'RULES', 'DEFAULT_CONFIG',
-           'read_number', 'read_whole', 'number', 'whole', 'FrozenMap', 'mapping', 'Section', 'setting', 'RunSection',
-           'ModelSection', 'QuantizationSection', 'AdapterSection', 'DefaultsSection', 'DataSection', 'TrainingSection',
-           'GenerationSection', 'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'Config',
-           'known_keys', 'expected', 'choices', 'ConfigError', 'shown', 'dotted', 'nearest_key', 'Source', 'read_yaml',
-           'Rule', 'same_file', 'unfilled', 'load_config', 'resolve_config', 'injected_names', 'check_injected',
-           'config_table', 'config_to_yaml', 'Difference', 'config_schema', 'write_schema']
+           'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'PUBLISHED', 'RULES',
+           'DEFAULT_CONFIG', 'read_number', 'read_whole', 'number', 'whole', 'FrozenMap', 'mapping', 'Section',
+           'setting', 'RunSection', 'ModelSection', 'QuantizationSection', 'AdapterSection', 'DefaultsSection',
+           'DataSection', 'TrainingSection', 'GenerationSection', 'ServerSection', 'EvaluationSection',
+           'MetadataSection', 'PublishingSection', 'project_root', 'Config', 'known_keys', 'expected', 'choices',
+           'ConfigError', 'shown', 'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule', 'same_file', 'unfilled',
+           'load_config', 'resolve_config', 'injected_names', 'check_injected', 'config_table', 'config_to_yaml',
+           'Difference', 'config_schema', 'write_schema']
 
 # %% ../nbs/00_config.ipynb #00-002
 import ast
@@ -259,14 +260,32 @@ class GenerationSection(Section):
     max_new_tokens: Count = setting("Longest answer in tokens; a longer one is cut and counts as a failure.", 800)
 
 
+Backend = Literal["local", "server", "vllm"]
+
+
+class ServerSection(Section):
+    "A server that speaks OpenAI's protocol."
+    url: Text | None = setting("Address up to /v1, e.g. http://localhost:8000/v1.", None)
+    base: Text | None = setting("Name under which it serves the base model.", None)
+    adapter: Text | None = setting("Name under which it serves the adapter; null: the base model alone is evaluated.", None)
+    api_key_env: Text | None = setting("Environment variable that holds its key; null: it wants none.", None)
+
+
 class EvaluationSection(Section):
     "What is measured, on which adapter and how."
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = setting("Headline metrics to report.", METRICS)
     adapter: Text = setting("auto: the adapter of this run; none: only the base model; or the path of one.", "auto")
-    batch_size: Count = setting("Records generated for at once; the same for every arm.", 16)
+    batch_size: Count = setting("Most records generated for at once; the same for every arm.", 16)
+    batch_tokens: Count | None = setting("Most tokens at once, of prompts and outputs with their padding; null: any number.", None)
     stop_invalid_after: Count | None = setting("Tokens still written once an output can't become valid any more; null: to its end.", None)
     max_records: Count | None = setting("Score only so many records, spread over the categories; null: all.", None)
     sampling_seeds: tuple[Seed, ...] = setting("Seeds of sampled passes beside the greedy one; [] for none.", ())
+    grammar: Flag = setting("Add each arm once more under a grammar that allows nothing but what keeps the contract.", False)
+    red_team: Count | None = setting("Answerable questions, and as many others, that five kinds of people ask; null: no red-team probes.", 8)
+    answer_threshold: number(ge=0, le=1) | None = setting(
+        "Answer from this probability of answering on, refuse below it; null: as the model would.", None)
+    backend: Backend = setting("Who writes: a model in this process, a server, or vLLM in this process.", "local")
+    server: ServerSection = setting("Where a server listens, for backend server.", default_factory=ServerSection)
     generation_defaults: GenerationSection = setting("Generation settings.", default_factory=GenerationSection)
 
 # %% ../nbs/00_config.ipynb #00-026
@@ -811,6 +830,14 @@ RULES += (
     Rule(("evaluation.sampling_seeds", "evaluation.generation_defaults.temperature"),
          lambda seeds, temperature: seeds and temperature == 0,
          "sampled passes at temperature 0 are the greedy pass again", "write a temperature above 0, or []"),
+    Rule(("evaluation.server.url", "evaluation.backend"), lambda url, backend: backend == "server" and url is None,
+         "backend server needs an address", "write where it listens, e.g. http://localhost:8000/v1"),
+    Rule(("evaluation.server.base", "evaluation.backend"), lambda base, backend: backend == "server" and base is None,
+         "backend server needs the name under which it serves the base model", "write that name; GET /v1/models lists them"),
+    Rule(("evaluation.server.url",), lambda url: "@" in (url or ""),
+         "an address with a password would stand in logs and reports", "name an environment variable in server.api_key_env instead"),
+    Rule(("evaluation.answer_threshold", "evaluation.backend"), lambda least, backend: least is not None and backend != "local",
+         "only backend local can move the decision to answer", "write answer_threshold: null, or backend: local"),
 )
 
 

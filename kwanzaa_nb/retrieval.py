@@ -25,6 +25,11 @@ class AnyRetriever(Protocol):
         "At most `count` chunks for a text, best first, each with its score."
 
 
+def _best(scores: np.ndarray, count: int) -> float:
+    "The score of that rank."
+    return np.partition(scores, len(scores) - count)[len(scores) - count]
+
+
 def best_first(
     chunks: Sequence[Chunk],
     scores: Sequence[float],  # one a chunk; compared to four decimals
@@ -34,8 +39,10 @@ def best_first(
     scores, count = np.asarray(scores), min(count, len(chunks))
     if not count:
         return []
-    worst = np.partition(scores, len(scores) - count)[len(scores) - count]
-    places = np.flatnonzero(scores >= worst - 2e-4)  # all that may round to as much
+    places = np.flatnonzero(scores > scores.min() + 2e-4)  # few of many, where most share no word with the question
+    if len(places) < count or _best(scores[places], count) < scores.min() + 4e-4:
+        places = np.arange(len(scores))
+    places = places[scores[places] >= _best(scores[places], count) - 2e-4]  # all that may round to as much
     rounded = np.round(scores[places].astype(np.float64), 4)
     order = places[np.argsort(-rounded, kind="stable")][:count]
     return [(chunks[place], float(scores[place])) for place in order.tolist()]

@@ -708,6 +708,7 @@ def verdict(
     if metrics and read_manifest(folder)["stages"]["evaluate"]["status"] not in ("done", "not_run"):
         results += "\nThe stage evaluate did not finish since; these numbers are older."
     reports = [folder.absolute() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb" for stage in STAGES]
+    reports.append(folder.absolute() / "evaluation" / "index.html")
     here = Path.cwd()
     lines = [f"  {path.relative_to(here) if path.is_relative_to(here) else path}" for path in reports if path.exists()]
     return "\n".join([results, "", str(stage_table(folder)), *(["", "Reports:", *lines] if lines else [])])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STOP_WORDS', 'SUPPORTED_AT', 'sentences', 'Claim', 'split_claims', 'stem', 'Token', 'tokens', 'normal_words',
-           'mentions', 'dates', 'negated', 'failed_gates', 'overlap', 'Support', 'examine', 'support', 'LabelError',
-           'auroc', 'weakest', 'reliability']
+           'mentions', 'dates', 'negated', 'failed_gates', 'overlap', 'Support', 'forget_claims', 'examine', 'support',
+           'LabelError', 'auroc', 'weakest', 'reliability']
 
 # %% ../nbs/41_support.ipynb #41-002
 import csv
@@ -419,10 +419,35 @@ def _names_fail(asked: tuple[Token, ...], given: tuple[Token, ...]) -> bool:
     )
 
 
+_ARTICLES = frozenset(("the", "a", "an"))
+
+
+def _actors(found: tuple[Token, ...]) -> list[str]:
+    "Names that do something or have it done to them, by their last word; one after `by` comes first, after another preposition not at all."
+    names: list[tuple[str, str]] = []
+    for place, token in enumerate(found):
+        if token.name and place and found[place - 1].name:
+            names[-1] = (token.stem, names[-1][1])
+        elif token.name:
+            before = [other.stem for other in found[:place] if other.stem not in _ARTICLES][-1:]
+            names.append((token.stem, before[0] if before else ""))
+    return [name for name, before in names if before == "by"] + [name for name, before in names if before not in STOP_WORDS]
+
+
+def _roles_fail(asked: tuple[Token, ...], window: tuple[str, ...]) -> bool:
+    "Whether two names of the claim stand the other way round in every sentence of the window that has both."
+    actors, present = _actors(asked), [_actors(tokens(sentence)) for sentence in window]
+    for one, other in zip(actors, actors[1:]):
+        orders = [names.index(one) < names.index(other) for names in present if one != other and one in names and other in names]
+        if orders and not any(orders):
+            return True
+    return False
+
+
 def failed_gates(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that shall support it
-) -> tuple[str, ...]:  # of "number", "name", "date", "negation"; empty when all hold
+) -> tuple[str, ...]:  # of "number", "name", "date", "negation", "roles"; empty when all hold
     "Which hard gates a claim fails against a window."
     asked, given = tokens(claim), tuple(token for sentence in window for token in tokens(sentence))
     present = frozenset(token.stem for token in given)
@@ -432,6 +457,7 @@ def failed_gates(
         "name": _names_fail(asked, given),
         "date": _date_fails(dates(asked), dates(given)),
         "negation": _negation_fails(claim, window),
+        "roles": _roles_fail(asked, window),
     }
     return tuple(gate for gate, fails in failed.items() if fails)
 
@@ -500,6 +526,12 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
     )
 
 # %% ../nbs/41_support.ipynb #41-031
+def forget_claims() -> None:
+    "Empty what is remembered of claims, sentences and words, for measuring."
+    for remembered in (_examine, sentences, tokens, stem):
+        remembered.cache_clear()
+
+
 def examine(
     claim: str,  # a claim without marks
     chunks: list[str],  # the texts of the chunks that this claim cites, at most a few

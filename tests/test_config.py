@@ -228,13 +228,13 @@ RANGES = {
     "training.warmup_ratio": ([0, 0.5], [1, -0.1]), "training.epochs": ([0.01, 3], [0, -1]),
     "training.weight_decay": ([0, 0.1], [-0.1]), "training.max_grad_norm": ([0, 5], [-1]),
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
-    "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]),
+    "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]), "evaluation.answer_threshold": ([0, 0.5, 1], [-0.1, 1.1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
 } | {key: ([1, 7], [0, -1]) for key in (
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
-    "evaluation.stop_invalid_after", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
+    "evaluation.stop_invalid_after", "evaluation.batch_tokens", "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
     "data.chunk_words": ([1, 400], [0, -1]), "data.max_chunk_words": ([90, 10**6], [0, -1])}
 
 
@@ -549,6 +549,10 @@ IMPOSSIBLE = [
     ({"publishing.include": ["a\\b"]}, "publishing.include"),
     ({"evaluation.sampling_seeds": [1, 2, 1]}, "evaluation.sampling_seeds"),
     ({"evaluation.sampling_seeds": [1], "evaluation.generation_defaults.temperature": 0}, "evaluation.sampling_seeds"),
+    ({"evaluation.backend": "server", "evaluation.server.base": "m"}, "evaluation.server.url"),
+    ({"evaluation.backend": "server", "evaluation.server.url": "http://localhost/v1"}, "evaluation.server.base"),
+    ({"evaluation.server.url": "https://me:secret@example.org/v1"}, "evaluation.server.url"),
+    ({"evaluation.backend": "vllm", "evaluation.answer_threshold": 0.4}, "evaluation.answer_threshold"),
 ]
 
 
@@ -569,7 +573,8 @@ def test_every_rule_is_broken_by_some_test(write):
     {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
     {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801}, {"data.dev_file": "dev.jsonl"},
     {"publishing.include": ["README.md"]}, {"evaluation.sampling_seeds": [1, 2]},
-    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}])
+    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}, {"evaluation.answer_threshold": 0.4},
+    {"evaluation.backend": "server", "evaluation.server.base": "m", "evaluation.server.url": "http://localhost:8000/v1"}])
 def test_possible_combinations(write, overrides):
     assert isinstance(load_config(write(MINIMAL), overrides), Config)
 

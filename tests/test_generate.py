@@ -8,20 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import chat, tiny_model, tiny_tokenizer
 
-import kwanzaa_nb.generate as generate
+import kwanzaa_nb.local as local
+from kwanzaa_nb.answer import parse_strict_json
 from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.generate import (
-    Decoding,
-    Prompt,
-    append,
-    batches,
-    encode_prompts,
-    generate_batch,
-    generate_pass,
-    open_log,
-    pad_left,
-    read_log,
-)
+from kwanzaa_nb.generate import Decoding, append, generate_pass, open_log, read_log
+from kwanzaa_nb.local import LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
 
 RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))} for place in range(7)]
 GREEDY = Decoding(max_new_tokens=6, batch_size=3)
@@ -42,18 +33,18 @@ def model():
 @pytest.fixture
 def counted(monkeypatch):
     "The record ids of each batch that is generated."
-    calls, inner = [], generate.generate_batch
+    calls, inner = [], local.generate_batch
 
-    def counting(model, tokenizer, batch, decoding):
+    def counting(model, tokenizer, batch, decoding, matchers=None):
         calls.append([prompt.record_id for prompt in batch])
-        return inner(model, tokenizer, batch, decoding)
+        return inner(model, tokenizer, batch, decoding, matchers)
 
-    monkeypatch.setattr(generate, "generate_batch", counting)
+    monkeypatch.setattr(local, "generate_batch", counting)
     return calls
 
 
 def run(model, tokenizer, log, decoding=GREEDY, arm="base", records=RECORDS):
-    return generate_pass(model, tokenizer, records, decoding, log, arm, report=lambda line: None)
+    return generate_pass(LocalBackend(model, tokenizer), records, decoding, log, arm, report=lambda line: None)
 
 
 def told(outputs):
@@ -226,9 +217,9 @@ def test_rows_that_leave_the_batch_change_nothing_for_the_others(tokenizer, monk
     written = [greedy_tokens(model, prompt, 150) for prompt in prompts]
     ends = {tokens[20 + 15 * place] for place, tokens in enumerate(written)}
     model.generation_config.eos_token_id = sorted(ends)
-    sizes, kept = [], generate.RoomyLayer.batch_select_indices
+    sizes, kept = [], local.RoomyLayer.batch_select_indices
     monkeypatch.setattr(
-        generate.RoomyLayer, "batch_select_indices", lambda self, rows: (sizes.append(len(rows)), kept(self, rows))
+        local.RoomyLayer, "batch_select_indices", lambda self, rows: (sizes.append(len(rows)), kept(self, rows))
     )
     for tokens, output in zip(written, generate_batch(model, tokenizer, prompts, long)):
         stop = next((place for place, token in enumerate(tokens) if token in ends), None)
@@ -241,7 +232,7 @@ def test_the_tokens_are_those_of_transformers_own_generation(model, tokenizer):
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
     theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=140, do_sample=False, eos_token_id=None)
     ours = generate_batch(model, tokenizer, prompts, Decoding(140, 7))
-    ends = generate.stop_ids(tokenizer, model.generation_config)
+    ends = local.stop_ids(tokenizer, model.generation_config)
     for row, output in zip(theirs[:, ids.shape[1] :].tolist(), ours):
         assert row[: len(output.tokens)] == output.tokens
         assert len(output.tokens) == 140 or row[len(output.tokens)] in ends
@@ -256,7 +247,7 @@ class Letters:
 
 @pytest.mark.parametrize("grace", [0, 5])
 def test_an_output_that_cannot_become_valid_gets_a_few_more_tokens(grace):
-    output = generate.Output(Letters(), {0}, Decoding(200, 1, stop_invalid_after=grace))
+    output = local.Output(Letters(), {0}, Decoding(200, 1, stop_invalid_after=grace))
     taken = [output.take(token) for token in b'{"citations":[] and so on and on and on'[: 17 + grace]]
     assert taken == [True] * (16 + grace) + [False]
     assert (output.reason, output.died_at) == ("invalid", 17)
@@ -267,7 +258,7 @@ def test_a_valid_output_is_never_stopped_even_between_the_bytes_of_a_character()
         '{"citations":[{"chunk_id":"a","quote":"Ọ̀ṣun “🎉”"}],"answer":{"completeness":"complete","text":"é [1]"},'
         '"unknowns":{"unsupported_claims":[],"missing_context":[],"clarifying_questions":[]}}'
     )
-    output = generate.Output(Letters(), {0}, Decoding(2000, 1, stop_invalid_after=0))
+    output = local.Output(Letters(), {0}, Decoding(2000, 1, stop_invalid_after=0))
     assert all(output.take(token) for token in text.encode()) and not output.take(0)
     assert (output.text, output.reason, output.died_at) == (text, "stop", None)
 
@@ -297,13 +288,13 @@ def test_greedy_does_not_hang_on_the_state_of_chance(model, tokenizer, tmp_path)
 def test_names_and_choices_of_decodings():
     assert GREEDY.name == "greedy" and SAMPLED.name == "sampled, seed 4"
     logits = torch.tensor([[0.0, 9.0, 8.9], [7.0, 1.0, 1.0]])
-    assert GREEDY.choose(logits).tolist() == [1, 0]
+    assert choose(logits, GREEDY).tolist() == [1, 0]
     torch.manual_seed(0)
     cold = Decoding(6, 3, temperature=0.01, top_p=1.0, seed=4)
-    assert {tuple(cold.choose(logits).tolist()) for _ in range(20)} == {(1, 0)}
+    assert {tuple(choose(logits, cold).tolist()) for _ in range(20)} == {(1, 0)}
     narrow, wide = Decoding(6, 3, 1.0, 0.4, 4), Decoding(6, 3, 1.0, 0.99, 4)
-    assert {narrow.choose(logits)[0].item() for _ in range(60)} == {1}
-    assert {wide.choose(logits)[0].item() for _ in range(60)} == {1, 2}
+    assert {choose(logits, narrow)[0].item() for _ in range(60)} == {1}
+    assert {choose(logits, wide)[0].item() for _ in range(60)} == {1, 2}
 
 
 # prompts
@@ -327,3 +318,97 @@ def test_batches_depend_on_the_prompts_alone(lengths, size, order):
     assert list(batches(mixed, size)) == found
     assert sorted((prompt.record_id for batch in found for prompt in batch)) == [prompt.record_id for prompt in prompts]
     assert all(len(batch) == size for batch in found[:-1]) and 1 <= len(found[-1]) <= size
+
+
+# under a grammar, and at the decision
+
+
+@pytest.fixture(scope="module")
+def ending():
+    "A model that ends where the tokenizer does, and not at a letter."
+    model = tiny_model(seed=3, attention="sdpa")
+    model.generation_config.eos_token_id = None
+    return model
+
+
+CHUNKS = [{"chunk_id": "a", "text": "She left. He stayed."}]
+SHOWN = [{"id": f"s{place}", "messages": chat(question="who " * (place + 1)), "chunks": CHUNKS if place else []} for place in range(4)]
+
+
+def test_under_a_grammar_nonsense_keeps_the_contract(ending, tokenizer):
+    backend = LocalBackend(ending, tokenizer)
+    settings = Decoding(1200, 4, temperature=1.0, seed=6, grammar=True)
+    for record, written in zip(SHOWN, backend.write(backend.prompts(SHOWN), settings)):
+        assert written.reason in ("stop", "length")
+        if written.reason == "stop":
+            answer = parse_strict_json(written.raw)
+            assert all(one["quote"] in CHUNKS[0]["text"] for one in answer["citations"])
+            assert list(answer) == ["citations", "answer", "unknowns"] and (record["chunks"] or not answer["citations"])
+
+
+def test_forced_tokens_change_nothing_but_the_number_of_steps(ending, tokenizer, monkeypatch):
+    model, backend_of = ending, lambda model: LocalBackend(model, tokenizer)
+    settings, widths, read = Decoding(300, 4, grammar=True), [], local.Rows.read
+    monkeypatch.setattr(local.Rows, "read", lambda self, tokens: (widths.append(tokens.shape[1]), read(self, tokens)))
+    with_forced = backend_of(model).write(backend_of(model).prompts(SHOWN), settings)
+    assert max(widths) > 5
+    monkeypatch.setattr(local, "forced", lambda matchers: [[] for _ in matchers])
+    widths.clear()
+    assert backend_of(model).write(backend_of(model).prompts(SHOWN), settings) == with_forced and set(widths) == {1}
+
+
+def test_outputs_that_a_grammar_lets_through_are_taken_over(ending, tokenizer, tmp_path, counted):
+    log, refusal = tmp_path / "samples.jsonl", (
+        '{"citations":[],"answer":{"completeness":"insufficient_data","text":"No."},"unknowns":{"unsupported_claims":[],'
+        '"missing_context":["who"],"clarifying_questions":[]}}')
+    backend = LocalBackend(ending, tokenizer)
+    open_log(log, HEADER)
+    prompts = backend.prompts(SHOWN)
+    texts = [refusal, "Sure!", refusal, refusal]
+    for prompt, text, reason in zip(prompts, texts, ("stop", "stop", "length", "stop")):
+        append(log, {"id": prompt.record_id, "arm": "base", "pass": "base, greedy", "prompt_sha256": prompt.digest, "raw": text,
+                     "finish_reason": reason, "new_tokens": 5, "seconds": 0.1, "answering": None,
+                     "tokens": tokenizer(text, add_special_tokens=False)["input_ids"]})
+    settings = Decoding(40, 4, grammar=True)
+    samples = generate_pass(backend, SHOWN, settings, log, "base+grammar", report=lambda line: None, same_as="base")
+    assert [sample.get("same_as") for sample in samples] == ["base, greedy", None, None, "base, greedy"]
+    assert counted == [["s1", "s2"]] and {sample["arm"] for sample in samples} == {"base+grammar"} and samples[0]["raw"] == refusal
+    again = generate_pass(backend, SHOWN, settings, log, "base+grammar", report=lambda line: None, same_as="base")
+    assert again == samples and len(counted) == 1
+
+
+def test_a_record_without_chunks_has_no_grammar(ending, tokenizer):
+    backend = LocalBackend(ending, tokenizer)
+    with pytest.raises(KwanzaaError, match="no chunks to quote from: set evaluation.grammar to false"):
+        backend.write(backend.prompts([{"id": "x", "messages": chat()}]), Decoding(4, 1, grammar=True))
+
+
+def test_the_decision_is_noted_and_can_be_moved(ending, tokenizer):
+    backend = LocalBackend(ending, tokenizer)
+    prompts = backend.prompts(SHOWN[1:])
+    known = {prompt.record_id: answering for prompt, answering in backend.answering(prompts)}
+    assert set(known) == {"s1", "s2", "s3"} and all(0 < answering < 1 for answering in known.values())
+    for least, beginning in ((0.0, '{"citations":[{'), (1.0, '{"citations":[]')):
+        for prompt, written in zip(prompts, backend.write(prompts, Decoding(40, 3, grammar=True, answer_threshold=least))):
+            assert written.raw.startswith(beginning) and written.answering == pytest.approx(known[prompt.record_id], abs=1e-5)
+    free = backend.write(prompts, Decoding(5, 3))
+    assert all(written.answering is None for written in free)
+
+
+@pytest.mark.parametrize("tokens, sizes", [(None, [4, 3]), (10_000, [4, 3]), (3 * 40, [3, 2, 2]), (1, [1] * 7)])
+def test_batches_keep_to_a_budget_of_tokens(tokens, sizes):
+    prompts = [Prompt(f"r{place}", tuple(range(10 + 3 * place))) for place in range(7)]
+    found = list(batches(prompts, 4, tokens, 20))
+    assert sorted(prompt.record_id for batch in found for prompt in batch) == [prompt.record_id for prompt in prompts]
+    if tokens and tokens > 1:
+        assert all(len(batch) * (len(batch[-1].tokens) + 20) <= tokens for batch in found)
+    if tokens in (None, 1, 10_000):
+        assert [len(batch) for batch in found] == sizes
+
+
+def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
+    log = tmp_path / "samples.jsonl"
+    open_log(log, HEADER)
+    samples = run(tiny_model(seed=3, attention="sdpa"), tokenizer, log, Decoding(60, 7, stop_invalid_after=2))
+    assert {sample["finish_reason"] for sample in samples} == {"invalid"}
+    assert all(sample["new_tokens"] == sample["died_at"] + 2 == len(sample["tokens"]) for sample in samples)

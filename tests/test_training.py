@@ -15,24 +15,21 @@ from transformers import AutoModelForCausalLM, set_seed
 
 import kwanzaa_nb.training as training
 from kwanzaa_nb.config import RunSection, TrainingSection, load_config
+from kwanzaa_nb.decision import ANSWERING, REFUSING, decision_tokens
 from kwanzaa_nb.masking import IGNORED, encode_chat, render_chat
 from kwanzaa_nb.model import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows
 from kwanzaa_nb.resume import MARK, Checkpoints, forget, last_whole, training_identity
 from kwanzaa_nb.validation import read_records
 from kwanzaa_nb.training import (
-    ANSWERING,
-    REFUSING,
     DecisionWatch,
     GroupSampler,
     Progress,
     RecordsError,
     TrainingError,
     answer_probability,
-    decision_tokens,
     encode_records,
     keep_start,
-    pairwise_auroc,
     save_adapter,
     step_budget,
     supervised_loss,
@@ -601,14 +598,6 @@ def test_the_watch_keeps_both_sides_and_the_models_mode():
     one_sided = DecisionWatch(tokenizer, records[:1], said.append)
     one_sided.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model)
     assert one_sided.history == []
-
-
-def test_auroc():
-    assert (
-        pairwise_auroc([1.0, 0.9], [0.1]) == 1.0
-        and pairwise_auroc([0.1], [0.9]) == 0.0
-        and pairwise_auroc([0.5], [0.5]) == 0.5
-    )
 
 
 # what is kept

@@ -1,0 +1,70 @@
+"The decision: thresholds, calibration and its error."
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kwanzaa_nb.decision import Calibration, calibrate, calibration_error, curve, judge_decision, threshold
+
+PAIRS = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=40).filter(lambda rows: len({side for _, side in rows}) == 2)
+
+
+def test_a_threshold_by_hand():
+    found = threshold([0.9, 0.6, 0.4, 0.2], [True, False, True, False], 0.5)
+    assert (found.answered, found.refused, found.coverage, found.risk, found.balanced) == (0.5, 0.5, 0.5, 0.5, 0.5)
+    none = threshold([0.9, 0.6], [True, False], 2.0)
+    assert (none.answered, none.refused, none.coverage, none.risk) == (0.0, 1.0, 0.0, 0.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(PAIRS)
+def test_a_curve_goes_from_answering_all_to_answering_none(rows):
+    chances, truth = [list(part) for part in zip(*rows)]
+    points = curve(chances, truth)
+    assert (points[0].coverage, points[-1].coverage) == (1.0, 0.0)
+    coverages = [point.coverage for point in points]
+    assert coverages == sorted(coverages, reverse=True) and len(points) == len(set(chances)) + 1
+    assert all(0 <= point.risk <= 1 and 0 <= point.balanced <= 1 for point in points)
+
+
+@settings(max_examples=100, deadline=None)
+@given(PAIRS)
+def test_whatever_is_calibrated_stays_a_probability(rows):
+    chances, truth = [list(part) for part in zip(*rows)]
+    fitted = calibrate(chances, truth)
+    assert fitted.records == len(rows) and all(0 <= fitted(chance) <= 1 and math.isfinite(fitted(chance)) for chance in chances)
+
+
+def test_calibration_finds_the_line_it_was_drawn_from():
+    generator = np.random.default_rng(1)
+    odds = generator.normal(0, 2, 40_000)
+    truth = generator.random(40_000) < 1 / (1 + np.exp(-(0.5 * odds - 1)))
+    fitted = calibrate(1 / (1 + np.exp(-odds)), truth)
+    assert fitted.slope == pytest.approx(0.5, abs=0.03) and fitted.intercept == pytest.approx(-1, abs=0.05)
+    after = [fitted(chance) for chance in 1 / (1 + np.exp(-odds))]
+    assert calibration_error(after, truth) < 0.01 < calibration_error(1 / (1 + np.exp(-odds)), truth)
+
+
+def test_one_kind_alone_calibrates_nothing():
+    assert calibrate([0.2, 0.3], [True, True]) == Calibration() and calibrate([], []) == Calibration()
+    assert Calibration()(0.3) == pytest.approx(0.3) and Calibration().records == 0
+
+
+def test_sides_that_do_not_overlap_give_a_finite_line():
+    fitted = calibrate([0.0, 0.1, 0.9, 1.0], [False, False, True, True])
+    assert math.isfinite(fitted.slope) and fitted(0.0) < 0.5 < fitted(1.0)
+
+
+def test_the_error_by_hand():
+    assert calibration_error([0.5, 0.5], [True, False]) == 0.5 and calibration_error([0.5, 0.5], [True, False], bins=1) == 0.0
+    assert calibration_error([], []) == 0.0
+
+
+def test_the_judgement_of_an_arm():
+    pairs = [(0.9, True), (0.8, True), (0.7, False), (0.4, True), (0.3, False), (0.2, False)]
+    found = judge_decision(pairs, Calibration(1.0, 0.0, 7))
+    assert found["auroc"] == pytest.approx(8 / 9) and found["reached"] == 6 and found["calibrated_on"] == 7
+    assert found["balanced_at_half"] == pytest.approx(2 / 3) and found["balanced_at_best"] == pytest.approx(5 / 6)

@@ -1,0 +1,64 @@
+"The page of an evaluation: everything is in it, nothing breaks out of it, nothing is loaded."
+
+import json
+import re
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kwanzaa_nb.metrics import REFUSAL, controls, score_arms
+from kwanzaa_nb.report import evaluation_page, page_rows
+
+CHUNK = {"chunk_id": "c1", "text": "It opened in 1966.", "gold": True, "citation_label": "a label"}
+
+
+def records(question="When?", text=CHUNK["text"]):
+    target = json.dumps({
+        "citations": [{"chunk_id": "c1", "quote": "It opened in 1966."}], "answer": {"completeness": "complete", "text": "In 1966. [1]"},
+        "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}})
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": f"c\n### Instruction:\n{question}"}, {"role": "assistant", "content": target}]
+    answered = {"id": "r1", "category": "citation_required", "answerable": True, "chunks": [{**CHUNK, "text": text}], "messages": messages,
+                "expected": {"answer": "1966", "gold_chunk_ids": ["c1"]}}
+    return [answered, {**answered, "id": "r2", "answerable": False, "chunks": [], "category": "refusal", "messages": [*messages[:2], {"role": "assistant", "content": REFUSAL}]}]
+
+
+def page_of(raw, **more):
+    asked = records(**more)
+    samples = [{"id": record["id"], "arm": arm, "raw": raw, "finish_reason": "stop", "answering": 0.25} for record in asked for arm in ("base", "adapter")]
+    return evaluation_page("A <title>", asked, samples, score_arms(samples, asked), score_arms(controls(asked), asked))
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def test_every_record_and_arm_is_in_the_page():
+    page = page_of("Sure!")
+    data = data_of(page)
+    assert data["arms"] == ["base", "adapter"] and [row["id"] for row in data["rows"]] == ["r1", "r2"]
+    first = data["rows"][0]
+    assert first["question"] == "When?" and first["chunks"] == [{"id": "c1", "text": "It opened in 1966.", "gold": True, "label": "a label"}]
+    assert first["arms"]["base"]["raw"] == "Sure!" and first["arms"]["base"]["answering"] == 0.25 and first["arms"]["base"]["codes"]
+    assert "A &lt;title&gt;" in page and "always_refuse" in page
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=60), st.text(max_size=30))
+def test_nothing_that_was_written_breaks_out(raw, question):
+    for odd in (raw, raw + "</script><script>alert(1)</script>", "<!--" + raw):
+        page = page_of(odd, question=question or "?", text=odd)
+        assert page.count("<script") == 2 and page.count("</script>") == 2 and "<!--" not in page
+        row = data_of(page)["rows"][0]
+        assert row["arms"]["adapter"]["raw"] == odd and row["chunks"][0]["text"] == odd
+
+
+def test_the_page_loads_nothing():
+    page = page_of("Sure!")
+    assert not re.search(r"https?://|src=|@import|url\(", page)
+
+
+def test_a_record_that_nobody_answered_is_a_row_of_failures():
+    asked = records()
+    scores = score_arms([{"id": "r1", "arm": "base", "raw": "x", "finish_reason": "stop"}], asked)
+    rows = page_rows(asked, [], scores)
+    assert rows[1]["arms"]["base"]["raw"] == "" and rows[1]["arms"]["base"]["codes"] == ["no_sample"]
