@@ -109,10 +109,12 @@ def calibration_error(
     bins: int = 10,  # of equally many records
 ) -> float:  # 0 to 1
     "Expected calibration error: how far confidence and truth are apart on average, in bins of equally many (Nguyen and O'Connor 2015)."
+    if not len(confidences):
+        return 0.0
     order = np.argsort(confidences, kind="stable")
     parts = [part for part in np.array_split(order, min(bins, len(order))) if len(part)]
     gaps = [abs(np.mean([confidences[place] - answerable[place] for place in part])) * len(part) for part in parts]
-    return float(sum(gaps) / len(order)) if len(order) else 0.0
+    return float(sum(gaps) / len(order))
 
 # %% ../nbs/36_decision.ipynb #36-011
 def judge_decision(

@@ -7,7 +7,7 @@ __all__ = ['Forgery', 'NAME', 'NUMBER', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SP
            'with_text', 'names_in', 'number_changed', 'entity_swapped', 'negation_inserted', 'roles_swapped',
            'padded_quote', 'off_topic', 'wrong_chunk', 'foreign_id', 'no_citation', 'three_words', 'repeated',
            'other_claim', 'answer_inside', 'hidden_in_unknowns', 'fronted', 'synonym', 'spelled_number', 'introduced',
-           'split_in_two', 'as_cleft', 'passes', 'with_secrets', 'forge', 'forgeable']
+           'as_cleft', 'passes', 'with_secrets', 'forge', 'forgeable']
 
 # %% ../nbs/91_gaming.ipynb #91-002
 import json
@@ -18,14 +18,13 @@ from itertools import islice
 from pathlib import Path
 
 from .metrics import REFUSAL, Rate, judge, read_cases, share
-from .support import mentions, sentences, split_claims
+from .support import mentions, sentences, split_claims, tokens
 from .validation import read_records
 
 # %% ../nbs/91_gaming.ipynb #91-004
 Forgery = Callable[[dict, random.Random], "str | None"]  # a record and its chance -> an output, None where it can't be made of this record
-NAME = re.compile(r"\b[A-Z][a-z]+(?: [A-Z][a-z]+)*\b")
+NAME = re.compile(r"\b[A-Z][\w-]*[a-z](?: (?:[A-Z]\. ?)*[A-Z][\w-]*[a-z])*\b")
 NUMBER = re.compile(r"\d+(?:,\d{3})*")
-_OPENING = re.compile(r"^(?:The|A|An|In|On|At|By|For|After|Before|When|It|He|She|They|This|That) ")
 
 
 def target(record: dict) -> dict:
@@ -49,8 +48,14 @@ def with_text(change: "Callable[[str, dict, random.Random], str | None]") -> For
 
 
 def names_in(text: str) -> list[str]:
-    "Names, without a word that is capital for standing first."
-    return [name for name in NAME.findall(_OPENING.sub("", re.sub(r"\[\d+\]", "", text)))]
+    "Names in a text, without months and words that are capital for standing first."
+    found = []
+    for sentence in sentences(text):
+        names = {token.stem for token in tokens(sentence) if token.name and token.stem not in {"january", "february", "march", "april", "may", "june",
+                 "july", "august", "september", "october", "november", "december"}}
+        found += [name for name in NAME.findall(sentence) if all(any(token.stem in names for token in tokens(f"of {word}")) for word in name.split()
+                                                                  if not word.endswith("."))]
+    return found
 
 # %% ../nbs/91_gaming.ipynb #91-005
 def number_changed(text: str, record: dict, chance: random.Random) -> "str | None":
@@ -78,13 +83,14 @@ def negation_inserted(text: str, record: dict, chance: random.Random) -> "str | 
 
 
 def roles_swapped(text: str, record: dict, chance: random.Random) -> "str | None":
-    "Two names of the first sentence change places."
+    "Two names of the first sentence with something said between them change places."
     first = sentences(text)[0]
-    own = [name for name in dict.fromkeys(names_in(first)) if first.count(name) == 1 and not any(name in other for other in names_in(first) if other != name)]
-    bare = [name for name in own if not re.search(rf"\b(?:in|at|on|of|from|near|for|with|to) (?:the )?{re.escape(name)}", first)]
-    if len(bare) < 2:
+    own = [name for name in dict.fromkeys(names_in(first)) if text.count(name) == 1]
+    apart = [(one, other) for one, other in zip(own, own[1:])
+             if any(token.weight and not token.name for token in tokens("of " + first[first.index(one) + len(one):first.index(other)]))]
+    if not apart:
         return None
-    one, other = bare[0], bare[1]
+    one, other = apart[0]
     return text.replace(one, "\0", 1).replace(other, one, 1).replace("\0", other, 1)
 
 
@@ -203,12 +209,6 @@ def introduced(text: str, record: dict, chance: random.Random) -> str:
     return f"According to the source, {text}"
 
 
-def split_in_two(text: str, record: dict, chance: random.Random) -> "str | None":
-    "A sentence with `and` becomes two, each with the mark."
-    found = re.fullmatch(r"([^,]+), and ((?:it|he|she|they) .+[.])( (?:\[\d+\] ?)+)", text)
-    return f"{found[1]}.{found[3]} {found[2].capitalize()}{found[3]}" if found else None
-
-
 def as_cleft(text: str, record: dict, chance: random.Random) -> "str | None":
     "The subject is stressed."
     found = re.match(r"((?:[A-Z][\w.'’-]+ )+)(?=(?:founded|wrote|published|taught|led|began|built|opened|won|invented|named|made)\b)", text)
@@ -216,7 +216,7 @@ def as_cleft(text: str, record: dict, chance: random.Random) -> "str | None":
 
 
 PARAPHRASES: dict[str, Forgery] = {change.__name__.replace("_", " "): with_text(change)
-                                   for change in (fronted, synonym, spelled_number, introduced, split_in_two, as_cleft)}
+                                   for change in (fronted, synonym, spelled_number, introduced, as_cleft)}
 
 # %% ../nbs/91_gaming.ipynb #91-013
 def passes(record: dict, raw: str) -> bool:

@@ -323,9 +323,11 @@ def mentions(
     text: str,
     phrases: list[str],  # an answer and its aliases
 ) -> bool:
-    "Whether one of the phrases is in the text, whole words in a row."
+    "Whether one of the phrases is in the text, whole words in a row; a phrase of signs alone, such as `?`, as it is."
     words = normal_words(text)
     wanted = [normal_words(phrase) for phrase in phrases]
+    if any(phrase and phrase in text for phrase, has in zip(phrases, wanted) if not has):  # signs alone are looked for as they are
+        return True
     return any(
         phrase and phrase == words[place : place + len(phrase)] for phrase in wanted for place in range(len(words))
     )
@@ -419,29 +421,66 @@ def _names_fail(asked: tuple[Token, ...], given: tuple[Token, ...]) -> bool:
     )
 
 
-_ARTICLES = frozenset(("the", "a", "an"))
+_PREPOSITIONS = frozenset(_WORDS("""
+    a an after against among as at before behind beside between by during for from in into near of on over since through to toward under until upon
+    v vs when where while with
+"""))
+_Role = tuple[tuple[str, ...], str]  # the words of a name, and the preposition before it, "" for none
 
 
-def _actors(found: tuple[Token, ...]) -> list[str]:
-    "Names that do something or have it done to them, by their last word; one after `by` comes first, after another preposition not at all."
-    names: list[tuple[str, str]] = []
+def _roles(found: tuple[Token, ...]) -> list[_Role]:
+    "The names of a sentence in their order, and what each is in it as far as its preposition tells."
+    names: list[_Role] = []
+    found = tuple(token for before, token in zip((None, *found), found) if not (before and before.name and len(token.stem) == 1 and token.stem not in "av"))  # initials
     for place, token in enumerate(found):
         if token.name and place and found[place - 1].name:
-            names[-1] = (token.stem, names[-1][1])
+            names[-1] = ((*names[-1][0], token.stem), names[-1][1])
         elif token.name:
-            before = [other.stem for other in found[:place] if other.stem not in _ARTICLES][-1:]
-            names.append((token.stem, before[0] if before else ""))
-    return [name for name, before in names if before == "by"] + [name for name, before in names if before not in STOP_WORDS]
+            before = [other.stem for other in found[:place] if other.stem != "the"][-1:]
+            joined = before in (["and"], ["or"]) and names
+            names.append(((token.stem,), names[-1][1] if joined else before[0] if before and before[0] in _PREPOSITIONS else ""))
+    return names
 
 
-def _roles_fail(asked: tuple[Token, ...], window: tuple[str, ...]) -> bool:
-    "Whether two names of the claim stand the other way round in every sentence of the window that has both."
-    actors, present = _actors(asked), [_actors(tokens(sentence)) for sentence in window]
-    for one, other in zip(actors, actors[1:]):
-        orders = [names.index(one) < names.index(other) for names in present if one != other and one in names and other in names]
-        if orders and not any(orders):
-            return True
-    return False
+def _find(name: tuple[str, ...], names: list[_Role]) -> "int | None":
+    "Where a name stands, whole or by its last word; None where it stands nowhere or more than once."
+    whole = [place for place, (other, _) in enumerate(names) if other == name]
+    places = whole or [place for place, (other, _) in enumerate(names) if other[-1] == name[-1]]
+    return places[0] if len(places) == 1 else None
+
+# %% ../nbs/41_support.ipynb #41-027
+def _exchanged(one: _Role, other: _Role, names: list[_Role]) -> "bool | None":
+    "Whether two names, in this order, have changed parts in a sentence; None where it doesn't have both."
+    first, second = _find(one[0], names), _find(other[0], names)
+    if first is None or second is None or first == second:
+        return None
+    parts, theirs = (one[1], other[1]), (names[first][1], names[second][1])
+    if not any(parts + theirs):  # both act or are acted on
+        return second < first
+    if all(parts):  # of one, in the other; in one, of the other
+        return parts[0] != parts[1] and parts == theirs[::-1]
+    if {*parts, *theirs} == {"", "by"}:  # the active voice and the passive: whoever stands behind `by` acts
+        acts = [pair.index("by") if "by" in pair else int(turned) for pair, turned in ((parts, False), (theirs, second < first))]
+        return acts[0] != acts[1]
+    alone = [pair.index("") for pair in (parts, theirs) if pair.count("") == 1]
+    return len(alone) == 2 and ("by" in parts) == ("by" in theirs) and alone[0] != alone[1]
+
+
+def _roles_fail(claim: str, window: tuple[str, ...]) -> bool:
+    "Whether two names of the claim have changed parts in the sentence that is most like it of those that have both."
+    own, said = _roles(tokens(claim)), {token.stem for token in tokens(claim)}
+    likely = [_roles(tokens(sentence)) for sentence in sorted(window, key=lambda one: -sum(
+        token.weight for token in {*tokens(one)} if token.stem in said))]
+    pairs = [(one, other) for one, other in combinations(own, 2) if None not in (_find(one[0], own), _find(other[0], own))]
+    return any(next((told for names in likely if (told := _exchanged(one, other, names)) is not None), False) for one, other in pairs)
+
+
+_SUBJECT = re.compile(r"[A-Z]\w{3,} (?:then |also |never |not )?(?:was|were|is|are|had|has|\w{2,}ed)\b")
+
+
+def _subject_fails(claim: str, asked: tuple[Token, ...], present: frozenset[str]) -> bool:
+    "Whether the one word before the claim's verb is nowhere in the window: a name, maybe, whose capital tells nothing at a start."
+    return bool(_SUBJECT.match(claim)) and asked[0].weight > 0 and not _named(asked[0].stem, present)
 
 
 def failed_gates(
@@ -454,14 +493,14 @@ def failed_gates(
     days = {f"#{day}th" for _, day, _ in dates(asked)}  # "January 1st" is met by "January 1": the date gate sees to it
     failed = {
         "number": any(token.stem[0] == "#" and token.stem not in present | days for token in asked),
-        "name": _names_fail(asked, given),
+        "name": _names_fail(asked, given) or _subject_fails(claim, asked, present),
         "date": _date_fails(dates(asked), dates(given)),
         "negation": _negation_fails(claim, window),
-        "roles": _roles_fail(asked, window),
+        "roles": _roles_fail(claim, window),
     }
     return tuple(gate for gate, fails in failed.items() if fails)
 
-# %% ../nbs/41_support.ipynb #41-029
+# %% ../nbs/41_support.ipynb #41-030
 SUPPORTED_AT = 0.7  # a claim whose support reaches this counts as supported; chosen on human labels, see below
 _PAIR_SHARE, _PAIR_REACH, _WINDOW = 0.25, 4, 3
 
@@ -489,7 +528,7 @@ def overlap(
     together = sum((left.stem, right.stem) in near for left, right in pairs) / len(pairs)
     return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * together
 
-# %% ../nbs/41_support.ipynb #41-030
+# %% ../nbs/41_support.ipynb #41-031
 @dataclass(frozen=True)
 class Support:
     "How a claim is supported, for a reader of failures."
@@ -525,7 +564,7 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
         default=Support(0.0, (), ()),
     )
 
-# %% ../nbs/41_support.ipynb #41-031
+# %% ../nbs/41_support.ipynb #41-032
 def forget_claims() -> None:
     "Empty what is remembered of claims, sentences and words, for measuring."
     for remembered in (_examine, sentences, tokens, stem):
@@ -547,7 +586,7 @@ def support(
     "How far a claim is supported by the union of its own chunks; deterministic."
     return examine(claim, chunks).score
 
-# %% ../nbs/41_support.ipynb #41-036
+# %% ../nbs/41_support.ipynb #41-037
 class LabelError(KwanzaaError):
     "A set of human labels is missing or not in its public format."
 
@@ -575,7 +614,7 @@ def _human_labels(path: Path) -> list[tuple[str, str, bool]]:  # claim, evidence
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         return [(row["response"], row["knowledge"], row["begin_label"] == "Fully attributable") for row in rows]
 
-# %% ../nbs/41_support.ipynb #41-037
+# %% ../nbs/41_support.ipynb #41-038
 def weakest(
     text: str,  # one or more sentences
     chunks: list[str],

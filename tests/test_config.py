@@ -147,7 +147,7 @@ def test_the_qlora_config_has_the_values_of_the_seed():
     seed = dict(config_table(load_config(SEED)))
     changed = {key for key in seed if seed[key] != ours[key]}
     assert changed == {"model.base_model_id", "publishing.metadata.base_model_id", "data.corpus", "data.questions",
-                       "data.dev_file", "evaluation.stop_invalid_after"}
+                       "data.dev_file", "evaluation.stop_invalid_after", "evaluation.grammar"}
 
 
 def test_defaults_of_our_own_keys(write):

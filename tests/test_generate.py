@@ -1,6 +1,7 @@
 "Generation: nothing twice, nothing lost, the same batches for both arms, and how each answer ended."
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -347,7 +348,7 @@ def test_under_a_grammar_nonsense_keeps_the_contract(ending, tokenizer):
 
 
 def test_forced_tokens_change_nothing_but_the_number_of_steps(ending, tokenizer, monkeypatch):
-    model, backend_of = ending, lambda model: LocalBackend(model, tokenizer)
+    model, backend_of = deepcopy(ending).double(), lambda model: LocalBackend(model, tokenizer)
     settings, widths, read = Decoding(300, 4, grammar=True), [], local.Rows.read
     monkeypatch.setattr(local.Rows, "read", lambda self, tokens: (widths.append(tokens.shape[1]), read(self, tokens)))
     with_forced = backend_of(model).write(backend_of(model).prompts(SHOWN), settings)

