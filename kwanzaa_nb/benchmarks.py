@@ -136,7 +136,7 @@ def one_at_a_time(
         texts.append(tokenizer.decode(new[:-1] if new and new[-1] in ends else new, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return texts
 
-
+# %% ../nbs/90_benchmarks.ipynb #90-014
 def measure_generation(
     config_file: str,  # whose model, batch size and evaluation records are used
     adapter: "str | None" = None,  # its folder
@@ -171,7 +171,7 @@ def measure_generation(
         "grammar_records_ratio": found["ours_seconds"] / found["grammar_seconds"],
         "grammar_tokens_ratio": found["grammar_tokens"] / found["grammar_seconds"] * found["ours_seconds"] / found["ours_tokens"]}
 
-# %% ../nbs/90_benchmarks.ipynb #90-015
+# %% ../nbs/90_benchmarks.ipynb #90-016
 SIZES = (10_000, 100_000, 1_000_000)
 FOLDER = Path("data/benchmarks")  # below the project's root
 
@@ -199,7 +199,7 @@ def slope(
     sizes, values = ([math.log(row[key]) for row in rows] for key in ("chunks", of))
     return statistics.linear_regression(sizes, values).slope
 
-# %% ../nbs/90_benchmarks.ipynb #90-017
+# %% ../nbs/90_benchmarks.ipynb #90-018
 def measure_gaming() -> list[dict]:  # a row a sort: sort, kind ("forgery" or "paraphrase"), passed, total
     "What passes of forged answers and of paraphrases, made of the committed records."
     rates = forge(forgeable(project_root() / "data" / "training"))
@@ -221,7 +221,7 @@ def instrument() -> list[list[str]]:  # rows of a table: what was measured, resu
         rows.append(["forged answers", "not run", ""])
     return rows
 
-# %% ../nbs/90_benchmarks.ipynb #90-025
+# %% ../nbs/90_benchmarks.ipynb #90-026
 def main(
     arguments: Sequence[str],  # a number of chunks, or the name of a benchmark and what it takes
 ) -> None:
@@ -233,6 +233,6 @@ def main(
                 "generation": measure_generation, "gaming": measure_gaming, "reliability": reliability}
     print(store(arguments[0], measures[arguments[0]](*arguments[1:])))
 
-# %% ../nbs/90_benchmarks.ipynb #90-026
+# %% ../nbs/90_benchmarks.ipynb #90-027
 if __name__ == "__main__" and globals().get("__spec__"):  # run by python -m; a notebook has no spec
     main(sys.argv[1:])

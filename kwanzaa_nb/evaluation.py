@@ -240,7 +240,7 @@ def complete_answers(
         lines.append({"id": sample["id"], "arm": sample["arm"], "answer_json": whole})
     return lines, incomplete
 
-
+# %% ../nbs/44_evaluation.ipynb #44-021
 def confidence_of(
     sample: dict,
     calibrations: dict[str, Calibration],  # by arm

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Prompt', 'encode_prompts', 'batches', 'pad_left', 'Output', 'RoomyLayer', 'roomy_cache', 'Read', 'read_prompt',
-           'read_batch', 'choose', 'decide', 'Rows', 'generate_batch', 'bound_to_come', 'LocalBackend']
+           'read_batch', 'choose', 'decide', 'Rows', 'generate_batch', 'bound_to_come', 'read_decisions',
+           'LocalBackend']
 
 # %% ../nbs/45_local.ipynb #45-002
 import hashlib
@@ -53,7 +54,7 @@ def encode_prompts(
         prompts.append(Prompt(record["id"], ids, decides, tuple(record["chunks"]) if record.get("chunks") is not None else None))
     return prompts
 
-
+# %% ../nbs/45_local.ipynb #45-005
 def batches(
     prompts: Sequence[Prompt],
     size: int,  # most prompts a batch
@@ -81,7 +82,7 @@ def pad_left(
     mask = torch.tensor([[0] * (longest - len(prompt.tokens)) + [1] * len(prompt.tokens) for prompt in batch])
     return ids, mask
 
-# %% ../nbs/45_local.ipynb #45-007
+# %% ../nbs/45_local.ipynb #45-008
 class Output:
     "An output while it is written: its tokens, and why it ended."
 
@@ -120,7 +121,7 @@ class Output:
         if self.died_at is not None and len(self.tokens) >= self.died_at + self.decoding.stop_invalid_after:
             self.reason = "invalid"
 
-# %% ../nbs/45_local.ipynb #45-009
+# %% ../nbs/45_local.ipynb #45-010
 class RoomyLayer(DynamicLayer):
     "A layer's cache that copies itself once in `ROOM` tokens."
     ROOM = 64
@@ -158,7 +159,7 @@ class RoomyLayer(DynamicLayer):
         super().batch_select_indices(indices)
         self.buffers = None
 
-# %% ../nbs/45_local.ipynb #45-010
+# %% ../nbs/45_local.ipynb #45-011
 def roomy_cache(
     config: Any,  # of the model; layers with a window of their own keep transformers' class
 ) -> DynamicCache:
@@ -169,7 +170,7 @@ def roomy_cache(
         cache.layer_class_to_replicate = RoomyLayer
     return cache
 
-# %% ../nbs/45_local.ipynb #45-012
+# %% ../nbs/45_local.ipynb #45-013
 @dataclass(frozen=True)
 class Read:
     "A prompt that was read: its tokens and, for each layer, its keys and values [1, heads, tokens, head size]."
@@ -195,7 +196,7 @@ def read_prompt(
     logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1]
     return Read(tokens, tuple((layer.keys, layer.values) for layer in cache.layers)), logits
 
-# %% ../nbs/45_local.ipynb #45-013
+# %% ../nbs/45_local.ipynb #45-014
 def read_batch(
     model: torch.nn.Module,
     batch: Sequence[Prompt],
@@ -217,7 +218,7 @@ def read_batch(
             cache.layers[place].put(row, len(batch), longest, *states)
     return cache, mask, torch.stack([logits[row] for row in range(len(batch))])
 
-# %% ../nbs/45_local.ipynb #45-015
+# %% ../nbs/45_local.ipynb #45-016
 def choose(
     logits: torch.Tensor,  # [rows, vocabulary]
     decoding: Decoding,
@@ -242,7 +243,7 @@ def decide(
     output.answering = torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
     return () if least is None else (refusing if output.answering >= least else answering,)
 
-# %% ../nbs/45_local.ipynb #45-017
+# %% ../nbs/45_local.ipynb #45-018
 class Rows:
     "The rows of a batch that are still written."
 
@@ -280,7 +281,7 @@ class Rows:
                                  use_cache=True, logits_to_keep=1).logits[:, -1]
         self.positions = positions[:, -1:]
 
-# %% ../nbs/45_local.ipynb #45-018
+# %% ../nbs/45_local.ipynb #45-019
 @torch.no_grad()
 def generate_batch(
     model: torch.nn.Module,
@@ -315,7 +316,7 @@ def generate_batch(
             rows.written = torch.cat([rows.written, rows.written.new_tensor(ahead)], dim=1)
         rows.read(rows.written[:, -1 - (len(ahead[0]) if ahead else 0):])
 
-
+# %% ../nbs/45_local.ipynb #45-020
 def bound_to_come(
     rows: Rows,
     going: list[int],  # places of the rows that go on
@@ -327,7 +328,20 @@ def bound_to_come(
     ahead = forced([rows.processor.matchers[place] for place in going])
     return ahead if ahead and ahead[0] else []
 
-# %% ../nbs/45_local.ipynb #45-020
+# %% ../nbs/45_local.ipynb #45-021
+@torch.no_grad()
+def read_decisions(
+    model: torch.nn.Module,
+    prompts: Sequence[Prompt],
+) -> "Iterator[tuple[Prompt, float]]":  # in an order in which much is shared
+    "The probability of answering against refusing, of each prompt whose deciding token is known."
+    before = Read()
+    for prompt in sorted((prompt for prompt in prompts if prompt.decides), key=lambda prompt: prompt.tokens):
+        start, answering, refusing = prompt.decides
+        before, logits = read_prompt(model, (*prompt.tokens, *start), before)
+        yield prompt, torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
+
+# %% ../nbs/45_local.ipynb #45-023
 class LocalBackend:
     "Writes with a model of transformers; see `generate.ipynb` for what its methods are for."
 
@@ -347,7 +361,7 @@ class LocalBackend:
         return batches(prompts, decoding.batch_size, decoding.batch_tokens, decoding.max_new_tokens)
 
     def matcher(self, prompt: Prompt) -> Any:
-        "A matcher for the record of a prompt; GrammarError where it doesn't say what was shown."
+        "A matcher for a record; GrammarError where it doesn't say what was shown."
         if prompt.chunks is None:
             raise GrammarError(f"the record {prompt.record_id} has no chunks to quote from: set evaluation.grammar to false, or give it chunks.")
         if self._grammar is None:
@@ -363,14 +377,9 @@ class LocalBackend:
         return [Written(output.text, output.reason, len(output.tokens) + (output.reason == "stop"), tuple(output.tokens), output.answering,
                         output.died_at) for output in generate_batch(self.model, self.tokenizer, batch, decoding, matchers)]
 
-    @torch.no_grad()
     def answering(self, prompts: Sequence[Prompt]) -> "Iterator[tuple[Prompt, float]]":
-        "The probability of answering each, without writing anything; in an order in which much is shared."
-        before = Read()
-        for prompt in sorted((prompt for prompt in prompts if prompt.decides), key=lambda prompt: prompt.tokens):
-            start, answering, refusing = prompt.decides
-            before, logits = read_prompt(self.model, (*prompt.tokens, *start), before)
-            yield prompt, torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
+        "The probability of answering each, without writing anything."
+        return read_decisions(self.model, prompts)
 
     def lets_through(self, prompt: Prompt, tokens: Sequence[int]) -> bool:
         "Whether the record's grammar allows these tokens and an end behind them."

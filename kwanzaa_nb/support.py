@@ -474,7 +474,7 @@ def _roles_fail(claim: str, window: tuple[str, ...]) -> bool:
     pairs = [(one, other) for one, other in combinations(own, 2) if None not in (_find(one[0], own), _find(other[0], own))]
     return any(next((told for names in likely if (told := _exchanged(one, other, names)) is not None), False) for one, other in pairs)
 
-
+# %% ../nbs/41_support.ipynb #41-028
 _SUBJECT = re.compile(r"[A-Z]\w{3,} (?:then |also |never |not )?(?:was|were|is|are|had|has|\w{2,}ed)\b")
 
 
@@ -500,7 +500,7 @@ def failed_gates(
     }
     return tuple(gate for gate, fails in failed.items() if fails)
 
-# %% ../nbs/41_support.ipynb #41-030
+# %% ../nbs/41_support.ipynb #41-031
 SUPPORTED_AT = 0.7  # a claim whose support reaches this counts as supported; chosen on human labels, see below
 _PAIR_SHARE, _PAIR_REACH, _WINDOW = 0.25, 4, 3
 
@@ -528,7 +528,7 @@ def overlap(
     together = sum((left.stem, right.stem) in near for left, right in pairs) / len(pairs)
     return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * together
 
-# %% ../nbs/41_support.ipynb #41-031
+# %% ../nbs/41_support.ipynb #41-032
 @dataclass(frozen=True)
 class Support:
     "How a claim is supported, for a reader of failures."
@@ -564,7 +564,7 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
         default=Support(0.0, (), ()),
     )
 
-# %% ../nbs/41_support.ipynb #41-032
+# %% ../nbs/41_support.ipynb #41-033
 def forget_claims() -> None:
     "Empty what is remembered of claims, sentences and words, for measuring."
     for remembered in (_examine, sentences, tokens, stem):
@@ -586,7 +586,7 @@ def support(
     "How far a claim is supported by the union of its own chunks; deterministic."
     return examine(claim, chunks).score
 
-# %% ../nbs/41_support.ipynb #41-037
+# %% ../nbs/41_support.ipynb #41-038
 class LabelError(KwanzaaError):
     "A set of human labels is missing or not in its public format."
 
@@ -614,7 +614,7 @@ def _human_labels(path: Path) -> list[tuple[str, str, bool]]:  # claim, evidence
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         return [(row["response"], row["knowledge"], row["begin_label"] == "Fully attributable") for row in rows]
 
-# %% ../nbs/41_support.ipynb #41-038
+# %% ../nbs/41_support.ipynb #41-039
 def weakest(
     text: str,  # one or more sentences
     chunks: list[str],

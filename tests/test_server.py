@@ -4,10 +4,10 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import openai
 import pytest
 from tiny import ROOT, tiny_config
 
-import kwanzaa_nb.server as module
 from kwanzaa_nb.answer import parse_strict_json
 from kwanzaa_nb.errors import KwanzaaError
 from kwanzaa_nb.evaluation import arms, backend_differences, experiment
@@ -94,6 +94,14 @@ def test_what_is_asked():
     assert record_schema([]) == record_schema([]) and "enum" not in json.dumps(record_schema([])["properties"]["citations"])
 
 
+def test_a_schema_reaches_the_server_as_it_is(serve):
+    url, asked = serve(lambda body, _: (200, reply("{}")))
+    backend = ServerBackend(url, "m")
+    backend.write(backend.prompts(RECORDS[:1]), Decoding(5, 1, grammar=True))
+    sent = asked[0][2]["response_format"]
+    assert sent["type"] == "json_schema" and sent["json_schema"]["schema"] == record_schema(RECORDS[0]["chunks"])
+
+
 @pytest.mark.parametrize("finish, reason", [("length", "length"), ("stop", "stop"), ("eos_token", "stop")])
 def test_reasons(serve, finish, reason):
     url, _ = serve(lambda body, _: (200, reply(None, finish)))
@@ -104,7 +112,7 @@ def test_reasons(serve, finish, reason):
 
 
 def test_a_busy_server_is_asked_again(serve, monkeypatch):
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(openai.OpenAI, "_calculate_retry_timeout", lambda *given: 0.0)
     url, asked = serve(lambda body, count: (200, reply("there")) if count > 2 else (429 if count > 1 else 503, {"error": "busy"}))
     backend = ServerBackend(url, "m")
     (written,) = backend.write(backend.prompts(RECORDS[:1]), GREEDY)
@@ -113,7 +121,7 @@ def test_a_busy_server_is_asked_again(serve, monkeypatch):
 
 @pytest.mark.parametrize("status, times", [(400, 1), (401, 1), (404, 1), (500, 4)])
 def test_a_refusal_is_a_sentence_without_the_prompt_or_the_key(serve, monkeypatch, status, times):
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(openai.OpenAI, "_calculate_retry_timeout", lambda *given: 0.0)
     url, asked = serve(lambda body, _: (status, {"error": {"message": "no such model"}}))
     backend = ServerBackend(url, "m", "sk-secret")
     with pytest.raises(ServerError, match=f"status {status}.*no such model.*evaluation.server") as caught:
@@ -122,7 +130,7 @@ def test_a_refusal_is_a_sentence_without_the_prompt_or_the_key(serve, monkeypatc
 
 
 def test_a_server_that_is_not_there_is_a_sentence_and_loses_nothing(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(openai.OpenAI, "_calculate_retry_timeout", lambda *given: 0.0)
     url, _ = serve(lambda body, _: (200, reply("there")) if len(body["messages"][0]["content"]) < 12 else (500, {}))
     log = tmp_path / "samples.jsonl"
     open_log(log, {"server": url})
