@@ -195,7 +195,7 @@ def experiment(
         "device": effective.device, "dtype": effective.dtype,
         "quantization": quantization.model_dump(mode="json") | {"bnb_4bit_compute_dtype": effective.compute_dtype}
         if effective.four_bit else None,
-        "decodings": [vars(decoding) for decoding in decodings(config)], "grammar": grammar_identity(config, records),
+        "decodings": [vars(decoding) for decoding in decodings(config)], "grammar": grammar_identity(records),
         "backend": config.evaluation.backend, "server": config.evaluation.server.model_dump(mode="json", exclude={"api_key_env"})
         if config.evaluation.backend == "server" else None,
         "versions": {name: value for name, value in versions().items() if name in ("torch", "transformers", "peft", "bitsandbytes")},
@@ -203,12 +203,9 @@ def experiment(
 
 # %% ../nbs/44_evaluation.ipynb #44-018
 def grammar_identity(
-    config: Config,
     records: Sequence[dict],
-) -> "dict[str, str] | None":  # None without a grammar
-    "By what a log tells the grammars of its records: the library's version and a hash of what it was given."
-    if not config.evaluation.grammar:
-        return None
+) -> dict[str, str]:
+    "The library and a hash of the records' grammars; always part of a log, so that arms under a grammar can be added to it."
     sources = [record_grammar(record.get("chunks") or ()) for record in records]
     return {"llguidance": importlib.metadata.version("llguidance"), "sha256": digest("\n\n".join(sources).encode())}
 

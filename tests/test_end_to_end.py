@@ -63,16 +63,23 @@ def test_adapter_folder(run):
 
 
 def test_samples_metrics_and_answers_agree(run):
-    header, *samples = lines(run / "evaluation" / "samples.jsonl")
+    header, *logged = lines(run / "evaluation" / "samples.jsonl")
     asked = load_config(ROOT / "configs" / "smoke.yaml").evaluation.max_records
-    assert header["type"] == "header" and len(samples) == 2 * asked
-    metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     records = {record["id"]: record for record in lines(run.parent / "data" / "eval.jsonl")}
+    samples = [sample for sample in logged if sample["pass"] == f"{sample['arm']}, greedy" and sample["id"] in records]
+    assert header["type"] == "header" and len(samples) == 4 * asked
+    development = [sample for sample in logged if sample["pass"].endswith(", development")]
+    assert len(development) == 2 * asked and all(0 <= sample["answering"] <= 1 for sample in development)
+    assert any(".swap" in sample["id"] for sample in logged)
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     judged = [records[row["id"]] for row in metrics["arms"]["base"]["records"]]
     for arm, scores in score_arms(samples, judged).items():
         for name, rate in scores.rates.items():
             assert metrics["arms"][arm]["rates"][name]["value"] == pytest.approx(rate.value)
     assert metrics["controls"]["gold"]["json_valid_rate"]["value"] == 1.0
+    assert set(metrics["arms"]) == {"base", "base+grammar", "adapter", "adapter+grammar"} and set(metrics["red_team"]) == {"base", "adapter"}
+    page = (run / "evaluation" / "index.html").read_text(encoding="utf-8")
+    assert all(record["id"] in page for record in judged)
     for line in lines(run / "evaluation" / "answers.jsonl"):
         validate_answer_json(line["answer_json"])
     assert (run / "evaluation" / "metrics.png").read_bytes().startswith(b"\x89PNG")

@@ -8,15 +8,21 @@ import pytest
 from tiny import ROOT, tiny_config
 
 from kwanzaa_nb.answer import validate_answer_json
+from kwanzaa_nb.decision import Calibration, calibrate
 from kwanzaa_nb.evaluation import (
     adapter_to_evaluate,
+    calibration_of,
     complete_answers,
     decodings,
+    development_decisions,
     experiment,
+    passes,
     sampling_differences,
     spread,
     write_jsonl,
 )
+from kwanzaa_nb.generate import open_log, read_log
+from kwanzaa_nb.local import LocalBackend
 from kwanzaa_nb.metrics import question_of
 from kwanzaa_nb.model import Effective
 from kwanzaa_nb.validation import read_records
@@ -210,3 +216,67 @@ def test_bare_records_can_be_completed(answered):
 def test_rows_are_written_whole(tmp_path):
     path = write_jsonl(tmp_path / "a" / "b.jsonl", ({"ọ": place} for place in range(2)))
     assert path.read_text(encoding="utf-8") == '{"ọ": 0}\n{"ọ": 1}\n'
+
+
+# who writes, and what confidence rests on
+
+
+class Known(LocalBackend):
+    "A backend that knows a probability for each record, and counts how often it is asked."
+
+    def __init__(self):
+        self.asked = []
+
+    def prompts(self, records):
+        return [SimpleNamespace(record_id=record["id"], digest="d") for record in records]
+
+    def answering(self, prompts):
+        for prompt in prompts:
+            self.asked.append(prompt.record_id)
+            yield prompt, int(prompt.record_id[1:]) / 10
+
+
+def test_development_decisions_are_logged_once(tmp_path):
+    log, backend = tmp_path / "samples.jsonl", Known()
+    open_log(log, {"model": "known"})
+    rows = [{"id": f"r{place}", "answerable": side} for place, side in enumerate((False, False, None, True, True))]
+    found = development_decisions(backend, rows[:3], log, "adapter", report=lambda line: None)
+    assert [(row["id"], row["answering"], row["answerable"]) for row in found] == [("r0", 0.0, False), ("r1", 0.1, False)]
+    found = development_decisions(backend, rows, log, "adapter", report=lambda line: None)
+    assert [row["id"] for row in found] == ["r0", "r1", "r3", "r4"] and backend.asked == ["r0", "r1", "r3", "r4"]
+    samples = read_log(log)[1]
+    fitted = calibration_of(samples, "adapter")
+    assert fitted.records == 4 and fitted(0.0) < 0.5 < fitted(0.4)
+    assert calibration_of(samples, "base") == Calibration() and development_decisions(object(), rows, log, "base") == []
+
+
+def test_the_passes_of_an_arm():
+    config = tiny_config(**{"evaluation.sampling_seeds": [1], "evaluation.grammar": True, "evaluation.stop_invalid_after": 5})
+    found = list(passes(config, "adapter", CPU))
+    assert [(name, decoding.name, decoding.grammar, same) for name, decoding, same in found] == [
+        ("adapter", "greedy", False, None), ("adapter", "sampled, seed 1", False, None), ("adapter+grammar", "greedy", True, "adapter")]
+    half = Effective("cuda", "bf16", "bf16", "sdpa", False, "x")
+    assert [same for _, _, same in passes(config, "adapter", half)] == [None, None, None]
+    moved = tiny_config(**{"evaluation.grammar": True, "evaluation.answer_threshold": 0.3})
+    assert [same for _, _, same in passes(moved, "base", CPU)] == [None, None]
+    assert len(list(passes(tiny_config(), "base", CPU))) == 1
+
+
+def test_what_a_grammar_was_made_of_is_part_of_an_experiment(records):
+    with_grammar = tiny_config(**{"evaluation.grammar": True})
+    plain, same = experiment(tiny_config(), CPU, records[:4], None), experiment(with_grammar, CPU, records[:4], None)
+    assert plain == same and set(same["grammar"]) == {"llguidance", "sha256"}
+    changed = deepcopy(records[:4])
+    changed[0]["chunks"][0]["text"] += " More."
+    assert experiment(with_grammar, CPU, changed, None)["grammar"] != same["grammar"]
+
+
+def test_a_valid_answer_states_its_calibrated_confidence(records):
+    answered = next(record for record in records if record["answerable"])
+    rows = [sample | {"answering": 0.8} for sample in samples([answered])]
+    fitted = calibrate([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
+    for arm in ("adapter", "adapter+grammar"):
+        (line,), _ = complete_answers([row | {"arm": arm} for row in rows], [answered], tiny_config(), {"adapter": fitted})
+        assert line["answer_json"]["answer"]["confidence"] == round(fitted(0.8), 4) and line["answer_json"]["model_mode"] == "base_adapter_rag"
+    (line,), _ = complete_answers(rows, [answered], tiny_config(), {"adapter": Calibration()})
+    assert "confidence" not in line["answer_json"]["answer"]
