@@ -174,6 +174,8 @@ _FIGURE = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?)(st|nd|rd|th|s)?$")
 
 def _plain(text: str) -> str:
     "Lower case without accents, in one Unicode form."
+    if text.isascii():
+        return text.casefold()
     decomposed = unicodedata.normalize("NFKD", text.replace("’", "'"))
     return "".join(character for character in decomposed if not unicodedata.combining(character)).casefold()
 
@@ -353,10 +355,11 @@ def dates(
     return triples
 
 
+@lru_cache(maxsize=50_000)
 def negated(
     sentence: str,  # one sentence
     reach: int,  # how many content words after the negation count as negated
-) -> list[frozenset[str]]:  # one set of stems a negation
+) -> tuple[frozenset[str], ...]:  # one set of stems a negation
     "What each negation of a sentence negates: the content words after it, or before it at the end of a sentence."
     plain, found = [_plain(word) for word in _WORD.findall(re.sub(r"\bNo\. (?=\d)|\b[Nn]ot only\b", "", sentence))], []
     for place, word in enumerate(plain):
@@ -366,7 +369,7 @@ def negated(
                 for side in (plain[:place], plain[place + 1 :])
             )
             found.append(frozenset(after[:reach] or before[-reach:]))
-    return [stems for stems in found if stems]
+    return tuple(stems for stems in found if stems)
 
 # %% ../nbs/41_support.ipynb #41-024
 def _named(name: str, present: frozenset[str]) -> bool:
@@ -567,7 +570,7 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
 # %% ../nbs/41_support.ipynb #41-033
 def forget_claims() -> None:
     "Empty what is remembered of claims, sentences and words, for measuring."
-    for remembered in (_examine, sentences, tokens, stem):
+    for remembered in (_examine, sentences, tokens, stem, negated):
         remembered.cache_clear()
 
 
