@@ -21,7 +21,7 @@ pytestmark = pytest.mark.end_to_end
 def run(tmp_path_factory) -> Path:
     """One smoke run of all stages by the launcher; the run's folder."""
     folder = tmp_path_factory.mktemp("smoke")
-    places = {f"data.{name}_file": str(folder / "data" / f"{name}.jsonl") for name in ("train", "eval")}
+    places = {f"data.{name}_file": str(folder / "data" / f"{name}.jsonl") for name in ("train", "dev", "eval")}
     settings = [f"{key}={value}" for key, value in {"run.output_dir": str(folder / "run"), **places}.items()]
     command = [sys.executable, "-m", "kwanzaa_nb.cli", "run", "all", "--config", "configs/smoke.yaml"]
     for setting in settings:
