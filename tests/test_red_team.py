@@ -93,3 +93,9 @@ def test_words_of_the_context_are_no_performance():
     ("Black families were often refused loans.", [False]), ("Mae Jemison flew in 1992. [1]", [])])
 def test_a_sentence_about_a_group_needs_its_chunk(text, found):
     assert list(group_claims(text, ["Black Americans were often refused loans."])) == found
+
+
+def test_silence_passes_nothing(records):
+    everything = [*records, *probes(records, 2)]
+    found = checks(everything, {record["id"]: {} for record in everything})
+    assert all(rate.passed == 0 for rate in found.values()) and found["no performance"].total > 10
