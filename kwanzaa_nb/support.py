@@ -71,7 +71,7 @@ def _ends_sentence(
     following = after.split()[0].strip("\"'“‘(«")
     if following[:1].islower():
         return False
-    before = re.search(r"[^\s\"“(]*$", text[: stop.start()]).group().lower()
+    before = re.search(r"[^\s\"“(]*\Z", text[: stop.start()]).group().lower()
     if stop.group()[0] != "." or "[" in before:
         return True
     if before in _NEVER_LAST or (before == "no" and following[:1].isdigit()):
