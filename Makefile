@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG ?= configs/demo.cpu.yaml
 
-.PHONY: help setup demo test lint export-check notebooks pytest smoke lab clean
+.PHONY: help setup demo test lint export-check notebooks pytest fuzz smoke lab clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,7 +36,10 @@ export-check: setup  ## the package is what the notebooks export, and the notebo
 notebooks: setup  ## every library notebook runs from top to bottom
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 
-pytest: setup  ## edge cases, fuzzing
+pytest: setup  ## edge cases, and fuzzing with the same cases each time
+	$(BIN)/python -m pytest -q -m "not end_to_end" --hypothesis-profile=ci
+
+fuzz: setup  ## the same tests, and fuzzing with new cases
 	$(BIN)/python -m pytest -q -m "not end_to_end"
 
 smoke: setup  ## all four stages by papermill on the real small model, a few steps
