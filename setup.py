@@ -1,15 +1,40 @@
 """Packaging: everything comes from settings.ini, the one place for name, version and dependencies."""
 
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).resolve().parent
 parser = ConfigParser(interpolation=None, delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 readme = HERE / "README.md"
+
+# What an installed package needs beside its modules, kept in kwanzaa_nb/project: the stage notebooks that `kwanzaa run`
+# executes, and the configs and data that `kwanzaa init` copies. MANIFEST.in lists the same for the source distribution.
+SHIPPED = ("nbs/0[1-4]_*.ipynb", "configs/**/*.yaml", "configs/**/*.json", "data/corpus/*", "data/questions/*", "data/benchmarks/*")
+
+
+class BuildWithProject(build_py):
+    """Copy what is shipped beside the modules; an editable install finds it in the checkout."""
+
+    def run(self):
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return
+        for path in (path for pattern in SHIPPED for path in HERE.glob(pattern) if path.is_file()):
+            target = Path(self.build_lib, settings["lib_path"], "project", path.relative_to(HERE))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def listed(*names: str) -> list:
+    """Requirements of several keys of settings.ini, each once."""
+    return list(dict.fromkeys(word for name in names for word in settings[f"{name}_requirements"].split()))
+
 
 setup(
     name=settings["lib_name"],
@@ -25,10 +50,16 @@ setup(
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={
+        "train": listed("train"),
+        "eval": listed("eval"),
+        "docs": listed("docs"),
+        "dev": listed("train", "eval", "docs", "dev"),
+    },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"],
     },
+    cmdclass={"build_py": BuildWithProject},
     zip_safe=False,
 )

@@ -205,7 +205,7 @@ def normal(name):
 def requirements():
     parser = configparser.ConfigParser(interpolation=None, delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
-    return [word for key in ("requirements", "dev_requirements") for word in parser["DEFAULT"][key].split()]
+    return sorted({word for key, value in parser["DEFAULT"].items() if key.endswith("requirements") for word in value.split()})
 
 
 def test_every_requirement_is_pinned_within_its_range():
