@@ -27,6 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from .config import Config, Difference
 from .decision import DECISION, decision_tokens
 from .errors import KwanzaaError, Problem, ProblemList, write_atomically
+from .fused import fuse_adapter
 from .masking import IGNORED, MaskError, check_supervised, encode_chat, render_chat
 from .model import Effective
 from .packing import SEGMENTED, flatten_rows, flatten_shared
@@ -136,6 +137,7 @@ class AdapterTrainer(SFTTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:  # TRL casts a quantised model's adapter to bf16, which rounds small updates away
                 parameter.data = parameter.data.float()
+        fuse_adapter(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
         "Whole groups, or packed rows in TRL's own order."

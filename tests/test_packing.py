@@ -9,11 +9,15 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from kwanzaa_nb.masking import IGNORED
 from kwanzaa_nb.packing import (
+    FLEX,
     SEGMENTED,
+    Segments,
     causal_mask,
     flatten_rows,
     flatten_shared,
+    flex_segments,
     pack_rows,
+    row_shares,
     segmented_attention,
     share_prompts,
 )
@@ -260,3 +264,100 @@ def test_packed_rows_share_too():
     row = {"input_ids": first["input_ids"] + second["input_ids"], "labels": first["labels"] + second["labels"],
            "seq_lengths": [29, 29]}
     assert flatten_shared([row])["input_ids"].tolist() == flatten_shared([first, second])["input_ids"].tolist()
+
+
+# flex attention, and windows where prompts are shared
+
+
+def windowed_model(window=5):
+    torch.manual_seed(0)
+    model = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=272,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            sliding_window=window,
+            initializer_range=0.2,
+        )
+    ).eval()
+    model.set_attn_implementation(SEGMENTED)
+    return model
+
+
+@pytest.mark.parametrize("window", [3, 25, 200])
+def test_shared_prompts_under_a_sliding_window_give_loss_and_gradient_of_separate_records(window):
+    records, model = random_records(torch.Generator().manual_seed(4), 6), windowed_model(window)
+    alone, together = loss_and_gradient(model, flatten_rows(records)), loss_and_gradient(model, flatten_shared(records))
+    assert together[0] == pytest.approx(alone[0], rel=1e-5)
+    for name, gradient in alone[2].items():
+        assert torch.allclose(gradient, together[2][name], atol=1e-5 * max(1.0, gradient.abs().max().item())), name
+
+
+@pytest.mark.parametrize("flatten", [flatten_rows, flatten_shared])
+@pytest.mark.parametrize("window", [None, 5])
+def test_flex_attention_gives_the_loss_of_segmented_attention(flatten, window):
+    records = random_records(torch.Generator().manual_seed(2), 6)
+    model = windowed_model(window) if window else tiny_model()
+    batch = flatten(records)
+    with torch.no_grad():
+        expected = supervised_loss(model, batch)[0].item()
+        model.set_attn_implementation(FLEX)
+        found = supervised_loss(model, flatten(records))[0].item()
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_flex_attention_says_what_it_can_not_do():
+    query = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="dropout"):
+        flex_segments(None, query, query, query, dropout=0.1, cu_seq_lens_q=torch.tensor([0, 3]))
+    with pytest.raises(ValueError, match="soft cap"):
+        flex_segments(None, query, query, query, softcap=30.0, cu_seq_lens_q=torch.tensor([0, 3]))
+
+
+def test_flash_attention_is_given_what_it_reads(monkeypatch):
+    "The flat row reaches transformers' variable-length flash kernel as records that begin at cu_seq_lens; the kernel is played by a loop."
+    from transformers import modeling_flash_attention_utils as flash
+    from transformers.integrations.flash_attention import flash_attention_forward
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    calls = []
+
+    def kernel(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False, softmax_scale=None, **_):
+        calls.append((cu_seqlens_q.tolist(), max_seqlen_q, causal))
+        parts = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
+        found, _ = segmented_attention(None, *parts, scaling=softmax_scale, cu_seq_lens_q=cu_seqlens_q)
+        return found[0]
+
+    def padded(*_, **__):
+        raise AssertionError("the padded kernel was called")
+
+    found = (padded, kernel, None, None, None), (flash._lazy_define_process_function(kernel), dict)
+    monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_, **__: found)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_as_kernel", flash_attention_forward)
+    model = tiny_model()
+    batch = flatten_rows(ROWS)
+    with torch.no_grad():
+        expected = supervised_loss(model, batch)[0].item()
+        model.config._attn_implementation = "flash_as_kernel"
+        found = supervised_loss(model, batch)[0].item()
+    starts = batch["cu_seq_lens_q"].tolist()
+    assert calls and all(call == (starts, batch["max_length_q"], True) for call in calls)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_masks_are_made_once_a_row_and_are_gone_with_it():
+    segments = Segments([(0, 3, []), (3, 5, [(0, 3)])])
+    query = torch.randn(1, 2, 5, 4)
+    for _ in range(2):
+        segmented_attention(None, query, query, query, segments=segments)
+    assert list(segments.masks) == [(2, 5, None, torch.float32)] and Segments(segments).masks == {}
+
+
+def test_shares_count_room_and_supervised_tokens():
+    packed = pack_rows([row(3, 3), row(4, 4)], 16)
+    shares = row_shares(packed, 16)
+    assert shares == {"rows": 1, "records": 2, "tokens": 14, "supervised_tokens": 7, "filled": 14 / 16, "supervised_share": 0.5}
+    assert row_shares([row(0, 4)], 4)["supervised_tokens"] == 3
