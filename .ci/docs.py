@@ -1,0 +1,172 @@
+"""Build the docs site: nbdev prepares the notebooks, smalldocs lays them out from nbs/_quarto.yml, executed reports go beside them.
+
+`nbdev_docs` makes the same site where Quarto is installed, without the reports.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path, PurePosixPath
+
+from nbdev.config import get_config
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+from smalldocs.config import load
+from smalldocs.site import Page, Site
+
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.errors import KwanzaaError
+from kwanzaa_nb.runs import NOTEBOOKS, metrics_table, read_manifest, read_metrics, stage_table
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {"report.html": "The run on one page", "evaluation/index.html": "Every record, and what each arm wrote"}
+BADGE = re.compile(r"\[!\[Open In Colab\]\(https://[^)]*\.svg\)\]\(([^)]*)\)")
+NOTEBOOK = re.compile(r"`nbs/((?:\d+_)?\w+\.ipynb)`")
+NUMBER = re.compile(r"^\d+_")
+
+
+class NamedSite(Site):
+    "A site whose pages are called as their `output-file` says: 42_metrics.ipynb becomes metrics.html, as with Quarto."
+
+    def read(self, src: PurePosixPath) -> Page:
+        "Read a page, and put it where it wants to be."
+        page = super().read(src)
+        page.out = src.with_name(str(page.front.get("output-file") or page.out.name))
+        return page
+
+    def find_page(self, target: PurePosixPath) -> "Page | None":
+        "Find a page by its source or by its output."
+        return super().find_page(target) or next((page for page in self.pages.values() if page.out == target), None)
+
+
+def on_site(
+    text: str,  # source of a Markdown cell, or Markdown in an output
+    site: str,  # address where the site is published, ending in a slash
+    blob: str,  # address of files of the project, ending in a slash
+    up: str = "",  # from the page to the site's root: "" or "../../"
+) -> str:
+    "Link to pages of this site instead of published ones, name notebooks by links, and take no badge from another host."
+    text = BADGE.sub(r"[Open in Colab](\1){.btn .btn-outline-primary .btn-sm}", text)
+    text = text.replace(f"]({blob}nbs/", f"]({up}").replace(f"]({site}", f"]({up}")
+    return NOTEBOOK.sub(lambda found: f"[`{found[1].removesuffix('.ipynb')}`]({up}{found[1]})", text)
+
+
+def split_title(
+    notebook: dict,  # changed in place
+) -> None:
+    "Leave title and purpose in the first cell and move what follows to the next: nbdev keeps one line of purpose and drops the rest."
+    place = next(number for number, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown")
+    found = re.match(r"(# .*\n)\s*((?:>.*\n?)+)(.*)", "".join(notebook["cells"][place]["source"]), re.DOTALL)
+    if found:
+        purpose = " ".join(line.removeprefix(">").strip() for line in found[2].splitlines())
+        notebook["cells"][place]["source"] = f"{found[1]}\n> {purpose}"
+        if found[3].strip():
+            notebook["cells"].insert(place + 1, {"cell_type": "markdown", "id": "after-title", "metadata": {}, "source": found[3].strip()})
+
+
+def rewrite(
+    path: Path,  # a notebook, changed in place
+    **places: str,  # see `on_site`
+) -> None:
+    "Make a notebook's Markdown fit the site."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    split_title(notebook)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = on_site("".join(cell["source"]), **places)
+        for output in cell.get("outputs", []):
+            if "text/markdown" in output.get("data", {}):
+                output["data"]["text/markdown"] = on_site("".join(output["data"]["text/markdown"]), **places)
+    path.write_text(json.dumps(notebook, ensure_ascii=False), encoding="utf-8")
+
+
+def report_index(
+    run: Path,  # the run folder
+    pages: dict,  # title by file, for what is there
+) -> str:  # Markdown
+    "The first page of a run's reports: results, links, stages."
+    metrics = read_metrics(run)
+    results = metrics_table(metrics)._repr_markdown_() if metrics else "No results: the stage evaluate has not written any."
+    links = [f"- [{name}]({name}.ipynb)" for name in NOTEBOOKS.values() if (run / "notebooks" / f"{name}.ipynb").exists()]
+    links += [f"- [{title}]({name})" for name, title in pages.items()]
+    return "\n".join([
+        "---", f'title: "Reports of {run.name}"', "output-file: index.html", "---", "",
+        f"What the run `{run.name}` left: the stage notebooks as they were executed, and the pages that they wrote.", "",
+        results, "", *links, "", "## Stages", "", stage_table(run)._repr_markdown_(), ""])
+
+
+def add_reports(
+    run: Path,  # the run folder
+    folder: Path,  # where the site's sources are
+    **places: str,  # see `on_site`
+) -> None:
+    "Put a run's executed notebooks and pages among the sources."
+    reports = folder / "reports" / run.name
+    (reports / "evaluation").mkdir(parents=True)
+    pages = {name: title for name, title in PAGES.items() if (run / name).exists()}
+    for name in pages:
+        shutil.copyfile(run / name, reports / name)
+    for name in NOTEBOOKS.values():
+        if (run / "notebooks" / f"{name}.ipynb").exists():
+            path = Path(shutil.copyfile(run / "notebooks" / f"{name}.ipynb", reports / f"{name}.ipynb"))
+            notebook = json.loads(path.read_text(encoding="utf-8"))
+            title = f"{run.name}: {NUMBER.sub('', name)}"
+            notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "raw"]
+            notebook["cells"].insert(0, {"cell_type": "raw", "metadata": {}, "source": f'---\ntitle: "{title}"\n---\n'})
+            path.write_text(json.dumps(notebook), encoding="utf-8")
+            rewrite(path, up="../../", **places)
+    (reports / "index.md").write_text(report_index(run, pages), encoding="utf-8")
+
+
+def build(
+    output: Path,  # the site's folder; replaced as a whole once the new site is there
+    runs: "list[Path]",  # run folders whose reports belong to the site
+) -> Site:
+    "Build the site."
+    settings = get_config(path=ROOT)
+    places = {"site": f"{settings.doc_host}{settings.doc_baseurl}/", "blob": f"{settings.git_url}/blob/{settings.branch}/"}
+    refresh_quarto_yml()
+    with tempfile.TemporaryDirectory() as copy:
+        sources = Path(shutil.copytree(ROOT / "nbs", Path(copy) / "nbs", ignore=shutil.ignore_patterns(".*")))
+        for path in sources.glob("*.ipynb"):
+            rewrite(path, **places)
+        folder = proc_nbs(str(sources), n_workers=2, force=True)
+    for path in folder.glob("*.ipynb"):
+        rewrite(path, **places)  # nbdev links names to where the site is published
+    for run in runs:
+        add_reports(run, folder, **places)
+    site = NamedSite(load(folder), quiet=True)
+    site.out = output.with_name(output.name + ".part")
+    shutil.rmtree(site.out, ignore_errors=True)
+    site.build()
+    shutil.rmtree(output, ignore_errors=True)
+    site.out.rename(output)
+    return site
+
+
+def main() -> int:
+    "Build, and say what was left out."
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    options.add_argument("--output", type=Path, default=ROOT / "_docs", help="the site's folder (default: _docs)")
+    options.add_argument("--run", type=Path, action="append", help="a run folder whose reports are shown (default: the demo's)")
+    given = options.parse_args()
+    wanted = given.run or [ROOT / load_config(ROOT / "configs" / "demo.cpu.yaml").run.output_dir]
+    runs = [run for run in wanted if read_manifest(run)["stages"] and (run / "notebooks").is_dir()]
+    for run in wanted:
+        if run not in runs:
+            print(f"no reports of {run.name}: nothing has run into {run}; `make demo` makes the demo's")
+    site = build(given.output.resolve(), runs)
+    for warning in (text for text in site.warnings if "output-file is not read" not in text):  # `NamedSite` reads it
+        print(f"warning: {warning}")
+    print(f"{len(site.pages)} pages: {given.output}; to read with search: {sys.executable} -m http.server --directory {given.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KwanzaaError as error:
+        sys.exit(str(error))
