@@ -143,6 +143,7 @@ class ModelSection(Section):
     "The base model that the adapter is trained on."
     base_model_id: Text = setting("Hub id, local folder, or package:NAME for a GGUF shipped in a Python package.")
     revision: Text | None = setting("Commit, tag or branch of the model repository; null takes its main branch.", None)
+    chat_template: Text | None = setting("Jinja file to use in place of the tokenizer's chat template; null: the tokenizer's.", None)
     trust_remote_code: Flag = setting("Allow Python code from the model repository to run.", True)
     use_flash_attention: Flag = setting("Use FlashAttention where it is installed and the device supports it.", True)
 

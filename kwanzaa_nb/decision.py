@@ -25,9 +25,9 @@ def decision_tokens(
     prompt: str,  # rendered, with the generation prompt
 ) -> tuple[list[int], int, int]:  # ids before the decision, id of answering, id of refusing
     "Where the two ways part, in tokens."
-    answering, refusing = (tokenizer(prompt + start, add_special_tokens=False)["input_ids"] for start in (ANSWERING, REFUSING))
+    before, answering, refusing = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, ANSWERING, REFUSING))
     place = next(index for index, pair in enumerate(zip(answering, refusing)) if pair[0] != pair[1])
-    return answering[:place], answering[place], refusing[place]
+    return before + answering[:place], answering[place], refusing[place]
 
 # %% ../nbs/36_decision.ipynb #36-006
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .answer import AnswerError, parse_model_answer
-from .masking import render_chat
+from .masking import MaskError, answer_span
 from .prompt import INSTRUCTION_HEADING, read_context, render_user
 
 # %% ../nbs/34_lengths.ipynb #34-004
@@ -44,8 +44,9 @@ def record_tokens(
     tokenizer: Any,  # with a chat template
     record: dict,
 ) -> int:  # tokens of prompt and answer together
-    "The length of a record as it is trained on."
-    return len(tokenizer(render_chat(tokenizer, record["messages"]), add_special_tokens=False)["input_ids"])
+    "The length of a record as it is trained on; raises `MaskError`."
+    text, start, _ = answer_span(tokenizer, record["messages"])
+    return sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text[:start], text[start:]))
 
 
 def fit_records(
@@ -54,12 +55,19 @@ def fit_records(
     longest: int,  # tokens, data.max_seq_length
     policy: str = "error",  # data.over_length; with "error" everything is returned as it is, for the trainer to refuse
 ) -> tuple[list[dict], list[str]]:  # the records to train on, and a line for each that was changed or left out
-    "Make records fit as `data.over_length` says; one that still doesn't fit without its spare chunks stays, to be refused."
+    """Make records fit as `data.over_length` says.
+
+    One that still doesn't fit without its spare chunks stays, for the trainer to refuse, and so does one that can't be masked.
+    """
     if policy == "error":
         return list(records), []
     kept, told = [], []
     for record in records:
-        before, gone = record_tokens(tokenizer, record), []
+        try:
+            before, gone = record_tokens(tokenizer, record), []
+        except MaskError:
+            kept.append(record)
+            continue
         if before > longest and policy == "drop_records":
             told.append(f"{record['id']}: left out, {before} tokens")
             continue

@@ -19,7 +19,7 @@ from typing import Any
 from .answer import AnswerError, parse_model_answer
 from .corpus import DataError, MissingFile, control_problems, iter_jsonl
 from .errors import Problem
-from .masking import IGNORED, MaskError, check_supervised, encode_chat
+from .masking import IGNORED, MaskError, TemplateRefusal, check_supervised, encode_chat
 from .prompt import CONTEXT_HEADING, INSTRUCTION_HEADING, read_context
 from .records import draw, target_problems
 
@@ -190,7 +190,7 @@ def token_problems(
     try:
         found = preview_record(tokenizer, record, ends)
     except MaskError as error:
-        return [("messages", str(error), "", "mask")], 0
+        return [("messages", str(error), "", "template" if isinstance(error, TemplateRefusal) else "mask")], 0
     except Exception as error:  # noqa: BLE001 - chat templates are programs of others, and raise what they like
         return [("messages", f"the chat template refuses it: {error}", "choose another model.base_model_id", "template")], 0
     if found.tokens <= longest:

@@ -6,12 +6,15 @@ import json
 import huggingface_hub.constants
 import pytest
 import torch
+from datasets import Dataset
 from tiny import CHATML, ROOT, row, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.training_args import OptimizerNames
 
 import kwanzaa_nb.model as model_module
 from kwanzaa_nb.config import load_config
 from kwanzaa_nb.model import (
+    DTYPES,
     Effective,
     Hardware,
     ModelError,
@@ -28,12 +31,15 @@ from kwanzaa_nb.model import (
     remote_code,
 )
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows
+from kwanzaa_nb.training import AdapterTrainer, step_budget, trainer_arguments
 
 CPU = Hardware("cpu", "AVX2", False, False, True)
 CPU_BF16 = Hardware("cpu", "AVX512", True, False, True)
 T4 = Hardware("cuda", "Tesla T4", False, False, True)
 A100 = Hardware("cuda", "A100", True, True, True)
 A100_BARE = Hardware("cuda", "A100", True, False, False)
+H100 = Hardware("cuda", "H100", True, True, True, True)
+CPU_BARE = Hardware("cpu", "AVX2", False, False, False)
 PLAIN = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
 ASKED = {
     "run.mixed_precision": "bf16",
@@ -64,13 +70,15 @@ def asked(**changes):
 @pytest.mark.parametrize(
     "hardware, dtype, compute, attention, four_bit, optim, differing",
     [
-        (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_torch", [0, 1, 2, 4]),
-        (CPU_BF16, "fp32", "bf16", SEGMENTED, True, "adamw_torch", [0, 2, 4]),
+        (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_8bit", [0, 1, 2, 4]),
+        (CPU_BF16, "fp32", "bf16", SEGMENTED, True, "adamw_8bit", [0, 2, 4]),
+        (CPU_BARE, "fp32", "fp32", SEGMENTED, False, "adamw_torch", [0, 1, 2, 3, 4]),
         (T4, "fp16", "fp16", SEGMENTED, True, "paged_adamw_8bit", [0, 1, 2]),
         (A100, "bf16", "bf16", "flash_attention_2", True, "paged_adamw_8bit", []),
         (A100_BARE, "bf16", "bf16", SEGMENTED, False, "adamw_torch", [2, 3, 4]),
+        (H100, "bf16", "bf16", "flash_attention_3", True, "paged_adamw_8bit", []),
     ],
-    ids=["CPU", "CPU with bf16", "T4", "A100", "A100 without bitsandbytes"],
+    ids=["CPU", "CPU with bf16", "CPU without bitsandbytes", "T4", "A100", "A100 without bitsandbytes", "H100"],
 )
 def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
     found = effective_settings(asked(), hardware)
@@ -135,6 +143,54 @@ def test_precision_of_products_with_four_bit_weights(precision, hardware, used, 
 def test_an_optimiser_of_bitsandbytes_needs_bitsandbytes(optim):
     assert effective_settings(asked(training__optim=optim), A100_BARE).optim == "adamw_torch"
     assert effective_settings(asked(training__optim=optim), A100).optim == optim
+
+
+@pytest.mark.parametrize("asked_for, used", [
+    ("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch"), ("paged_lion_8bit", "lion_8bit"), ("paged_lion_32bit", "lion_32bit"),
+    ("adamw_8bit", "adamw_8bit")])
+def test_without_a_gpu_nothing_is_paged(asked_for, used):
+    found = effective_settings(asked(training__optim=asked_for), CPU)
+    assert found.optim == used == OptimizerNames(used).value
+    assert [one.reason for one in found.differences if one.key == "training.optim"] == (
+        [] if used == asked_for else ["paged optimisers move memory between GPU and host; there is no GPU"])
+
+
+@pytest.mark.parametrize("hardware, name", [(H100, "flash_attention_3"), (A100, "flash_attention_2"), (A100_BARE, SEGMENTED), (T4, SEGMENTED)])
+@pytest.mark.parametrize("flash, precision", [(True, "bf16"), (True, "fp16"), (True, "fp32"), (False, "bf16")])
+def test_attention(hardware, name, flash, precision):
+    found = effective_settings(asked(model__use_flash_attention=flash, run__mixed_precision=precision), hardware)
+    assert found.attention == (name if flash and found.dtype != "fp32" else SEGMENTED)
+    assert ("model.use_flash_attention" in [one.key for one in found.differences]) is (flash and found.attention == SEGMENTED)
+
+
+@pytest.mark.parametrize("capability, packages, expected", [
+    ((7, 5), (True, True), (False, False, False)), ((8, 0), (True, True), (True, True, False)), ((8, 6), (False, True), (True, False, False)),
+    ((9, 0), (True, False), (True, True, False)), ((9, 0), (True, True), (True, True, True)), ((10, 0), (True, True), (True, True, False))])
+def test_a_gpu_is_looked_at(monkeypatch, capability, packages, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(model_module, "is_flash_attn_2_available", lambda: packages[0])
+    monkeypatch.setattr(model_module, "is_flash_attn_3_available", lambda: packages[1])
+    found = detect_hardware("auto")
+    assert (found.device, found.name) == ("cuda", "a GPU")
+    assert (found.bf16, found.flash_attention, found.flash_attention_3) == expected
+    assert detect_hardware("cpu").device == "cpu" and not detect_hardware("cpu").flash_attention_3
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_adapter_weights_are_fp32_over_a_model_in_less(local, tmp_path, dtype):
+    config = tiny_config(model__base_model_id=str(local), adapter__r=2)
+    for four_bit in (False, True):
+        effective = Effective("cpu", dtype, dtype, SEGMENTED, four_bit, "adamw_torch")
+        base = load_base(config, effective)
+        assert base.get_input_embeddings().weight.dtype == DTYPES[dtype]
+        model = add_adapter(base, config)
+        arguments = trainer_arguments(config, PLAIN, step_budget(config, 1)[0], tmp_path, False)
+        rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}])
+        trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tiny_tokenizer())
+        trained = [weight.dtype for weight in trainer.model.parameters() if weight.requires_grad]
+        assert trained and set(trained) == {torch.float32}
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop"])
