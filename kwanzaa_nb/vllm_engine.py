@@ -15,6 +15,7 @@ from .errors import KwanzaaError
 from .generate import Decoding, Written
 from .grammar import record_grammar
 from .local import Prompt, batches, encode_prompts
+from .model import is_pinned
 
 # %% ../nbs/47_vllm_engine.ipynb #47-004
 class EngineError(KwanzaaError):
@@ -28,7 +29,8 @@ def engine_arguments(
 ) -> dict[str, Any]:  # of `vllm.LLM`
     "How the engine is started."
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    arguments = {"model": config.model.base_model_id, "revision": config.model.revision, "trust_remote_code": config.model.trust_remote_code,
+    arguments = {"model": config.model.base_model_id, "revision": config.model.revision,
+                 "trust_remote_code": config.model.trust_remote_code and is_pinned(config.model.revision),
                  "dtype": names[effective.dtype], "seed": config.run.seed, "enable_prefix_caching": True,
                  "max_model_len": config.data.max_seq_length + config.evaluation.generation_defaults.max_new_tokens,
                  "structured_outputs_config": {"backend": "guidance"}}

@@ -4,6 +4,7 @@ import pytest
 from tiny import ROOT, tiny_config, tiny_tokenizer
 
 from kwanzaa_nb.lengths import fit_records, record_tokens, spare_chunks, without_chunk
+from kwanzaa_nb.masking import encode_chat
 from kwanzaa_nb.prompt import read_context
 from kwanzaa_nb.training import RecordsError, encode_records
 from kwanzaa_nb.validation import read_records
@@ -68,6 +69,35 @@ def test_a_record_of_another_layout_loses_nothing(tokenizer):
     messages = [{"role": role, "content": text} for role, text in (("system", "Be exact."), ("user", "When? " * 50), ("assistant", "Then."))]
     record = {"id": "bare", "messages": messages}
     assert spare_chunks(record) == [] and fit_records(tokenizer, [record], 10, "drop_chunks") == ([record], [])
+
+
+@pytest.mark.parametrize("policy", ["error", "drop_chunks", "drop_records"])
+def test_a_target_that_generation_could_not_write_is_an_error_under_every_policy(records, tokenizer, policy):
+    config = tiny_config(**{"data.max_seq_length": 100_000, "evaluation.generation_defaults.max_new_tokens": 5})
+    kept, told = fit_records(tokenizer, records[:3], config.data.max_seq_length, policy)
+    assert told == []
+    with pytest.raises(RecordsError) as error:
+        encode_records(tokenizer, kept, config, {tokenizer.eos_token_id})
+    assert [(problem.where, problem.code) for problem in error.value.problems] == [(row["id"], "answer_too_long") for row in records[:3]]
+    length = len(tokenizer(records[0]["messages"][2]["content"], add_special_tokens=False)["input_ids"]) + 1
+    assert f"its answer has {length} tokens, over max_new_tokens 5" in str(error.value)
+
+
+def test_a_length_is_that_of_the_row_that_is_trained_on(records):
+    "Also where a template shows a finished turn otherwise than it asks for one."
+    hides = "{% if messages[-1]['role'] == 'user' %}{{ messages[0]['content'] }}{% endif %}" + tiny_tokenizer().chat_template
+    for tokenizer in (tiny_tokenizer(), tiny_tokenizer(hides)):
+        for record in records[:5]:
+            assert record_tokens(tokenizer, record) == len(encode_chat(tokenizer, record["messages"])["input_ids"])
+
+
+@pytest.mark.parametrize("policy", ["drop_chunks", "drop_records"])
+def test_a_record_that_no_mask_is_right_for_is_left_for_the_trainer_to_refuse(records, policy):
+    tokenizer = tiny_tokenizer(tiny_tokenizer().chat_template.replace("m['content']", "m['content'] | upper"))
+    assert fit_records(tokenizer, records[:3], 10, policy) == (records[:3], [])
+    with pytest.raises(RecordsError) as error:
+        encode_records(tokenizer, records[:3], tiny_config(), {tokenizer.eos_token_id})
+    assert [(problem.where, problem.code) for problem in error.value.problems] == [(row["id"], "mask") for row in records[:3]]
 
 
 def test_without_chunk_is_what_the_renderer_gives(records):
