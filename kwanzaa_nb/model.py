@@ -302,7 +302,7 @@ def unknown_attention(model: torch.nn.Module) -> str:
         return "a soft cap on its scores (attn_logit_softcapping)"
     return "attention sinks" if any(name.endswith(".sinks") for name, _ in model.named_parameters()) else ""
 
-
+# %% ../nbs/30_model.ipynb #30-160
 def load_base(
     config: Config,
     effective: Effective,
