@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from .config import project_root
 from .errors import write_atomically
@@ -131,7 +132,7 @@ def _line(row: Mapping, names: Sequence[tuple[str, str]]) -> str:
     "A run's row."
     report = "report.html" if row.get("report") else "manifest.json"
     rates = [row["rates"].get(arm, {}).get(name) for arm, name in names]
-    return (f'<tr><td data-value="{escape(row["name"])}"><a href="{escape(row["folder"])}/{report}">{escape(row["name"])}</a>'
+    return (f'<tr><td data-value="{escape(row["name"])}"><a href="{escape(quote(row["folder"]))}/{report}">{escape(row["name"])}</a>'
             f"<br><small>{escape(row['folder'])}</small></td>"
             + _cell(row["started"]) + _cell(row["stages"] + ("; " + "; ".join(row["problems"]) if row["problems"] else "")) + _cell(row["model"])
             + _cell(row["minutes"] or None, True) + _cell(row["usd"], True)

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['STAGES', 'NOTEBOOKS', 'STATUSES', 'MANIFEST', 'PROGRESS', 'PACKAGES', 'QUIET', 'RATES', 'StageError', 'portable',
            'file_record', 'files_of', 'file_key', 'read_manifest', 'write_entry', 'versions', 'commit', 'hardware',
-           'Table', 'stage_table', 'check_maker', 'check_input', 'clock', 'sentence_of', 'StageFiles', 'Stage', 'watch',
-           'start_stage', 'unexecuted', 'check_parameters', 'own_kernel', 'execute', 'follow', 'run_stage', 'run_all',
-           'read_metrics', 'rate_text', 'metrics_table', 'verdict']
+           'Table', 'stage_table', 'check_maker', 'check_input', 'clock', 'sentence_of', 'StageFiles',
+           'refresh_reports', 'Stage', 'watch', 'start_stage', 'unexecuted', 'check_parameters', 'own_kernel',
+           'shipped', 'find_notebook', 'execute', 'follow', 'install_hint', 'run_stage', 'run_all', 'read_metrics',
+           'rate_text', 'metrics_table', 'verdict']
 
-# %% ../nbs/60_runs.ipynb #60-002
+# %% ../nbs/60_runs.ipynb #60-003
 import atexit
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -30,7 +32,7 @@ from pathlib import Path
 from .config import DEFAULT_CONFIG, Config, Difference, check_injected, config_table, resolve_config
 from .errors import KwanzaaError, write_atomically
 
-# %% ../nbs/60_runs.ipynb #60-003
+# %% ../nbs/60_runs.ipynb #60-004
 STAGES = ("data", "train", "evaluate", "publish")
 NOTEBOOKS = {stage: f"{number:02}_{stage}" for number, stage in enumerate(STAGES, start=1)}
 STATUSES = ("not_run", "running", "done", "failed", "interrupted")
@@ -39,7 +41,7 @@ MANIFEST, PROGRESS = "manifest.json", "progress.log"
 class StageError(KwanzaaError):
     "A stage that can't start or didn't finish; the message names the stage to run."
 
-# %% ../nbs/60_runs.ipynb #60-006
+# %% ../nbs/60_runs.ipynb #60-007
 _ABSOLUTE = re.compile(r"(?<![\w.:/~<-])(?:/|~/|[A-Za-z]:\\)(?:[^\s/\\'\"<>]+[/\\])+([^\s/\\'\",;:)<>]*)")
 _TOKEN = re.compile(r"\b(?:hf|api_org|sk|ghp)_[A-Za-z0-9]{16,}\b")
 
@@ -68,7 +70,7 @@ def portable(
     value = value.replace(str(Path.home()) + os.sep, "~/") if len(str(Path.home())) > 1 else value
     return _ABSOLUTE.sub(lambda found: f".../{found[1]}", value)
 
-# %% ../nbs/60_runs.ipynb #60-009
+# %% ../nbs/60_runs.ipynb #60-010
 def file_record(
     path: "str | Path",  # a file
 ) -> dict:  # {"sha256": 64 hex digits, "bytes": int}
@@ -87,7 +89,7 @@ def files_of(
     path = Path(path)
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
-# %% ../nbs/60_runs.ipynb #60-012
+# %% ../nbs/60_runs.ipynb #60-014
 def file_key(
     path: "str | Path",  # a file or folder
     folder: "str | Path",  # the run folder
@@ -102,7 +104,7 @@ def file_key(
     place = hashlib.sha256(os.path.dirname(os.path.abspath(path)).encode()).hexdigest()[:4]
     return f"outside-{place}/{Path(path).name}"
 
-# %% ../nbs/60_runs.ipynb #60-015
+# %% ../nbs/60_runs.ipynb #60-017
 def read_manifest(
     folder: "str | Path",  # the run folder; it need not exist
 ) -> dict:  # {"format": 1, "stages": {stage: entry}}; a stage that never ran is {"status": "not_run"}
@@ -134,7 +136,7 @@ def write_entry(
     manifest["stages"][stage] = portable(entry, root)
     write_atomically(Path(folder, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False, default=str) + "\n")
 
-# %% ../nbs/60_runs.ipynb #60-018
+# %% ../nbs/60_runs.ipynb #60-020
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "safetensors", "gguf",
             "huggingface_hub", "papermill", "pydantic", "bm25s")
 
@@ -162,7 +164,7 @@ def commit(
     except (OSError, subprocess.SubprocessError):
         return None
 
-# %% ../nbs/60_runs.ipynb #60-019
+# %% ../nbs/60_runs.ipynb #60-021
 def hardware() -> dict:  # {"machine", "system", "cpus": int, "memory_gb": float | None, "gpu": str | None}
     "The machine: its kind, the CPUs that this process may use, memory in GB (10**9 bytes) and the first GPU's name."
     try:
@@ -174,7 +176,7 @@ def hardware() -> dict:  # {"machine", "system", "cpus": int, "memory_gb": float
     gpu = torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
     return {"machine": platform.machine(), "system": platform.system(), "cpus": cpus, "memory_gb": memory, "gpu": gpu}
 
-# %% ../nbs/60_runs.ipynb #60-022
+# %% ../nbs/60_runs.ipynb #60-024
 class Table:
     "Rows under headings, rendered as Markdown in a notebook and as aligned text elsewhere."
 
@@ -199,7 +201,7 @@ class Table:
 
     __repr__ = __str__
 
-# %% ../nbs/60_runs.ipynb #60-024
+# %% ../nbs/60_runs.ipynb #60-026
 def stage_table(
     folder: "str | Path",  # the run folder
 ) -> Table:  # stage, status, seconds, report
@@ -213,7 +215,7 @@ def stage_table(
                      report if Path(folder, report).exists() else ""])
     return Table(["stage", "status", "seconds", "report"], rows)
 
-# %% ../nbs/60_runs.ipynb #60-027
+# %% ../nbs/60_runs.ipynb #60-029
 def check_maker(
     stages: "dict[str, dict]",  # the manifest's entries by stage
     maker: str,  # the stage that makes the input
@@ -231,7 +233,7 @@ def check_maker(
                 raise StageError(f"The stage {maker} read an older {key} than the one that {other} has written since: "
                                  f"run the stage {maker} again ({run}).")
 
-# %% ../nbs/60_runs.ipynb #60-028
+# %% ../nbs/60_runs.ipynb #60-030
 def check_input(
     stages: "dict[str, dict]",  # the manifest's entries by stage
     key: str,  # the input's key in a manifest
@@ -249,7 +251,7 @@ def check_input(
                          f"{wrote['sha256'][:8]} in the manifest, {record['sha256'][:8]} now): run the stage {maker} "
                          f"again ({run}).")
 
-# %% ../nbs/60_runs.ipynb #60-031
+# %% ../nbs/60_runs.ipynb #60-033
 def _now() -> str:
     "The time in UTC, to the second."
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -268,7 +270,7 @@ def sentence_of(
     "An error as text for a person."
     return str(error) if isinstance(error, KwanzaaError) else f"{type(error).__name__}: {error}".removesuffix(": ")
 
-# %% ../nbs/60_runs.ipynb #60-032
+# %% ../nbs/60_runs.ipynb #60-034
 class StageFiles:
     "What a stage of a run reads and writes; every change is in the manifest at once."
 
@@ -331,7 +333,20 @@ class StageFiles:
             [use, key, record["sha256"][:12], f"{record['bytes']:,}"]
             for use in ("read", "wrote") for key, record in self.entry[use].items()])
 
-# %% ../nbs/60_runs.ipynb #60-034
+# %% ../nbs/60_runs.ipynb #60-036
+def refresh_reports(
+    folder: "str | Path",  # the run folder
+    root: "str | Path",  # the project's root
+) -> None:
+    "Write the run's page and the overview; what stands in the way is a sentence on the error stream."
+    from kwanzaa_nb.overview import write_reports
+
+    try:
+        write_reports(folder, root)
+    except Exception as error:  # a page is not worth a stage
+        print(f"The reports of {Path(folder).name} could not be written ({sentence_of(error)}): kwanzaa report {Path(folder).name}", file=sys.stderr)
+
+# %% ../nbs/60_runs.ipynb #60-038
 class Stage(StageFiles):
     "One stage of one run, from `start_stage` to `done`."
 
@@ -363,6 +378,7 @@ class Stage(StageFiles):
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         self.entry |= {"status": status, "error": sentence_of(error), "finished": _now()}
         self.save()
+        refresh_reports(self.folder, self.root)
 
     def done(
         self,
@@ -374,9 +390,10 @@ class Stage(StageFiles):
                        "versions": versions(), "commit": commit(self.root), "hardware": hardware(),
                        "differences": [vars(difference) for difference in self.differences], "summary": summary}
         self.save()
+        refresh_reports(self.folder, self.root)
         return stage_table(self.folder)
 
-# %% ../nbs/60_runs.ipynb #60-037
+# %% ../nbs/60_runs.ipynb #60-041
 _current: "list[Stage]" = []
 
 def _after_cell(result: object) -> None:
@@ -404,7 +421,7 @@ def watch(
             atexit.register(_at_exit)
         _current[:] = [stage]
 
-# %% ../nbs/60_runs.ipynb #60-038
+# %% ../nbs/60_runs.ipynb #60-042
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED": "true",
          "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore:IProgress not found"}
 
@@ -429,7 +446,7 @@ def start_stage(
     watch(stage)
     return stage
 
-# %% ../nbs/60_runs.ipynb #60-040
+# %% ../nbs/60_runs.ipynb #60-044
 def unexecuted(
     report: "str | Path",  # an executed notebook
 ) -> list[int]:  # positions among all its cells, from 1
@@ -449,7 +466,7 @@ def check_parameters(
         raise StageError(f"{Path(notebook).name} has {tagged} cells tagged parameters, expected one: restore the tag, "
                          "or the run would silently use the defaults.")
 
-# %% ../nbs/60_runs.ipynb #60-042
+# %% ../nbs/60_runs.ipynb #60-046
 def own_kernel(
     complaints: object,  # an open file for what the kernel writes to its error stream
 ) -> type:  # a kernel manager class
@@ -480,7 +497,32 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
         for name in added:
             os.environ.pop(name, None)
 
-# %% ../nbs/60_runs.ipynb #60-043
+# %% ../nbs/60_runs.ipynb #60-048
+def shipped(
+    path: str = "",  # relative to a project's root, as in nbs/01_data.ipynb
+) -> Path:  # it need not exist
+    "A file that came with the package."
+    package = Path(importlib.util.find_spec("kwanzaa_nb").origin).parent
+    return (package / "project" if (package / "project").is_dir() else package.parent) / path
+
+
+def find_notebook(
+    stage: str,  # data, train, evaluate or publish
+    root: "str | Path",  # the project's root
+) -> Path:  # it need not exist
+    "The notebook of a stage: the project's, or the one that came with the package."
+    name = f"nbs/{NOTEBOOKS[stage]}.ipynb"
+    return Path(root, name) if Path(root, name).exists() else shipped(name)
+
+
+def _source(notebook: "str | Path", root: "str | Path") -> object:
+    "What papermill is given: a path within the project, else the notebook itself, so that no path of this machine is kept."
+    from nbformat import read
+
+    inside = Path(notebook).resolve().is_relative_to(Path(root).resolve())
+    return os.path.relpath(notebook) if inside else read(notebook, as_version=4)
+
+# %% ../nbs/60_runs.ipynb #60-050
 def execute(
     notebook: "str | Path",  # what to run
     report: "str | Path",  # where the executed copy goes; saved after each cell, also when one fails
@@ -491,6 +533,8 @@ def execute(
     "Run a notebook with papermill in a fresh kernel. Raises what papermill raises, KeyboardInterrupt among it."
     from papermill import execute_notebook
 
+    if importlib.util.find_spec("ipykernel") is None:
+        raise ModuleNotFoundError("No module named 'ipykernel'", name="ipykernel")
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     total = sum(cell["cell_type"] == "code" and bool("".join(cell["source"]).strip()) for cell in cells) + 1
     seen = {"cell": 0, "heading": ""}
@@ -507,14 +551,14 @@ def execute(
     complaints.parent.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.chdir(root), _environment(QUIET), open(complaints, "wb") as file:
-            execute_notebook(os.path.relpath(notebook), os.path.relpath(report), parameters=dict(parameters),
+            execute_notebook(_source(notebook, root), os.path.relpath(report), parameters=dict(parameters),
                              kernel_name="python3", progress_bar=False, kernel_manager_class=own_kernel(file),
                              on_cell_start=starting)
     finally:
         if not complaints.stat().st_size:
             complaints.unlink()
 
-# %% ../nbs/60_runs.ipynb #60-045
+# %% ../nbs/60_runs.ipynb #60-052
 @contextlib.contextmanager
 def follow(
     path: "str | Path",  # a text file that grows; it need not exist yet
@@ -545,19 +589,38 @@ def follow(
         stop.set()
         thread.join()
 
-# %% ../nbs/60_runs.ipynb #60-048
+# %% ../nbs/60_runs.ipynb #60-056
+def install_hint(
+    module: str,  # that could not be imported
+    stage: str = "",  # that needs it
+    wanted: "Iterable[str] | None" = None,  # requirements as in a wheel's metadata; None: of the installed package
+) -> str:  # a sentence with the command; "" where no extra brings the module
+    "Say how to install a module that an extra of this package brings."
+    try:
+        wanted = (importlib.metadata.requires("kwanzaa_nb") or []) if wanted is None else wanted
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    pairs = [found.groups() for text in wanted if (found := re.match(r"([\w.-]+).*extra == .(\w+)", text))]
+    extras = {extra for name, extra in pairs if re.sub(r"[-_.]+", "_", name) == re.sub(r"[-_.]+", "_", module.partition(".")[0])}
+    order = ("eval", "train", "docs", "dev") if stage in ("evaluate", "publish") else ("train", "eval", "docs", "dev")
+    best = next((extra for extra in order if extra in extras), None)
+    return f"{module.partition('.')[0]} is not installed; pip install 'kwanzaa_nb[{best}]' brings it." if best else ""
+
+# %% ../nbs/60_runs.ipynb #60-058
 def _failure(
     stage: str,  # which failed
     error: Exception,  # from papermill or Jupyter
     root: Path,  # for paths in the text
 ) -> str:
     "What to tell the user when a notebook failed."
+    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
+    if name == "ModuleNotFoundError" and (hint := install_hint(text.partition("'")[2].partition("'")[0], stage)):
+        return f"The stage {stage} can't run: {hint}"
     from nbclient.exceptions import DeadKernelError
 
     if isinstance(error, DeadKernelError):
         return (f"The kernel of the stage {stage} died, most likely for want of memory: choose a smaller model, a "
                 "shorter data.max_seq_length or smaller batches, then run the stage again.")
-    name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     stack = "\n".join(getattr(error, "traceback", []))
     sentence = text if stack.strip() == f"{name}: {text}".strip() else f"{name}: {text}"
     return f"The stage {stage} failed. {portable(sentence, root)}"
@@ -568,8 +631,9 @@ def _mark(folder: Path, root: Path, stage: str, status: str, sentence: str) -> N
     with contextlib.suppress(StageError):
         entry = read_manifest(folder)["stages"][stage]
         write_entry(folder, stage, entry | {"status": status, "error": sentence, "finished": _now()}, root)
+        refresh_reports(folder, root)
 
-# %% ../nbs/60_runs.ipynb #60-049
+# %% ../nbs/60_runs.ipynb #60-059
 def _parameters(config: "str | Path", overrides: "Mapping | None", sections: "Mapping | None", root: Path) -> dict:
     "What to inject: the config's path from the project's root, where the kernel works."
     if config and Path(config).expanduser().exists():
@@ -588,7 +652,7 @@ def _finished(folder: Path, stage: str, report: Path) -> str:  # "" when all is 
         return f"The notebook of the stage {stage} ended without calling done, so its results are not complete."
     return ""
 
-# %% ../nbs/60_runs.ipynb #60-050
+# %% ../nbs/60_runs.ipynb #60-060
 def run_stage(
     stage: str,  # data, train, evaluate or publish
     config: "str | Path" = "",  # a YAML file; "" is the demo's
@@ -602,10 +666,10 @@ def run_stage(
         raise StageError(f"There is no stage {stage}: the stages are {', '.join(STAGES)}.")
     settings = resolve_config(config, overrides, sections)
     root, folder = settings.path(""), settings.path(settings.run.output_dir)
-    notebook = Path(notebook or root / "nbs" / f"{NOTEBOOKS[stage]}.ipynb")
+    notebook = Path(notebook or find_notebook(stage, root))
     report = folder / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
     if not notebook.exists():
-        raise StageError(f"nbs/{notebook.name} is missing: run this in the project's folder.")
+        raise StageError(f"nbs/{notebook.name} is missing: run this in a checkout of the project, or install the package from a wheel.")
     check_parameters(notebook)
     read_manifest(folder)
     began = time.monotonic()
@@ -627,7 +691,7 @@ def run_stage(
     log(f"{stage:<9}{clock(time.monotonic() - began)}  done: {shown}")
     return report
 
-# %% ../nbs/60_runs.ipynb #60-053
+# %% ../nbs/60_runs.ipynb #60-063
 def run_all(
     config: "str | Path" = "",  # a YAML file; "" is the demo's
     stages: Iterable[str] = STAGES,  # which of them; they run in the order of STAGES
@@ -647,7 +711,7 @@ def run_all(
             run_stage(stage, config, overrides, sections, log)
     return settings.path(settings.run.output_dir)
 
-# %% ../nbs/60_runs.ipynb #60-055
+# %% ../nbs/60_runs.ipynb #60-065
 def read_metrics(
     folder: "str | Path",  # the run folder
 ) -> "dict | None":  # {"arms": {arm: scores}, "comparison": [...], ...}; None before the stage evaluate has written it
@@ -675,7 +739,7 @@ def rate_text(
         return "not measured"
     return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] n={rate['total']}"
 
-# %% ../nbs/60_runs.ipynb #60-056
+# %% ../nbs/60_runs.ipynb #60-066
 RATES = ("json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate", "retrieval_groundedness_rate",
          "minimal_pair_accuracy", "yield")
 
@@ -695,7 +759,7 @@ def metrics_table(
     shown = {name: "p < 0.001" if p < 0.001 else f"p = {p:.3f}" for name, p in tested.items()}
     return Table(["metric", *columns, "difference"], [[*row, shown.get(row[0], "")] for row in rows])
 
-# %% ../nbs/60_runs.ipynb #60-058
+# %% ../nbs/60_runs.ipynb #60-068
 def verdict(
     folder: "str | Path",  # the run folder
 ) -> str:  # text for a terminal
