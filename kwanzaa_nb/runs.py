@@ -344,7 +344,7 @@ def refresh_reports(
     try:
         write_reports(folder, root)
     except Exception as error:  # a page is not worth a stage
-        print(f"The reports of {Path(folder).name} could not be written ({sentence_of(error)}): kwanzaa report {Path(folder).name}", file=sys.stderr)
+        print(f"The reports of {Path(folder).name} could not be written ({sentence_of(error)}): kwanzaa report FOLDER writes them.", file=sys.stderr)
 
 # %% ../nbs/60_runs.ipynb #60-038
 class Stage(StageFiles):
@@ -687,7 +687,7 @@ def run_stage(
         sentence = _failure(stage, error, root)
     if sentence:
         _mark(folder, root, stage, "failed", sentence)
-        raise StageError(f"{sentence}\nThe report is kept: {shown}")
+        raise StageError(f"{sentence}\nThe report is kept: {shown}" if report.exists() else sentence)
     log(f"{stage:<9}{clock(time.monotonic() - began)}  done: {shown}")
     return report
 

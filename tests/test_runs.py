@@ -115,7 +115,7 @@ def test_the_kernel_is_this_interpreter(project, tmp_path, monkeypatch):
 
 def test_a_failing_cell_leaves_report_and_sentence(project, capfd):
     stage_notebook(project, "stage.read('data/train.jsonl', made_by='data')", "stage.done()")
-    assert cli.main(["run", "data", "--config", "configs/tiny.yaml"]) == 1
+    assert cli.main(["run", "data", "--config", "configs/tiny.yaml"]) == 2
     out, err = capfd.readouterr()
     assert "data/train.jsonl is missing: run the stage data first (kwanzaa run data --config configs/tiny.yaml" in err
     assert "Traceback" not in out + err and "The report is kept: outputs/tiny/notebooks/01_data.ipynb" in err
@@ -212,7 +212,7 @@ def test_the_first_failure_is_the_last_stage_run(project):
 def test_a_bad_config_stops_before_a_kernel_starts(project, capsys):
     stage_notebook(project, "stage.done()")
     wrong = ["--set", "run.sed=1", "--set", "data.packin=no"]
-    assert cli.main(["run", "data", "--config", "configs/tiny.yaml", *wrong]) == 1
+    assert cli.main(["run", "data", "--config", "configs/tiny.yaml", *wrong]) == 2
     assert "2 problems" in capsys.readouterr().err and not (project / "outputs").exists()
 
 
@@ -375,7 +375,7 @@ def test_wrong_usage(words, capsys):
 def test_a_config_is_shown_and_checked(project, capsys):
     assert cli.main(["config", "show", "configs/tiny.yaml", "--set", "training.epochs=1.5"]) == 0
     assert "epochs: 1.5" in capsys.readouterr().out
-    assert cli.main(["config", "check", "configs/none.yaml"]) == 1
+    assert cli.main(["config", "check", "configs/none.yaml"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -1,0 +1,45 @@
+"""A run's folder as stages leave it, made without a model: real records, made-up outputs, scored by the real code."""
+
+import json
+from pathlib import Path
+
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.metrics import compare, score_arms
+from kwanzaa_nb.runs import Stage
+from kwanzaa_nb.validation import read_records
+
+ROOT = Path(__file__).resolve().parents[1]
+EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
+
+
+def sample(arm, record, raw):
+    return {"arm": arm, "id": record["id"], "pass": f"{arm}, greedy", "raw": raw, "finish_reason": "stop", "new_tokens": 9, "seconds": 0.5,
+            "answering": None}
+
+
+def make_run(root, name="tiny", good=0.8, records=20, evaluated=True, **changes):
+    "Make outputs/NAME under a root; the adapter writes the expected answer in that share of records, and hostile HTML in the others."
+    data = Path(root, "data")
+    data.mkdir(parents=True, exist_ok=True)
+    rows = read_records(ROOT / "data" / "training" / "kwanzaa_eval.jsonl")[:records]
+    rows[0]["messages"][1]["content"] += f" {EVIL}"
+    (data / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": name, "run.output_dir": f"outputs/{name}",
+                                                              "data.eval_file": "data/eval.jsonl", **changes})
+    config._root = Path(root)
+    stage = Stage("train", config, "configs/demo.cpu.yaml")
+    stage.done(loss=0.5)
+    if evaluated:
+        stage = Stage("evaluate", config, "configs/demo.cpu.yaml")
+        samples = [sample("base", row, f"Sure! {EVIL}") for row in rows]
+        samples += [sample("adapter", row, row["messages"][-1]["content"] if place < good * records else f"Well, {EVIL}")
+                    for place, row in enumerate(rows)]
+        scores = score_arms(samples, rows)
+        folder = stage.folder / "evaluation"
+        folder.mkdir()
+        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"type": "header"}, *samples]) + '{"cut": ', encoding="utf-8")
+        (folder / "metrics.json").write_text(json.dumps({
+            "arms": {arm: part.to_dict() for arm, part in scores.items()}, "comparison": compare(scores["base"], scores["adapter"]),
+            "records": len(rows)}), encoding="utf-8")
+        stage.done(records=len(rows))
+    return stage.folder
