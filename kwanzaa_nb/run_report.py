@@ -163,7 +163,7 @@ def costs_html(
 ) -> str:
     "Stages with their status, time and money, and what they ran on."
     stages, dollars = facts.manifest["stages"], money(facts.manifest)
-    rows = [[stage, entry.get("status", ""), clock(entry["seconds"]) if isinstance(entry.get("seconds"), (int, float)) else "",
+    rows = [[stage, str(entry.get("status", "")).replace("_", " "), clock(entry["seconds"]) if isinstance(entry.get("seconds"), (int, float)) else "",
              f"{dollars[stage]:.2f}" if stage in dollars else "not known", str(entry.get("finished") or ""), _machine(entry.get("hardware"))]
             for stage, entry in ((stage, stages.get(stage, {"status": "not_run"})) for stage in STAGES)]
     total = sum(entry["seconds"] for entry in stages.values() if isinstance(entry.get("seconds"), (int, float)))
@@ -281,7 +281,8 @@ text-align:left;vertical-align:top}.wide{overflow-x:auto}.wide td{overflow-wrap:
 .rates{width:100%}.rates .drawn{width:45%}.rates .first th,.rates .first td{border-top:2px solid #999}.line{width:100%;height:1.1rem;display:block}
 .facts{color:#595959;font-size:.9rem}.wrong{color:#a63a00}pre{white-space:pre-wrap;background:#f5f5f5;padding:.6rem;font-size:.85rem}
 details{border-top:1px solid #ddd;padding:.4rem 0}summary{cursor:pointer;font-weight:600}a{color:#0060a0}
-@media(max-width:640px){body{padding:.6rem}.rates td,.rates th{padding:.2rem .3rem;font-size:.85rem}.rates .drawn{width:30%}}
+.wide th,.wide td,.rates td{overflow-wrap:normal;word-break:normal}.wide th{white-space:nowrap}
+@media(max-width:640px){body{padding:.6rem}.rates td,.rates th{padding:.2rem .3rem;font-size:.85rem}.rates .drawn{width:22%}}
 """
 
 

@@ -192,6 +192,14 @@ def run_sweep(
     return rows
 
 # %% ../nbs/65_sweeps.ipynb #65-013
+def _status_words(statuses: Mapping[str, str]) -> str:
+    "How far a run's stages have come."
+    left = [f"{stage} {status}".replace("_", " ") for stage, status in statuses.items() if status != "done"]
+    if not statuses or all(status == "not_run" for status in statuses.values()):
+        return "not run"
+    return ", ".join(left) or "done"
+
+
 def sweep_rows(
     sweep: Sweep,
     failed: "Mapping[str, str] | None" = None,  # sentences by folder name, of this time
@@ -208,8 +216,7 @@ def sweep_rows(
         except StageError as error:
             problem = problem or str(error)
         problem = problem or "; ".join(filter(None, errors))
-        left = [f"{stage} {status}" for stage, status in statuses.items() if status != "done"]
-        status = "failed" if problem else "done" if statuses and not left else ", ".join(left).replace("not_run", "not run") or "not run"
+        status = "failed" if problem else _status_words(statuses)
         arms = (metrics or {}).get("arms", {})
         arm = "adapter" if "adapter" in arms else next(iter(arms), "")
         rows.append({"run": name, "settings": settings, "status": status, "problem": problem, "arm": arm, "rates": arms[arm]["rates"] if arm else {}})
@@ -253,10 +260,11 @@ def sweep_page(
         lines = [f'<tr><td><a href="{escape(quote(row["run"]))}/report.html">{escape(row["run"])}</a></td><td class="drawn">{rate_line(rate, "#0072b2")}</td>'
                  f"<td>{escape(rate_text(rate))}</td></tr>" for row in rows if (rate := row["rates"].get(name))]
         plots.append(f'<h3>{name}</h3><table class="rates">{"".join(lines)}</table>' if lines else "")
+    links = ", ".join(f'<a href="{escape(quote(row["run"]))}/report.html">{escape(row["run"])}</a>' for row in rows)
     failures = "".join(f'<p class="wrong"><b>{escape(row["run"])}</b>: {escape(row["problem"])}</p>' for row in rows if row["problem"])
     body = (f'<h1>{escape(sweep.name)}</h1><p class="verdict">{escape(choose(rows, sweep.select))}</p>'
             f"<p>Every run was judged by the development set, never by the evaluation set. Arm: the adapter, or the base model where there is none.</p>"
-            f"{table_html(table.columns, table.rows)}{'<h2>Failed</h2>' + failures if failures else ''}<h2>Development set</h2>{''.join(plots) or '<p>Not run.</p>'}"
+            f"{table_html(table.columns, table.rows)}<p>Reports: {links}</p>{'<h2>Failed</h2>' + failures if failures else ''}<h2>Development set</h2>{''.join(plots) or '<p>Not run.</p>'}"
             '<p><a href="index.html">The runs with all their settings, to sort and to compare</a></p>')
     return page_html(sweep.name, body)
 

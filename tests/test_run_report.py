@@ -1,0 +1,102 @@
+"""The pages for readers: what they show, what they survive, and what they never let through."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from kwanzaa_nb import cli
+from kwanzaa_nb.overview import different_settings, find_runs, write_overview, write_reports
+from kwanzaa_nb.run_report import chosen_samples, read_run, run_page, verdict_sentence
+from kwanzaa_nb.show_answer import answer_html, highlighted
+from made_run import EVIL, make_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    "Three runs: two evaluated, one half done."
+    root = tmp_path_factory.mktemp("project")
+    made = [make_run(root, "rank-64"), make_run(root, "rank-8", 0.4, **{"adapter.r": 8}), make_run(root, "half", evaluated=False)]
+    return root, made
+
+
+def test_both_pages_are_written_when_a_stage_ends(runs):
+    root, (first, *_) = runs
+    assert (first / "report.html").is_file()
+    assert [path.name for path in write_reports(first, root)] == ["report.html", "index.html"]
+
+
+def test_the_page_has_verdict_rates_samples_and_config(runs):
+    root, (first, *_) = runs
+    page = run_page(read_run(first, root))
+    assert "better in json valid" in page and "0.80 [" in page and "<mark>" in page and "kwanzaa run all --config again.yaml" in page
+    assert "what it cost in money is not known" in page and page.count("Passed by the arm adapter") == 1 and "Failed by the arm adapter" in page
+
+
+def test_nothing_breaks_out_and_nothing_is_loaded(runs):
+    root, (first, *_) = runs
+    for page in (run_page(read_run(first, root)), write_overview(root / "outputs", root).read_text(encoding="utf-8")):
+        assert EVIL not in page and "<img" not in page and "<script>window" not in page
+        assert not re.search(r"(?:src|href)=.?(?:https?:)?//|@import|url\(", page)
+    assert "&lt;img src=x" in run_page(read_run(first, root))
+
+
+@pytest.mark.parametrize("break_it", [
+    lambda folder: (folder / "manifest.json").write_text("{"), lambda folder: (folder / "evaluation/metrics.json").write_text('{"arms": 3}'),
+    lambda folder: (folder / "evaluation/samples.jsonl").unlink(), lambda folder: shutil.rmtree(folder / "evaluation"),
+    lambda folder: (folder / "manifest.json").unlink(),
+    lambda folder: (folder / "manifest.json").write_text('{"stages": {"train": {"status": "running", "config": {"run": null}}}}'),
+])
+def test_damaged_runs_have_a_page(runs, tmp_path, break_it):
+    root, (first, *_) = runs
+    shutil.copytree(first, tmp_path / "outputs" / "broken")
+    break_it(tmp_path / "outputs" / "broken")
+    assert "<h2>What it cost</h2>" in run_page(read_run(tmp_path / "outputs" / "broken", root))
+    write_overview(tmp_path / "outputs", root)
+
+
+def test_the_overview_compares_settings(runs):
+    root, (first, second, half) = runs
+    assert find_runs(root / "outputs") == sorted(runs[1])
+    pairs = different_settings(read_run(first, root).config, read_run(second, root).config)
+    assert pairs == [("adapter.r", 64, 8)]
+
+
+def test_an_older_result_is_said_to_be_older():
+    metrics = {"arms": {"base": {}, "adapter": {}}, "comparison": [{"metric": "m", "first": 1, "second": 0, "p_holm": 0.001}], "records": 5}
+    assert "worse in m" in verdict_sentence(metrics) and "older" not in verdict_sentence(metrics)
+    assert "older" in verdict_sentence(metrics, "failed") and "no pair" in verdict_sentence({"arms": {"base": {}}})
+
+
+def test_samples_are_the_commonest_failures():
+    rows = [{"id": str(place), "codes": ["b"] if place < 3 else ["a"] if place == 3 else [], "answerable": place % 2} for place in range(9)]
+    passed, failed = chosen_samples({"records": rows, "codes": {"b": 3, "a": 1}})
+    assert [row["id"] for row in failed] == ["0", "3", "1"] and len(passed) == 3 and {row["answerable"] for row in passed} == {0, 1}
+
+
+def test_marks_and_quotes():
+    assert highlighted("a.b a.b", [(1, "a.b")]) == "<mark>a.b</mark><sup>[1]</sup> a.b"
+    shown = answer_html({"citations": [{"chunk_id": "x", "quote": "never"}, 7], "answer": {"text": f"{EVIL} [1] [9]"}}, [{"chunk_id": "x", "text": "said"}])
+    assert '<b class="mark">[1]</b>' in shown and '<b class="stray">[9]</b>' in shown and "does not stand in x" in shown and "<img" not in shown
+    assert answer_html({}, []) and answer_html({"answer": 3, "citations": {"a": 1}, "unknowns": []}, [])
+
+
+def test_the_commands(runs, monkeypatch, capsys):
+    root, (first, *_) = runs
+    monkeypatch.chdir(root)
+    assert cli.main(["runs"]) == 0 and "rank-64" in capsys.readouterr().out
+    assert cli.main(["report", "outputs"]) == 0 and capsys.readouterr().out.count("report.html") == 3
+    assert cli.main(["report", "nowhere"]) == 2 and "There is no folder nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_the_overview_in_a_browser(runs):
+    "The script runs, and hostile text stays text."
+    root, (first, *_) = runs
+    write_overview(root / "outputs", root)
+    for page, wanted in ((root / "outputs/index.html", "Settings that differ"), (first / "report.html", "What it cost")):
+        done = subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom", page.as_uri()],
+                              capture_output=True, text=True, timeout=300, check=True)
+        assert wanted in done.stdout and "CONSOLE" not in done.stderr
+        assert "window.evil" not in re.sub(r"&lt;.*?&gt;|<script type=.*?</script>", "", done.stdout, flags=re.DOTALL) or "<img" not in done.stdout
