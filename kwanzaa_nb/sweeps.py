@@ -72,7 +72,7 @@ def _sweep_problems(values: Mapping) -> list[Problem]:
     found += [Problem(key, "is set by the sweep itself", "leave it out") for key in [*values["grid"], *values.get("overrides", {})] if key in own]
     return found
 
-
+# %% ../nbs/65_sweeps.ipynb #65-007
 def read_sweep(
     path: "str | Path",  # a YAML file
 ) -> Sweep:
@@ -94,7 +94,7 @@ def read_sweep(
         run_config(sweep, settings)
     return sweep
 
-# %% ../nbs/65_sweeps.ipynb #65-008
+# %% ../nbs/65_sweeps.ipynb #65-009
 def run_name(
     settings: Mapping[str, Any],  # of one run
 ) -> str:  # as in r=16,learning_rate=0.001
@@ -142,7 +142,7 @@ def stage_overrides(
         raise SweepError(sweep.name, [Problem("data.dev_file", "there is none to choose by", "name a development set in the config")])
     return given | {"data.eval_file": config.data.dev_file, "data.dev_file": None}
 
-# %% ../nbs/65_sweeps.ipynb #65-011
+# %% ../nbs/65_sweeps.ipynb #65-012
 def is_done(
     folder: "str | Path",  # of the run
     stage: str,
@@ -170,7 +170,7 @@ def sweep_run(
             ran.append(stage)
     return ran
 
-
+# %% ../nbs/65_sweeps.ipynb #65-013
 def run_sweep(
     sweep: Sweep,
     log: Callable[[str], object] = print,
@@ -191,7 +191,7 @@ def run_sweep(
         write_sweep(sweep, rows)
     return rows
 
-# %% ../nbs/65_sweeps.ipynb #65-013
+# %% ../nbs/65_sweeps.ipynb #65-015
 def _status_words(statuses: Mapping[str, str]) -> str:
     "How far a run's stages have come."
     left = [f"{stage} {status}".replace("_", " ") for stage, status in statuses.items() if status != "done"]
@@ -199,7 +199,7 @@ def _status_words(statuses: Mapping[str, str]) -> str:
         return "not run"
     return ", ".join(left) or "done"
 
-
+# %% ../nbs/65_sweeps.ipynb #65-016
 def sweep_rows(
     sweep: Sweep,
     failed: "Mapping[str, str] | None" = None,  # sentences by folder name, of this time
@@ -222,7 +222,7 @@ def sweep_rows(
         rows.append({"run": name, "settings": settings, "status": status, "problem": problem, "arm": arm, "rates": arms[arm]["rates"] if arm else {}})
     return rows
 
-# %% ../nbs/65_sweeps.ipynb #65-014
+# %% ../nbs/65_sweeps.ipynb #65-017
 def choose(
     rows: Sequence[Mapping],  # of `sweep_rows`
     select: str,  # a metric
@@ -249,7 +249,7 @@ def sweep_table(
     return Table([*keys, "status", "arm", *names], [
         [*(row["settings"][key] for key in keys), row["status"], row["arm"], *(rate_text(row["rates"].get(name)) for name in names)] for row in rows])
 
-# %% ../nbs/65_sweeps.ipynb #65-015
+# %% ../nbs/65_sweeps.ipynb #65-018
 def sweep_page(
     sweep: Sweep,
     rows: Sequence[Mapping],  # of `sweep_rows`
