@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"report.html": "The run on one page", "evaluation/index.html": "Every record, and what each arm wrote"}
 BADGE = re.compile(r"\[!\[Open In Colab\]\(https://[^)]*\.svg\)\]\(([^)]*)\)")
 NOTEBOOK = re.compile(r"`nbs/((?:\d+_)?\w+\.ipynb)`")
+NO_REPORTS = "# No reports yet\n\nThe demo had not run where this site was built. `make demo` runs it, and `make docs` then shows its executed notebooks.\n"
 NUMBER = re.compile(r"^\d+_")
 
 
@@ -138,6 +139,9 @@ def build(
         rewrite(path, **places)  # nbdev links names to where the site is published
     for run in runs:
         add_reports(run, folder, **places)
+    if not runs:
+        (folder / "reports").mkdir()
+        (folder / "reports" / "index.md").write_text(NO_REPORTS, encoding="utf-8")
     site = NamedSite(load(folder), quiet=True)
     site.out = output.with_name(output.name + ".part")
     shutil.rmtree(site.out, ignore_errors=True)
