@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Forgery', 'NAME', 'NUMBER', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED', 'PARAPHRASES', 'target', 'written',
-           'with_text', 'names_in', 'number_changed', 'entity_swapped', 'negation_inserted', 'roles_swapped',
-           'padded_quote', 'off_topic', 'wrong_chunk', 'foreign_id', 'no_citation', 'three_words', 'repeated',
-           'other_claim', 'answer_inside', 'hidden_in_unknowns', 'fronted', 'synonym', 'spelled_number', 'introduced',
-           'as_cleft', 'passes', 'with_secrets', 'forge', 'forgeable']
+           'with_text', 'names_in', 'number_changed', 'entity_swapped', 'name_exchanged', 'number_exchanged',
+           'negation_inserted', 'roles_swapped', 'padded_quote', 'off_topic', 'wrong_chunk', 'foreign_id',
+           'no_citation', 'three_words', 'repeated', 'other_claim', 'answer_inside', 'hidden_in_unknowns', 'fronted',
+           'turned', 'synonym', 'spelled_number', 'introduced', 'as_cleft', 'passes', 'with_secrets', 'forge',
+           'forgeable']
 
 # %% ../nbs/91_gaming.ipynb #91-002
 import json
@@ -74,6 +75,24 @@ def entity_swapped(text: str, record: dict, chance: random.Random) -> "str | Non
     gold = " ".join(chunk["text"] for chunk in record["chunks"] if chunk.get("gold"))
     foreign = [name for chunk in record["chunks"] if not chunk.get("gold") for name in names_in(chunk["text"]) if name not in gold]
     return text.replace(chance.choice(own), chance.choice(foreign), 1) if own and foreign else None
+
+
+def name_exchanged(text: str, record: dict, chance: random.Random) -> "str | None":
+    "A name of the text becomes another one from the right chunk itself."
+    own, gold = names_in(text), " ".join(chunk["text"] for chunk in record["chunks"] if chunk.get("gold"))
+    others = [name for name in names_in(gold) if name not in text]
+    return text.replace(chance.choice(own), chance.choice(others), 1) if own and others else None
+
+
+def number_exchanged(text: str, record: dict, chance: random.Random) -> "str | None":
+    "A number of the text becomes another one, of as many digits, from the right chunk itself."
+    bare, gold = list(NUMBER.finditer(re.sub(r"\[\d+\]", lambda mark: " " * len(mark[0]), text))), " ".join(
+        chunk["text"] for chunk in record["chunks"] if chunk.get("gold"))
+    pairs = [(place, other) for place in bare for other in NUMBER.findall(gold) if other not in text and len(other) == len(place[0])]
+    if not pairs:
+        return None
+    place, other = chance.choice(pairs)
+    return text[:place.start()] + other + text[place.end():]
 
 
 def negation_inserted(text: str, record: dict, chance: random.Random) -> "str | None":
@@ -169,6 +188,7 @@ def _refusing(text: str) -> str:
 
 FORGERIES: dict[str, Forgery] = {
     "wrong chunk": wrong_chunk, "number changed": with_text(number_changed), "entity swapped": with_text(entity_swapped),
+    "name of the same chunk": with_text(name_exchanged), "number of the same chunk": with_text(number_exchanged),
     "negation inserted": with_text(negation_inserted), "roles swapped": with_text(roles_swapped), "off-topic true quote": with_text(off_topic),
     "padded quote": with_text(padded_quote), "marks without a citation": no_citation, "quote of three words": three_words,
     "id of another record": foreign_id, "the same citation repeated": repeated, "a claim without a mark": other_claim}
@@ -183,9 +203,16 @@ SPELLED = {"2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": 
 
 
 def fronted(text: str, record: dict, chance: random.Random) -> "str | None":
-    "The year comes first."
-    found = re.fullmatch(r"(.+?),? (in \d{4})(.*?)([.!?])( (?:\[\d+\] ?)+)", text)
-    return f"{found[2].capitalize()}, {found[1]}{found[3]}{found[4]}{found[5]}" if found else None
+    "The year of the first sentence comes first."
+    found = re.match(r"(?!In |On |At |By )([^\[]+?),? ([io]n (?:\w+ \d+, |\w+ )?\d{4})\b([^\[]*?)(?=[.!?] \[)", text)
+    return f"{found[2].capitalize()}, {found[1]}{found[3]}{text[found.end():]}" if found else None
+
+
+def turned(text: str, record: dict, chance: random.Random) -> "str | None":
+    "Active becomes passive."
+    verbs = "founded|published|taught|led|opened|built|invented|named|designed|photographed|edited|joined|signed|painted|signed"
+    found = re.match(rf"([A-Z][^,\[]*?) ({verbs}) ([^,\[]+?)((?:,? (?:in|on|at|with|for|from|to|as|after|before|near) [^\[]+)?)(?=\. \[)", text)
+    return f"{found[3][0].upper()}{found[3][1:]} was {found[2]} by {found[1]}{found[4]}{text[found.end():]}" if found else None
 
 
 def synonym(text: str, record: dict, chance: random.Random) -> "str | None":
@@ -216,7 +243,7 @@ def as_cleft(text: str, record: dict, chance: random.Random) -> "str | None":
 
 
 PARAPHRASES: dict[str, Forgery] = {change.__name__.replace("_", " "): with_text(change)
-                                   for change in (fronted, synonym, spelled_number, introduced, as_cleft)}
+                                   for change in (fronted, turned, synonym, spelled_number, introduced, as_cleft)}
 
 # %% ../nbs/91_gaming.ipynb #91-013
 def passes(record: dict, raw: str) -> bool:

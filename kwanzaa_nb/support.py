@@ -12,7 +12,9 @@ import csv
 import json
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
@@ -372,14 +374,26 @@ def negated(
     return tuple(stems for stems in found if stems)
 
 # %% ../nbs/41_support.ipynb #41-024
+def _akin(name: str, other: str) -> bool:
+    "Whether two words are the same, or one is a demonym of the other."
+    if name == other or name[:4] != other[:4]:
+        return name == other
+    short, long = sorted((name, other), key=len)
+    return long.startswith(short) and long[len(short) :] in _DEMONYM and len(short) >= 4
+
+
+@lru_cache(maxsize=20_000)
+def _by_start(present: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    "Words by their first four letters."
+    found: dict[str, tuple[str, ...]] = {}
+    for word in present:
+        found[word[:4]] = (*found.get(word[:4], ()), word)
+    return found
+
+
 def _named(name: str, present: frozenset[str]) -> bool:
     "Whether a name is among the words, as itself or as a demonym of it."
-    return name in present or any(
-        long.startswith(short) and long[len(short) :] in _DEMONYM and len(short) >= 4
-        for other in present
-        if other[:4] == name[:4]
-        for short, long in [sorted((name, other), key=len)]
-    )
+    return name in present or any(_akin(name, other) for other in _by_start(present).get(name[:4], ()))
 
 # %% ../nbs/41_support.ipynb #41-025
 def _date_fails(asked: set[tuple[str, str, str]], given: set[tuple[str, str, str]]) -> bool:
@@ -414,7 +428,7 @@ def _names_fail(asked: tuple[Token, ...], given: tuple[Token, ...]) -> bool:
     present = frozenset(token.stem for token in given)
     names = {token.stem for token in asked if token.name}
     places = {
-        name: [place for place, token in enumerate(given) if _named(name, frozenset([token.stem]))]
+        name: [place for place, token in enumerate(given) if _akin(name, token.stem)]
         for name in names
         if _named(name, present)
     }
@@ -478,6 +492,30 @@ def _roles_fail(claim: str, window: tuple[str, ...]) -> bool:
     return any(next((told for names in likely if (told := _exchanged(one, other, names)) is not None), False) for one, other in pairs)
 
 # %% ../nbs/41_support.ipynb #41-028
+def _exact(token: Token) -> bool:
+    "A name or a number."
+    return token.name or token.stem[0] == "#"
+
+
+def _swap_fails(claim: str, window: tuple[str, ...]) -> bool:
+    "Whether a name or number from one sentence of the window stands where the sentence most like the claim has another."
+    asked = tokens(claim)
+    said = {token.stem: token.weight for token in asked}
+    given = tokens(max(window, key=lambda sentence: sum(said.get(stem, 0.0) for stem in {token.stem for token in tokens(sentence)})))
+    there = frozenset(token.stem for token in given)
+    foreign = {token.stem for token in asked if _exact(token) and not _named(token.stem, there)} if len(window) > 1 else set()
+    if not foreign:
+        return False
+    steps = SequenceMatcher(None, [token.stem for token in asked], [token.stem for token in given], autojunk=False).get_opcodes()
+    return any(
+        step == "replace"
+        and max(last - first, end - start) <= 4  # longer ones are other sentences rather than other names
+        and any(token.stem in foreign for token in asked[first:last])
+        and any(_exact(token) and token.stem not in said for token in given[start:end])
+        for step, first, last, start, end in steps
+    )
+
+# %% ../nbs/41_support.ipynb #4a9c95c5
 _SUBJECT = re.compile(r"[A-Z]\w{3,} (?:then |also |never |not )?(?:was|were|is|are|had|has|\w{2,}ed)\b")
 
 
@@ -489,7 +527,7 @@ def _subject_fails(claim: str, asked: tuple[Token, ...], present: frozenset[str]
 def failed_gates(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that shall support it
-) -> tuple[str, ...]:  # of "number", "name", "date", "negation", "roles"; empty when all hold
+) -> tuple[str, ...]:  # of "number", "name", "date", "negation", "roles", "swap"; empty when all hold
     "Which hard gates a claim fails against a window."
     asked, given = tokens(claim), tuple(token for sentence in window for token in tokens(sentence))
     present = frozenset(token.stem for token in given)
@@ -500,12 +538,36 @@ def failed_gates(
         "date": _date_fails(dates(asked), dates(given)),
         "negation": _negation_fails(claim, window),
         "roles": _roles_fail(claim, window),
+        "swap": _swap_fails(claim, window),
     }
     return tuple(gate for gate, fails in failed.items() if fails)
 
 # %% ../nbs/41_support.ipynb #41-031
 SUPPORTED_AT = 0.7  # a claim whose support reaches this counts as supported; chosen on human labels, see below
-_PAIR_SHARE, _PAIR_REACH, _WINDOW = 0.25, 4, 3
+_PAIR_SHARE, _PAIR_REACH = 0.25, 4
+
+
+@lru_cache(maxsize=20_000)
+def _given(
+    window: tuple[str, ...],  # sentences
+) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:  # content words, and pairs of them that stand near each other
+    "What a window offers."
+    given = [token.stem for sentence in window for token in tokens(sentence) if token.weight]
+    near = frozenset((left, right) for ahead in range(1, _PAIR_REACH + 1) for left, right in zip(given, given[ahead:]))
+    return frozenset(given), near
+
+
+@lru_cache(maxsize=20_000)
+def _asked(
+    claim: str,  # one sentence
+) -> tuple[tuple[Token, ...], float, tuple[tuple[str, str], ...]]:  # content words, the sum of their weights, pairs of neighbours
+    "What a claim wants."
+    asked = tuple(token for token in tokens(claim) if token.weight)
+    return asked, sum(token.weight for token in asked), tuple((left.stem, right.stem) for left, right in zip(asked, asked[1:]))
+
+
+def _there(token: Token, present: frozenset[str]) -> bool:
+    return token.stem in present or token.name and _named(token.stem, present)
 
 
 def overlap(
@@ -513,23 +575,13 @@ def overlap(
     window: tuple[str, ...],  # sentences
 ) -> float:  # 0 to 1
     "The weighted share of a claim's content words, and of their pairs, that a window holds."
-    asked = [token for token in tokens(claim) if token.weight]
-    given = [token.stem for sentence in window for token in tokens(sentence) if token.weight]
-    present = frozenset(given)
+    (asked, total, pairs), (present, near) = _asked(claim), _given(window)
     if not asked:
         return 0.0
-    hits = [token.stem in present or token.name and _named(token.stem, present) for token in asked]
-    words = sum(token.weight for token, hit in zip(asked, hits) if hit) / sum(token.weight for token in asked)
-    near = {
-        (given[left], given[right])
-        for left in range(len(given))
-        for right in range(left + 1, min(left + 1 + _PAIR_REACH, len(given)))
-    }
-    pairs = list(zip(asked, asked[1:]))
+    words = sum(token.weight for token in asked if _there(token, present)) / total
     if not pairs:
         return words
-    together = sum((left.stem, right.stem) in near for left, right in pairs) / len(pairs)
-    return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * together
+    return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * sum(pair in near for pair in pairs) / len(pairs)
 
 # %% ../nbs/41_support.ipynb #41-032
 @dataclass(frozen=True)
@@ -538,39 +590,69 @@ class Support:
 
     score: float  # 0 to 1
     window: tuple[str, ...]  # the sentences that support it best
-    failed: tuple[str, ...]  # gates that it fails there
+    failed: tuple[str, ...]  # gates that it fails there, and "apart" for sentences of a chunk that don't stand together
 
 
-def _windows(chunk: str) -> list[tuple[str, ...]]:
+_GATE = 0.66  # what is left of a score for each gate that a claim fails: under the threshold, however many words agree
+_LONGEST, _MORE, _FURTHER, _PAGE = 3, 2, 0.95, 12  # sentences in a row; sentences from elsewhere, and what each costs; sentences of a long text
+
+
+@lru_cache(maxsize=20_000)
+def _windows(chunk: str) -> tuple[tuple[str, ...], ...]:
     "All runs of one to three sentences."
     parts = sentences(chunk)
-    return [
-        parts[first : first + size] for size in range(1, _WINDOW + 1) for first in range(max(0, len(parts) - size + 1))
-    ]
+    return tuple(parts[first : first + size] for size in range(1, _LONGEST + 1) for first in range(max(0, len(parts) - size + 1)))
 
 
-def _judged(claim: str, window: tuple[str, ...]) -> Support:
-    failed = failed_gates(claim, window)
-    return Support(overlap(claim, window) * 0.5 ** len(failed), window, failed)
+_Place = tuple[float, tuple[str, ...], float]  # the most that a claim can score there, the sentences, what is left of a score there
 
 
+def _best(claim: str, places: "Iterable[_Place]") -> Support:
+    "The best of some places, those first where most can be had: gates are asked for only where it can matter."
+    best = Support(0.0, (), ())
+    for most, window, left in sorted(places, key=lambda place: -place[0]):
+        if most <= best.score:
+            break
+        failed = failed_gates(claim, window)
+        score = overlap(claim, window) * left * _GATE ** len(failed)
+        best = max(best, Support(score, window, failed + ("apart",) * (left <= _GATE)), key=lambda found: found.score)
+    return best
+
+# %% ../nbs/41_support.ipynb #41-033
+def _more(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> str:
+    "The sentence that holds most of what a window lacks of a claim; empty where none holds any."
+    lacking = {token.stem: token.weight for token in _asked(claim)[0] if not _there(token, _given(window)[0])}
+    brought = [(sum(weight for word, weight in lacking.items() if word in _given((part,))[0]), part) for part in parts] if lacking else []
+    gain, part = max(brought, key=lambda pair: pair[0], default=(0.0, ""))
+    return part if gain else ""
+
+
+def _put_together(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> "Iterator[_Place]":
+    "A window with one and two sentences from elsewhere in its text."
+    left = 1.0
+    for _ in range(_MORE):
+        if not (found := _more(claim, window, parts)):
+            return
+        left *= _FURTHER if len(parts) > _PAGE else _GATE
+        window = tuple(part for part in parts if part in window or part == found)
+        yield overlap(claim, window) * left, window, left
+
+# %% ../nbs/41_support.ipynb #03a5e164
 @lru_cache(maxsize=20_000)
 def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
     best = []
     for chunk in chunks:
-        likely = sorted(_windows(chunk), key=lambda window: -overlap(claim, window))[:6]
-        best += sorted((_judged(claim, window) for window in likely), key=lambda found: -found.score)[:1]
+        likely: list[_Place] = sorted(((overlap(claim, window), window, 1.0) for window in _windows(chunk)), key=lambda place: -place[0])[:6]
+        apart = [place for _, window, _ in likely[:3] for place in _put_together(claim, window, sentences(chunk))]
+        best.append(_best(claim, likely + apart))
     joined = [sum((found.window for found in some), ()) for size in (2, 3) for some in combinations(best, size)]
-    return max(
-        best + [_judged(claim, window) for window in joined],
-        key=lambda found: found.score,
-        default=Support(0.0, (), ()),
-    )
+    together = _best(claim, [(overlap(claim, window), window, 1.0) for window in joined])
+    return max([*best, together], key=lambda found: found.score)
 
-# %% ../nbs/41_support.ipynb #41-033
+# %% ../nbs/41_support.ipynb #577d95f3
 def forget_claims() -> None:
     "Empty what is remembered of claims, sentences and words, for measuring."
-    for remembered in (_examine, sentences, tokens, stem, negated):
+    for remembered in (_examine, sentences, tokens, stem, negated, _given, _asked, _windows, _by_start):
         remembered.cache_clear()
 
 

@@ -162,6 +162,21 @@ def test_facts_far_apart_do_not_make_one():
     assert support("The office burned in Memphis.", [chunk]) < SUPPORTED_AT
 
 
+def test_what_stands_apart_in_a_chunk_ranks_higher_than_what_is_nowhere():
+    filler = " ".join(f"The committee met again in room {letter}." for letter in "abcdef")
+    chunk = f"Wells lived in Memphis. {filler} The office burned in Chicago."
+    apart, nowhere = examine("The office burned in Memphis.", [chunk]), examine("The office burned in Boston.", [chunk])
+    assert nowhere.score < apart.score < SUPPORTED_AT and apart.failed == ("apart",) and nowhere.failed == ("name",)
+
+
+def test_a_page_has_its_names_and_dates_in_its_opening():
+    filler = " ".join(f"The committee met again in room {letter}." for letter in "abcdefghijklm")
+    page = f"Wells and the Memphis Free Speech, 27 May 1892. {filler} A mob destroyed the office and its press at night."
+    assert support("A mob destroyed the office of the Memphis Free Speech in May 1892.", [page]) >= SUPPORTED_AT
+    assert support("A mob destroyed the office of the Memphis Free Speech in May 1893.", [page]) < SUPPORTED_AT
+    assert support("A mob destroyed the office of the Boston Free Speech in May 1892.", [page]) < SUPPORTED_AT
+
+
 def test_names():
     named = [token.stem for token in tokens("Scholars in New York met NAACP lawyers") if token.name]
     assert named == ["york", "naacp"] or named == ["new", "york", "naacp"]
