@@ -94,7 +94,7 @@ def number_exchanged(text: str, record: dict, chance: random.Random) -> "str | N
     place, other = chance.choice(pairs)
     return text[:place.start()] + other + text[place.end():]
 
-
+# %% ../nbs/91_gaming.ipynb #91-1001
 def negation_inserted(text: str, record: dict, chance: random.Random) -> "str | None":
     "The statement is denied."
     found = re.search(r"\b(was|were|is|are|had|has|could|would|did)\b(?! not)", text)
