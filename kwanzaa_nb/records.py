@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'STRAIGHT', 'FORMAT_REQUESTS', 'TONE_REQUESTS',
-           'INJECTIONS', 'LOOKUPS', 'PANEL', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw',
-           'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors',
+           'INJECTIONS', 'LOOKUPS', 'PANEL', 'CALL_LETTERS', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS',
+           'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors',
            'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair', 'near_miss',
            'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'Turns', 'near_chunks',
            'QuestionPool', 'panel', 'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan',
@@ -62,7 +62,7 @@ def split_documents(
     seed: int = 42,  # another seed gives another split
 ) -> dict[str, str]:  # document id -> "train", "dev" or "eval"
     "Assign documents to splits, evenly over namespaces, never parting documents that a question joins."
-    last = {chunk.doc_id: (chunk.chunk_id, chunk.namespace) for chunk in (chunks[chunk_id] for chunk_id in sorted(chunks))}
+    last = {chunk.doc_id: (chunk.doc_id, chunk.namespace) for chunk in chunks.values()}
     leader = {document: document for document in last}
 
     def find(document: str) -> str:
@@ -146,7 +146,7 @@ def excerpt(
     quotes: Iterable[str],  # whose sentences stay; a quote over two sentences keeps the chunk whole
     *names: Any,  # what the choice of the others depends on
     without: Iterable[str] = (),  # whose sentences go, unless nothing else would stay
-) -> Chunk:  # with two sentences of the text or more, as far as there are
+) -> Chunk:  # with three sentences of the text or more, as far as there are
     "Some sentences of a chunk, those with a quote among them."
     parts, without = sentences(chunk.text), list(without)
     quoted = [quote for quote in quotes if quote in chunk.text]
@@ -155,7 +155,7 @@ def excerpt(
     kept = [part for part in parts if any(quote in part for quote in quoted)]
     rest = [part for part in parts if part not in kept and not any(quote in part for quote in without)]
     others = shuffled(dict.fromkeys(rest), "excerpt", chunk.chunk_id, *names)
-    count = max(len(kept), 2 + draw("sentences", chunk.chunk_id, *names) % max(1, len(parts) - 1))
+    count = max(len(kept), 3 + draw("sentences", chunk.chunk_id, *names) % max(1, len(parts) - 2))
     chosen = shuffled([*kept, *others][:count], "order", chunk.chunk_id, *names)
     return chunk.model_copy(update={"text": " ".join(chosen)}) if chosen else chunk
 
@@ -519,14 +519,19 @@ def aliases(
     pool: QuestionPool,
     group: str,
 ) -> dict[str, str]:  # chunk id -> the id under which this panel shows it
-    "Ids that can't be learnt by heart and differ in little: another document's, pages, digits and letters, or the chunks' own."
+    "Ids that can't be learnt by heart: fresh call numbers mostly, else pages of a document, or another document's."
     number, found = draw("alias", group), {}
-    other = f"{pool.names[number % len(pool.names)]}-"
-    stem, first = (other, other, f"doc{number % 997}-p", None, "", "")[number // 5 % 6], number // 31 % 12 + 1
+    stem = {0: f"doc{number % 997}-p", 1: f"{pool.names[number % len(pool.names)]}-"}.get(number // 5 % 6)
     for place, chunk in enumerate(shown):
-        letters = f"{draw('alias', chunk.chunk_id, group):016x}"[:8]
-        found[chunk.chunk_id] = letters if stem is None else f"{stem}{first + place:02}" if stem else chunk.chunk_id
+        code = draw("alias", chunk.chunk_id, group)
+        call = f"{CALL_LETTERS[code % len(CALL_LETTERS)]}{10 + code // 29 % 90}"
+        alias = f"{stem}{number // 31 % 12 + 1 + place:02}" if stem else call
+        found[chunk.chunk_id] = alias if alias not in found.values() else chunk.chunk_id
     return found
+
+
+CALL_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"  # of the corpus's own ids: a letter, which most chunks of a prompt don't share, and two digits
+
 
 # %% ../nbs/22_records.ipynb #22-039
 def about_context(
@@ -632,7 +637,7 @@ class Plan:
 
 
 PLANS = {
-    "train": Plan(rounds=2, distractors=(0, 1, 1, 2)),
+    "train": Plan(rounds=2, distractors=(0, 1, 1, 2, 2, 3)),
     "dev": Plan(plain=30, near_miss=30, strict_json=12, tone=5, injected=3),
     "eval": Plan(plain=60, near_miss=40, strict_json=30, tone=18, injected=12),
 }
