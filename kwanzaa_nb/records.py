@@ -549,7 +549,7 @@ def about_context(
         asked = [question.model_copy(update={"evidence": tuple(
             item.model_copy(update={"chunk_id": names.get(item.chunk_id, item.chunk_id)}) for item in question.evidence)})
             for question in asked]
-    straight = draw("straight", group) % 3 == 0
+    straight = draw("straight", group) % 4 != 0
     for question in asked:
         name, category, wrapper = request(split, group, question.question_id)
         question, shown = straightened(question, shown) if straight else (question, shown)
