@@ -342,9 +342,9 @@ def _text(longest: int, shortest: int = 1, **more: Any) -> Any:
 
 # %% ../nbs/10_answer.ipynb #10-024
 class Citation(_Strict):
-    "One piece of evidence: which chunk, and its words."
-    chunk_id: _text(200, description="one of the ids shown in the context")
-    quote: _text(400, description="verbatim from that chunk")
+    "One piece of evidence: its words, and which chunk they stand in; in this order, so that the id is read off the quote."
+    quote: _text(400, description="verbatim from the chunk that is named next")
+    chunk_id: _text(200, description="the id shown above that chunk")
 
 
 class ModelAnswerText(_Strict):

@@ -17,7 +17,7 @@ from .support import auroc
 
 # %% ../nbs/36_decision.ipynb #36-004
 DECISION = '{"citations":['  # what every output begins with; the next character decides: a citation, or none
-ANSWERING, REFUSING = DECISION + '{"chunk_id":"', DECISION + '],"answer":'
+ANSWERING, REFUSING = DECISION + '{"quote":"', DECISION + '],"answer":'
 
 
 def decision_tokens(

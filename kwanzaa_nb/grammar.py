@@ -104,9 +104,9 @@ def record_grammar(
         lines.append("cite: " + " | ".join(f"cite_{place}" for place in range(len(shown))))
     for place, chunk in enumerate(shown):
         words = [json.dumps(word, ensure_ascii=False)[1:-1] for word in re.findall(r"\w+|\W", chunk["text"])]
+        named = f'",{json.dumps("chunk_id")}:{json.dumps(chunk["chunk_id"], ensure_ascii=False)}}}'
         lines += [f"QUOTE_{place}: %regex {json.dumps({'substring_chunks': words})} & /(?s:.){{1,{bounds.quote}}}/",
-                  f'cite_{place}: {quoted("{" + json.dumps("chunk_id") + ":" + json.dumps(chunk["chunk_id"], ensure_ascii=False))} '
-                  f'{quoted("," + json.dumps("quote") + ":" + chr(34))} QUOTE_{place} {quoted(chr(34) + "}")}']
+                  f'cite_{place}: {quoted("{" + json.dumps("quote") + ":" + chr(34))} QUOTE_{place} {quoted(named)}']
     return "\n".join(lines).replace("PIECES", str(bounds.pieces))
 
 # %% ../nbs/13_grammar.ipynb #13-012

@@ -406,7 +406,7 @@ def test_schema_for_the_grammar_is_closed_bounded_and_in_order():
     assert [list(schema["properties"]), list(schema["properties"]["citations"]["items"]["properties"]),
             list(schema["properties"]["answer"]["properties"]),
             list(schema["properties"]["unknowns"]["properties"])] == [
-        ["citations", "answer", "unknowns"], ["chunk_id", "quote"], ["completeness", "text"],
+        ["citations", "answer", "unknowns"], ["quote", "chunk_id"], ["completeness", "text"],
         ["unsupported_claims", "missing_context", "clarifying_questions"]]
     assert schema["properties"]["answer"]["properties"]["completeness"]["enum"] == list(COMPLETENESS)
 

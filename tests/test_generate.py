@@ -256,7 +256,7 @@ def test_an_output_that_cannot_become_valid_gets_a_few_more_tokens(grace):
 
 def test_a_valid_output_is_never_stopped_even_between_the_bytes_of_a_character():
     text = (
-        '{"citations":[{"chunk_id":"a","quote":"Ọ̀ṣun “🎉”"}],"answer":{"completeness":"complete","text":"é [1]"},'
+        '{"citations":[{"quote":"Ọ̀ṣun “🎉”","chunk_id":"a"}],"answer":{"completeness":"complete","text":"é [1]"},'
         '"unknowns":{"unsupported_claims":[],"missing_context":[],"clarifying_questions":[]}}'
     )
     output = local.Output(Letters(), {0}, Decoding(2000, 1, stop_invalid_after=0))

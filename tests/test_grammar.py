@@ -46,7 +46,7 @@ def test_every_gold_answer_of_the_evaluation_set_fits_its_grammar(grammar, token
 def written(citations, completeness="complete", text="So it was [1].", missing=(), asking=()):
     return json.dumps(
         {
-            "citations": [{"chunk_id": chunk_id, "quote": quote} for chunk_id, quote in citations],
+            "citations": [{"quote": quote, "chunk_id": chunk_id} for chunk_id, quote in citations],
             "answer": {"completeness": completeness, "text": text},
             "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": list(asking)},
         },
@@ -138,7 +138,7 @@ def test_what_is_forced_is_what_masks_would_have_led_to(grammar, tokenizer):
 
 def test_rows_share_as_many_forced_tokens_as_the_shortest_has(grammar, tokenizer):
     one, other = (grammar.matcher(record_grammar(AWKWARD[1:])) for _ in range(2))
-    assert other.consume_tokens(encoded(tokenizer, written([("ü-2", "One")])[: len('{"citations":[{"chunk_id":"ü-2","quote":"')]))
+    assert other.consume_tokens(encoded(tokenizer, written([("ü-2", "One")])[: len('{"citations":[{"quote":"')]))
     assert forced([one]) != [[]] and forced([one, other]) == [[], []] and forced([]) == []
 
 
