@@ -42,7 +42,8 @@ def run_command(arguments: argparse.Namespace) -> None:
     if not arguments.config and not Path(project_root(), DEFAULT_CONFIG).exists():
         raise StageError(f"There is no {DEFAULT_CONFIG} here: name a file with --config, or start a project with kwanzaa init FOLDER.")
     stages = STAGES if "all" in arguments.stages else arguments.stages
-    folder = run_all(arguments.config, stages, dict(arguments.set), log=lambda line: print(line, flush=True))
+    settings = dict(arguments.set) | ({} if arguments.force is None else {"publishing.force_reason": arguments.force})
+    folder = run_all(arguments.config, stages, settings, log=lambda line: print(line, flush=True))
     print(f"\n{verdict(folder)}")
 
 
@@ -151,6 +152,7 @@ def _running(commands: Any) -> None:
                      help="all, or any of data, train, evaluate, publish")
     run.add_argument("--config", default="", metavar="FILE", help="a YAML file (default: configs/demo.cpu.yaml)")
     run.add_argument("--set", **_CHANGE)
+    run.add_argument("--force", metavar="REASON", help="publish although a gate is not reached; the reason goes into the card")
     run.set_defaults(command=run_command)
     sweep = commands.add_parser("sweep", help="run stages over a grid of settings", description="Run every combination of a sweep file, as those in "
                                 "configs/sweeps. Runs that are done are not run again. Status 1: a run failed, the others are whole.")

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkField', 'QuestionField', 'PersonaName', 'Phrase',
-           'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'PUBLISHED', 'RULES',
-           'DEFAULT_CONFIG', 'read_number', 'read_whole', 'number', 'whole', 'FrozenMap', 'mapping', 'Section',
-           'setting', 'RunSection', 'ModelSection', 'QuantizationSection', 'AdapterSection', 'DefaultsSection',
-           'DataSection', 'TrainingSection', 'GenerationSection', 'ServerSection', 'EvaluationSection',
-           'MetadataSection', 'PublishingSection', 'project_root', 'Config', 'known_keys', 'expected', 'choices',
-           'ConfigError', 'shown', 'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule', 'same_file', 'unfilled',
-           'load_config', 'resolve_config', 'injected_names', 'check_injected', 'config_table', 'config_to_yaml',
-           'Difference', 'config_schema', 'write_schema']
+           'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'GATES', 'Export',
+           'PUBLISHED', 'RULES', 'DEFAULT_CONFIG', 'read_number', 'read_whole', 'number', 'whole', 'FrozenMap',
+           'mapping', 'Section', 'setting', 'RunSection', 'ModelSection', 'QuantizationSection', 'AdapterSection',
+           'DefaultsSection', 'DataSection', 'TrainingSection', 'GenerationSection', 'ServerSection',
+           'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'Config', 'known_keys',
+           'expected', 'choices', 'ConfigError', 'shown', 'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule',
+           'same_file', 'unfilled', 'load_config', 'resolve_config', 'injected_names', 'check_injected', 'config_table',
+           'config_to_yaml', 'Difference', 'config_schema', 'write_schema']
 
 # %% ../nbs/00_config.ipynb #00-002
 import ast
@@ -299,6 +299,8 @@ class MetadataSection(Section):
 
 RepoId = Annotated[str, Field(strict=True, pattern=r"^([A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}$",
                               examples=["owner/name"])]
+GATES = {"json_valid_rate": 0.95, "citation_coverage_rate": 0.7, "refusal_correctness_rate": 0.8, "retrieval_groundedness_rate": 0.7}
+Export = Literal["merged", "gguf"]
 PUBLISHED = ("adapter_config.json", "adapter_model.safetensors", "training_config.yaml", "README.md")
 
 
@@ -307,7 +309,16 @@ class PublishingSection(Section):
     hf_repo: RepoId | None = setting("Hub repository owner/name; null: only stage the files.", None)
     private: Flag = setting("Make a new repository private.", True)
     license: Text = setting("Licence of the adapter, by its Hub name.", "apache-2.0")
+    license_checked: Text | None = setting(
+        "What you found in the base model's licence, where it is not known here; null: not read.", None)
+    gates: mapping(Metric, number(ge=0, le=1)) = setting(
+        "Least lower end of a metric's 95 % interval; below one of them nothing is published.", default_factory=lambda: FrozenMap(GATES))
+    force_reason: Text | None = setting("Why to publish although a gate is not reached; the card repeats it. null: don't.", None)
     include: Annotated[tuple[Text, ...], Field(min_length=1)] = setting("Files to publish.", PUBLISHED)
+    exports: tuple[Export, ...] = setting("Further forms to write: merged into the base model's weights, and that as GGUF.", ())
+    dataset_repo: RepoId | None = setting("Hub repository of the data set; null: it is not published.", None)
+    dataset_license: Text | None = setting("Licence of the data set, by its Hub name; null: not decided.", None)
+    cost_per_hour: number(ge=0) | None = setting("What the machine costs an hour, in US dollars; null: the card estimates no cost.", None)
     metadata: MetadataSection = setting("Facts for the model card.", default_factory=MetadataSection)
 
 # %% ../nbs/00_config.ipynb #00-028
@@ -826,6 +837,8 @@ RULES += (
          "list both, or write hf_repo: null"),
     Rule(("publishing.include",), _leaves_folder,
          "a file outside the folder that is published", "name files by relative paths without .."),
+    Rule(("publishing.dataset_license", "publishing.dataset_repo"), lambda licence, repo: repo and not licence,
+         "a data set is published under some licence", "write its licence, or dataset_repo: null"),
     Rule(("evaluation.sampling_seeds",), lambda seeds: len(set(seeds)) < len(seeds),
          "a seed is listed twice, so the same pass would count twice", "list each seed once"),
     Rule(("evaluation.sampling_seeds", "evaluation.generation_defaults.temperature"),

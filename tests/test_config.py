@@ -147,7 +147,8 @@ def test_the_qlora_config_has_the_values_of_the_seed():
     seed = dict(config_table(load_config(SEED)))
     changed = {key for key in seed if seed[key] != ours[key]}
     assert changed == {"model.base_model_id", "publishing.metadata.base_model_id", "data.corpus", "data.questions",
-                       "data.dev_file", "evaluation.stop_invalid_after", "evaluation.grammar"}
+                       "data.dev_file", "evaluation.stop_invalid_after", "evaluation.grammar", "publishing.dataset_license",
+                       "publishing.include"}
 
 
 def test_defaults_of_our_own_keys(write):
@@ -229,6 +230,7 @@ RANGES = {
     "training.weight_decay": ([0, 0.1], [-0.1]), "training.max_grad_norm": ([0, 5], [-1]),
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
     "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]), "evaluation.answer_threshold": ([0, 0.5, 1], [-0.1, 1.1]),
+    "publishing.cost_per_hour": ([0, 2.5], [-1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
 } | {key: ([1, 7], [0, -1]) for key in (
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
@@ -250,7 +252,7 @@ def test_ranges(write, key):
 
 def test_every_number_has_a_range_test():
     numbers = {key for key in LEAVES if "number" in expected(tuple(key.split(".")))}
-    assert numbers == set(RANGES) | {"evaluation.sampling_seeds"}
+    assert numbers == set(RANGES) | {"evaluation.sampling_seeds", "publishing.gates"}
 
 
 @pytest.mark.parametrize("key", [key for key in LEAVES if "one of" in expected(tuple(key.split(".")))
@@ -547,6 +549,7 @@ IMPOSSIBLE = [
     ({"publishing.include": ["../secret"]}, "publishing.include"),
     ({"publishing.include": ["/etc/passwd"]}, "publishing.include"),
     ({"publishing.include": ["a\\b"]}, "publishing.include"),
+    ({"publishing.dataset_repo": "a/b"}, "publishing.dataset_license"),
     ({"evaluation.sampling_seeds": [1, 2, 1]}, "evaluation.sampling_seeds"),
     ({"evaluation.sampling_seeds": [1], "evaluation.generation_defaults.temperature": 0}, "evaluation.sampling_seeds"),
     ({"evaluation.backend": "server", "evaluation.server.base": "m"}, "evaluation.server.url"),
