@@ -79,8 +79,8 @@ def answerer_config(
     if not (base or is_hub_id(known) or known.startswith("package:")):
         raise AnswererError("the base model of this adapter is not named in its files: give it as base, a Hub id or a folder.")
     changes = {"run.device": device, "model.base_model_id": base or known, "publishing.metadata.base_model_id": None}
-    if trained_with := config.model.chat_template:
-        changes["model.chat_template"] = str(Path(folder, "chat_template.jinja")) if "/" in trained_with or "." in trained_with else trained_with
+    if config.model.chat_template:  # a file of the training's machine; the tokenizer's own folder keeps a copy
+        changes["model.chat_template"] = str(Path(folder, "chat_template.jinja"))
     return load_config(Path(folder, TRAINING_CONFIG), changes | ({} if (base or known) == trained else {"model.revision": None}))
 
 
