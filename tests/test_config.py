@@ -376,7 +376,8 @@ def test_overrides_join_the_list(write):
     ("trainning: {epochs: 1, x: 2}", "line 11, trainning", "the nearest known key is training"),
     ("training: {sede: 1}", "line 11, training.sede", "the nearest known key is run.seed"),
     ("publishing: {metadata: {}, \n zzzz: 1}", "line 12, publishing.zzzz",
-     "known here: hf_repo, private, license, include, metadata"),
+     "known here: hf_repo, private, license, license_checked, gates, force_reason, include, exports, dataset_repo, dataset_license, "
+     "cost_per_hour, metadata"),
     ("1: 2", "line 11, 1", "known here: run, model, adapter, data, training, evaluation, publishing"),
     ("? [a]\n: 2", "line 11, a list or section as a key",
      "known here: run, model, adapter, data, training, evaluation, publishing"),
