@@ -87,7 +87,8 @@ def test_samples_metrics_and_answers_agree(run):
 
 def test_published_folder_is_the_include_list(run):
     config = load_config(ROOT / "configs" / "smoke.yaml")
-    assert {path.name for path in (run / "publish").iterdir()} == set(config.publishing.include)
+    staged = run / "publish"
+    assert {path.relative_to(staged).as_posix() for path in staged.rglob("*") if not path.is_dir()} == set(config.publishing.include)
     card = (run / "publish" / "README.md").read_text(encoding="utf-8")
     assert "library_name: peft" in card and "json_valid_rate" in card
 

@@ -1,0 +1,78 @@
+"A merged model writes what base and adapter wrote, or is not exported."
+
+import pytest
+import torch
+from tiny import chat, tiny_config, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+import kwanzaa_nb.export as export
+from kwanzaa_nb.config import config_to_yaml
+from kwanzaa_nb.export import export_gguf, export_merged, greedy_texts, merged_model
+from kwanzaa_nb.gate import PublishError
+from kwanzaa_nb.model import add_adapter, detect_hardware, effective_settings, load_base
+from kwanzaa_nb.training import save_adapter
+
+RECORDS = [{"id": str(number), "messages": chat(question=f"Is it {number}?")[:2], "chunks": []} for number in range(3)]
+
+
+def made(root, **overrides):
+    "A config and an adapter of random weights, trained on nothing, on a base model in a folder."
+    base, tokenizer = root / "base", tiny_tokenizer()
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    config = tiny_config(**{"model.base_model_id": str(base), "run.output_dir": str(root / "out"), **overrides})
+    torch.manual_seed(1)
+    model = add_adapter(load_base(config, effective_settings(config, detect_hardware("cpu"))), config)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    return config, save_adapter(model, tokenizer, root / "adapter", {"training_config.yaml": config_to_yaml(config)})
+
+
+FOUR_BIT = {"adapter.method": "qlora", "adapter.quantization.load_in_4bit": True}
+
+
+@pytest.mark.parametrize("changes, told", [({}, "merged into the base model's weights, in fp32"), (FOUR_BIT, "as four bits hold them, unpacked, in fp32")])
+def test_the_merged_model_writes_the_same_and_not_what_the_base_writes(tmp_path, changes, told):
+    config, adapter = made(tmp_path, **changes)
+    sentence = export_merged(config, adapter, tmp_path / "exports/merged", RECORDS, 24, report=str)
+    assert told in sentence and sentence.endswith("the same greedy text for 3 of 3 prompts")
+    assert list((tmp_path / "exports/merged").glob("*.safetensors")) and not list((tmp_path / "exports").glob(".*"))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "exports/merged").eval()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    assert greedy_texts(merged, tiny_tokenizer(), RECORDS, 24) != greedy_texts(plain, tiny_tokenizer(), RECORDS, 24)
+
+
+def test_another_text_and_nothing_is_exported(tmp_path, monkeypatch):
+    config, adapter = made(tmp_path)
+    monkeypatch.setattr(export, "merged_model", lambda config, effective, adapter, quantised: load_base(config, effective))
+    with pytest.raises(PublishError, match="the same greedy text for 0 of 3 prompts only"):
+        export_merged(config, adapter, tmp_path / "exports/merged", RECORDS, 24, report=str)
+    assert not list((tmp_path / "exports").iterdir())
+
+
+def test_an_adapter_of_four_bits_merged_into_other_weights_is_another_model(tmp_path):
+    config, adapter = made(tmp_path, **FOUR_BIT)
+    effective = effective_settings(config, detect_hardware("cpu"))
+    assert effective.four_bit
+    right = merged_model(config, effective, adapter, load_base(config, effective))
+    wrong = merged_model(config, effective, adapter)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(right.state_dict()[name], wrong.state_dict()[name])
+
+
+def test_a_converter_is_run_on_the_merged_folder_and_its_file_is_looked_at(tmp_path):
+    converter = tmp_path / "convert.py"
+    converter.write_text("import sys\nopen(sys.argv[3], 'wb').write(b'GGUF' + sys.argv[1].encode())\n", encoding="utf-8")
+    assert export_gguf(tmp_path, tmp_path / "model.gguf", str(converter)).startswith("converted")
+    assert (tmp_path / "model.gguf").read_bytes() == b"GGUF" + str(tmp_path).encode()
+    converter.write_text("import sys\nopen(sys.argv[3], 'wb').write(b'none')\n", encoding="utf-8")
+    with pytest.raises(PublishError, match="nothing was written"):
+        export_gguf(tmp_path, tmp_path / "model.gguf", str(converter))
+    assert (tmp_path / "model.gguf").read_bytes().startswith(b"GGUF/")
+
+
+def test_no_converter_is_not_run_and_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert export_gguf(tmp_path, tmp_path / "model.gguf").startswith("not run: none of convert_hf_to_gguf.py")
+    assert not (tmp_path / "model.gguf").exists()
