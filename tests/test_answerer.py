@@ -25,29 +25,28 @@ QUESTION = "How long is green tea steeped?"
 CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998", "canonical_url": "https://tea.example.org/steeping",
          "source_org": "Tea Board", "year": 1998, "content_type": "summary", "license": "CC0-1.0", "namespace": "tea",
          "text": "Green tea is steeped for two minutes."}
+OTHER = CHUNK | {"chunk_id": "tea-02", "text": "Black tea is steeped for four minutes, and oolong for three."}
+QUESTIONS, CHUNKS = [QUESTION, "Who drinks it?", "Is oolong steeped longer than green tea?"], [CHUNK, OTHER]
 WHEN = "2026-01-01T00:00:00Z"
 INCLUDE = ["adapter_config.json", "adapter_model.safetensors", "training_config.yaml", "README.md", "SHA256SUMS"]
 ASK = f"""\
 import json, sys
 from kwanzaa_nb import load_answerer
-from kwanzaa_nb.answer import AnswerError
-found = [load_answerer(sys.argv[1], base=sys.argv[2], grammar=True)({QUESTION!r}, [{CHUNK!r}], generated_at={WHEN!r})]
-try:
-    load_answerer(sys.argv[1], base=sys.argv[2])({QUESTION!r}, [{CHUNK!r}])
-except AnswerError as error:
-    found.append(error.raw)
-print(json.dumps(found))
+answer = load_answerer(sys.argv[1], base=sys.argv[2], grammar=True)
+print(json.dumps([answer(question, {CHUNKS!r}, generated_at={WHEN!r}) for question in {QUESTIONS!r}]))
 """
 
 
 def short_spoken(tokenizer):
-    "A random model that ends each string as soon as it may, so that what a grammar lets it write is short."
+    "A random model that ends strings and lists as soon as a grammar lets it; what else it writes hangs on its prompt and on its adapter."
     model = tiny_model()
-    quote = tokenizer.convert_tokens_to_ids('"')
+    ends = tokenizer.convert_tokens_to_ids(['"', "]", "["])
     with torch.no_grad():
         model.get_input_embeddings().weight[:, 0] = 8.0
-        model.get_output_embeddings().weight[quote] = 0
-        model.get_output_embeddings().weight[quote, 0] = 4.0
+        output = model.get_output_embeddings().weight
+        output[:, 0] = 0
+        output[ends] = 0
+        output[ends, 0] = torch.tensor([5.0, 4.5, 4.0])
     return model
 
 
@@ -64,7 +63,7 @@ def run(tmp_path_factory):
     model = add_adapter(short_spoken(tokenizer), config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.3)
+            torch.nn.init.normal_(weight, std=0.1)
     save_adapter(model, tokenizer, root / "out/adapter", {"training_config.yaml": config_to_yaml(config)}, "ada/tiny-base")
     return config, base, stage_publication(config, root / "out")
 
@@ -77,35 +76,39 @@ def server(monkeypatch):
     started.close()
 
 
-def raw_of(answerer):
-    with pytest.raises(AnswerError) as error:
-        answerer(QUESTION, [CHUNK])
-    return error.value.raw
-
-
 def test_published_downloaded_by_another_process_and_the_same_answers(run, server, tmp_path):
     config, base, staged = run
     there = Destination("ada/adapter", "model", True, "v0", "adapter_config.json")
     upload(there, staged, INCLUDE, config, TOKEN, HfApi(endpoint=server.url, token=TOKEN), report=str)
-    here = load_answerer(staged, base=str(base), grammar=True)(QUESTION, [CHUNK], generated_at=WHEN)
-    validate_answer_json(here)
+    answer = load_answerer(staged, base=str(base), grammar=True)
+    here = [answer(question, CHUNKS, generated_at=WHEN) for question in QUESTIONS]
     environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_DISABLE_XET": "1",
                    "PYTHONPATH": str(ROOT)}
     environment.pop("HF_HUB_OFFLINE", None)
     done = subprocess.run([sys.executable, "-c", ASK, "ada/adapter", str(base)], cwd=tmp_path, env=environment, capture_output=True, text=True,
                           timeout=550)
     assert done.returncode == 0, done.stderr[-2000:]
-    there_answer, there_raw = json.loads(done.stdout.splitlines()[-1])
-    assert there_answer == here and there_raw == raw_of(load_answerer(staged, base=str(base)))
+    assert json.loads(done.stdout.splitlines()[-1]) == here
+    for found in here:
+        validate_answer_json(found)
+        assert found["sources"] and found["provenance"]["generated_at"] == WHEN
+    assert len({json.dumps([found["answer"], found["unknowns"]]) for found in here}) > 1
     assert list((tmp_path / "empty").rglob("adapter_model.safetensors"))
 
 
-def test_the_adapter_makes_a_difference_and_the_output_is_in_the_error(run):
+def test_the_adapter_makes_a_difference(run):
     config, base, staged = run
-    answerer = load_answerer(staged, base=str(base))
-    adapted = raw_of(answerer)
-    with answerer.backend.model.disable_adapter():
-        assert raw_of(answerer) != adapted
+    answer = load_answerer(staged, base=str(base), grammar=True)
+    adapted = [answer(question, CHUNKS, generated_at=WHEN) for question in QUESTIONS]
+    with answer.backend.model.disable_adapter():
+        assert [answer(question, CHUNKS, generated_at=WHEN) for question in QUESTIONS] != adapted
+
+
+def test_what_is_not_valid_is_in_the_error(run):
+    config, base, staged = run
+    with pytest.raises(AnswerError, match="strict JSON") as error:
+        load_answerer(staged, base=str(base))(QUESTION, [CHUNK])
+    assert error.value.raw.startswith('"')
 
 
 def test_the_snippet_of_the_card_runs(run):
