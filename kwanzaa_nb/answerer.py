@@ -7,7 +7,9 @@ __all__ = ['NEEDED', 'AnswererError', 'fetch', 'answerer_config', 'Answerer', 'l
 
 # %% ../nbs/55_answerer.ipynb #55-002
 import json
+import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ class Answerer:
         self,
         config: Config,  # of answerer_config
         backend: Any,  # a LocalBackend
-        grammar: bool = False,  # whether to write nothing but what keeps the contract
+        grammar: bool = False,  # whether form, ids and quotes are held by a grammar
         version: str = "",  # of the adapter, for the answer's provenance; "": the name of its run
     ):
         self.config, self.backend, self.version = config, backend, version or config.run.name
@@ -117,7 +119,8 @@ class Answerer:
         chunks = list(chunks)
         messages = render_prompt(question, chunks, persona, system_prompt=system_prompts(self.config.data).get(persona))
         prompt = self.backend.prompts([{"id": "question", "messages": messages, "chunks": chunks}])[0]
-        raw = self.backend.write([prompt], self.decoding)[0].raw
+        decoding = self.decoding if chunks else replace(self.decoding, answer_threshold=math.inf)  # nothing to answer from: refuse
+        raw = self.backend.write([prompt], decoding)[0].raw
         given = {"query": question.strip()[:1000], "persona": persona, "model_version": self.config.model.base_model_id,
                  "adapter_version": self.version, **({} if chunks else {"namespaces": ["unknown"]}), **completion}
         try:
@@ -130,7 +133,7 @@ class Answerer:
 def load_answerer(
     source: "str | Path",  # a published folder, or a repository owner/name
     *,
-    grammar: bool = False,  # whether to write nothing but what keeps the contract
+    grammar: bool = False,  # whether form, ids and quotes are held by a grammar
     base: "str | None" = None,  # another place of the base model: Hub id, folder or package:NAME
     device: str = "auto",  # "auto", "cpu" or "cuda"
     revision: "str | None" = None,  # commit or tag of a repository
