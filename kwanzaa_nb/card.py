@@ -181,8 +181,8 @@ print(found["answer"]["text"], found["sources"])
 ```
 
 `kwanzaa_nb` is the package of {PROJECT}. It renders the prompt that the adapter was trained on, loads the base model as in training,
-and completes what the model writes to an `answer_json` with provenance. `grammar=True` lets the model write nothing but what keeps the
-contract; without it, which is how the results below were measured, an invalid output raises an error that holds it.'''
+and completes what the model writes to an `answer_json` with provenance. `grammar=True` holds form, ids and quotes by a
+grammar; the columns of base and adapter below were measured without it. An output that is invalid all the same raises an error that holds it.'''
 
 # %% ../nbs/50_card.ipynb #50-022
 PROJECT = "[Kwanzaa Notebooks](https://github.com/ainative/kwanzaa-notebooks)"
