@@ -137,6 +137,12 @@ class RunSection(Section):
     save_steps: Count = setting("Save a checkpoint every so many optimiser steps.", 200)
     eval_steps: Count = setting("Look at the development records every so many optimiser steps.", 200)
     save_total_limit: Count = setting("Keep at most so many checkpoints.", 3)
+    report_to: tuple[Literal["tensorboard", "trackio"], ...] = setting(
+        "Also log for these tools, into the run's folder; nothing is sent anywhere.", ())
+    launcher: Literal["accelerate"] | None = setting(
+        "accelerate trains in processes of their own, several of them where that is wanted; null: in the notebook's kernel.", None)
+    accelerate_config: Text | None = setting("YAML file for accelerate launch, as in configs/accelerate; goes with launcher.", None)
+    processes: Count | None = setting("Processes on this machine, one a device; null: as accelerate_config says; goes with launcher.", None)
 
 # %% ../nbs/00_config.ipynb #00-015
 class ModelSection(Section):
@@ -809,6 +815,12 @@ RULES = (
          "write load_in_4bit: false, or adapter.method: qlora"),
     Rule(("adapter.variant", "adapter.method"), lambda variant, method: variant == "pissa" and method == "qlora",
          "pissa takes its start from weights that are not in four bits", "write method: lora, or another variant"),
+    Rule(("run.launcher", "run.accelerate_config", "run.processes"),
+         lambda launcher, file, processes: launcher and not (file or processes),
+         "it is not said how many processes", "write run.processes, or name a file in run.accelerate_config"),
+    Rule(("run.launcher", "run.accelerate_config", "run.processes"),
+         lambda launcher, file, processes: not launcher and (file or processes),
+         "null does not read run.accelerate_config and run.processes", "write launcher: accelerate, or both of them null"),
     Rule(("data.eval_file", "data.train_file"), same_file,
          "the same file as data.train_file", "evaluate on records that are not trained on"),
     Rule(("data.dev_file", "data.train_file"), same_file,

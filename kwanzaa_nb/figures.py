@@ -91,32 +91,31 @@ def _series(rows: "list[dict]", name: str) -> "tuple[list, list]":
 
 
 def loss_plot(
-    log_history: "list[dict]",  # rows with "step" and any of "loss", "eval_loss", "learning_rate"
+    log_history: "list[dict]",  # rows with "step" and any of "loss", "eval_loss", "learning_rate", "grad_norm"
     decisions: "list[dict] | None" = None,  # rows {"step", "answerable", "unanswerable"}: mean probability of answering
 ) -> Figure:
-    "Training and evaluation loss, the learning rate below, and the decision to answer where it was measured."
-    figure, panels = _panels(
-        3 if decisions else 2,
-        7.0,
-        6.4 if decisions else 4.6,
-        sharex=True,
-        height_ratios=[3, 1, 2] if decisions else [3, 1],
-    )
+    "Training and evaluation loss, the learning rate and the gradient norm below, and the decision to answer where it was measured."
+    norms = _series(log_history, "grad_norm")
+    ratios = [3, 1, *([1] if norms[0] else []), *([2] if decisions else [])]
+    figure, panels = _panels(len(ratios), 7.0, 2.4 + 0.7 * sum(ratios), sharex=True, height_ratios=ratios)
     panels[0].plot(*_series(log_history, "loss"), color=COLOURS[0], marker=".", markersize=3, label="training loss")
     panels[0].plot(
         *_series(log_history, "eval_loss"), color=COLOURS[5], marker="s", markersize=5, label="evaluation loss"
     )
     panels[1].plot(*_series(log_history, "learning_rate"), color=COLOURS[2])
     panels[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    if norms[0]:
+        panels[2].plot(*norms, color=COLOURS[3])
+        panels[2].set(ylabel="gradient\nnorm", ylim=(0, None))
     for row, style in (
         ("answerable", dict(color=COLOURS[0], marker="o")),
         ("unanswerable", dict(color=COLOURS[1], marker="^")),
     ):
         if decisions:
-            panels[2].plot(*_series(decisions, row), label=row, **style)
+            panels[-1].plot(*_series(decisions, row), label=row, **style)
     if decisions:
-        panels[2].set(ylim=(0, 1), ylabel="P(answers)")
-        panels[2].legend(frameon=False)
+        panels[-1].set(ylim=(0, 1), ylabel="P(answers)")
+        panels[-1].legend(frameon=False)
     panels[0].set(ylabel="loss per token", ylim=(0, None))
     panels[1].set(ylabel="learning\nrate", ylim=(0, None))
     panels[0].legend(frameon=False)

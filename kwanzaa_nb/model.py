@@ -6,8 +6,8 @@
 __all__ = ['DTYPES', 'EXPERT_LAYERS', 'Hardware', 'cpu_multiplies_bf16', 'detect_hardware', 'ModelError', 'Effective',
            'choose_dtype', 'choose_attention', 'choose_optimiser', 'effective_settings', 'cache_folder',
            'packaged_gguf', 'unpack_gguf', 'find_base', 'from_pretrained', 'is_pinned', 'remote_code', 'read_template',
-           'template_differences', 'load_tokenizer', 'unknown_attention', 'load_base', 'keep_unpacked', 'linear_layers',
-           'add_adapter', 'stacked_weights', 'adapts_experts', 'expert_differences', 'load_adapter']
+           'template_differences', 'load_tokenizer', 'unknown_attention', 'is_sharded', 'load_base', 'keep_unpacked',
+           'linear_layers', 'add_adapter', 'stacked_weights', 'adapts_experts', 'expert_differences', 'load_adapter']
 
 # %% ../nbs/30_model.ipynb #30-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -303,6 +303,11 @@ def unknown_attention(model: torch.nn.Module) -> str:
     return "attention sinks" if any(name.endswith(".sinks") for name, _ in model.named_parameters()) else ""
 
 # %% ../nbs/30_model.ipynb #30-160
+def is_sharded() -> bool:
+    "Whether accelerate spreads the model over several devices (FSDP), and so says itself where its weights lie."
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+
+
 def load_base(
     config: Config,
     effective: Effective,
@@ -315,8 +320,9 @@ def load_base(
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type=wanted.bnb_4bit_quant_type,
             bnb_4bit_use_double_quant=wanted.bnb_4bit_use_double_quant,
-            bnb_4bit_compute_dtype=DTYPES[effective.compute_dtype])
-    if effective.device == "cuda":
+            bnb_4bit_compute_dtype=DTYPES[effective.compute_dtype],
+            bnb_4bit_quant_storage=DTYPES[effective.dtype] if is_sharded() else torch.uint8)  # slices have one dtype throughout
+    if effective.device == "cuda" and not is_sharded():
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     trusted, _ = remote_code(config)
     model = from_pretrained(AutoModelForCausalLM, config, trust_remote_code=trusted, **options)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 import kwanzaa_nb.training as training
 from kwanzaa_nb.config import RunSection, TrainingSection, load_config
 from kwanzaa_nb.decision import ANSWERING, REFUSING, decision_tokens
+from kwanzaa_nb.live import LiveReport, Moment
 from kwanzaa_nb.masking import IGNORED, encode_chat, render_chat
 from kwanzaa_nb.model import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows
@@ -24,13 +25,13 @@ from kwanzaa_nb.validation import read_records
 from kwanzaa_nb.training import (
     DecisionWatch,
     GroupSampler,
-    Progress,
     RecordsError,
     TrainingError,
     answer_probability,
     encode_records,
     keep_start,
     save_adapter,
+    spare_row,
     step_budget,
     supervised_loss,
     token_lengths,
@@ -213,8 +214,8 @@ def test_a_mean_of_means_would_be_seen(whole, tmp_path):
     "What the tests below could not tell apart would be worth nothing: a loss that weighs micro batches alike."
     means, inner = [], training.supervised_loss
 
-    def averaged(model, batch):
-        loss, count = inner(model, batch)
+    def averaged(model, batch, *more):
+        loss, count = inner(model, batch, *more)
         means.append(count)
         return loss / count * sum(label != IGNORED for one in ROWS for label in one["labels"]) / 8, count
 
@@ -309,9 +310,9 @@ def test_a_loss_that_is_no_number_stops_training(tmp_path):
 def test_epochs_have_their_own_order_and_groups_stay_together(tmp_path, monkeypatch):
     seen, inner = [], training.supervised_loss
 
-    def watching(model, batch):
+    def watching(model, batch, *more):
         seen.append(batch["input_ids"][0].tolist())
-        return inner(model, batch)
+        return inner(model, batch, *more)
 
     monkeypatch.setattr(training, "supervised_loss", watching)
     train(
@@ -323,17 +324,87 @@ def test_epochs_have_their_own_order_and_groups_stay_together(tmp_path, monkeypa
 
 
 def test_development_records_are_watched(tmp_path):
-    said = []
+    said, shown = [], []
     trainer, _, _ = train(
         tmp_path,
         watched=ROWS[:2],
-        callbacks=[Progress(said.append)],
+        callbacks=[LiveReport(said.append, shown.append, tokens=16.0, price=3.0, before=3600.0)],
         training__per_device_train_batch_size=2,
         training__gradient_accumulation_steps=1,
     )
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
-    assert len(said) == 4 and said[0].startswith("step 1 of 4: loss ")
+    assert len(said) == 4 and said[0].startswith("step 1 of 4: loss ") and "$3.0" in said[0]
+    last = shown[-1]
+    assert (last.step, last.steps, last.seconds_left) == (4, 4, 0.0) and last.tokens_per_second > 0 and 3.0 < last.dollars < 3.5
+    assert last.last("eval_loss") == losses[-1] and last.last("grad_norm") > 0 and Moment(**json.loads(json.dumps(vars(last)))) == last
+
+
+def test_the_evaluation_loss_is_the_mean_over_tokens(tmp_path):
+    trainer, _, _ = train(tmp_path, watched=ROWS[:3], training__per_device_train_batch_size=8, training__gradient_accumulation_steps=1)
+    with torch.no_grad():
+        total, count = supervised_loss(trainer.model.eval(), flatten_rows(ROWS[:3]))
+    assert [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1] == pytest.approx(total.item() / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed: No space left on device")])
+def test_a_full_disk_leaves_the_last_whole_checkpoint(error, tmp_path, monkeypatch):
+    "The second checkpoint finds no room; the third attempt, after room was made, goes on from the first."
+    inner, saves = torch.save, []
+
+    def full(value, place, *more, **options):
+        saves.append(str(place))
+        if "checkpoint-6" in str(place):
+            raise error
+        return inner(value, place, *more, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", full)
+        with pytest.raises(TrainingError, match="disk is full, so the checkpoint of step 6 could not be written"):
+            train(tmp_path, callbacks=[Checkpoints(tmp_path)], **RESUMED)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"] and last_whole(tmp_path).name == "checkpoint-3"
+    checkpoints = Checkpoints(tmp_path)
+    trainer, _, _ = train(tmp_path, callbacks=[checkpoints], resume_from=checkpoints.last, **RESUMED)
+    assert trainer.state.global_step == 24
+
+
+def test_an_older_checkpoint_goes_only_when_the_new_one_is_whole(tmp_path):
+    seen = []
+
+    class Looker(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            seen.append(sorted(int(path.name[11:]) for path in tmp_path.glob("checkpoint-*")))
+
+    settings = {**RESUMED, "run.save_total_limit": 1, "training.epochs": 1.0}
+    train(tmp_path, callbacks=[Looker(), Checkpoints(tmp_path), Looker()], **settings)
+    assert seen == [[3], [3], [3, 6], [6], [6, 8], [8]]
+
+
+def test_a_checkpoint_that_misses_a_file_is_not_whole(tmp_path):
+    train(tmp_path, callbacks=[Checkpoints(tmp_path)], **{**RESUMED, "training.epochs": 1.0})
+    checkpoint = last_whole(tmp_path)
+    names = sorted(path.name for path in checkpoint.iterdir() if path.name != MARK)
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= set(names)
+    for name in names:
+        content = (checkpoint / name).read_bytes()
+        for damaged in (None, content[:-1]):
+            (checkpoint / name).unlink()
+            if damaged is not None and content:
+                (checkpoint / name).write_bytes(damaged)
+            assert last_whole(tmp_path) != checkpoint, name
+            (checkpoint / name).write_bytes(content)
+    assert last_whole(tmp_path) == checkpoint
+
+
+def test_spare_rows_fill_up_a_step_and_train_nothing():
+    order = list(GroupSampler([one["group"] for one in ROWS[:6]], 1, multiple=4))
+    assert sorted(order) == [0, 1, 2, 3, 4, 5, 6, 6] and order[-2:] == [6, 6]
+    model, spare = tiny_model().train(), spare_row(ROWS)
+    total, count = supervised_loss(model, flatten_rows([spare]), spare=True)
+    total.backward()
+    assert (total.item(), count) == (0.0, 0) and all(not value.grad.any() for value in model.parameters() if value.grad is not None)
+    together, alone = (supervised_loss(model, flatten_rows(part)) for part in ([ROWS[0], spare], [ROWS[0]]))
+    assert together[0].item() == pytest.approx(alone[0].item(), rel=1e-6) and together[1] == alone[1]
 
 
 # order
@@ -480,6 +551,10 @@ OTHER = {
     "run.save_steps": 4,
     "run.eval_steps": 5,
     "run.save_total_limit": 9,
+    "run.report_to": ("tensorboard",),
+    "run.launcher": None,
+    "run.accelerate_config": None,
+    "run.processes": None,
     "training.epochs": 3,
     "training.max_steps": 77,
     "training.learning_rate": 0.5,
@@ -497,6 +572,9 @@ OTHER = {
     "training.strict_steps": None,
 }
 ELSEWHERE = {
+    "run.launcher",
+    "run.accelerate_config",
+    "run.processes",
     "run.device",
     "run.name",
     "run.output_dir",
@@ -535,7 +613,7 @@ def test_every_key_reaches_the_trainer(monkeypatch, key):
     }.get(key, key.split(".")[1])
     assert name in different
     if key not in ("run.mixed_precision", "training.warmup_ratio"):
-        assert changed[name] == OTHER[key]
+        assert changed[name] == (list(OTHER[key]) if isinstance(OTHER[key], tuple) else OTHER[key])
 
 
 def test_arguments_are_ones_that_trl_takes(tmp_path):

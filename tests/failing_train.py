@@ -1,0 +1,19 @@
+"The training command with a fault: in the process of rank RANK_THAT_FAILS, the loss of the third batch is no number."
+
+import os
+import sys
+
+import kwanzaa_nb.train as command
+import kwanzaa_nb.training as training
+
+inner, seen = training.supervised_loss, []
+
+
+def failing(model, batch, spare=False):
+    total, count = inner(model, batch, spare)
+    seen.append(count)
+    return (total * float("nan") if len(seen) == 3 and os.environ["RANK"] == os.environ["RANK_THAT_FAILS"] else total), count
+
+
+training.supervised_loss = failing
+sys.exit(command.main())

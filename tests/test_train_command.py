@@ -1,0 +1,238 @@
+"Training as a command: killed and run again, in several processes, and what it says when it ends early."
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from tiny import ROOT, SECTIONS, tiny_config, tiny_model, tiny_tokenizer
+
+import kwanzaa_nb.train as command_module
+from kwanzaa_nb.config import ConfigError, load_config
+from kwanzaa_nb.resume import last_whole
+from kwanzaa_nb.runs import read_manifest, run_stage
+from kwanzaa_nb.train import (
+    TrainingError,
+    TrainingStopped,
+    launch_command,
+    launched_processes,
+    open_stage,
+    prepare_reports,
+    report_failure,
+    told_in_sentences,
+)
+from kwanzaa_nb.validation import read_records
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+SETTINGS = {
+    "run": {"seed": 3, "logging_steps": 1, "save_steps": 2, "eval_steps": 3, "save_total_limit": 2},
+    "adapter": {"dropout": 0.1, "r": 4, "target_modules": "all-linear"},
+    "training": {"epochs": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01,
+                 "lr_scheduler": "cosine", "warmup_ratio": 0.1, "decision_weight": 3.0},
+    "data": {"max_seq_length": 4096},
+    "evaluation": {"generation_defaults": {"max_new_tokens": 2000}},
+}
+
+
+def some_records(split, count):
+    "The shortest records of a split, whole groups."
+    records = read_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl")
+    sizes = {}
+    for one in records:
+        sizes[one["group"]] = sizes.get(one["group"], 0) + len(one["messages"][1]["content"])
+    short = sorted(sizes, key=sizes.get)
+    ordered = sorted(records, key=lambda one: short.index(one["group"]))
+    sides = [[one for one in ordered if one["answerable"] is side] for side in (True, False)]
+    return ordered[:count] if split == "train" else [*sides[0][:count - count // 2], *sides[1][:count // 2]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "A folder with a base model and records."
+    folder = tmp_path_factory.mktemp("home")
+    tiny_model(attention="sdpa").save_pretrained(folder / "base")
+    tiny_tokenizer().save_pretrained(folder / "base")
+    for name, count in (("train", 22), ("dev", 5), ("eval", 2)):
+        lines = [json.dumps(one) for one in some_records(name, count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def config_file(home, name, **changes):
+    "A config of a run, with changes by section."
+    places = {
+        "run": {"name": name, "output_dir": str(home / name)},
+        "model": {"base_model_id": str(home / "base")},
+        "data": {f"{part}_file": str(home / f"{part}.jsonl") for part in ("train", "dev", "eval")},
+    }
+    values = {section: {**SECTIONS.get(section, {}), **SETTINGS.get(section, {}), **places.get(section, {}), **changes.get(section, {})}
+              for section in SECTIONS}
+    path = home / f"{name}.yaml"
+    with open(path, "w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(values, file)
+    return path
+
+
+def command(path, processes=None, module="kwanzaa_nb.train"):
+    "The words that train by a config, in this many processes."
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--num_processes", str(processes), "--main_process_port", "0", "-m"]
+    return [sys.executable, "-m", *(launch if processes else []), module, "--config", str(path)]
+
+
+def run(path, processes=None, module="kwanzaa_nb.train", **more):
+    return subprocess.run(command(path, processes, module), cwd=ROOT, env={**ENVIRONMENT, **more}, capture_output=True, text=True, timeout=900)
+
+
+def log_of(folder):
+    return json.loads((folder / "adapter" / "training_log.json").read_text(encoding="utf-8"))
+
+
+def losses(folder, name="loss"):
+    return [row[name] for row in log_of(folder)["log"] if name in row]
+
+
+@pytest.fixture(scope="module")
+def whole(home):
+    "The folder of a training that nothing interrupted."
+    done = run(config_file(home, "whole"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home / "whole"
+
+
+def test_the_command_does_what_the_stage_does(whole):
+    entry = read_manifest(whole)["stages"]["train"]
+    assert entry["status"] == "done" and entry["summary"]["steps"] == 18 and "adapter/adapter_model.safetensors" in entry["wrote"]
+    assert {Path(key).name for key in entry["read"]} == {"train.jsonl", "dev.jsonl"}
+    assert len(losses(whole)) == 18 and len(losses(whole, "eval_loss")) == 6 and len(log_of(whole)["decision"]) == 6
+    assert not (whole / "live.json").exists() and not list((whole / "checkpoints").glob("*/checkpoint-*"))
+
+
+def killed_after(path, folder, step):
+    "Run the command and kill it with SIGKILL a moment after it has told of a step."
+    process = subprocess.Popen(command(path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if line.startswith(f"step {step} of 18"):
+            time.sleep(random.random() * 0.1)  # into the next step, an evaluation or a checkpoint
+            process.kill()
+            break
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    return next((folder / "checkpoints").glob("[0-9a-f]*"))
+
+
+def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(home, whole):
+    step = random.randrange(3, 17)
+    path = config_file(home, "killed")
+    checkpoints = killed_after(path, home / "killed", step)
+    kept = last_whole(checkpoints)
+    assert kept and step - 2 <= int(kept.name.rpartition("-")[2]) <= step + 6, f"killed after step {step}"
+    again = run(path)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert f"goes on from {kept.name.replace('checkpoint-', 'step ')}" in again.stdout
+    assert (home / "killed" / "adapter" / "adapter_model.safetensors").read_bytes() == (whole / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert losses(home / "killed") == losses(whole) and losses(home / "killed", "eval_loss") == losses(whole, "eval_loss")
+
+
+def test_two_processes_learn_what_one_does_at_the_same_global_batch(home):
+    "Rows that don't divide evenly, several epochs, packed and not; the order of sums alone is another."
+    changes = {"adapter": {"dropout": 0.0}, "training": {"optim": "sgd", "learning_rate": 0.5, "epochs": 2}}
+    halved = {**changes, "training": {**changes["training"], "gradient_accumulation_steps": 1}}
+    one, two = config_file(home, "one", **changes), config_file(home, "two", **halved)
+    for path, processes in ((one, None), (two, 2)):
+        done = run(path, processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("trains from the start") == done.stdout.count("step 12 of 12: loss") == 1
+    for name in ("loss", "eval_loss", "grad_norm"):
+        first, second = losses(home / "one", name), losses(home / "two", name)
+        assert len(first) == len(second) >= 4 and second == pytest.approx(first, abs=1e-4)
+    assert losses(home / "one")[-1] < losses(home / "one")[0] - 0.1
+
+
+def test_the_failure_of_one_process_ends_all_with_a_sentence(home):
+    path = config_file(home, "failing", training={"gradient_accumulation_steps": 1, "epochs": 40})
+    done = run(path, 2, "failing_train", RANK_THAT_FAILS="1", PYTHONPATH=str(ROOT / "tests"))
+    assert done.returncode and "TrainingError: the loss is nan at step 2: lower training.learning_rate" in done.stderr
+    assert done.stderr.count("TrainingError: ") == 1
+    entry = read_manifest(home / "failing")["stages"]["train"]
+    assert entry["status"] == "failed" and entry["error"].startswith("the loss is nan at step 2")
+    assert last_whole(next((home / "failing" / "checkpoints").glob("[0-9a-f]*"))).name == "checkpoint-2"
+
+
+def test_the_notebook_trains_by_the_launcher_and_shows_what_came_of_it(home, whole):
+    "In one process of its own, the very adapter that the command makes; and few outputs."
+    path = config_file(home, "launched", run={"launcher": "accelerate", "processes": 1})
+    said = []
+    report = run_stage("train", path, log=said.append)
+    assert any("step 18 of 18: loss" in line for line in said)
+    adapter = home / "launched" / "adapter"
+    assert (adapter / "adapter_model.safetensors").read_bytes() == (whole / "adapter" / "adapter_model.safetensors").read_bytes()
+    cells = json.loads(report.read_text(encoding="utf-8"))["cells"]
+    shown = [output for cell in cells if "launch_training(" in "".join(cell["source"]) and "live.update" in "".join(cell["source"])
+             for output in cell["outputs"]]
+    assert len(shown) == 1 and "18 of 18" in "".join(shown[0]["data"]["text/plain"]) and "<img" in "".join(shown[0]["data"]["text/html"])
+    assert read_manifest(home / "launched")["stages"]["train"]["summary"]["steps"] == 18
+
+
+def test_the_configs_for_accelerate_are_ones_that_it_takes():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+    assert [path.stem for path in files] == ["ddp", "fsdp_qlora", "one_gpu"]
+    for path in files:
+        loaded = load_config_from_file(str(path))
+        assert loaded.num_processes >= 1 and "Not run on a GPU yet" in path.read_text(encoding="utf-8")
+        config = load_config(ROOT / "configs" / "smoke.yaml", {"run.launcher": "accelerate", "run.accelerate_config": str(path)})
+        assert launched_processes(config) == loaded.num_processes
+        assert launch_command(config, Path("x.yaml"), "cuda")[3:5] == ["--config_file", str(path)]
+
+
+def test_processes_other_than_the_first_write_nothing(home, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    path = config_file(home, "second")
+    stage = open_stage(path)
+    stage.progress("said by nobody")
+    stage.read(home / "train.jsonl")
+    assert not (home / "second").exists()
+    monkeypatch.setattr(command_module, "PATIENCE", 0)
+    monkeypatch.setenv("RANK", "0")
+    first = open_stage(path)
+    monkeypatch.setenv("RANK", "1")
+    report_failure(stage, TrainingError("only this one knows why"))
+    monkeypatch.setenv("RANK", "0")
+    report_failure(first, RuntimeError("connection closed"))
+    assert read_manifest(home / "second")["stages"]["train"]["error"] == "only this one knows why"
+
+
+def test_a_missing_tool_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(command_module.importlib.util, "find_spec", lambda name: None)
+    for name in ("trackio", "tensorboard"):
+        with pytest.raises(TrainingError, match=f"pip install {name}"):
+            prepare_reports(tiny_config(**{"run.report_to": [name]}), tmp_path)
+    prepare_reports(tiny_config(), tmp_path)
+
+
+@pytest.mark.parametrize("error, sentence", [
+    (KeyboardInterrupt(), "run the same again, and it starts anew"),
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room"),
+    (RuntimeError("No space left on device"), "the disk is full: make room"),
+])
+def test_what_ends_a_training_early_is_told_in_a_sentence(error, sentence, tmp_path):
+    with pytest.raises((TrainingStopped, TrainingError), match=sentence):
+        with told_in_sentences(tmp_path / "checkpoints"):
+            raise error
+    with pytest.raises(OSError, match="denied"):
+        with told_in_sentences(tmp_path / "checkpoints"):
+            raise OSError(errno.EACCES, "denied")
+
+
+def test_launchers_need_to_know_how_many():
+    for changes in ({"run.launcher": "accelerate"}, {"run.processes": 2}, {"run.accelerate_config": "configs/accelerate/ddp.yaml"}):
+        with pytest.raises(ConfigError, match="run.launcher"):
+            tiny_config(**changes)
