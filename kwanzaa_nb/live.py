@@ -28,7 +28,7 @@ class Moment:
     seconds: float = 0.0  # of training so far, with those before an interruption
     seconds_left: "float | None" = None  # at the speed so far; None before the first step
     tokens_per_second: "float | None" = None  # of records, supervised or not
-    dollars: float = 0.0  # spent so far
+    dollars: "float | None" = None  # spent so far; None where the machine has no price
     history: list[dict] = field(default_factory=list)  # the trainer's log
     decisions: list[dict] = field(default_factory=list)  # of `DecisionWatch`
 
@@ -42,7 +42,7 @@ class Moment:
                  "learning rate": (self.last("learning_rate"), ".2e"), "gradient norm": (self.last("grad_norm"), ".3f"),
                  "tokens/s": (self.tokens_per_second, ",.0f")}
         times = {"time": clock(self.seconds), "to go": "" if self.seconds_left is None else clock(self.seconds_left),
-                 "cost so far": f"${self.dollars:,.2f}"}
+                 "cost so far": "" if self.dollars is None else f"${self.dollars:,.2f}"}
         step = f"{self.step} of {self.steps}" if self.steps else "before the first"
         values = ["" if value is None else format(value, style) for value, style in shown.values()]
         return Table(["step", *shown, *times], [[step, *values, *times.values()]])
@@ -67,7 +67,7 @@ class LiveReport(TrainerCallback):
         tell: Callable[[str], object],  # takes one line
         show: "Callable[[Moment], object] | None" = None,  # takes the moment, e.g. to update a display
         tokens: float = 0.0,  # of records in an optimiser step, mean
-        price: float = 0.0,  # dollars an hour, of all devices together; 0: the machine is there anyway
+        price: float = 0.0,  # dollars an hour, of all devices together; 0: it has none
         before: float = 0.0,  # seconds of training before an interruption
         decisions: "Callable[[], Sequence[dict]]" = list,  # what `DecisionWatch` saw so far
     ):
@@ -84,7 +84,7 @@ class LiveReport(TrainerCallback):
         pace = now / (state.global_step - self.first) if state.global_step > self.first else None
         seconds = self.before + now
         return Moment(state.global_step, state.max_steps, seconds, None if pace is None else pace * (state.max_steps - state.global_step),
-                      self.tokens / pace if pace and self.tokens else None, self.price * seconds / 3600,
+                      self.tokens / pace if pace and self.tokens else None, self.price * seconds / 3600 if self.price else None,
                       list(state.log_history), list(self.decisions()))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

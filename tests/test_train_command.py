@@ -23,6 +23,7 @@ from kwanzaa_nb.train import (
     TrainingStopped,
     launch_command,
     launched_processes,
+    main,
     open_stage,
     prepare_reports,
     report_failure,
@@ -140,19 +141,26 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(home, whole):
     assert losses(home / "killed") == losses(whole) and losses(home / "killed", "eval_loss") == losses(whole, "eval_loss")
 
 
-def test_two_processes_learn_what_one_does_at_the_same_global_batch(home):
-    "Rows that don't divide evenly, several epochs, packed and not; the order of sums alone is another."
+def test_the_notebook_trains_in_two_processes_what_one_learns_at_the_same_global_batch(home, monkeypatch, capsys):
+    "Rows that don't divide evenly, several epochs; the order of sums alone is another. The report has one output."
     changes = {"adapter": {"dropout": 0.0}, "training": {"optim": "sgd", "learning_rate": 0.5, "epochs": 2}}
-    halved = {**changes, "training": {**changes["training"], "gradient_accumulation_steps": 1}}
-    one, two = config_file(home, "one", **changes), config_file(home, "two", **halved)
-    for path, processes in ((one, None), (two, 2)):
-        done = run(path, processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("trains from the start") == done.stdout.count("step 12 of 12: loss") == 1
+    monkeypatch.chdir(ROOT)
+    assert main(["--config", str(config_file(home, "one", **changes))]) == 0
+    assert capsys.readouterr().out.count("step 12 of 12: loss") == 1
+    changes["training"]["gradient_accumulation_steps"] = 1
+    path, said = config_file(home, "two", run={"launcher": "accelerate", "processes": 2}, **changes), []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    report = run_stage("train", path, log=said.append)
+    assert sum("trains from the start" in line for line in said) == sum("step 12 of 12: loss" in line for line in said) == 1
     for name in ("loss", "eval_loss", "grad_norm"):
         first, second = losses(home / "one", name), losses(home / "two", name)
         assert len(first) == len(second) >= 4 and second == pytest.approx(first, abs=1e-4)
     assert losses(home / "one")[-1] < losses(home / "one")[0] - 0.1
+    cells = json.loads(report.read_text(encoding="utf-8"))["cells"]
+    shown = [output for cell in cells if "launch_training(" in "".join(cell["source"]) and "live.update" in "".join(cell["source"])
+             for output in cell["outputs"]]
+    assert len(shown) == 1 and "12 of 12" in "".join(shown[0]["data"]["text/plain"]) and "<img" in "".join(shown[0]["data"]["text/html"])
+    assert read_manifest(home / "two")["stages"]["train"]["summary"]["steps"] == 12
 
 
 def test_the_failure_of_one_process_ends_all_with_a_sentence(home):
@@ -163,21 +171,6 @@ def test_the_failure_of_one_process_ends_all_with_a_sentence(home):
     entry = read_manifest(home / "failing")["stages"]["train"]
     assert entry["status"] == "failed" and entry["error"].startswith("the loss is nan at step 2")
     assert last_whole(next((home / "failing" / "checkpoints").glob("[0-9a-f]*"))).name == "checkpoint-2"
-
-
-def test_the_notebook_trains_by_the_launcher_and_shows_what_came_of_it(home, whole):
-    "In one process of its own, the very adapter that the command makes; and few outputs."
-    path = config_file(home, "launched", run={"launcher": "accelerate", "processes": 1})
-    said = []
-    report = run_stage("train", path, log=said.append)
-    assert any("step 18 of 18: loss" in line for line in said)
-    adapter = home / "launched" / "adapter"
-    assert (adapter / "adapter_model.safetensors").read_bytes() == (whole / "adapter" / "adapter_model.safetensors").read_bytes()
-    cells = json.loads(report.read_text(encoding="utf-8"))["cells"]
-    shown = [output for cell in cells if "launch_training(" in "".join(cell["source"]) and "live.update" in "".join(cell["source"])
-             for output in cell["outputs"]]
-    assert len(shown) == 1 and "18 of 18" in "".join(shown[0]["data"]["text/plain"]) and "<img" in "".join(shown[0]["data"]["text/html"])
-    assert read_manifest(home / "launched")["stages"]["train"]["summary"]["steps"] == 18
 
 
 def test_the_configs_for_accelerate_are_ones_that_it_takes():
