@@ -6,6 +6,7 @@
 __all__ = ['Moment', 'LiveReport']
 
 # %% ../nbs/67_live.ipynb #67-002
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import base64
 import io
 import time

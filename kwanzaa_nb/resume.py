@@ -7,6 +7,7 @@ __all__ = ['SECTIONS', 'MARK', 'training_identity', 'Checkpoints', 'read_mark', 
            'forget']
 
 # %% ../nbs/35_resume.ipynb #35-002
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import hashlib
 import json
 import os

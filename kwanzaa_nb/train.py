@@ -198,7 +198,7 @@ def one_by_one(effective: Effective) -> Iterator[None]:
     with PartialState(cpu=effective.device == "cpu").main_process_first():
         yield
 
-
+# %% ../nbs/71_train_command.ipynb #71-025
 def prepare_model(
     stage: Stage,
     effective: Effective,
@@ -210,7 +210,7 @@ def prepare_model(
     model = add_adapter(base, stage.config)
     return model, keep_start(model, stage.folder / "checkpoints" / "start") if is_first() else None
 
-
+# %% ../nbs/71_train_command.ipynb #71-026
 def run_training(
     stage: Stage,
     effective: Effective,
@@ -339,7 +339,7 @@ def launch_training(
     stage.wrote(stage.folder / "adapter")
     return json.loads((stage.folder / "adapter" / LOG).read_text(encoding="utf-8"))
 
-
+# %% ../nbs/71_train_command.ipynb #71-027
 LIVE = "live.json"  # in the run's folder while a launched training runs
 
 
@@ -439,7 +439,7 @@ def _fail_for_all(stage: Stage, error: BaseException) -> None:
     stage.save = lambda: Stage.save(stage)
     stage.fail(error)
 
-
+# %% ../nbs/71_train_command.ipynb #71-028
 def main(
     arguments: "Sequence[str] | None" = None,  # None: those of the command line
 ) -> int:  # 0, or 1 after an error, 130 when stopped

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'RecordsError', 'encode_records', 'token_lengths', 'supervised_loss', 'GroupSampler', 'spare_row',
-           'AdapterTrainer', 'Epochs', 'disk_is_full', 'step_budget', 'trainer_arguments', 'answer_probability',
-           'DecisionWatch', 'train_adapter', 'count_processes', 'mean_loss', 'keep_start', 'save_adapter']
+           'CheckpointTrainer', 'SupervisedTrainer', 'AdapterTrainer', 'Epochs', 'disk_is_full', 'step_budget',
+           'trainer_arguments', 'answer_probability', 'DecisionWatch', 'train_adapter', 'count_processes', 'mean_loss',
+           'keep_start', 'save_adapter']
 
 # %% ../nbs/33_training.ipynb #33-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -141,39 +142,34 @@ def spare_row(
     shortest = min(rows, key=lambda row: len(row["input_ids"]))
     return {**shortest, "labels": [IGNORED] * len(shortest["labels"])}
 
-# %% ../nbs/33_training.ipynb #33-015
-class AdapterTrainer(SFTTrainer):
-    "TRL's trainer on rows made here: supervised tokens only, groups kept together, common prompts once, fp32 adapter weights."
+# %% ../nbs/33_training.ipynb #33-029
+class CheckpointTrainer(SFTTrainer):
+    "TRL's trainer with checkpoints that are there whole or not at all."
 
-    def __init__(self, *args: Any, groups: Sequence[str], watched: int = 0, loraplus_ratio: float = 1.0, **options: Any):
-        wanted, self.loraplus_ratio, self.seen = options["args"], loraplus_ratio, None
-        self.order = GroupSampler(groups, wanted.seed, wanted.train_batch_size * wanted.world_size if wanted.world_size > 1 else 1)
-        self.watched = watched  # development rows, without the spare one
-        shares = getattr(options["model"].config, "_attn_implementation", "") == SEGMENTED
-        super().__init__(*args, data_collator=flatten_shared if shares else flatten_rows, **options)
-        self.loss_is_scaled_for_ga = True
-        self.add_callback(Epochs(self.order))
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:  # TRL casts a quantised model's adapter to bf16, which rounds small updates away
-                parameter.data = parameter.data.float()
-        fuse_adapter(self.model)
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        "Older checkpoints are removed by whoever marks the new one as whole. TrainingError: the disk is full."
+        folder, limit = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.args.save_total_limit
+        self.args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            full = disk_is_full(error, self.args.output_dir)
+            shutil.rmtree(folder, ignore_errors=True)
+            if not full:
+                raise
+            raise TrainingError(f"the disk is full, so the checkpoint of step {self.state.global_step} could not be written: make room, and "
+                                "run the same again; it goes on from the last whole checkpoint") from error
+        finally:
+            self.args.save_total_limit = limit
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        "Whole groups; a packed row is a group of its own."
-        return self.order
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        "Checkpoints get no card: the stage `publish` writes the one that is true."
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sequence[int]:
-        "Development rows in their order, filled up with the spare row."
-        many = self.args.eval_batch_size * self.args.world_size if self.args.world_size > 1 else 1
-        return [*range(self.watched), *[self.watched] * (-self.watched % many)]
+# %% ../nbs/33_training.ipynb #33-030
+class SupervisedTrainer(CheckpointTrainer):
+    "One whose loss, in training and evaluation, is the mean over supervised tokens alone."
 
-    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
-        "The configured optimiser; with LoRA+, whose second matrices take larger steps, by PEFT."
-        if self.loraplus_ratio == 1 or self.optimizer is not None:
-            return super().create_optimizer(*given)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = create_loraplus_optimizer(self.model, kind, loraplus_lr_ratio=self.loraplus_ratio, **options)
-        return self.optimizer
+    seen: "torch.Tensor | None" = None  # summed loss and supervised tokens of the evaluation that is going on
 
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         "Mean over the supervised tokens of the whole optimiser step, of all processes."
@@ -205,24 +201,39 @@ class AdapterTrainer(SFTTrainer):
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(1.0, count)
         return output
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        "Older checkpoints are removed by whoever marks the new one as whole. TrainingError: the disk is full."
-        folder, limit = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}", self.args.save_total_limit
-        self.args.save_total_limit = None
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            full = disk_is_full(error, self.args.output_dir)
-            shutil.rmtree(folder, ignore_errors=True)
-            if not full:
-                raise
-            raise TrainingError(f"the disk is full, so the checkpoint of step {self.state.global_step} could not be written: make room, and "
-                                "run the same again; it goes on from the last whole checkpoint") from error
-        finally:
-            self.args.save_total_limit = limit
+# %% ../nbs/33_training.ipynb #33-015
+class AdapterTrainer(SupervisedTrainer):
+    "One for adapters on rows made here: groups kept together, common prompts once, fp32 adapter weights."
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        "Checkpoints get no card: the stage `publish` writes the one that is true."
+    def __init__(self, *args: Any, groups: Sequence[str], watched: int = 0, loraplus_ratio: float = 1.0, **options: Any):
+        wanted, self.loraplus_ratio = options["args"], loraplus_ratio
+        self.order = GroupSampler(groups, wanted.seed, wanted.train_batch_size * wanted.world_size if wanted.world_size > 1 else 1)
+        self.watched = watched  # development rows, without the spare one
+        shares = getattr(options["model"].config, "_attn_implementation", "") == SEGMENTED
+        super().__init__(*args, data_collator=flatten_shared if shares else flatten_rows, **options)
+        self.loss_is_scaled_for_ga = True
+        self.add_callback(Epochs(self.order))
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:  # TRL casts a quantised model's adapter to bf16, which rounds small updates away
+                parameter.data = parameter.data.float()
+        fuse_adapter(self.model)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        "Whole groups; a packed row is a group of its own."
+        return self.order
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sequence[int]:
+        "Development rows in their order, filled up with the spare row."
+        many = self.args.eval_batch_size * self.args.world_size if self.args.world_size > 1 else 1
+        return [*range(self.watched), *[self.watched] * (-self.watched % many)]
+
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        "The configured optimiser; with LoRA+, whose second matrices take larger steps, by PEFT."
+        if self.loraplus_ratio == 1 or self.optimizer is not None:
+            return super().create_optimizer(*given)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(self.model, kind, loraplus_lr_ratio=self.loraplus_ratio, **options)
+        return self.optimizer
 
 # %% ../nbs/33_training.ipynb #f6d562a3
 class Epochs(TrainerCallback):

@@ -233,7 +233,7 @@ RANGES = {
     "publishing.cost_per_hour": ([0, 2.5], [-1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
 } | {key: ([1, 7], [0, -1]) for key in (
-    "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
+    "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit", "run.processes",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
     "evaluation.stop_invalid_after", "evaluation.batch_tokens", "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
@@ -242,11 +242,11 @@ RANGES = {
 
 @pytest.mark.parametrize("key", RANGES)
 def test_ranges(write, key):
-    good, bad = RANGES[key]
+    (good, bad), needed = RANGES[key], {"run.launcher": "accelerate"} if key == "run.processes" else {}
     for value in good:
-        assert dict(config_table(load_config(write(MINIMAL), {key: value})))[key] == value
+        assert dict(config_table(load_config(write(MINIMAL), {key: value} | needed)))[key] == value
     for value in bad:
-        assert told(lambda value=value: load_config(write(MINIMAL), {key: value})) == [
+        assert told(lambda value=value: load_config(write(MINIMAL), {key: value} | needed)) == [
             (f"override, {key}", "wrong_value")]
 
 
@@ -557,6 +557,9 @@ IMPOSSIBLE = [
     ({"evaluation.backend": "server", "evaluation.server.url": "http://localhost/v1"}, "evaluation.server.base"),
     ({"evaluation.server.url": "https://me:secret@example.org/v1"}, "evaluation.server.url"),
     ({"evaluation.backend": "vllm", "evaluation.answer_threshold": 0.4}, "evaluation.answer_threshold"),
+    ({"run.launcher": "accelerate"}, "run.launcher"),
+    ({"run.processes": 2}, "run.launcher"),
+    ({"run.accelerate_config": "configs/accelerate/ddp.yaml"}, "run.launcher"),
 ]
 
 

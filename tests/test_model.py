@@ -188,7 +188,7 @@ def test_adapter_weights_are_fp32_over_a_model_in_less(local, tmp_path, dtype):
         model = add_adapter(base, config)
         arguments = trainer_arguments(config, PLAIN, step_budget(config, 1)[0], tmp_path, False)
         rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}])
-        trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tiny_tokenizer())
+        trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tiny_tokenizer(), groups=["one"])
         trained = [weight.dtype for weight in trainer.model.parameters() if weight.requires_grad]
         assert trained and set(trained) == {torch.float32}
 
