@@ -7,7 +7,7 @@ __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkFi
            'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'GATES', 'Export',
            'PUBLISHED', 'RULES', 'DEFAULT_CONFIG', 'read_number', 'read_whole', 'number', 'whole', 'FrozenMap',
            'mapping', 'Section', 'setting', 'RunSection', 'ModelSection', 'QuantizationSection', 'AdapterSection',
-           'DefaultsSection', 'DataSection', 'TrainingSection', 'GenerationSection', 'ServerSection',
+           'DefaultsSection', 'DataSection', 'TrainingSection', 'BudgetSection', 'GenerationSection', 'ServerSection',
            'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'Config', 'known_keys',
            'expected', 'choices', 'ConfigError', 'shown', 'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule',
            'same_file', 'unfilled', 'load_config', 'resolve_config', 'injected_names', 'check_injected', 'config_table',
@@ -254,6 +254,14 @@ class TrainingSection(Section):
     optim: Optimiser = setting("Optimiser, by its name in transformers.", "paged_adamw_8bit")
     gradient_checkpointing: Flag = setting("Save memory by computing activations twice.", True)
 
+# %% ../nbs/00_config.ipynb #00-022b
+class BudgetSection(Section):
+    "What training may cost; checked before the first step."
+    max_usd: number(ge=0) = setting("Stop before training where it would cost more, in USD.", 500)
+    gpu: Text | None = setting("Kind of GPU by its name in configs/gpus.yaml, for its price; null: the one that is here.", None)
+    usd_per_hour: number(ge=0) | None = setting("Price of an hour in USD; null: that of configs/gpus.yaml.", None)
+    measured_steps: Count = setting("Steps that are measured, and thrown away, to tell how long training will take.", 2)
+
 # %% ../nbs/00_config.ipynb #00-024
 Metric = Literal["json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
                  "retrieval_groundedness_rate"]
@@ -351,6 +359,7 @@ class Config(Section):
     adapter: AdapterSection = setting("The adapter that is trained.")
     data: DataSection = setting("Training records, and what they are built from.")
     training: TrainingSection = setting("The optimiser and its schedule.", default_factory=TrainingSection)
+    budget: BudgetSection = setting("What training may cost.", default_factory=BudgetSection)
     evaluation: EvaluationSection = setting("What is measured, and how.", default_factory=EvaluationSection)
     publishing: PublishingSection = setting("What is published, and where.", default_factory=PublishingSection)
     _notes: tuple[str, ...] = PrivateAttr(())

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LAUNCHED_BY', 'LOG', 'LIVE', 'PATIENCE', 'settle_settings', 'TrainingData', 'turn_ends', 'read_training',
            'encode_training', 'plan_steps', 'prepare_reports', 'TrainingStopped', 'told_in_sentences', 'Orphan',
-           'is_first', 'one_by_one', 'prepare_model', 'run_training', 'step_tokens', 'keep_training', 'close_training',
-           'launch_command', 'launched_processes', 'launch_training', 'show_until_end', 'SilentStage', 'ToldStage',
-           'open_stage', 'train_stage', 'report_failure', 'main']
+           'is_first', 'one_by_one', 'prepare_model', 'estimate_training', 'run_training', 'step_tokens',
+           'keep_training', 'close_training', 'launch_command', 'launched_processes', 'launch_training',
+           'show_until_end', 'SilentStage', 'ToldStage', 'open_stage', 'train_stage', 'report_failure', 'main']
 
 # %% ../nbs/71_train_command.ipynb #71-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -30,6 +30,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import AutoConfig, GenerationConfig, TrainerCallback, set_seed
 
+from .budget import Estimate, check_budget, estimate_run
 from .cli import read_setting
 from .config import Config, Difference, config_to_yaml, read_yaml, resolve_config
 from .errors import KwanzaaError, write_atomically
@@ -209,6 +210,22 @@ def prepare_model(
     stage.differs(*expert_differences(base, stage.config))
     model = add_adapter(base, stage.config)
     return model, keep_start(model, stage.folder / "checkpoints" / "start") if is_first() else None
+
+# %% ../nbs/71_train_command.ipynb #71-028
+def estimate_training(
+    stage: Stage,
+    hardware: Hardware,
+    effective: Effective,
+    data: TrainingData,
+    model: Any,  # from `prepare_model`
+    planned: Mapping[str, int],  # from `plan_steps`
+) -> Estimate:
+    "Say what training will need, after measuring a few steps. BudgetError: more than the budget."
+    estimate = estimate_run(model, data.rows, data.watched_rows, stage.config, effective, planned,
+                            hardware.name if hardware.device == "cuda" else "", count_processes())
+    stage.progress(f"about {estimate.seconds / 60:.1f} minutes, {estimate.memory['peak'] / 1e9:.1f} GB and ${estimate.usd:.2f}")
+    check_budget(estimate, stage.config)
+    return estimate
 
 # %% ../nbs/71_train_command.ipynb #71-026
 def run_training(
@@ -393,16 +410,18 @@ def train_stage(
     stage: Stage,
 ) -> dict:  # as of `run_training`
     "All of the stage train, as its notebook does it."
-    _, effective = settle_settings(stage)
+    hardware, effective = settle_settings(stage)
     prepare_reports(stage.config, stage.folder)
     with one_by_one(effective):
         data = encode_training(stage, *read_training(stage))
-    plan_steps(stage, data, count_processes())
+    planned = plan_steps(stage, data, count_processes())
     model, start = prepare_model(stage, effective)
     for difference in stage.differences:
         stage.progress(f"{difference.key}: {difference.requested} asked, {difference.used} used, for {difference.reason}")
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # the trainer shards it later; until then no step can be measured
+    price = 0.0 if sharded else estimate_training(stage, hardware, effective, data, model, planned).usd_per_hour
     live = (lambda moment: write_atomically(stage.folder / LIVE, json.dumps(dataclasses.asdict(moment)))) if LAUNCHED_BY in os.environ else None
-    result = run_training(stage, effective, data, model, start, live)
+    result = run_training(stage, effective, data, model, start, live, price)
     if is_first():
         close_training(stage, result)
         stage.progress(f"done: mean training loss {result['outcome']['loss']:.3f}; the adapter is in {stage.key(stage.folder / 'adapter')}")

@@ -38,7 +38,7 @@ from kwanzaa_nb.config import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "gpus.yaml")
 SEED = Path(__file__).with_name("seed_config.yaml")
 LEAVES = [".".join(path) for path, kind in known_keys().items() if not isinstance(kind, type)]
 
@@ -231,12 +231,13 @@ RANGES = {
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
     "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]), "evaluation.answer_threshold": ([0, 0.5, 1], [-0.1, 1.1]),
     "publishing.cost_per_hour": ([0, 2.5], [-1]),
+    "budget.max_usd": ([0, 99.5], [-1]), "budget.usd_per_hour": ([0, 2.5], [-1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
 } | {key: ([1, 7], [0, -1]) for key in (
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit", "run.processes",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
-    "evaluation.stop_invalid_after", "evaluation.batch_tokens", "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
+    "evaluation.stop_invalid_after", "evaluation.batch_tokens", "evaluation.red_team", "budget.measured_steps", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
     "data.chunk_words": ([1, 400], [0, -1]), "data.max_chunk_words": ([90, 10**6], [0, -1])}
 
 
@@ -378,10 +379,10 @@ def test_overrides_join_the_list(write):
     ("publishing: {metadata: {}, \n zzzz: 1}", "line 12, publishing.zzzz",
      "known here: hf_repo, private, license, license_checked, gates, force_reason, include, exports, dataset_repo, dataset_license, "
      "cost_per_hour, metadata"),
-    ("1: 2", "line 11, 1", "known here: run, model, adapter, data, training, evaluation, publishing"),
+    ("1: 2", "line 11, 1", "known here: run, model, adapter, data, training, budget, evaluation, publishing"),
     ("? [a]\n: 2", "line 11, a list or section as a key",
-     "known here: run, model, adapter, data, training, evaluation, publishing"),
-    ("<<: {training: {}}", "line 11, <<", "known here: run, model, adapter, data, training, evaluation, publishing"),
+     "known here: run, model, adapter, data, training, budget, evaluation, publishing"),
+    ("<<: {training: {}}", "line 11, <<", "known here: run, model, adapter, data, training, budget, evaluation, publishing"),
 ])
 def test_an_unknown_key_gets_a_mend(write, text, where, mend):
     found = problems_of(lambda: load_config(write(MINIMAL + text + "\n")))

@@ -504,7 +504,7 @@ def test_a_damaged_adapter_is_one_sentence(saved, file, content):
 
 
 def test_the_committed_configs_resolve_on_every_hardware():
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
+    for path in sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "gpus.yaml"}):
         for hardware in (CPU, T4, A100, A100_BARE):
             found = effective_settings(load_config(path), hardware)
             assert found.dtype in ("fp32", "fp16", "bf16") and (found.dtype == "fp32" or hardware.device == "cuda")
