@@ -83,6 +83,7 @@ def export_merged(
 ) -> str:  # one sentence
     "Write the merged model as safetensors. PublishError: it does not write what base and adapter wrote."
     effective, place = effective_settings(config, detect_hardware(config.run.device)), Path(place)
+    effective = replace(effective, compute_dtype=effective.dtype)  # else 4-bit layers would multiply in another type than the merged ones
     tokenizer, base = load_tokenizer(config), load_base(config, effective, attention="sdpa")
     report("merging the adapter")
     merged = merged_model(config, effective, adapter, base if effective.four_bit else None)
@@ -98,7 +99,7 @@ def export_merged(
         same = sum(one == other for one, other in zip(wanted, greedy_texts(again, tokenizer, records, new_tokens), strict=True))
         if same < len(records):
             raise PublishError(f"The merged model writes the same greedy text for {same} of {len(records)} prompts only ({effective.dtype}): "
-                               "nothing was exported. Set run.mixed_precision to fp32 and run the stage publish again.")
+                               "nothing was exported. Rounding decides there: set run.mixed_precision to fp32, or leave merged out of publishing.exports.")
         replace_folder(built, place)
     onto = "the base model's weights as four bits hold them, unpacked" if effective.four_bit else "the base model's weights"
     return f"merged into {onto}, in {effective.dtype}; the same greedy text for {same} of {len(records)} prompts"

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 import pytest
+from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = [ROOT / "outputs" / name for name in ("kwanzaa-demo-cpu", "smoke")]
@@ -97,6 +98,7 @@ def look(driver, address, width):
     "What stands on a page at a width in pixels, and what its loading did."
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600})
     driver.get(address)
+    WebDriverWait(driver, 60).until(lambda it: it.execute_script("return document.readyState === 'complete' && document.body !== null"))
     found = driver.execute_script(LOOK)
     found["console"] = [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
     found["elsewhere"] = [url for url in asked_for(driver) if urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname != "127.0.0.1"]
@@ -167,7 +169,6 @@ def test_the_library_has_signatures_and_figures(browser, site):
 
 def test_search_finds(browser, site):
     from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
 
     _, address, _ = site
     look(browser, address + "index.html", 1280)
