@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections import defaultdict
 from pathlib import Path
 
@@ -69,7 +70,7 @@ def test_commands_are_understood():
     for name in DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
         for line in re.findall(r"^kwanzaa (.+)$", text, re.MULTILINE):
-            parser().parse_args(line.split())  # SystemExit where a word is unknown
+            parser().parse_args(shlex.split(line))  # SystemExit where a word is unknown
 
 
 def test_overrides_that_the_readme_shows_are_accepted():
@@ -79,7 +80,7 @@ def test_overrides_that_the_readme_shows_are_accepted():
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in re.findall(r"^kwanzaa (run .+)$", text, re.MULTILINE)]
     for line in lines:
-        given = parser().parse_args(line.split())
+        given = parser().parse_args(shlex.split(line))
         load_config(ROOT / given.config, dict(given.set))
     assert any("--set" in line for line in lines)
 
