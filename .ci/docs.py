@@ -55,26 +55,12 @@ def on_site(
     return NOTEBOOK.sub(lambda found: f"[`{found[1].removesuffix('.ipynb')}`]({up}{found[1]})", text)
 
 
-def split_title(
-    notebook: dict,  # changed in place
-) -> None:
-    "Leave title and purpose in the first cell and move what follows to the next: nbdev keeps one line of purpose and drops the rest."
-    place = next(number for number, cell in enumerate(notebook["cells"]) if cell["cell_type"] == "markdown")
-    found = re.match(r"(# .*\n)\s*((?:>.*\n?)+)(.*)", "".join(notebook["cells"][place]["source"]), re.DOTALL)
-    if found:
-        purpose = " ".join(line.removeprefix(">").strip() for line in found[2].splitlines())
-        notebook["cells"][place]["source"] = f"{found[1]}\n> {purpose}"
-        if found[3].strip():
-            notebook["cells"].insert(place + 1, {"cell_type": "markdown", "id": "after-title", "metadata": {}, "source": found[3].strip()})
-
-
 def rewrite(
     path: Path,  # a notebook, changed in place
     **places: str,  # see `on_site`
 ) -> None:
     "Make a notebook's Markdown fit the site."
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    split_title(notebook)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = on_site("".join(cell["source"]), **places)

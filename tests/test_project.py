@@ -88,7 +88,7 @@ def test_notebook_does_not_export_by_itself(path):
 @pytest.mark.parametrize("path", map(named, NOTEBOOKS))
 def test_notebook_opens_with_title_and_purpose(path):
     first = cells_of(path, "markdown")[0][0]
-    assert re.match(r"# \S.*\n\n> \S", first)
+    assert re.fullmatch(r"# \S.*\n\n> \S.*", first), "nbdev drops what stands behind the first line of purpose: move it into the next cell"
 
 
 @pytest.mark.parametrize("path", map(named, NOTEBOOKS))
