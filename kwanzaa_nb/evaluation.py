@@ -206,7 +206,7 @@ def grammar_identity(
     records: Sequence[dict],
 ) -> dict[str, str]:
     "The library and a hash of the records' grammars; always part of a log, so that arms under a grammar can be added to it."
-    sources = [record_grammar(record.get("chunks") or ()) for record in records]
+    sources = [record_grammar(record.get("chunks") or (), uncited=record.get("mode") == "creative") for record in records]
     return {"llguidance": importlib.metadata.version("llguidance"), "sha256": digest("\n\n".join(sources).encode())}
 
 # %% ../nbs/44_evaluation.ipynb #44-020

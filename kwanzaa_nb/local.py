@@ -32,6 +32,7 @@ class Prompt:
     tokens: tuple[int, ...]  # ids of the rendered prompt, generation prompt included
     decides: "tuple[tuple[int, ...], int, int] | None" = None  # ids written before the decision, id of answering, id of refusing
     chunks: "tuple[dict, ...] | None" = field(default=None, compare=False)  # those that were shown; None: a record that doesn't tell
+    uncited: bool = field(default=False, compare=False)  # whether an answer may cite nothing, which a grammar asks
 
     @property
     def digest(self) -> str:
@@ -51,7 +52,8 @@ def encode_prompts(
         ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         before, answering, refusing = decision_tokens(tokenizer, text)
         decides = (tuple(before[len(ids):]), answering, refusing) if tuple(before[:len(ids)]) == ids else None
-        prompts.append(Prompt(record["id"], ids, decides, tuple(record["chunks"]) if record.get("chunks") is not None else None))
+        shown = tuple(record["chunks"]) if record.get("chunks") is not None else None
+        prompts.append(Prompt(record["id"], ids, decides, shown, record.get("mode") == "creative"))
     return prompts
 
 # %% ../nbs/45_local.ipynb #45-005
@@ -298,7 +300,8 @@ def generate_batch(
         scores = rows.scores()
         for place, row in enumerate(rows.left):
             for token in decide(rows.logits[place], batch[row], outputs[row], decoding.answer_threshold):
-                scores = scores.index_put((torch.tensor(place), torch.tensor(token)), scores.new_tensor(float("-inf")))
+                left = scores.index_put((torch.tensor(place), torch.tensor(token)), scores.new_tensor(float("-inf")))
+                scores = left if left[place].isfinite().any() else scores  # a grammar may leave no other way, as where nothing was retrieved
         chosen = choose(scores, decoding)
         going = [place for place, (row, token) in enumerate(zip(rows.left, chosen.tolist()))
                  if not outputs[row].reason and outputs[row].take(token)]
@@ -367,7 +370,7 @@ class LocalBackend:
         if self._grammar is None:
             ends = stop_ids(self.tokenizer, self.model.generation_config)
             self._grammar = Grammar(self.tokenizer, self.model.get_output_embeddings().weight.shape[0], ends)
-        return self._grammar.matcher(record_grammar(prompt.chunks))
+        return self._grammar.matcher(record_grammar(prompt.chunks, uncited=prompt.uncited))
 
     def write(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
         "The outputs of a batch."

@@ -76,8 +76,9 @@ class VllmBackend:
         from vllm.lora.request import LoRARequest
         from vllm.sampling_params import StructuredOutputsParams
         shared = sampling_arguments(decoding, self.ends)
-        settings = [vllm.SamplingParams(**shared, **({"structured_outputs": StructuredOutputsParams(grammar=record_grammar(prompt.chunks or ()))}
-                                                     if decoding.grammar else {})) for prompt in batch]
+        grammars = [record_grammar(prompt.chunks or (), uncited=prompt.uncited) if decoding.grammar else "" for prompt in batch]
+        settings = [vllm.SamplingParams(**shared, **({"structured_outputs": StructuredOutputsParams(grammar=grammar)} if grammar else {}))
+                    for grammar in grammars]
         lora = LoRARequest("adapter", 1, str(self.adapter)) if self.adapter else None
         found = self.engine.generate([{"prompt_token_ids": list(prompt.tokens)} for prompt in batch], settings, lora_request=lora, use_tqdm=False)
         return [self._written(result.outputs[0]) for result in found]
