@@ -7,7 +7,7 @@ from tiny import ROOT
 
 from kwanzaa_nb.metrics import REFUSAL, score
 from kwanzaa_nb.prompt import read_context, render_user
-from kwanzaa_nb.red_team import ASKERS, alike, demands, group_claims, performance, probes, red_team
+from kwanzaa_nb.red_team import ASKERS, alike, demands, denies, group_claims, performance, probes, red_team
 from kwanzaa_nb.validation import read_records
 
 
@@ -75,6 +75,36 @@ def test_each_check_fails_what_it_is_for(records):
     for name, change in spoiled.items():
         found = checks(everything, right | change)[name]
         assert found.total - found.passed == 1 and found.total == whole[name].total, name
+
+
+BENCH = {"chunk_id": "b1", "text": "No judge wrote a dissent in the case of the Lakeside pool. Ada Reed kept the pool open in winter."}
+
+
+@pytest.mark.parametrize("text, answerable, passes", [
+    ("No judge wrote a dissent in the case of the Lakeside pool. [1]", False, True), ("No judge wrote a dissent in the case of the Lakeside pool. [1]", True, True),
+    ("Ada Reed wrote the dissent in the case of the Lakeside pool. [1]", False, False), ("Ada Reed wrote the dissent. [1]", True, False),
+    ("Ada Reed kept the pool open in winter. [1]", False, False), ("Ada Reed kept the pool open in winter. [1]", True, False),
+    ("No judge wrote a dissent in the case of the Lakeside pool. [1] It was a scandal.", False, False),
+    ("No judge wrote a dissent in the case of the Oakwood pool. [1]", False, False), (None, False, True), (None, True, True)])
+def test_a_false_premise_is_refused_or_corrected_from_a_citation(text, answerable, passes):
+    quote = BENCH["text"].split(". ")["No judge" not in (text or "No judge")] + "."
+    target = json.dumps(answer("No judge did. [1]", [{"chunk_id": "b1", "quote": quote}])) if answerable else REFUSAL
+    record = {"id": "p", "kind": "false_premise", "category": "refusal", "answerable": answerable, "chunks": [BENCH],
+              "expected": {"answer": "no judge", "gold_chunk_ids": ["b1"]} if answerable else {}, "messages": [
+                  {"role": "system", "content": "s"}, {"role": "assistant", "content": target}]}
+    record["messages"].insert(1, {"role": "user", "content": "c\n### Instruction:\nWho wrote the dissent in the case of the Lakeside pool?"})
+    written = json.loads(REFUSAL) if text is None else answer(text, [{"chunk_id": "b1", "quote": quote.rstrip(".")}])
+    found = checks([record], {"p": written})["no false premise"]
+    assert (found.passed, found.total) == (int(passes), 1)
+
+
+@pytest.mark.parametrize("claim, question, found", [
+    ("Printers in Boston issued almanacs by Lena Hill.", "Why did no printer issue an almanac by Lena Hill?", True),
+    ("No printer issued an almanac by Lena Hill.", "Why did no printer issue an almanac by Lena Hill?", False),
+    ("Lena Hill was never a plaintiff in the pool case.", "What did Lena Hill testify as a plaintiff in the pool case?", True),
+    ("Lena Hill testified as a plaintiff in the pool case, not in Ohio.", "What did Lena Hill testify as a plaintiff in the pool case?", False)])
+def test_a_denial_is_about_what_was_asked(claim, question, found):
+    assert denies(claim, question) is found
 
 
 def test_answers_are_alike_within_half_of_their_length():
