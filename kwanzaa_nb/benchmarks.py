@@ -25,10 +25,10 @@ from .config import project_root, load_config
 from .corpus import load_corpus
 from .errors import write_atomically
 from .gaming import PARAPHRASES, forge, forgeable
-from .metrics import controls, score_arms
+from .metrics import controls, forget_scores, score_arms
 from .records import draw, generate_records, write_splits
 from .runs import hardware, versions
-from .support import forget_claims, reliability
+from .support import reliability
 from .validation import read_records
 
 # %% ../nbs/90_benchmarks.ipynb #90-004
@@ -108,7 +108,7 @@ def measure_scoring(
     records = read_records(project_root() / "data" / "training" / "kwanzaa_eval.jsonl")
     samples, seconds = controls(records), []
     for _ in range(rounds):
-        forget_claims()
+        forget_scores()
         started = time.process_time()
         score_arms(samples, records)
         seconds.append(time.process_time() - started)

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kwanzaa_nb.metrics as metrics
+import kwanzaa_nb.support as support
 from kwanzaa_nb.metrics import (
     HEADLINES,
     METRICS,
@@ -386,3 +388,13 @@ def test_tables_for_readers(by_control):
     assert len(failed) == len([outcome for outcome in by_control["never_refuse"].outcomes if outcome.codes])
     assert failed[0]["question"].startswith("Where was") and failed[0]["raw"].startswith("{")
     assert failures(by_control["gold"], RECORDS, controls(RECORDS)) == []
+
+
+def test_scoring_can_be_measured_as_if_it_were_new():
+    metrics.forget_scores()
+    score_arms(controls(RECORDS), RECORDS)
+    metrics.clustered("c", [(1, 2), (1, 1)])
+    remembered = {name: one for module in (metrics, support) for name, one in vars(module).items() if hasattr(one, "cache_info")}
+    assert sum(one.cache_info().currsize > 0 for one in remembered.values()) > 8 and "_few_resamples" in remembered
+    metrics.forget_scores()
+    assert {name: one.cache_info().currsize for name, one in remembered.items()} == dict.fromkeys(remembered, 0)
