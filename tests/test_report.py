@@ -6,8 +6,8 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.metrics import REFUSAL, controls, score_arms
-from kwanzaa_nb.report import evaluation_page, page_rows
+from kwanzaa_nb.metrics import HEADLINES, METRICS, REFUSAL, compare, controls, score_arms
+from kwanzaa_nb.report import TABLE_HEAD, arms_table, evaluation_page, p_text, page_rows
 
 CHUNK = {"chunk_id": "c1", "text": "It opened in 1966.", "gold": True, "citation_label": "a label"}
 
@@ -62,3 +62,31 @@ def test_a_record_that_nobody_answered_is_a_row_of_failures():
     scores = score_arms([{"id": "r1", "arm": "base", "raw": "x", "finish_reason": "stop"}], asked)
     rows = page_rows(asked, [], scores)
     assert rows[1]["arms"]["base"]["raw"] == "" and rows[1]["arms"]["base"]["codes"] == ["no_sample"]
+
+
+def test_arms_and_controls_stand_in_one_table_with_intervals_and_paired_tests():
+    asked = [{**record, "id": f"{record['id']}-{place}"} for place in range(12) for record in records()]
+    gold = {record["id"]: record["messages"][-1]["content"] for record in asked}
+    samples = [{"id": name, "arm": arm, "raw": raw if arm != "base" else "Sure!", "finish_reason": "stop"}
+               for arm in ("base", "adapter", "adapter+grammar") for name, raw in gold.items()]
+    scores, beside = score_arms(samples, asked), score_arms(controls(asked), asked)
+    rows = {row[0]: dict(zip(TABLE_HEAD[1:], row[1:], strict=True)) for row in arms_table(scores, beside)}
+    assert list(rows) == [*scores, *(f"control: {name}" for name in beside)] and len(rows) >= 11
+    assert len(TABLE_HEAD) == 1 + len(HEADLINES) and not any("p " in cell for cell in rows["adapter"].values())
+    for arm, part in {**scores, **{f"control: {name}": part for name, part in beside.items()}}.items():
+        tests = {row["metric"]: row["p_holm"] for row in compare(scores["adapter"], part)}
+        for name, (head, cell) in zip(HEADLINES, rows[arm].items(), strict=True):
+            rate = part.rates[name]
+            wanted = str(rate) if rate.total else "not measured"
+            assert cell == wanted + (f", {p_text(tests[name])}" if name in METRICS and arm != "adapter" else ""), (arm, head)
+    assert rows["base"]["json valid"].endswith(", p < 0.001") and "p = 1.000" in rows["adapter+grammar"]["json valid"]
+    only = arms_table({"base": scores["base"]}, beside)
+    assert "p " not in only[0][1] and "p = " in " ".join(only[2])
+
+
+def test_the_verdict_comes_first_and_the_instrument_is_told():
+    asked = records()
+    samples = [{"id": record["id"], "arm": "base", "raw": "x", "finish_reason": "stop"} for record in asked]
+    page = evaluation_page("t", asked, samples, score_arms(samples, asked), None, "Better <b>.\n\nToo low.", [["what", "result", "over"], ["people", "AUROC <1", "9"]])
+    first, second, table = (page.index(text) for text in ("Better &lt;b&gt;.", "Too low.", "<table>"))
+    assert first < second < table < page.index("AUROC &lt;1") < page.index("<form>")

@@ -8,7 +8,8 @@ import pytest
 
 from kwanzaa_nb import cli
 from kwanzaa_nb.overview import different_settings, find_runs, write_overview, write_reports
-from kwanzaa_nb.run_report import chosen_samples, read_run, run_page, verdict_sentence
+from kwanzaa_nb.metrics import HEADLINES
+from kwanzaa_nb.run_report import chosen_samples, evaluation_verdict, read_run, run_page, verdict_sentence
 from kwanzaa_nb.show_answer import answer_html, highlighted
 from made_run import EVIL, make_run
 
@@ -67,6 +68,22 @@ def test_an_older_result_is_said_to_be_older():
     metrics = {"arms": {"base": {}, "adapter": {}}, "comparison": [{"metric": "m", "first": 1, "second": 0, "p_holm": 0.001}], "records": 5}
     assert "worse in m" in verdict_sentence(metrics) and "older" not in verdict_sentence(metrics)
     assert "older" in verdict_sentence(metrics, "failed") and "no pair" in verdict_sentence({"arms": {"base": {}}})
+
+
+def test_the_verdict_tells_what_is_had_without_skill_and_what_the_gates_ask():
+    def rates(value, low=0.0):
+        return {"rates": {name: {"value": value, "low": low, "high": 1.0, "total": 9} for name in HEADLINES}}
+
+    better = {"metric": "json_valid_rate", "first": 0, "second": 1, "p_holm": 0.001}
+    controls = {"gold": rates(1.0)["rates"], "always_refuse": {**rates(0.4)["rates"], "refusal_correctness_rate": {"value": 0.6, "total": 9}}}
+    metrics = {"arms": {"base": rates(0.1), "adapter": rates(0.5, 0.3)}, "comparison": [better], "records": 9, "controls": controls}
+    first, second, third = evaluation_verdict(metrics, {"json_valid_rate": 0.4, "citation_coverage_rate": 0.2}).split("\n\n")
+    assert "better in json valid" in first and second == "Answerers without skill do better than the adapter in refusal correctness: always_refuse."
+    assert third.startswith("Too low to publish: json_valid_rate") and "citation" not in third
+    assert "Every lower bound" in evaluation_verdict(metrics, {"json_valid_rate": 0.2}) and "gates" not in evaluation_verdict(metrics, {})
+    alone = evaluation_verdict({"arms": {"base": rates(0.1)}, "comparison": [], "controls": controls}, {"json_valid_rate": 0.4})
+    assert "base model in" in alone and "yield: always_refuse" in alone and "publish" not in alone
+    assert evaluation_verdict({"arms": {"base": rates(0.7)}, "controls": controls}, {}).endswith("in any headline but valid JSON.")
 
 
 def test_samples_are_the_commonest_failures():
