@@ -26,7 +26,7 @@ from .errors import KwanzaaError
 # %% ../nbs/13_grammar.ipynb #13-004
 @dataclass(frozen=True)
 class Bounds:
-    "How much an answer under a grammar may hold, so that it ends before `max_new_tokens`."
+    "How much an answer under a grammar may hold; `max_new_tokens` may still cut it off."
     citations: int = 4
     quote: int = 240  # characters
     text: int = 300  # characters between two marks; before the first mark, behind the first letter

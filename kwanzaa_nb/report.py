@@ -54,8 +54,8 @@ def arms_table(
     rows = []
     for name, part in [*scores.items(), *((f"control: {name}", part) for name, part in controls.items())]:
         tested = {} if part is against else {row["metric"]: row["p_holm"] for row in compare(against, part)}
-        cells = [(str(part.rates[one]) if part.rates[one].total else "not measured", tested.get(one)) for one in HEADLINES]
-        rows.append([name, *(rate + ("" if p is None else f", {p_text(p)}") for rate, p in cells)])
+        cells = [(part.rates[one], f", {p_text(tested[one])}" if one in tested else "") for one in HEADLINES]
+        rows.append([name, *(f"{rate}{p}" if rate.total else "not measured" for rate, p in cells)])
     return rows
 
 
@@ -73,7 +73,7 @@ def html_rows(rows: "Sequence[Sequence[str]]") -> str:
 # %% ../nbs/48_report.ipynb #48-006
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1500px;padding:1rem 2rem;color:#1a1a1a;background:#fff}
-.wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.25rem .8rem;text-align:left;vertical-align:top}
+.wide{overflow-x:auto}.first{font-weight:bold}table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.25rem .8rem;text-align:left;vertical-align:top}
 form{position:sticky;top:0;background:#fff;padding:.6rem 0;border-bottom:2px solid #0072b2;display:flex;gap:.8rem;flex-wrap:wrap;align-items:end}
 label{display:flex;flex-direction:column;font-size:.8rem;color:#444}select,input{font:inherit;padding:.2rem}
 details{border-bottom:1px solid #ddd;padding:.4rem 0}summary{cursor:pointer}summary small{color:#555;margin-left:.6rem}
@@ -157,7 +157,7 @@ def evaluation_page(
     instrument: "Sequence[Sequence[str]]" = (),  # rows: what was measured, result, over how many
 ) -> str:  # HTML
     "The page; raises nothing about what was written, however odd."
-    told = "".join(f"<p><b>{escape(part)}</b></p>" for part in verdict.split("\n\n") if part)
+    told = "".join(f"<p>{escape(part)}</p>" for part in verdict.split("\n\n") if part).replace("<p>", '<p class="first">', 1)
     held = f"<details><summary>How far the instrument was measured</summary>{html_rows(instrument)}</details>" if instrument else ""
     data = json.dumps({"arms": list(scores), "rows": page_rows(records, samples, scores)}, ensure_ascii=True).replace("<", "\\u003c")
     fields = "".join(f'<label>{label}<select name="{name}"></select></label>' for name, label in (

@@ -77,8 +77,8 @@ def test_arms_and_controls_stand_in_one_table_with_intervals_and_paired_tests():
         tests = {row["metric"]: row["p_holm"] for row in compare(scores["adapter"], part)}
         for name, (head, cell) in zip(HEADLINES, rows[arm].items(), strict=True):
             rate = part.rates[name]
-            wanted = str(rate) if rate.total else "not measured"
-            assert cell == wanted + (f", {p_text(tests[name])}" if name in METRICS and arm != "adapter" else ""), (arm, head)
+            p = f", {p_text(tests[name])}" if name in METRICS and arm != "adapter" else ""
+            assert cell == (f"{rate}{p}" if rate.total else "not measured"), (arm, head)
     assert rows["base"]["json valid"].endswith(", p < 0.001") and "p = 1.000" in rows["adapter+grammar"]["json valid"]
     only = arms_table({"base": scores["base"]}, beside)
     assert "p " not in only[0][1] and "p = " in " ".join(only[2])
