@@ -44,7 +44,8 @@ from .model import (Effective, Hardware, ModelError, add_adapter, detect_hardwar
 from .packing import pack_rows
 from .resume import Checkpoints, forget, last_whole, training_identity
 from .runs import QUIET, Stage, StageError, read_manifest
-from .training import (DecisionWatch, TrainingError, count_processes, disk_is_full, encode_records, keep_start, save_adapter,
+from .token_cache import cached_rows
+from .training import (DecisionWatch, TrainingError, count_processes, disk_is_full, keep_start, save_adapter,
                                  step_budget, train_adapter)
 from .validation import read_records
 
@@ -106,9 +107,10 @@ def encode_training(
     ends = turn_ends(config, tokenizer)
     fitting, shortened = fit_records(tokenizer, records, config.data.max_seq_length, config.data.over_length)
     watched, shortened_watched = fit_records(tokenizer, watched, config.data.max_seq_length, config.data.over_length)
-    rows = encode_records(tokenizer, fitting, config, ends, config.training.decision_weight)
+    rows, kept = cached_rows(tokenizer, fitting, config, ends, config.training.decision_weight)
+    stage.progress(f"tokens of {len(rows)} records {'were kept from an earlier run' if kept else 'made and kept'}")
     packed = pack_rows(rows, config.data.max_seq_length) if config.data.packing else rows
-    return TrainingData(tokenizer, ends, rows, packed, watched, encode_records(tokenizer, watched, config, ends),
+    return TrainingData(tokenizer, ends, rows, packed, watched, cached_rows(tokenizer, watched, config, ends)[0],
                         [*shortened, *shortened_watched])
 
 

@@ -1,0 +1,74 @@
+"""The token cache: what is read back is what was made, whatever changes makes it anew, and no damage stops a run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.masking import stop_ids
+from kwanzaa_nb.model import load_tokenizer
+from kwanzaa_nb.token_cache import cached_rows, rows_key
+from kwanzaa_nb.training import RecordsError, encode_records
+from kwanzaa_nb.validation import read_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def given():
+    "Tokenizer, records, config and ends of a turn."
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml")
+    tokenizer = load_tokenizer(config)
+    return tokenizer, read_records(ROOT / config.data.dev_file)[:8], config, stop_ids(tokenizer)
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_rows_are_those_of_encode_records(given, tmp_path, weight):
+    wanted = encode_records(*given, weight)
+    assert cached_rows(*given, weight, folder=tmp_path) == (wanted, False)
+    assert cached_rows(*given, weight, folder=tmp_path) == (wanted, True)
+
+
+def test_whatever_the_rows_depend_on_changes_the_key(given):
+    tokenizer, records, config, ends = given
+    longer = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.max_seq_length": config.data.max_seq_length + 1})
+    other = load_tokenizer(config)
+    other.chat_template += " "
+    wider = load_tokenizer(config)
+    wider.add_tokens(["<new>"])
+    said = json.loads(json.dumps(records))
+    said[3]["messages"][1]["content"] += "?"
+    keys = [rows_key(*given), rows_key(*given, 3.0), rows_key(tokenizer, records, longer, ends), rows_key(other, records, config, ends),
+            rows_key(wider, records, config, ends), rows_key(tokenizer, said, config, ends), rows_key(tokenizer, records[1:], config, ends),
+            rows_key(tokenizer, records[::-1], config, ends), rows_key(tokenizer, records, config, ends | {5}),
+            rows_key(tokenizer, [{**records[0], "group": "another"}, *records[1:]], config, ends)]
+    assert len(set(keys)) == len(keys)
+    assert keys[0] == rows_key(load_tokenizer(config), json.loads(json.dumps(records)), config, set(ends))
+
+
+def test_what_is_half_written_or_damaged_is_made_anew(given, tmp_path):
+    wanted, _ = cached_rows(*given, folder=tmp_path)
+    place = next(tmp_path.iterdir())
+    for damage in (lambda: (place / "dataset_info.json").write_text("{"), lambda: next(place.glob("*.arrow")).write_bytes(b"half"),
+                   lambda: (shutil.rmtree(place), place.mkdir())):
+        damage()
+        assert cached_rows(*given, folder=tmp_path) == (wanted, False)
+        assert cached_rows(*given, folder=tmp_path) == (wanted, True)
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_a_folder_that_cannot_be_written_is_only_slower(given, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    wanted = encode_records(*given)
+    assert [cached_rows(*given, folder=tmp_path / "file") for _ in range(2)] == [(wanted, False)] * 2
+
+
+def test_rows_with_problems_are_refused_each_time_and_never_kept(given, tmp_path):
+    tokenizer, records, config, ends = given
+    short = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.max_seq_length": 300})
+    for _ in range(2):
+        with pytest.raises(RecordsError):
+            cached_rows(tokenizer, records, short, ends, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
