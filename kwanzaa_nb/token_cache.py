@@ -19,7 +19,7 @@ from typing import Any
 
 import tokenizers
 import transformers
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_from_disk
 
 import kwanzaa_nb.decision
 import kwanzaa_nb.masking
@@ -70,6 +70,8 @@ def cached_rows(
 # %% ../nbs/39_token_cache.ipynb #39-007
 def _keep(rows: list[dict], place: Path) -> None:
     "Write rows beside their place, then rename; without room, or beaten by another process, nothing is kept."
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()  # of writing, which takes no time
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-", ignore_cleanup_errors=True) as work:
@@ -77,3 +79,6 @@ def _keep(rows: list[dict], place: Path) -> None:
             os.rename(Path(work, "rows"), place)
     except OSError:
         pass
+    finally:
+        if shown:
+            enable_progress_bars()
