@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['TrainingError', 'RecordsError', 'encode_records', 'token_lengths', 'supervised_loss', 'GroupSampler', 'spare_row',
            'CheckpointTrainer', 'SupervisedTrainer', 'AdapterTrainer', 'Epochs', 'disk_is_full', 'step_budget',
-           'trainer_arguments', 'answer_probability', 'DecisionWatch', 'train_adapter', 'count_processes', 'mean_loss',
-           'keep_start', 'save_adapter']
+           'trainer_arguments', 'answer_probability', 'DecisionWatch', 'give_memory_back', 'MemoryReturn',
+           'train_adapter', 'count_processes', 'mean_loss', 'keep_start', 'save_adapter']
 
 # %% ../nbs/33_training.ipynb #33-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
-import json
+import ctypes
 import errno
+import json
 import math
 import os
 import shutil
@@ -355,6 +356,27 @@ class DecisionWatch(TrainerCallback):
         self.report(f"step {row['step']}: of the answerable {row['answered']:.0%} would be answered, of the others "
                     f"{row['refused']:.0%} refused (AUROC {row['auroc']:.2f})")
 
+# %% ../nbs/33_training.ipynb #33-022c
+def give_memory_back() -> bool:  # whether the C library could be asked
+    "Have glibc return free memory to the system (malloc_trim(3)); other C libraries have no such call."
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return False
+    return True
+
+
+class MemoryReturn(TrainerCallback):
+    "Gives free memory back each few steps."
+
+    def __init__(self, every: int = 5):
+        self.every = every
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        "Called by the trainer."
+        if state.global_step % self.every == 0:
+            give_memory_back()
+
 # %% ../nbs/33_training.ipynb #33-024
 def train_adapter(
     model: Any,  # a PeftModel
@@ -375,7 +397,7 @@ def train_adapter(
               for part in (rows, watched_rows) if part]
     trainer = AdapterTrainer(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=tables[0],
-        eval_dataset=tables[1] if watched_rows else None, callbacks=list(callbacks),
+        eval_dataset=tables[1] if watched_rows else None, callbacks=[MemoryReturn(), *callbacks],
         groups=[str(place) if config.data.packing else row["group"] for place, row in enumerate(rows)], watched=len(watched_rows),
         loraplus_ratio=config.training.loraplus_ratio)
     trainer.remove_callback(PrinterCallback)  # a live report tells the same, once
