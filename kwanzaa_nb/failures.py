@@ -91,7 +91,7 @@ def show_failures(
     parts = []
     for code, rows in groups.items():
         told = f"{scores.codes[code]} of {len(by_id)} records"
-        told += "" if rows else "; all of them are among those above"
+        told += "" if rows else "; each of them has a commoner code, above"
         parts.append(f"<h4>{escape(code)}: {told}</h4>" + "".join(
             failure_html(row, by_id[row["id"]], not place) for place, row in enumerate(rows[:each])))
     text = "\n".join(f"{code}: {count} of {len(by_id)} records" for code, count in scores.codes.items())
