@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'FOLDER', 'made_up_name', 'made_up_word', 'made_up_chunk', 'made_up_question', 'lines', 'build_made_up',
-           'measure_builder', 'measure_scoring', 'one_at_a_time', 'measure_generation', 'store', 'stored', 'slope',
-           'measure_gaming', 'instrument', 'main']
+           'measure_builder', 'measure_scoring', 'one_at_a_time', 'measure_generation', 'measure_training', 'store',
+           'stored', 'slope', 'measure_gaming', 'instrument', 'main']
 
 # %% ../nbs/90_benchmarks.ipynb #90-002
 import json
@@ -171,6 +171,12 @@ def measure_generation(
         "grammar_records_ratio": found["ours_seconds"] / found["grammar_seconds"],
         "grammar_tokens_ratio": found["grammar_tokens"] / found["grammar_seconds"] * found["ours_seconds"] / found["ours_tokens"]}
 
+# %% ../nbs/90_benchmarks.ipynb #90-028
+def measure_training() -> dict[str, Any]:  # as of `kwanzaa_nb.training_benchmark`
+    "Our training and TRL's, step by step side by side; torch is imported only for this."
+    from kwanzaa_nb.training_benchmark import measure_training as measure
+    return measure()
+
 # %% ../nbs/90_benchmarks.ipynb #90-016
 SIZES = (10_000, 100_000, 1_000_000)
 FOLDER = Path("data/benchmarks")  # below the project's root
@@ -230,7 +236,8 @@ def main(
         print(json.dumps(build_made_up(int(arguments[0]))))
         return
     measures = {"builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES], "scoring": measure_scoring,
-                "generation": measure_generation, "gaming": measure_gaming, "reliability": reliability}
+                "generation": measure_generation, "gaming": measure_gaming, "reliability": reliability,
+                "training": measure_training}
     print(store(arguments[0], measures[arguments[0]](*arguments[1:])))
 
 # %% ../nbs/90_benchmarks.ipynb #90-027
