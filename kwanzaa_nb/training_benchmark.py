@@ -41,11 +41,12 @@ class Arm:
     "One of what is compared."
     ours: bool
     packed: bool = False
+    alone: bool = False  # whether a batch is one row; else as many as the config says
     four_bit: bool = False
 
 
-ARMS = {"TRL": Arm(False), "TRL, packed": Arm(False, packed=True), "ours": Arm(True), "ours, packed": Arm(True, packed=True),
-        "ours, NF4": Arm(True, four_bit=True)}
+ARMS = {"TRL": Arm(False), "TRL, one a batch": Arm(False, alone=True), "TRL, packed": Arm(False, packed=True, alone=True),
+        "ours": Arm(True), "ours, packed": Arm(True, packed=True, alone=True), "ours, NF4": Arm(True, four_bit=True)}
 
 
 def arm_config(
@@ -59,7 +60,7 @@ def arm_config(
     return load_config("configs/demo.cpu.yaml", {
         "model.base_model_id": str(model), "adapter.method": method, "adapter.quantization.load_in_4bit": arm.four_bit, "data.packing": arm.packed,
         "training.max_steps": steps, "training.gradient_accumulation_steps": rows, "training.lr_scheduler": "constant",
-        "training.warmup_ratio": 0, "training.decision_weight": 1, **({"training.per_device_train_batch_size": 1} if arm.packed else {})})
+        "training.warmup_ratio": 0, "training.decision_weight": 1, **({"training.per_device_train_batch_size": 1} if arm.alone else {})})
 
 # %% ../nbs/92_training_benchmark.ipynb #92-005
 def stock_arguments(
@@ -239,8 +240,8 @@ def measure_mix(
 
 def measure_training(
     steps: int = 3,  # of each arm
-    groups: int = 2,  # of six records, in a step
-    even: int = 6,  # rows in a step of the other mix
+    groups: int = 1,  # of six records, in a step
+    even: int = 3,  # rows in a step of the other mix
     geometry: "Mapping[str, Any] | None" = None,  # settings in which the model's config differs from that of the demo's
 ) -> dict[str, Any]:  # "mixes" by name, "rank" of the adapter, "steps" of each arm
     "Our training and TRL's side by side, on records of the demo and on what gains least."
@@ -264,7 +265,7 @@ def rates(
 def loss_differences(
     mix: Mapping[str, Any],
 ) -> dict[str, float]:  # by arm that computes in full precision
-    "The largest difference of a step's loss from that of TRL, unpacked."
+    "The largest difference of a step's loss from that of TRL with padded batches."
     expected = mix["arms"]["TRL"]["losses"]
     return {name: max(abs(loss - other) for loss, other in zip(arm["losses"], expected, strict=True))
             for name, arm in mix["arms"].items() if not ARMS[name].four_bit}
