@@ -51,7 +51,8 @@ def on_site(
 ) -> str:
     "Link to pages of this site instead of published ones, name notebooks by links, and take no badge from another host."
     text = BADGE.sub(r"[Open in Colab](\1){.btn .btn-outline-primary .btn-sm}", text)
-    text = text.replace(f"]({blob}nbs/", f"]({up}").replace(f"]({site}", f"]({up}")
+    for published in (f"{blob}nbs/", f"{blob.replace('/blob/', '/raw/')}nbs/", site):
+        text = text.replace(f"]({published}", f"]({up}")
     return NOTEBOOK.sub(lambda found: f"[`{found[1].removesuffix('.ipynb')}`]({up}{found[1]})", text)
 
 
