@@ -122,6 +122,7 @@ def build(
         for path in sources.glob("*.ipynb"):
             rewrite(path, **places)
         folder = proc_nbs(str(sources), n_workers=2, force=True)
+        shutil.copytree(sources / "images", folder / "images", dirs_exist_ok=True)
     for path in folder.glob("*.ipynb"):
         rewrite(path, **places)  # nbdev links names to where the site is published
     for run in runs:
