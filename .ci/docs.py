@@ -27,6 +27,8 @@ BADGE = re.compile(r"\[!\[Open In Colab\]\(https://[^)]*\.svg\)\]\(([^)]*)\)")
 NOTEBOOK = re.compile(r"`nbs/((?:\d+_)?\w+\.ipynb)`")
 NO_REPORTS = "# No reports yet\n\nThe demo had not run where this site was built. `make demo` runs it, and `make docs` then shows its executed notebooks.\n"
 NUMBER = re.compile(r"^\d+_")
+HEAD = re.compile(r"# [^\n]+\n+> ([^\n]+)\n*")
+FENCE, LINK = re.compile(r"^```.*?^```", re.M | re.S), re.compile(r"\[`([^`]+)`\]\([^)]*\)")
 
 
 class NamedSite(Site):
@@ -53,7 +55,8 @@ def on_site(
     text = BADGE.sub(r"[Open in Colab](\1){.btn .btn-outline-primary .btn-sm}", text)
     for published in (f"{blob}nbs/", f"{blob.replace('/blob/', '/raw/')}nbs/", site):
         text = text.replace(f"]({published}", f"]({up}")
-    return NOTEBOOK.sub(lambda found: f"[`{found[1].removesuffix('.ipynb')}`]({up}{found[1]})", text)
+    text = NOTEBOOK.sub(lambda found: f"[`{found[1].removesuffix('.ipynb')}`]({up}{found[1]})", text)
+    return FENCE.sub(lambda block: LINK.sub(r"\1", block[0]), text)  # nbdev links names inside code too, where a link is only noise
 
 
 def rewrite(
@@ -101,9 +104,10 @@ def add_reports(
         if (run / "notebooks" / f"{name}.ipynb").exists():
             path = Path(shutil.copyfile(run / "notebooks" / f"{name}.ipynb", reports / f"{name}.ipynb"))
             notebook = json.loads(path.read_text(encoding="utf-8"))
-            title = f"{run.name}: {NUMBER.sub('', name)}"
-            notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "raw"]
-            notebook["cells"].insert(0, {"cell_type": "raw", "metadata": {}, "source": f'---\ntitle: "{title}"\n---\n'})
+            cells = [cell for cell in notebook["cells"] if cell["cell_type"] != "raw"]
+            told = HEAD.fullmatch("".join(cells[0]["source"]))
+            head = f'---\ntitle: "{run.name}: {NUMBER.sub("", name)}"\n' + (f"description: {json.dumps(told[1])}\n" if told else "") + "---\n"
+            notebook["cells"] = [{"cell_type": "raw", "metadata": {}, "source": head}, *cells[bool(told):]]
             path.write_text(json.dumps(notebook), encoding="utf-8")
             rewrite(path, up="../../", **places)
     (reports / "index.md").write_text(report_index(run, pages), encoding="utf-8")

@@ -32,7 +32,7 @@ from .corpus import load_corpus
 from .masking import IGNORED, stop_ids
 from .model import add_adapter, detect_hardware, effective_settings, from_pretrained, load_base, load_tokenizer
 from .packing import pack_rows, row_shares
-from .training import encode_records, train_adapter
+from .training import encode_records, give_memory_back, train_adapter
 from .validation import read_records
 
 # %% ../nbs/92_training_benchmark.ipynb #92-004
@@ -139,7 +139,9 @@ class Turns(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         "Called by the trainer after each optimiser step."
-        self.tell({"cpu_seconds": time.process_time() - self.started})
+        seconds = time.process_time() - self.started
+        give_memory_back()  # else all arms together hold what each needs for a moment
+        self.tell({"cpu_seconds": seconds})
         control.should_save = False
         if state.global_step < state.max_steps:
             self.begin()

@@ -111,7 +111,7 @@ def walk(driver, address):
     while waiting:
         path = waiting.pop()
         page = pages[path] = look(driver, address + path, 390 if len(pages) % 2 else 1280)
-        raw = re.findall(r"^\s*#\s*\|.*", page["text"], re.MULTILINE)
+        raw = re.findall(r"^\s*#\s*\|.*|\[`\w+`\]\(.*", page["text"], re.MULTILINE)
         for kind, what in (("console", page["console"]), ("another host", page["elsewhere"]), ("not visible", page["images"]),
                            ("directive", raw), ("wider than the screen", [page["wide"]] if page["wide"] > 0 else []),
                            ("without a title", [] if page["title"].strip() and page["heading"].strip() else [path])):
@@ -132,7 +132,7 @@ def walk(driver, address):
 
 
 def test_walk_sees_what_is_wrong(browser, tmp_path):
-    (tmp_path / "index.html").write_text("""<title>first</title><h1>First</h1><main><pre>#| export</pre><a href="gone.html">x</a>
+    (tmp_path / "index.html").write_text("""<title>first</title><h1>First</h1><main><pre>#| export</pre><pre>a # [`x`](y.html)</pre><a href="gone.html">x</a>
         <a href="other.html#nowhere">y</a><img src="http://example.org/a.png"><div style="width:3000px">wide</div>
         <script>console.error("broken")</script></main>""", encoding="utf-8")
     (tmp_path / "other.html").write_text("<main><p>no title</p></main>", encoding="utf-8")
@@ -140,7 +140,7 @@ def test_walk_sees_what_is_wrong(browser, tmp_path):
     pages, problems = walk(browser, address)
     server.shutdown()
     assert set(pages) == {"index.html", "other.html", "gone.html"}
-    for part in ("index.html: directive: #| export", "index.html: another host: http://example.org/a.png", "index.html: not visible",
+    for part in ("index.html: directive: #| export", "index.html: directive: [`x`]", "index.html: another host: http://example.org/a.png", "index.html: not visible",
                  "index.html: wider than the screen", "broken", "gone.html: console", "other.html#nowhere", "other.html: without a title"):
         assert [problem for problem in problems if part in problem], f"{part} was not seen in {problems}"
 
