@@ -31,7 +31,6 @@ from transformers.utils import logging as transformers_logging
 
 from .config import Config, Difference
 from .errors import KwanzaaError
-from .fused import fuse_adapter
 from .masking import fit_template, template_changes
 from .packing import SEGMENTED
 
@@ -422,7 +421,6 @@ def load_adapter(
         with safe_open(Path(folder) / "adapter_model.safetensors", "pt") as file:
             saved = set(file.keys())
         adapted = PeftModel.from_pretrained(model, folder).eval()
-        fuse_adapter(adapted)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"the adapter in {Path(folder).name} is damaged or does not fit the base model: {reason}") from error
