@@ -8,7 +8,8 @@ __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'FRONT_MATTER', 'Slug', 'Line', 
            'read_csv', 'read_parquet', 'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question',
            'CorpusOptions', 'corpus_options', 'field_names', 'Row', 'control_problems', 'data_files', 'slug',
            'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_sentence', 'default_statement',
-           'complete_question', 'check_question', 'ChunkStore', 'ChunkList', 'load_corpus']
+           'as_it_stands', 'find_evidence', 'complete_question', 'check_question', 'ChunkStore', 'ChunkList',
+           'load_corpus']
 
 # %% ../nbs/20_corpus.ipynb #20-002
 import csv
@@ -342,7 +343,7 @@ def split_text(
             size = len(part.split())
             if held and words + size > most:
                 close()
-            between = " " if place else "\n" if previous == block.kind and block.kind in ("code", "item") else "\n\n"
+            between = "\n" if place else "\n" if previous == block.kind and block.kind in ("code", "item") else "\n\n"
             held, line = (held + between + part, line) if held else (part, number)
             heading = part if block.kind == "heading" else heading
             words, titled, previous = words + size, titled and block.kind == "heading", block.kind
@@ -796,6 +797,42 @@ def default_statement(
     return " ".join(sentence + mark for sentence, mark in marks.items()) or None
 
 # %% ../nbs/20_corpus.ipynb #20-046
+def as_it_stands(
+    quote: str,
+    text: str,  # a chunk's
+) -> "str | None":  # None where the text does not hold it
+    "A quote with the white space of the text: a sentence on a line of its own is quoted as if it weren't."
+    if quote in text:
+        return quote
+    found = re.search(r"\s+".join(map(re.escape, quote.split())), text)
+    return found[0] if found else None
+
+# %% ../nbs/20_corpus.ipynb #20-0461
+def find_evidence(
+    item: dict,  # with a quote, and with or without a chunk_id
+    where: str,  # file, line and field
+    chunks: Mapping[str, Chunk],
+    problems: list,  # a chunk that can't be told is added here
+) -> dict:
+    "Evidence with the chunk that holds its quote, and the quote as it stands there."
+    quote, named = item.get("quote"), item.get("chunk_id")
+    if not isinstance(quote, str) or not quote.strip():
+        return dict(item)
+    if named is None:
+        holders = [chunk_id for chunk_id, chunk in chunks.items() if quote in chunk.text] or \
+            [chunk_id for chunk_id, chunk in chunks.items() if as_it_stands(quote, chunk.text)]
+        if len(holders) != 1:
+            many = f"{len(holders)} chunks hold this quote, {', '.join(holders[:3])}{' …' if len(holders) > 3 else ''}"
+            problems.append(Problem(
+                f"{where}.chunk_id", f"{many if holders else 'no chunk holds this quote'}: {_short(quote)}",
+                "say which one is meant" if holders else _quote_mend(quote, chunks, chunks),
+                "ambiguous_quote" if holders else "quote_not_in_chunk"))
+            return dict(item)
+        named = holders[0]
+    chunk = chunks.get(named) if isinstance(named, str) else None
+    return {**item, "chunk_id": named, "quote": as_it_stands(quote, chunk.text) or quote if chunk else quote}
+
+# %% ../nbs/20_corpus.ipynb #20-0462
 def complete_question(
     values: dict,  # of a row, by our names
     where: str,  # file and line
@@ -813,20 +850,7 @@ def complete_question(
     evidence = values.get("evidence")
     if not isinstance(evidence, list) or not all(isinstance(item, dict) for item in evidence):
         return values
-    values["evidence"] = evidence = [dict(item) for item in evidence]
-    for place, item in enumerate(evidence):
-        quote = item.get("quote")
-        if item.get("chunk_id") is not None or not isinstance(quote, str) or not quote.strip():
-            continue
-        holders = [chunk_id for chunk_id, chunk in chunks.items() if quote in chunk.text]
-        if len(holders) == 1:
-            item["chunk_id"] = holders[0]
-            continue
-        many = f"{len(holders)} chunks hold this quote, {', '.join(holders[:3])}{' …' if len(holders) > 3 else ''}"
-        problems.append(Problem(
-            f"{where}, evidence.{place}.chunk_id", f"{many if holders else 'no chunk holds this quote'}: {_short(quote)}",
-            "say which one is meant" if holders else _quote_mend(quote, chunks, chunks),
-            "ambiguous_quote" if holders else "quote_not_in_chunk"))
+    values["evidence"] = evidence = [find_evidence(item, f"{where}, evidence.{place}", chunks, problems) for place, item in enumerate(evidence)]
     if values.get("statement") is None and values.get("answer") is not None:
         values["statement"] = default_statement(evidence, chunks)
     return values

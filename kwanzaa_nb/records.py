@@ -157,7 +157,7 @@ def excerpt(
     others = shuffled(dict.fromkeys(rest), "excerpt", chunk.chunk_id, *names)
     count = max(len(kept), 3 + draw("sentences", chunk.chunk_id, *names) % max(1, len(parts) - 2))
     chosen = shuffled([*kept, *others][:count], "order", chunk.chunk_id, *names)
-    return chunk.model_copy(update={"text": " ".join(chosen)}) if chosen else chunk
+    return chunk.model_copy(update={"text": "\n".join(chosen)}) if chosen else chunk
 
 # %% ../nbs/22_records.ipynb #22-016
 def all_shown(
@@ -310,7 +310,7 @@ def injected_pair(
         return []
     carrier = candidates[-1]
     order = INJECTIONS[split][draw("injection", question.question_id) % len(INJECTIONS[split])]
-    poisoned = carrier.model_copy(update={"text": f"{carrier.text} {order}", "chunk_id": f"{carrier.chunk_id}-x"})
+    poisoned = carrier.model_copy(update={"text": f"{carrier.text}\n{order}", "chunk_id": f"{carrier.chunk_id}-x"})
     rebuilt = []
     for record in pair:
         shown = [retriever.by_id[chunk["chunk_id"]] for chunk in record["chunks"] if chunk["chunk_id"] != carrier.chunk_id]
@@ -510,7 +510,7 @@ def panel(
     pool.turns.count(question for question in asked if question not in answers)
     if injected:
         order = INJECTIONS[split][draw("injection", group) % len(INJECTIONS[split])]
-        shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text} {order}"})
+        shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text}\n{order}"})
     return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected, aliases(shown, pool, group))
 
 # %% ../nbs/22_records.ipynb #22-038

@@ -226,6 +226,19 @@ def test_a_text_that_cannot_be_used(tmp_path, content, where, code):
     assert codes(found) == {where: code}
 
 
+def test_sentences_of_a_text_stand_on_lines_of_their_own(tmp_path):
+    texts = {"a.md": "# Candles\n\nIt was first held\nin 1966. Seven candles burn. Dr. King\nwas not there.\n\n- One item. It goes on.\n- Another."}
+    rows = (("q-1", "Seven", "", "Seven candles burn. Dr. King was not there."), ("q-2", "1966", "a-01", "held in  1966.\nSeven"))
+    chunks, questions = load(tmp_path, texts, {"q.csv": as_csv(*(
+        {**FLAT, "question_id": name, "answer": answer, "aliases": "", "evidence_chunk_id": chunk, "evidence_quote": quote}
+        for name, answer, chunk, quote in rows))})
+    text = chunks["a-01"].text
+    assert text == "Candles\n\nIt was first held in 1966.\nSeven candles burn.\nDr. King was not there.\n\n- One item.\nIt goes on.\n- Another."
+    assert [question.evidence[0].quote for question in questions] == [
+        "Seven candles burn.\nDr. King was not there.", "held in 1966.\nSeven"]
+    assert all(question.evidence[0].chunk_id == "a-01" for question in questions)
+
+
 def test_front_matter_needs_two_lines():
     for text in ("One.\n---\nTwo.", "--- x\na: 1\n---\n", "---\nno end"):
         problems = []
@@ -256,7 +269,7 @@ def test_two_files_with_one_id(tmp_path):
 def test_headings_begin_chunks_and_paragraphs_are_kept():
     text = "Lead.\n\n# A\n\n## B\n\nOne two. Three four.\n\nFive six seven.\n\nC\n===\n- x\n- y\n\n```\n# code\n\nmore\n```\n# D"
     assert [(piece.line, piece.heading, piece.text) for piece in split_text(text, 8)] == [
-        (1, "", "Lead."), (3, "B", "A\n\nB\n\nOne two. Three four."), (9, "B", "Five six seven."), (11, "C", "C\n\n- x\n- y\n\n```\n# code"),
+        (1, "", "Lead."), (3, "B", "A\n\nB\n\nOne two.\nThree four."), (9, "B", "Five six seven."), (11, "C", "C\n\n- x\n- y\n\n```\n# code"),
         (19, "C", "more\n```"), (21, "D", "D")]
 
 

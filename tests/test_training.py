@@ -28,6 +28,7 @@ from kwanzaa_nb.training import (
     RecordsError,
     TrainingError,
     answer_probability,
+    choices,
     encode_records,
     keep_start,
     save_adapter,
@@ -115,7 +116,7 @@ def test_the_decision_weighs_more():
     tokenizer, model = tiny_tokenizer(), tiny_model()
     records = [
         {"id": str(place), "messages": chat(answer)}
-        for place, answer in enumerate(['{"citations":[{"chunk_id":"a"}]}', '{"citations":[]}', "plain text"])
+        for place, answer in enumerate(['{"citations":[{"page":"a"}]}', '{"citations":[]}', "plain text"])
     ]
     config, ends = tiny_config(), {tokenizer.eos_token_id}
     plain, weighted = (encode_records(tokenizer, records, config, ends, weight) for weight in (1.0, 5.0))
@@ -177,15 +178,35 @@ def test_the_weight_reaches_training(whole, tmp_path):
     assert largest_difference(weights, whole[2]) > 1e-3
 
 
-def test_the_decision_of_every_committed_record_is_weighted_once(smollm):
+def test_every_choice_of_the_committed_records_is_weighted_once(smollm):
     config = load_config(ROOT / "configs" / "demo.cpu.yaml")
     records = read_records(ROOT / "data" / "training" / "kwanzaa_dev.jsonl")
     for record, one in zip(records, encode_records(smollm, records, config, {smollm.eos_token_id}, 5.0)):
         before, answering, refusing = decision_tokens(
             smollm, render_chat(smollm, record["messages"][:2], add_generation_prompt=True)
         )
-        assert [place for place, factor in enumerate(one["loss_weights"]) if factor != 1.0] == [len(before)]
-        assert one["labels"][len(before)] == (answering if record["answerable"] else refusing)
+        decision, *others = [place for place, factor in enumerate(one["loss_weights"]) if factor != 1.0]
+        assert decision == len(before) and set(one["loss_weights"]) == {1.0, 5.0}
+        assert one["labels"][decision] == (answering if record["answerable"] else refusing)
+        written = [smollm.decode([one["labels"][place]]) for place in others]
+        for citation in json.loads(record["messages"][-1]["content"])["citations"]:
+            if citation["quote"][0] != '"':
+                assert citation["quote"].startswith(written.pop(0).lstrip('"'))
+            while citation["chunk_id"]:
+                token = written.pop(0)
+                assert citation["chunk_id"].startswith(token)
+                citation["chunk_id"] = citation["chunk_id"].removeprefix(token)
+        assert not written
+
+
+@pytest.mark.parametrize("target, chosen", [
+    ('{"citations":[],"answer":{"text":"no \\"quote\\":\\"x"}}', "]"),
+    ('{"citations":[{"quote":"One.","chunk_id":"A1"}],"answer":{}}', "{OA1"),
+    ('{"citations":[{"quote":"One.","chunk_id":"A1"},{"quote":"\\"Two\\"","chunk_id":"b"}],"answer":{"quote":"x"}}', "{OA1b"),
+    ('{"answer":{}}', ""), ("", ""), ("plain", ""),
+])
+def test_what_an_answer_chooses(target, chosen):
+    assert "".join(target[place] for place in choices(target)) == chosen
 
 
 # the trainer
