@@ -115,7 +115,7 @@ def weight_bytes(model: torch.nn.Module) -> dict[str, int]:  # "weights", "unpac
 
 # %% ../nbs/37_budget.ipynb #5f19cb88
 OPTIMISER_BYTES = {"8bit": 2, "adamw": 8, "adagrad": 4, "rmsprop": 4, "lion": 4, "adafactor": 1, "sgd": 0}  # a trained weight
-FULL_AFTER = 300  # steps after which as much is kept free as the activations take, on a CPU
+FULL_AFTER = 100  # steps after which as much is kept free as the activations take, on a CPU
 
 
 def activation_bytes(
