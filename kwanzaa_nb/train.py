@@ -45,8 +45,8 @@ from .packing import pack_rows
 from .resume import Checkpoints, forget, last_whole, training_identity
 from .runs import QUIET, Stage, StageError, read_manifest
 from .token_cache import cached_rows
-from .training import (DecisionWatch, TrainingError, count_processes, disk_is_full, keep_start, save_adapter,
-                                 step_budget, train_adapter)
+from .training import (DecisionWatch, TrainingError, count_processes, disk_is_full, keep_freed_memory, keep_start,
+                                 save_adapter, step_budget, train_adapter)
 from .validation import read_records
 
 # %% ../nbs/71_train_command.ipynb #71-004
@@ -211,6 +211,8 @@ def prepare_model(
     base = load_base(stage.config, effective)
     stage.differs(*expert_differences(base, stage.config))
     model = add_adapter(base, stage.config)
+    if effective.device == "cpu":
+        keep_freed_memory()
     return model, keep_start(model, stage.folder / "checkpoints" / "start") if is_first() else None
 
 # %% ../nbs/71_train_command.ipynb #71-028

@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import signal
 import subprocess
 import sys
@@ -886,3 +887,26 @@ def test_strict_steps_refuse_intervals_that_the_run_is_too_short_for():
     assert [problem.where for problem in error.value.problems] == ["run.eval_steps", "run.save_steps"]
     fine = {**overrides, "run.eval_steps": 5, "run.save_steps": 5, "training.strict_steps": True}
     assert step_budget(tiny_config(**fine), 100)[1] == ()
+
+
+def test_freed_memory_is_kept_and_given_back_on_request():
+    "In a process of its own, since nothing undoes it."
+    script = """
+import resource, torch
+from kwanzaa_nb.training import give_memory_back, keep_freed_memory
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+assert keep_freed_memory()
+before = held()
+torch.ones(30_000_000).sum()
+kept = held() - before
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(30_000_000).sum()
+again = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+give_memory_back()
+print(kept > 110_000_000, again < 5_000, held() - before < 20_000_000)
+"""
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc can be told")
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout.split() == ["True", "True", "True"], found.stdout + found.stderr
