@@ -106,7 +106,8 @@ class Answerer:
     ):
         self.config, self.backend, self.version = config, backend, version or config.run.name
         wanted = config.evaluation
-        self.decoding = Decoding(wanted.generation_defaults.max_new_tokens, 1, grammar=grammar, answer_threshold=wanted.answer_threshold)
+        self.decoding = Decoding(wanted.generation_defaults.max_new_tokens, 1, grammar=grammar, answer_threshold=wanted.answer_threshold,
+                                 beams=1 if grammar else wanted.beams)
 
     def __call__(
         self,

@@ -59,24 +59,25 @@ def adapter_to_evaluate(
 # %% ../nbs/44_evaluation.ipynb #44-009
 def decodings(
     config: Config,
-) -> list[Decoding]:  # the greedy pass, then a sampled one for each seed
+) -> list[Decoding]:  # the headline, then a sampled pass for each seed
     "The passes of an evaluation."
     asked = config.evaluation.generation_defaults
     wanted = config.evaluation
     shared = {"max_new_tokens": asked.max_new_tokens, "batch_size": wanted.batch_size, "batch_tokens": wanted.batch_tokens,
               "stop_invalid_after": wanted.stop_invalid_after, "answer_threshold": wanted.answer_threshold}
-    return [Decoding(**shared), *[Decoding(**shared, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
+    beams = wanted.beams if wanted.backend == "local" else 1
+    return [Decoding(**shared, beams=beams), *[Decoding(**shared, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
                                   for seed in config.evaluation.sampling_seeds]]
 
 
 def sampling_differences(
     config: Config,
 ) -> list[Difference]:  # empty where sampled passes are asked for
-    "What the greedy headline leaves unused."
+    "What the headline leaves unused, which is without chance."
     asked = config.evaluation.generation_defaults
     if config.evaluation.sampling_seeds or not asked.temperature:
         return []
-    reason = "the headline is greedy, so that it can be repeated; seeds in evaluation.sampling_seeds add sampled passes"
+    reason = "the headline is without chance, so that it can be repeated; seeds in evaluation.sampling_seeds add sampled passes"
     pairs = (("temperature", asked.temperature, 0.0), ("top_p", asked.top_p, 1.0))
     return [Difference(f"evaluation.generation_defaults.{name}", wanted, used, reason) for name, wanted, used in pairs if wanted != used]
 
@@ -89,6 +90,10 @@ def backend_differences(
     if wanted.backend != "local" and wanted.stop_invalid_after is not None:
         found.append(Difference("evaluation.stop_invalid_after", wanted.stop_invalid_after, None,
                                 f"backend {wanted.backend} writes every output to its end"))
+    if wanted.backend != "local" and wanted.beams > 1:
+        found.append(Difference("evaluation.beams", wanted.beams, 1, f"backend {wanted.backend} is asked for greedy outputs"))
+    elif wanted.beams > 1 and wanted.grammar:
+        found.append(Difference("evaluation.beams", wanted.beams, "1 under the grammar", "its arms are written greedily"))
     if wanted.backend == "server":
         reason = f"the server at {wanted.server.url} decides what it serves as {wanted.server.base}"
         found.append(Difference("model.base_model_id", config.model.base_model_id, wanted.server.base, reason))
@@ -134,11 +139,12 @@ def passes(
     arm: str,
     effective: Any,  # from `effective_settings`
 ) -> "Iterator[tuple[str, Decoding, str | None]]":  # name of the arm, how it is asked, and from which arm outputs are taken over that fit
-    "The passes of an arm: greedy, sampled, and greedy under the grammar."
-    greedy, *sampled = decodings(config)
-    yield from ((arm, decoding, None) for decoding in (greedy, *sampled))
+    "The passes of an arm: the headline, sampled, and greedy under the grammar."
+    headline, *sampled = decodings(config)
+    yield from ((arm, decoding, None) for decoding in (headline, *sampled))
     if config.evaluation.grammar:
-        yield f"{arm}+grammar", replace(greedy, grammar=True), arm if effective.dtype == "fp32" and greedy.answer_threshold is None else None
+        fit = effective.dtype == "fp32" and headline.answer_threshold is None and headline.beams == 1
+        yield f"{arm}+grammar", replace(headline, grammar=True, beams=1), arm if fit else None
 
 # %% ../nbs/44_evaluation.ipynb #44-015
 def development_decisions(
@@ -211,7 +217,7 @@ def grammar_identity(
 
 # %% ../nbs/44_evaluation.ipynb #44-020
 def complete_answers(
-    samples: Iterable[dict],  # greedy ones
+    samples: Iterable[dict],  # of the headline
     records: Sequence[dict],
     config: Config,
     calibrations: "dict[str, Calibration] | None" = None,  # by arm; without one an answer states no confidence

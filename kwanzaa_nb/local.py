@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['Prompt', 'encode_prompts', 'batches', 'pad_left', 'Output', 'RoomyLayer', 'roomy_cache', 'Read', 'read_prompt',
-           'read_batch', 'choose', 'decide', 'Rows', 'generate_batch', 'bound_to_come', 'read_decisions',
-           'LocalBackend']
+           'read_batch', 'choose', 'decide', 'Rows', 'generate_batch', 'bound_to_come', 'read_decisions', 'Search',
+           'advance', 'settle', 'search_batch', 'LocalBackend']
 
 # %% ../nbs/45_local.ipynb #45-002
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -139,14 +141,21 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         old, new = self.get_seq_length(), key_states.shape[-2]
         if self.buffers is None or self.buffers[0].shape[-2] < old + new:
-            shape = (*key_states.shape[:2], old + new + self.ROOM)
-            self.buffers = [states.new_empty(*shape, states.shape[-1]) for states in (key_states, value_states)]
-            if old:
-                self.buffers[0][:, :, :old], self.buffers[1][:, :, :old] = self.keys, self.values
+            self._move(range(len(key_states)) if old else [], old + new + self.ROOM, (key_states, value_states))
         for buffer, states in zip(self.buffers, (key_states, value_states)):
-            buffer[:, :, old:old + new] = states
-        self.keys, self.values = (buffer[:, :, :old + new] for buffer in self.buffers)
+            buffer[:len(states), :, old:old + new] = states
+        self.keys, self.values = (buffer[:len(key_states), :, :old + new] for buffer in self.buffers)
         return self.keys, self.values
+
+    def _move(self, rows: Sequence[int], tokens: int, like: tuple[torch.Tensor, torch.Tensor]) -> None:
+        "Take new buffers with room for so many tokens, and copy these rows there."
+        known = len(self.buffers[0]) if self.buffers else len(like[0])
+        spare = known if len(rows) <= known else len(rows) * 3 // 2  # a search grows by one way after another
+        fresh = [states.new_empty(spare, states.shape[1], tokens, states.shape[3]) for states in like]
+        for buffer, states in zip(fresh, (self.keys, self.values) if len(rows) else ()):
+            for place, row in enumerate(rows):
+                buffer[place, :, :states.shape[2]] = states[row]
+        self.buffers = fresh
 
     def put(self, row: int, rows: int, longest: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         "Write one row's states, [1, heads, tokens, head size], into a batch of `rows` rows, right-aligned in `longest` tokens."
@@ -157,9 +166,16 @@ class RoomyLayer(DynamicLayer):
         self.keys[row, :, longest - keys.shape[2]:], self.values[row, :, longest - keys.shape[2]:] = keys[0], values[0]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        "Keep these rows of the batch."
-        super().batch_select_indices(indices)
-        self.buffers = None
+        "Keep these rows of the batch, where they lie as far as that can be; a row may be wanted more than once."
+        rows, tokens = indices.tolist(), self.get_seq_length()
+        gone = {place for place, row in enumerate(rows) if place != row}
+        if self.buffers is None or len(rows) > len(self.buffers[0]) or any(row in gone and row < place for place, row in enumerate(rows)):
+            self._move(rows, tokens + self.ROOM, (self.keys, self.values))
+        else:
+            for place in sorted(gone):
+                for buffer in self.buffers:
+                    buffer[place, :, :tokens] = buffer[rows[place], :, :tokens]
+        self.keys, self.values = (buffer[:len(rows), :, :tokens] for buffer in self.buffers)
 
 # %% ../nbs/45_local.ipynb #45-011
 def roomy_cache(
@@ -344,6 +360,86 @@ def read_decisions(
         before, logits = read_prompt(model, (*prompt.tokens, *start), before)
         yield prompt, torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
 
+# %% ../nbs/45_local.ipynb #45-s1
+class Search:
+    "The likeliest ways to write one output; `output` follows the best of them."
+    BEHIND = 6.0  # difference of log probabilities from the best at which a way is given up
+
+    def __init__(self, prompt: Prompt, fresh: Callable[[], Output]):
+        self.prompt, self.fresh, self.output = prompt, fresh, fresh()
+        self.ways: list[tuple[float, list[int]]] = [(0.0, [])]  # log probability and tokens, the likeliest first; none after the end
+        self.ended: "tuple[float, list[int]] | None" = None  # the likeliest that has come to its end
+
+    def candidates(self, logits: torch.Tensor) -> list[tuple[float, int, int]]:  # log probability, way, token; the likeliest first
+        "How the ways could go on, [ways, vocabulary]; what decides to answer or refuse goes on as greedy would."
+        decoding, deciding = self.output.decoding, self.prompt.decides is not None and tuple(self.output.tokens) == self.prompt.decides[0]
+        likely = logits[:1 if deciding else None].float().log_softmax(dim=-1)
+        for token in decide(logits[0], self.prompt, self.output, decoding.answer_threshold):
+            likely[0, token] = float("-inf")
+        values, tokens = (found.tolist() for found in likely.topk(1 if deciding else decoding.beams))
+        found = sorted((-self.ways[way][0] - value, way, token) for way, row in enumerate(values) for value, token in zip(row, tokens[way]))
+        return [(-cost, way, token) for cost, way, token in found[:decoding.beams] if cost <= found[0][0] + self.BEHIND]
+
+# %% ../nbs/45_local.ipynb #45-s2
+def advance(
+    search: Search,
+    logits: torch.Tensor,  # [ways, vocabulary]
+) -> list[tuple[int, int]]:  # the way that each new one goes on from, and its token; none once the output has ended
+    "Go on by one token."
+    found = search.candidates(logits)
+    ends = [(score, search.ways[way][1]) for score, way, token in found if token in search.output.ends]
+    search.ended = max([*ends, *([search.ended] if search.ended else [])], key=lambda way: way[0], default=None)
+    going = [(score, way, token) for score, way, token in found
+             if token not in search.output.ends and (search.ended is None or score > search.ended[0])]
+    tokens = [[*search.ways[way][1], token] for _, way, token in going]
+    best = tokens[0] if tokens else search.ended[1]
+    if best[:len(search.output.tokens)] != search.output.tokens:
+        answering, search.output = search.output.answering, search.fresh()
+        search.output.answering = answering
+    for token in best[len(search.output.tokens):]:
+        search.output.take(token)
+    if not tokens:
+        search.output.reason = "stop"
+    search.ways = [] if search.output.reason else list(zip((score for score, _, _ in going), tokens))
+    return [] if search.output.reason else [(way, token) for _, way, token in going]
+
+# %% ../nbs/45_local.ipynb #45-s4
+def settle(
+    wanted: list[list[int]],  # for each search, the row that each of its ways goes on from
+) -> tuple[list[int], list[list[int]]]:  # for each new row the old one that it copies, and the new rows of each search
+    "Rows for the ways, so that few are copied: the first way stays where it was, others take rows that are free, the last ones fill gaps."
+    flat = [row for rows in wanted for row in rows]
+    stays = {row: place for place, row in reversed(list(enumerate(flat))) if row < len(flat)}
+    free = iter(sorted(set(range(len(flat))) - set(stays)))
+    taken = {place: row for row, place in stays.items()}
+    found = [taken[place] if place in taken else next(free) for place in range(len(flat))]
+    sources = dict(zip(found, flat))
+    ends = list(accumulate(map(len, wanted), initial=0))
+    return [sources[row] for row in range(len(flat))], [found[start:stop] for start, stop in zip(ends, ends[1:])]
+
+# %% ../nbs/45_local.ipynb #45-s3
+@torch.no_grad()
+def search_batch(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    batch: Sequence[Prompt],
+    decoding: Decoding,  # without a grammar, without chance
+) -> list[Output]:  # in the order of the prompts
+    "Generate for a batch by beam search."
+    fresh = partial(Output, tokenizer, stop_ids(tokenizer, model.generation_config), decoding)
+    searches, rows = [Search(prompt, fresh) for prompt in batch], Rows(model, batch, tokenizer.pad_token_id, None)
+    places = [[row] for row in range(len(batch))]  # rows in which the ways of each search are written
+    while True:
+        steps = [[(rows_of[way], token) for way, token in advance(search, rows.logits[rows_of])] if search.ways else []
+                 for search, rows_of in zip(searches, places)]
+        if not any(steps):
+            return [search.output for search in searches]
+        sources, places = settle([[row for row, _ in found] for found in steps])
+        if sources != list(range(len(rows.left))):
+            rows.keep(sources)
+        tokens = dict(zip(chain(*places), (token for found in steps for _, token in found)))
+        rows.read(rows.mask.new_tensor([tokens[row] for row in range(len(sources))])[:, None])
+
 # %% ../nbs/45_local.ipynb #45-023
 class LocalBackend:
     "Writes with a model of transformers; see `generate.ipynb` for what its methods are for."
@@ -360,8 +456,8 @@ class LocalBackend:
         return encode_prompts(self.tokenizer, records)
 
     def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[Prompt]]:
-        "Batches of like length, by number and by tokens."
-        return batches(prompts, decoding.batch_size, decoding.batch_tokens, decoding.max_new_tokens)
+        "Batches of like length, by number and by tokens; a search writes several rows a prompt."
+        return batches(prompts, max(1, decoding.batch_size // decoding.beams), decoding.batch_tokens, decoding.max_new_tokens)
 
     def matcher(self, prompt: Prompt) -> Any:
         "A matcher for a record; GrammarError where it doesn't say what was shown."
@@ -377,8 +473,9 @@ class LocalBackend:
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
         matchers = [self.matcher(prompt) for prompt in batch] if decoding.grammar else None
+        write = search_batch if decoding.beams > 1 else partial(generate_batch, matchers=matchers)
         return [Written(output.text, output.reason, len(output.tokens) + (output.reason == "stop"), tuple(output.tokens), output.answering,
-                        output.died_at) for output in generate_batch(self.model, self.tokenizer, batch, decoding, matchers)]
+                        output.died_at) for output in write(self.model, self.tokenizer, batch, decoding)]
 
     def answering(self, prompts: Sequence[Prompt]) -> "Iterator[tuple[Prompt, float]]":
         "The probability of answering each, without writing anything."

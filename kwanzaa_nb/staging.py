@@ -19,7 +19,7 @@ from pathlib import Path
 from .card import failure_examples, render_card
 from .config import Config, Difference
 from .gate import Finding, PublishError, gate_findings, gate_verdict
-from .generate import read_log
+from .generate import is_headline, read_log
 from .licence import base_model
 from .metrics import question_of
 from .outgoing import is_pickle
@@ -198,7 +198,7 @@ def _examples(config: Config, folder: Path, metrics: "Mapping | None") -> list[d
     records, log = config.path(config.data.eval_file), folder / "evaluation" / "samples.jsonl"
     if not metrics or not records.is_file() or not log.is_file():
         return []
-    outputs = {row["id"]: row.get("raw") or "" for row in read_log(log)[1] if row.get("pass") == "adapter, greedy"}
+    outputs = {row["id"]: row.get("raw") or "" for row in read_log(log)[1] if row.get("arm") == "adapter" and is_headline(row)}
     questions = {record["id"]: question_of(record) for record in read_records(records, shown=records.name) if record["id"] in outputs}
     return failure_examples(metrics, questions, outputs)
 

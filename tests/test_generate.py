@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -415,3 +416,52 @@ def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
     samples = run(tiny_model(seed=3, attention="sdpa"), tokenizer, log, Decoding(60, 7, stop_invalid_after=2))
     assert {sample["finish_reason"] for sample in samples} == {"invalid"}
     assert all(sample["new_tokens"] == sample["died_at"] + 2 == len(sample["tokens"]) for sample in samples)
+
+
+@pytest.mark.parametrize("beams", [2, 4])
+def test_a_search_finds_what_transformers_own_finds(tokenizer, beams, monkeypatch):
+    model = tiny_model(seed=3, attention="sdpa")
+    prompts = encode_prompts(tokenizer, RECORDS)
+    monkeypatch.setattr(local.Search, "BEHIND", float("inf"))
+    written = [greedy_tokens(model, prompt, 12) for prompt in prompts]
+    model.generation_config.eos_token_id = sorted({tokens[6] for tokens in written[:4]})
+    ids, mask = pad_left(prompts, tokenizer.pad_token_id)
+    theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=40, do_sample=False, num_beams=beams,
+                            length_penalty=0.0, early_stopping=False)
+    ours = local.search_batch(model, tokenizer, prompts, Decoding(40, 7, beams=beams))
+    ends, stopped = local.stop_ids(tokenizer, model.generation_config), 0
+    for row, output in zip(theirs[:, ids.shape[1] :].tolist(), ours):
+        if output.reason == "stop":
+            assert row[: len(output.tokens)] == output.tokens and row[len(output.tokens)] in ends
+            stopped += 1
+    assert stopped >= 2 and any(output.tokens != greedy_tokens(model, prompt, len(output.tokens)) for prompt, output in zip(prompts, ours))
+
+
+def likelihood(model, prompt, tokens):
+    with torch.no_grad():
+        scores = model(torch.tensor([[*prompt.tokens, *tokens]])).logits[0].log_softmax(dim=-1)
+    return sum(scores[len(prompt.tokens) - 1 + place, token].item() for place, token in enumerate(tokens))
+
+
+def test_a_search_of_one_way_is_greedy_and_one_of_more_is_likelier(tokenizer):
+    model = tiny_model(seed=3, attention="sdpa")
+    prompts = encode_prompts(tokenizer, RECORDS)
+    plain = generate_batch(model, tokenizer, prompts, Decoding(20, 7))
+    assert told(local.search_batch(model, tokenizer, prompts, Decoding(20, 7))) == told(plain)
+    searched = local.search_batch(model, tokenizer, prompts, Decoding(20, 7, beams=4))
+    gains = [likelihood(model, prompt, ours.tokens) - likelihood(model, prompt, theirs.tokens)
+             for prompt, ours, theirs in zip(prompts, searched, plain)]
+    assert max(gains) > 0.1 and min(gains) > -0.1
+    alone = [told(local.search_batch(model, tokenizer, [prompt], Decoding(20, 1, beams=4)))[0] for prompt in prompts]
+    assert alone == told(searched)
+
+
+def test_a_search_decides_as_greedy_does(tokenizer):
+    model = tiny_model(seed=3, attention="sdpa")
+    for prompt in encode_prompts(tokenizer, RECORDS):
+        with torch.no_grad():
+            likeliest, second = model(torch.tensor([prompt.tokens])).logits[0, -1].topk(2).indices.tolist()
+        prompt = replace(prompt, decides=((), likeliest, second))
+        for least, first in ((None, likeliest), (0.0, likeliest), (1.0, second)):
+            output = local.search_batch(model, tokenizer, [prompt], Decoding(4, 1, beams=4, answer_threshold=least))[0]
+            assert output.tokens[0] == first and 0.5 < output.answering < 1
