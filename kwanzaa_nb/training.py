@@ -383,8 +383,11 @@ def give_memory_back() -> bool:  # whether the C library could be asked
 class MemoryReturn(TrainerCallback):
     "Gives free memory back each few steps."
 
-    def __init__(self, every: int = 2):
+    def __init__(self, every: int = 10):
         self.every = every
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)
+        libc.mallopt(-1, 0x7fffffff)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         "Called by the trainer."
