@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYSTEM_PROMPT', 'PERSONA_PHRASES', 'MODE_RULES', 'CONTEXT_HEADING', 'INSTRUCTION_HEADING', 'NO_CONTEXT',
-           'PromptError', 'answer_skeleton', 'fill_system_prompt', 'system_prompt', 'render_user', 'render_prompt',
-           'read_context', 'target_json']
+           'PromptError', 'answer_skeleton', 'fill_system_prompt', 'system_prompt', 'mark_lines', 'render_user',
+           'render_prompt', 'read_context', 'target_json']
 
 # %% ../nbs/11_prompt.ipynb #11-002
 import functools
@@ -124,6 +124,11 @@ def _chunk_problems(chunks: list) -> list[Problem]:
     return problems
 
 # %% ../nbs/11_prompt.ipynb #11-017
+def mark_lines(text: str, chunk_id: str) -> str:
+    "A chunk's text with its id behind each line, so that who quotes a line finds beside it what to cite."
+    return "\n".join(f"{line} [{chunk_id}]" if line.strip() else line for line in text.split("\n"))
+
+
 def render_user(
     question: str,  # shown without its outer white space
     chunks: Iterable,  # mappings or objects with chunk_id, source_org, year and text, in the order to show
@@ -138,7 +143,7 @@ def render_user(
     shown = []
     for chunk in chunks:
         chunk_id, source, year, text = (_field(chunk, name) for name in ("chunk_id", "source_org", "year", "text"))
-        shown.append(f"[chunk_id: {chunk_id} | source: {source} | year: {year}]\n{text}")
+        shown.append(f"[chunk_id: {chunk_id} | source: {source} | year: {year}]\n{mark_lines(text, chunk_id)}")
     context = "\n\n".join(shown) or NO_CONTEXT
     return f"{CONTEXT_HEADING}\n{context}\n\n{INSTRUCTION_HEADING}\n{question.strip()}"
 
@@ -167,8 +172,8 @@ def read_context(
     context = user[len(CONTEXT_HEADING):user.rindex(INSTRUCTION_HEADING)].strip("\n")
     headers = list(_HEADER.finditer(context))
     ends = [header.start() for header in headers[1:]] + [len(context)]
-    return [{**header.groupdict(), "year": int(header["year"]), "text": context[header.end():end].strip("\n")}
-            for header, end in zip(headers, ends)]
+    return [{**header.groupdict(), "year": int(header["year"]), "text": "\n".join(
+        line.removesuffix(f" [{header['chunk_id']}]") for line in context[header.end():end].strip("\n").split("\n"))} for header, end in zip(headers, ends)]
 
 # %% ../nbs/11_prompt.ipynb #11-029
 def target_json(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'STRAIGHT', 'FORMAT_REQUESTS', 'TONE_REQUESTS',
            'INJECTIONS', 'LOOKUPS', 'PANEL', 'CALL_LETTERS', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS',
-           'draw', 'shuffled', 'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors',
-           'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair', 'near_miss',
-           'injected_pair', 'terms', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'Turns', 'near_chunks',
+           'draw', 'shuffled', 'split_documents', 'terms', 'lacking', 'gold_answer', 'refusal_answer', 'names_answer',
+           'distractors', 'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair',
+           'near_miss', 'injected_pair', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'Turns', 'near_chunks',
            'QuestionPool', 'panel', 'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan',
            'split_records', 'plan_pairs', 'shuffled_questions', 'generate_records', 'build_records', 'target_problems',
            'check_records', 'word_set', 'Trained', 'leaks', 'prompt_features', 'shortcuts', 'Features',
@@ -81,6 +81,28 @@ def split_documents(
     assigned = {group: SPLIT_PATTERN[place % len(SPLIT_PATTERN)] for place, group in enumerate(groups)}
     return {document: assigned[find(document)] for document in leader}
 
+# %% ../nbs/22_records.ipynb #22-009t
+_TERM = re.compile(r"[A-Z][\w’'-]*(?: (?:of |the |and |for )?[A-Z][\w’'-]*)*|\d+(?:[,.]\d+)*|[a-z][\w-]{4,}")
+
+
+def terms(
+    sentence: str,
+) -> list[str]:  # names, numbers and longer words, in their order
+    "What a sentence can be looked up by."
+    found = [term for term in _TERM.findall(sentence) if term.casefold() not in STOP_WORDS]
+    return list(dict.fromkeys(term for term in found if len(term) > 1))
+
+
+def lacking(
+    question: str,
+    most: int = 3,  # terms
+) -> str:  # terms with commas between; the question itself where it has none
+    "What a question is about: its first names and numbers, then its longer words, in their order."
+    first, _, others = question.partition(" ")
+    found = terms(others if first.casefold() in STOP_WORDS else question)
+    chosen = sorted(found, key=lambda term: term[0].islower())[:most]
+    return ", ".join(term for term in found if term in chosen) or question
+
 # %% ../nbs/22_records.ipynb #22-009
 NOTHING_RETRIEVED = "Nothing was retrieved, so this question cannot be answered."
 NOT_ANSWERED = "The retrieved context does not answer this question."
@@ -101,11 +123,11 @@ def refusal_answer(
     question: str,  # the question itself, without requests about the format
     anything_retrieved: bool,  # whether any chunk was shown
 ) -> ModelAnswer:
-    "The refusal that names the question as what the context lacks."
+    "The refusal that names what the question is about as what the context lacks."
     return ModelAnswer.model_validate({
         "citations": [],
         "answer": {"completeness": "insufficient_data", "text": NOT_ANSWERED if anything_retrieved else NOTHING_RETRIEVED},
-        "unknowns": {"unsupported_claims": [], "missing_context": [question], "clarifying_questions": []},
+        "unknowns": {"unsupported_claims": [], "missing_context": [lacking(question)], "clarifying_questions": []},
     })
 
 # %% ../nbs/22_records.ipynb #22-012
@@ -321,17 +343,8 @@ def injected_pair(
     return rebuilt
 
 # %% ../nbs/22_records.ipynb #22-028
-LOOKUPS = ("What does the context say about {terms}?", "Which sentence tells of {terms}?", "What is written about {terms}?",
-           "Find what is said about {terms}.", "I need the passage on {terms}.", "What do we know about {terms}?")
-_TERM = re.compile(r"[A-Z][\w’'-]*(?: (?:of |the |and |for )?[A-Z][\w’'-]*)*|\d+(?:[,.]\d+)*|[a-z][\w-]{4,}")
-
-
-def terms(
-    sentence: str,
-) -> list[str]:  # names, numbers and longer words, in their order
-    "What a sentence can be looked up by."
-    found = [term for term in _TERM.findall(sentence) if term.casefold() not in STOP_WORDS]
-    return list(dict.fromkeys(term for term in found if len(term) > 1))
+LOOKUPS = ("What does the text say about {terms}?", "Which line is on {terms}?", "What is said about {terms}?",
+           "Is there a word on {terms}?", "I need the part on {terms}.", "What do we know about {terms}?")
 
 # %% ../nbs/22_records.ipynb #22-029
 def lookup(

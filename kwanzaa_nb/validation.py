@@ -20,7 +20,7 @@ from .answer import AnswerError, parse_model_answer
 from .corpus import DataError, MissingFile, control_problems, iter_jsonl
 from .errors import Problem
 from .masking import IGNORED, MaskError, TemplateRefusal, check_supervised, encode_chat
-from .prompt import CONTEXT_HEADING, INSTRUCTION_HEADING, read_context
+from .prompt import CONTEXT_HEADING, INSTRUCTION_HEADING, mark_lines, read_context
 from .records import draw, target_problems
 
 # %% ../nbs/23_validation.ipynb #23-005
@@ -111,7 +111,8 @@ def shown_problems(
                  "write it as render_user does, or give the record its chunks", "layout")]
     found = [(f"chunks[{place}]", f"the prompt does not show the {part} of {chunk['chunk_id']!r}", "show it, or leave the chunk out",
               "chunk_not_shown") for place, chunk in enumerate(record["chunks"])
-             for part, name in (("id", "chunk_id"), ("text", "text")) if chunk[name] not in user]
+             for part, shown in (("id", (chunk["chunk_id"],)), ("text", (chunk["text"], mark_lines(chunk["text"], chunk["chunk_id"]))))
+             if not any(text in user for text in shown)]
     listed = {chunk["chunk_id"] for chunk in record["chunks"]}
     return found + [("chunks", f"the prompt shows {chunk['chunk_id']!r}, which is not listed", "list it", "chunk_not_listed")
                     for chunk in read_context(user) if chunk["chunk_id"] not in listed]
