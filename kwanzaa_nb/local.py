@@ -363,7 +363,7 @@ def read_decisions(
 # %% ../nbs/45_local.ipynb #45-s1
 class Search:
     "The likeliest ways to write one output; `output` follows the best of them."
-    BEHIND = 6.0  # difference of log probabilities from the best at which a way is given up
+    BEHIND = 4.0  # difference of log probabilities from the best at which a way is given up
 
     def __init__(self, prompt: Prompt, fresh: Callable[[], Output]):
         self.prompt, self.fresh, self.output = prompt, fresh, fresh()

@@ -124,8 +124,11 @@ def _chunk_problems(chunks: list) -> list[Problem]:
     return problems
 
 # %% ../nbs/11_prompt.ipynb #11-017
-def mark_lines(text: str, chunk_id: str) -> str:
-    "A chunk's text with its id behind each line, so that who quotes a line finds beside it what to cite."
+def mark_lines(
+    text: str,  # of a chunk
+    chunk_id: str,
+) -> str:
+    "The text with its chunk's id behind each line that isn't blank."
     return "\n".join(f"{line} [{chunk_id}]" if line.strip() else line for line in text.split("\n"))
 
 
@@ -172,8 +175,9 @@ def read_context(
     context = user[len(CONTEXT_HEADING):user.rindex(INSTRUCTION_HEADING)].strip("\n")
     headers = list(_HEADER.finditer(context))
     ends = [header.start() for header in headers[1:]] + [len(context)]
-    return [{**header.groupdict(), "year": int(header["year"]), "text": "\n".join(
-        line.removesuffix(f" [{header['chunk_id']}]") for line in context[header.end():end].strip("\n").split("\n"))} for header, end in zip(headers, ends)]
+    texts = [context[header.end():end].strip("\n").split("\n") for header, end in zip(headers, ends)]
+    return [{**header.groupdict(), "year": int(header["year"]), "text": "\n".join(line.removesuffix(f" [{header['chunk_id']}]") for line in lines)}
+            for header, lines in zip(headers, texts)]
 
 # %% ../nbs/11_prompt.ipynb #11-029
 def target_json(

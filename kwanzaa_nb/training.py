@@ -398,9 +398,6 @@ class MemoryReturn(TrainerCallback):
 
     def __init__(self, every: int = 10):
         self.every = every
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)
-        libc.mallopt(-1, 0x7fffffff)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         "Called by the trainer."
