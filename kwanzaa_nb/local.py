@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Prompt', 'encode_prompts', 'batches', 'pad_left', 'Output', 'RoomyLayer', 'roomy_cache', 'Read', 'read_prompt',
-           'read_batch', 'choose', 'decide', 'Rows', 'generate_batch', 'bound_to_come', 'read_decisions', 'Search',
-           'advance', 'settle', 'search_batch', 'LocalBackend']
+           'read_batch', 'choose', 'decide', 'Rows', 'generate_batch', 'bound_to_come', 'read_decisions', 'has_cited',
+           'Search', 'advance', 'settle', 'search_batch', 'LocalBackend']
 
 # %% ../nbs/45_local.ipynb #45-002
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -361,6 +362,16 @@ def read_decisions(
         yield prompt, torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
 
 # %% ../nbs/45_local.ipynb #45-s1
+_STRING = re.compile(r'"(?:\\.|[^"\\])*(?:"|$)')
+
+
+def has_cited(
+    text: str,  # an output, or its beginning
+) -> bool:
+    "Whether its citations, the first array that it writes, are complete."
+    return "]" in _STRING.sub("", text)
+
+
 class Search:
     "The likeliest ways to write one output; `output` follows the best of them."
     BEHIND = 4.0  # difference of log probabilities from the best at which a way is given up
@@ -371,14 +382,15 @@ class Search:
         self.ended: "tuple[float, list[int]] | None" = None  # the likeliest that has come to its end
 
     def candidates(self, logits: torch.Tensor) -> list[tuple[float, int, int]]:  # log probability, way, token; the likeliest first
-        "How the ways could go on, [ways, vocabulary]; what decides to answer or refuse goes on as greedy would."
+        "How the ways could go on, [ways, vocabulary]; in deciding whether to answer, and behind the citations, as greedy would."
         decoding, deciding = self.output.decoding, self.prompt.decides is not None and tuple(self.output.tokens) == self.prompt.decides[0]
-        likely = logits[:1 if deciding else None].float().log_softmax(dim=-1)
+        width = 1 if deciding or has_cited(self.output.text) else decoding.beams
+        likely = logits[:width].float().log_softmax(dim=-1)
         for token in decide(logits[0], self.prompt, self.output, decoding.answer_threshold):
             likely[0, token] = float("-inf")
-        values, tokens = (found.tolist() for found in likely.topk(1 if deciding else decoding.beams))
+        values, tokens = (found.tolist() for found in likely.topk(width))
         found = sorted((-self.ways[way][0] - value, way, token) for way, row in enumerate(values) for value, token in zip(row, tokens[way]))
-        return [(-cost, way, token) for cost, way, token in found[:decoding.beams] if cost <= found[0][0] + self.BEHIND]
+        return [(-cost, way, token) for cost, way, token in found[:width] if cost <= found[0][0] + self.BEHIND]
 
 # %% ../nbs/45_local.ipynb #45-s2
 def advance(

@@ -423,6 +423,7 @@ def test_a_search_finds_what_transformers_own_finds(tokenizer, beams, monkeypatc
     model = tiny_model(seed=3, attention="sdpa")
     prompts = encode_prompts(tokenizer, RECORDS)
     monkeypatch.setattr(local.Search, "BEHIND", float("inf"))
+    monkeypatch.setattr(local, "has_cited", lambda text: False)
     written = [greedy_tokens(model, prompt, 12) for prompt in prompts]
     model.generation_config.eos_token_id = sorted({tokens[6] for tokens in written[:4]})
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
@@ -454,6 +455,24 @@ def test_a_search_of_one_way_is_greedy_and_one_of_more_is_likelier(tokenizer):
     assert max(gains) > 0.1 and min(gains) > -0.1
     alone = [told(local.search_batch(model, tokenizer, [prompt], Decoding(20, 1, beams=4)))[0] for prompt in prompts]
     assert alone == told(searched)
+
+
+@pytest.mark.parametrize("text, cited", [
+    ("", False), ('{"citations":[', False), ('{"citations":[]', True), ('{"citations":[{"quote":"a]', False), ('{"citations":[{"quote":"a] \\"]', False),
+    ('{"citations":[{"quote":"a]","chunk_id":"b"}', False), ('{"citations":[{"quote":"a]","chunk_id":"b"}],', True)])
+def test_citations_are_complete_where_their_array_is_closed(text, cited):
+    assert local.has_cited(text) == cited
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=4), min_size=1, max_size=6))
+def test_ways_settle_in_rows_so_that_each_copies_the_right_one(wanted):
+    sources, places = local.settle(wanted)
+    assert [len(rows) for rows in places] == [len(rows) for rows in wanted]
+    assert sorted(row for rows in places for row in rows) == list(range(len(sources)))
+    assert all(sources[row] == old for rows, olds in zip(places, wanted) for row, old in zip(rows, olds))
+    moved = [(place, row) for place, row in enumerate(sources) if place != row]
+    assert not {place for place, _ in moved} & {row for row in sources if row < len(sources)}, "a row is overwritten that another copies"
 
 
 def test_a_search_decides_as_greedy_does(tokenizer):
