@@ -11,6 +11,7 @@ from kwanzaa_nb.answer import validate_answer_json
 from kwanzaa_nb.decision import Calibration, calibrate
 from kwanzaa_nb.evaluation import (
     adapter_to_evaluate,
+    backend_differences,
     calibration_of,
     complete_answers,
     decodings,
@@ -21,7 +22,7 @@ from kwanzaa_nb.evaluation import (
     spread,
     write_jsonl,
 )
-from kwanzaa_nb.generate import open_log, read_log
+from kwanzaa_nb.generate import is_headline, open_log, read_log
 from kwanzaa_nb.local import LocalBackend
 from kwanzaa_nb.metrics import question_of
 from kwanzaa_nb.model import Effective
@@ -94,7 +95,7 @@ def test_what_the_greedy_headline_leaves_unused_is_said(seeds, temperature, keys
     )
     found = sampling_differences(config)
     assert [item.key for item in found] == keys
-    assert all("greedy" in item.reason and item.requested != item.used for item in found)
+    assert all("without chance" in item.reason and item.requested != item.used for item in found)
 
 
 @pytest.mark.parametrize("top_p, keys", [(1.0, ["temperature"]), (0.9, ["temperature", "top_p"])])
@@ -260,6 +261,21 @@ def test_the_passes_of_an_arm():
     moved = tiny_config(**{"evaluation.grammar": True, "evaluation.answer_threshold": 0.3})
     assert [same for _, _, same in passes(moved, "base", CPU)] == [None, None]
     assert len(list(passes(tiny_config(), "base", CPU))) == 1
+
+
+def test_a_search_is_the_headline_and_a_grammar_stays_greedy():
+    asked = {"evaluation.beams": 4, "evaluation.sampling_seeds": [1], "evaluation.grammar": True}
+    found = list(passes(tiny_config(**asked), "adapter", CPU))
+    assert [(name, decoding.name, same) for name, decoding, same in found] == [
+        ("adapter", "search of 4", None), ("adapter", "sampled, seed 1", None), ("adapter+grammar", "greedy", None)]
+    assert [is_headline({"arm": name, "pass": f"{name}, {decoding.name}"}) for name, decoding, _ in found] == [True, False, True]
+    assert not is_headline({"arm": "adapter", "pass": "adapter, development"})
+    (told,) = backend_differences(tiny_config(**asked))
+    assert told.key == "evaluation.beams" and told.used == "1 under the grammar"
+    assert backend_differences(tiny_config(**{"evaluation.beams": 4})) == []
+    served = tiny_config(**{"evaluation.beams": 4, "evaluation.backend": "vllm", "evaluation.stop_invalid_after": None})
+    assert [(item.key, item.used) for item in backend_differences(served)] == [("evaluation.beams", 1)]
+    assert [decoding.beams for decoding in decodings(served)] == [1]
 
 
 def test_what_a_grammar_was_made_of_is_part_of_an_experiment(records):

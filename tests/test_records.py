@@ -29,9 +29,11 @@ from kwanzaa_nb.records import (
     check_records,
     count_rows,
     distractors,
+    lacking,
     leaks,
     names_answer,
     prompt_features,
+    refusal_answer,
     refuse_foreign,
     shortcut_problems,
     shortcuts,
@@ -219,6 +221,16 @@ def test_some_quotes_need_an_escape(committed):
             assert all(any(quote in chunk["text"] for chunk in row["chunks"]) for quote in quotes)
         straightened = [row for row in escaped if not any(mark in row["messages"][1]["content"] for mark in "“”")]
         assert straightened and (split == "train" or any(row["kind"] == "strict" for row in straightened))
+
+
+@pytest.mark.parametrize("question, said", [
+    ("How many copies of the 37-cent stamp did Ashton-Potter produce?", "copies, 37, Ashton-Potter"),
+    ("On what date did Amiri Baraka found the Organization Us?", "Amiri Baraka, found, Organization Us"),
+    ("Which line is on celebrations, parts and Zulu?", "celebrations, parts, Zulu"),
+    ("Who was she?", "Who was she?"), ("ማን ነበረች?", "ማን ነበረች?"),
+])
+def test_a_refusal_names_what_the_question_is_about(question, said):
+    assert lacking(question) == said == refusal_answer(question, True).unknowns.missing_context[0]
 
 
 def test_lookups_have_one_sentence_that_holds_their_terms_or_none(committed):
