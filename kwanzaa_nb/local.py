@@ -389,9 +389,9 @@ class Search:
         self.ended: "tuple[float, list[int]] | None" = None  # the likeliest that has come to its end
 
     def candidates(self, logits: torch.Tensor) -> list[tuple[float, int, int]]:  # log probability, way, token; the likeliest first
-        "How the ways could go on, [ways, vocabulary]; in deciding whether to answer, and behind the citations, as greedy would."
+        "How the ways could go on, [ways, vocabulary]; in deciding whether to answer, behind the citations and when all is lost, as greedy would."
         decoding, deciding = self.output.decoding, self.prompt.decides is not None and tuple(self.output.tokens) == self.prompt.decides[0]
-        width = 1 if deciding or has_cited(self.output.text) else decoding.beams
+        width = 1 if deciding or self.output.died_at is not None or has_cited(self.output.text) else decoding.beams
         likely = logits[:width].float().log_softmax(dim=-1)
         for token in decide(logits[0], self.prompt, self.output, decoding.answer_threshold):
             likely[0, token] = float("-inf")

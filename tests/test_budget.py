@@ -143,7 +143,7 @@ def test_an_estimate_of_a_run_here_and_of_one_on_a_gpu_that_is_not_here():
     assert there.memory["held before training"] == sum(weight.nbytes for weight in model.parameters()) and there.memory_gb == 80
     assert any("$" in line[1] for line in there.rows())
     for plan, steps in ((here, 10), (estimated(model, 50), 50), (longer, 100)):
-        assert plan.memory["kept free"] == plan.memory["activations"] * steps // 100
+        assert plan.memory["kept free"] == pytest.approx(plan.memory["activations"] / 3 * steps / 100, abs=1)
     assert there.memory["kept free"] == 0
     parts = sum(here.memory[name] for name in ("held before training", "gradients", "optimiser", "activations", "logits", "kept free"))
     assert here.memory["peak"] >= parts
