@@ -475,8 +475,8 @@ class LocalBackend:
         return encode_prompts(self.tokenizer, records)
 
     def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[Prompt]]:
-        "Batches of like length, by number and by tokens; a search writes several rows a prompt."
-        return batches(prompts, max(1, decoding.batch_size // decoding.beams), decoding.batch_tokens, decoding.max_new_tokens)
+        "Batches of like length, by number and by tokens; half as many prompts for a search, which mostly writes one row a prompt, but may write more."
+        return batches(prompts, decoding.batch_size if decoding.beams == 1 else max(1, decoding.batch_size // 2), decoding.batch_tokens, decoding.max_new_tokens)
 
     def matcher(self, prompt: Prompt) -> Any:
         "A matcher for a record; GrammarError where it doesn't say what was shown."
