@@ -27,11 +27,18 @@ def run(code, folder=ROOT):
     return subprocess.run([sys.executable, "-c", BLOCK + code], cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_the_core_imports_without_torch_in_under_a_second_of_cpu():
-    lines = "\n".join(f"import kwanzaa_nb.{name}" for name in CORE)
-    done = run(f"{lines}\nused = resource.getrusage(resource.RUSAGE_SELF)\nprint(used.ru_utime + used.ru_stime)")
+def cpu_seconds(lines):
+    """Of a fresh process that runs `lines`, the interpreter's start among it: the least of three, for other jobs make any one longer."""
+    code = f"{lines}\nimport resource\nused = resource.getrusage(resource.RUSAGE_SELF)\nprint(used.ru_utime + used.ru_stime)"
+    done = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True) for _ in range(3)]
+    return min(float(one.stdout.splitlines()[-1]) for one in done)
+
+
+def test_the_core_imports_without_torch_in_less_cpu_than_torch_alone():
+    core = "\n".join(f"import kwanzaa_nb.{name}" for name in CORE)
+    done = run(core)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1.0, "the whole process, the interpreter's start among it"
+    assert cpu_seconds(core) < 0.75 * cpu_seconds("import torch"), "of the same machine in the same minute"
 
 
 @pytest.mark.parametrize("words", [["--help"], ["config", "check", "configs/demo.cpu.yaml"], ["config", "show", "configs/demo.cpu.yaml"], ["runs"],
