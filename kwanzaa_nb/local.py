@@ -475,8 +475,11 @@ class LocalBackend:
         return encode_prompts(self.tokenizer, records)
 
     def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[Prompt]]:
-        "Batches of like length, by number and by tokens; half as many prompts for a search, which mostly writes one row a prompt, but may write more."
-        return batches(prompts, decoding.batch_size if decoding.beams == 1 else max(1, decoding.batch_size // 2), decoding.batch_tokens, decoding.max_new_tokens)
+        "Batches of like length, by number and by tokens; a search may write `beams` rows a prompt: all their tokens count, and half the prompts."
+        size, tokens = decoding.batch_size, decoding.batch_tokens
+        if decoding.beams > 1:
+            size, tokens = max(1, size // 2), tokens and max(1, tokens // decoding.beams)
+        return batches(prompts, size, tokens, decoding.max_new_tokens)
 
     def matcher(self, prompt: Prompt) -> Any:
         "A matcher for a record; GrammarError where it doesn't say what was shown."

@@ -418,6 +418,16 @@ def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
     assert all(sample["new_tokens"] == sample["died_at"] + 2 == len(sample["tokens"]) for sample in samples)
 
 
+def test_all_rows_that_a_search_may_write_count(tokenizer):
+    prompts, backend = encode_prompts(tokenizer, RECORDS), LocalBackend(None, tokenizer)
+    room = 4 * (max(len(prompt.tokens) for prompt in prompts) + 20)
+    plain = list(backend.batches(prompts, Decoding(20, 64, batch_tokens=room)))
+    search = list(backend.batches(prompts, Decoding(20, 64, batch_tokens=room, beams=4)))
+    assert max(map(len, plain)) > 1 and all(4 * len(batch) * (len(batch[-1].tokens) + 20) <= room for batch in search)
+    assert max(map(len, backend.batches(prompts, Decoding(20, 4, beams=4)))) == 2
+    assert list(map(len, backend.batches(prompts, Decoding(20, 1, batch_tokens=1, beams=4)))) == [1] * len(prompts)
+
+
 @pytest.mark.parametrize("beams", [2, 4])
 def test_a_search_finds_what_transformers_own_finds(tokenizer, beams, monkeypatch):
     model = tiny_model(seed=3, attention="sdpa")
