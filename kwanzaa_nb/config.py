@@ -157,7 +157,7 @@ class ModelSection(Section):
 class QuantizationSection(Section):
     "How bitsandbytes holds the base model in four bits (QLoRA, Dettmers et al. 2023)."
     load_in_4bit: Flag = setting("Hold the base model in four bits; true for qlora, false for lora.", True)
-    bnb_4bit_compute_dtype: Precision = setting("Number format that four-bit weights are unpacked to; auto takes bf16 where it is multiplied natively.", "bf16")
+    bnb_4bit_compute_dtype: Precision = setting("Number format that four-bit weights are unpacked to; auto takes bf16 on a GPU that has it, and fp32 on a CPU.", "bf16")
     bnb_4bit_use_double_quant: Flag = setting("Quantise the quantisation constants too.", True)
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting("Four-bit format: nf4 suits normal weights.", "nf4")
 

@@ -114,7 +114,7 @@ def test_precision(precision, hardware, used, said):
     "precision, hardware, used, said",
     [
         ("auto", CPU, "fp32", False),
-        ("auto", CPU_BF16, "bf16", False),
+        ("auto", CPU_BF16, "fp32", False),
         ("bf16", CPU, "fp32", True),
         ("bf16", CPU_BF16, "bf16", False),
         ("fp16", CPU_BF16, "fp32", True),
