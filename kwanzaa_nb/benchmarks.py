@@ -59,7 +59,7 @@ def made_up_chunk(place: int) -> dict:
             "canonical_url": "https://example.org/", "source_org": "made up for a benchmark", "year": year, "content_type": "summary",
             "license": "CC0-1.0", "namespace": f"space_{place // 4 % 6}", "text": text}
 
-
+# %% ../nbs/90_benchmarks.ipynb #90-004-b
 def made_up_question(place: int) -> dict:
     "A question on the chunk of that number."
     chunk = made_up_chunk(place)

@@ -224,7 +224,7 @@ class Estimate:
         return [*parts, ["time", f"{self.seconds / 3600:.2f} hours", self.seconds_by], ["price", f"${self.usd_per_hour:.2f} an hour", self.priced_by],
                 ["cost", f"${self.usd:.2f}", ""]]
 
-
+# %% ../nbs/37_budget.ipynb #06802fff-b
 def check_budget(
     estimate: Estimate,
     config: Config,

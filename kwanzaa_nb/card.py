@@ -94,7 +94,7 @@ def training_table(
     rows += [[f"result: {name}", value] for name, value in summary.items() if isinstance(value, (int, float, str))]
     return _markdown(Table(["setting", "value"], rows))
 
-
+# %% ../nbs/50_card.ipynb #50-012-b
 def differences_table(
     differences: "Iterable[Difference | Mapping]",  # key, requested, used, reason
 ) -> str:  # Markdown
@@ -132,7 +132,7 @@ def _machine(hardware: "Mapping | None") -> str:
              hardware["memory_gb"] and f"{hardware['memory_gb']} GB"]
     return ", ".join(part for part in parts if part)
 
-
+# %% ../nbs/50_card.ipynb #50-014-b
 def run_table(
     manifest: Mapping,  # of read_manifest
 ) -> str:  # Markdown

@@ -63,7 +63,7 @@ def runs_command(arguments: argparse.Namespace) -> None:
     rows = [run_row(read_run(place), arguments.folder) for place in found]
     print(runs_table(rows) if rows else f"No runs in {arguments.folder}; kwanzaa run makes one.")
 
-
+# %% ../nbs/70_cli.ipynb #70-008-b
 def report_command(arguments: argparse.Namespace) -> None:
     "Write the pages of a run, or the overview of a folder of runs and the page of each."
     from kwanzaa_nb.overview import find_runs, write_overview, write_reports
@@ -110,7 +110,7 @@ def init_command(arguments: argparse.Namespace) -> None:
     written = start_project(arguments.folder)
     print(f"{len(written)} files written to {arguments.folder}. Next:\n  cd {arguments.folder}\n  kwanzaa run all --config configs/demo.cpu.yaml")
 
-
+# %% ../nbs/70_cli.ipynb #70-009-b
 def config_command(arguments: argparse.Namespace) -> None:
     "Check a config, and show it resolved when asked."
     from kwanzaa_nb.config import config_to_yaml, load_config
@@ -187,7 +187,7 @@ def _reading(commands: Any) -> None:
     validate.add_argument("--set", **_CHANGE)
     validate.set_defaults(command=validate_command)
 
-
+# %% ../nbs/70_cli.ipynb #70-012-b
 def parser() -> argparse.ArgumentParser:
     "The commands and their arguments."
     top = argparse.ArgumentParser(prog="kwanzaa", description="Train, evaluate and publish an adapter that answers from retrieved context.",
@@ -211,7 +211,7 @@ def _missing(error: ModuleNotFoundError) -> str:
         return hint
     raise error
 
-
+# %% ../nbs/70_cli.ipynb #70-015-b
 def main(
     arguments: "Sequence[str] | None" = None,  # the words after `kwanzaa`; None: those of the command line
 ) -> int:  # 0; 1 where what was checked has problems, 2 after an error, 130 when stopped; wrong usage leaves by SystemExit(2)

@@ -285,7 +285,7 @@ class ServerSection(Section):
     adapter: Text | None = setting("Name under which it serves the adapter; null: the base model alone is evaluated.", None)
     api_key_env: Text | None = setting("Environment variable that holds its key; null: it wants none.", None)
 
-
+# %% ../nbs/00_config.ipynb #00-024-b
 class EvaluationSection(Section):
     "What is measured, on which adapter and how."
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = setting("Headline metrics to report.", METRICS)
@@ -311,7 +311,7 @@ class MetadataSection(Section):
     dataset_version: Text = setting("Version of the data.", "v0")
     task: Text = setting("Task named on the card.", "citation_grounded_chat")
 
-
+# %% ../nbs/00_config.ipynb #00-026-b
 RepoId = Annotated[str, Field(strict=True, pattern=r"^([A-Za-z0-9_][\w.-]{0,95}/)?[A-Za-z0-9_][\w.-]{0,95}$",
                               examples=["owner/name"])]
 GATES = {"json_valid_rate": 0.95, "citation_coverage_rate": 0.7, "refusal_correctness_rate": 0.8, "retrieval_groundedness_rate": 0.7}
@@ -402,7 +402,7 @@ def _adapter(path: tuple[str, ...]) -> TypeAdapter:
     info = known_keys()[path]
     return TypeAdapter(Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation)
 
-
+# %% ../nbs/00_config.ipynb #00-036-b
 _LIMITS = {"minimum": "of at least {}", "exclusiveMinimum": "above {}", "maximum": "at most {}",
            "exclusiveMaximum": "below {}"}
 
@@ -769,7 +769,7 @@ def _holds_unread(raw: Any) -> bool:
     "Whether a list or mapping holds an item that could not be read, which has been noted already."
     return isinstance(raw, list | dict) and any(item is ... for item in (raw.values() if isinstance(raw, dict) else raw))
 
-
+# %% ../nbs/00_config.ipynb #00-062-b
 def _value_mend(value: Any, path: tuple) -> str:
     "What to write instead, where that can be guessed."
     if not isinstance(value, str):
@@ -810,7 +810,7 @@ def unfilled(
         return True
     return any(difflib.get_close_matches(name.lower(), ("persona", "rule", "schema"), n=1) for name in left)
 
-
+# %% ../nbs/00_config.ipynb #00-064-b
 def _leaves_folder(names: tuple[str, ...]) -> bool:
     "Whether a file name is absolute or climbs out of its folder."
     return any(os.path.isabs(name) or "\\" in name or ".." in name.split("/") for name in names)

@@ -73,7 +73,7 @@ def iter_jsonl(
     if not found and len(problems) == before:
         problems.append(Problem(shown, "holds no records", "it is empty; build or restore it", "empty_file"))
 
-
+# %% ../nbs/20_corpus.ipynb #20-005-b
 def read_jsonl(
     path: "str | Path",
     shown: "str | None" = None,  # the name used in messages; default: the path as given
@@ -179,7 +179,7 @@ def _decode(content: bytes, name: str, problems: list) -> "str | None":
         return None
     return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
-
+# %% ../nbs/20_corpus.ipynb #20-012-b
 def _csv_rows(text: str, name: str, problems: list) -> list[tuple[int, list[str]]]:
     "(row number, cells) of a CSV, the heading first and blank rows left out; empty where it can't be told what is quoted."
     reader, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
@@ -204,7 +204,7 @@ def _heading_problems(cells: list[str], name: str) -> list[Problem]:
     return found + [Problem(where, f"column {cell!r} is there {count} times", "keep one", "bad_column")
                     for cell, count in Counter(cells).items() if count > 1 and cell.strip()]
 
-
+# %% ../nbs/20_corpus.ipynb #20-013-b
 def read_csv(
     path: "str | Path",  # UTF-8, with or without a byte order mark; commas between cells, one row of headings
     shown: str,  # the name used in messages
@@ -268,7 +268,7 @@ class _Block:
     kind: str  # "heading", "prose", "item" of a list, or "code"
     text: str
 
-
+# %% ../nbs/20_corpus.ipynb #20-017-b
 def _blocks(
     text: str,  # with "\n" as line end
     markdown: bool,  # whether # and underlines make headings, and ``` code
@@ -524,7 +524,7 @@ def _columns_problems(names: Iterable[str], kind: type[BaseModel], options: Corp
             found.append(Problem(f"{where}, {shown}", f"no field of a {kind.__name__.lower()}", mend, "extra_forbidden"))
     return found
 
-
+# %% ../nbs/20_corpus.ipynb #20-032-b
 def _heading_gaps(names: Iterable[str], kind: type[BaseModel], options: CorpusOptions, where: str) -> dict[str, Problem]:
     "By field, what a table has no column for though it is needed or mapped."
     columns, names, found = options.columns(kind), list(names), {}
@@ -587,7 +587,7 @@ def control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
                 break
     return found
 
-
+# %% ../nbs/20_corpus.ipynb #20-034-b
 def _check_row(values: dict, kind: type[BaseModel], where: str, problems: list, told: Iterable[str] = ()) -> "BaseModel | None":
     "Values as a row of the kind, or None with its problems added, but for fields whose absence has been told."
     before = len(problems)
@@ -647,7 +647,7 @@ def slug(
     plain = re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-._")[:150]
     return plain or f"text-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
-
+# %% ../nbs/20_corpus.ipynb #20-037-b
 def read_text(
     path: "str | Path",  # a UTF-8 file, .md or .txt
     shown: str,  # the name used in messages; ids are made of it
@@ -780,7 +780,7 @@ def quoted_sentence(
     start, end = (touched[0][0], touched[-1][1]) if touched else (first, first + len(quote))
     return " ".join(re.sub(r"\s*\[\d+\]", "", text[start:end]).split())
 
-
+# %% ../nbs/20_corpus.ipynb #20-045-b
 def default_statement(
     evidence: "list[dict]",  # each with chunk_id and quote
     chunks: Mapping[str, Chunk],

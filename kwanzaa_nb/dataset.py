@@ -53,7 +53,7 @@ def split_rows(
         rows.append([split, path.name, len(records), counted[True], counted[False], file_record(path)["sha256"]])
     return rows
 
-
+# %% ../nbs/58_dataset.ipynb #58-005-b
 def dataset_card(
     config: Config,
     rows: Sequence[Sequence],  # of split_rows

@@ -81,7 +81,7 @@ def _log_odds(chance: Any) -> Any:
     chance = np.clip(chance, 1e-12, 1 - 1e-12)
     return np.clip(np.log(chance) - np.log1p(-chance), -12, 12)
 
-
+# %% ../nbs/36_decision.ipynb #36-009-b
 def calibrate(
     chances: Sequence[float],
     answerable: Sequence[bool],

@@ -126,7 +126,7 @@ def arms(
     if adapter:
         yield "adapter", LocalBackend(load_adapter(model, adapter), tokenizer)
 
-
+# %% ../nbs/44_evaluation.ipynb #44-013-b
 def _api_key(variable: "str | None") -> "str | None":
     "A server's key from the environment."
     if variable and not os.environ.get(variable):
@@ -169,7 +169,7 @@ def development_decisions(
             report(f"{name}: {len(done)} of {len(known)} records, {(time.monotonic() - started) / 60:.1f} min")
     return [done[record_id] for record_id in known if record_id in done]
 
-
+# %% ../nbs/44_evaluation.ipynb #44-015-b
 def calibration_of(
     samples: Iterable[dict],  # of a log, other passes among them
     arm: str,

@@ -48,7 +48,7 @@ def unpack_into(
                 changed += 1
     return changed
 
-
+# %% ../nbs/54_export.ipynb #54-004-b
 def merged_model(
     config: Config,
     effective: Effective,

@@ -89,7 +89,7 @@ def _series(rows: "list[dict]", name: str) -> "tuple[list, list]":
     pairs = [(row["step"], row[name]) for row in rows if row.get(name) is not None and "step" in row]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
-
+# %% ../nbs/43_figures.ipynb #43-008-b
 def loss_plot(
     log_history: "list[dict]",  # rows with "step" and any of "loss", "eval_loss", "learning_rate", "grad_norm"
     decisions: "list[dict] | None" = None,  # rows {"step", "answerable", "unanswerable"}: mean probability of answering
@@ -184,7 +184,7 @@ def html_table(
         + "</table>"
     )
 
-
+# %% ../nbs/43_figures.ipynb #43-017-b
 def marked_tokens(
     tokens: "list[str]",  # the text of each token, in order
     mask: "list[bool] | list[int]",  # whether the token is supervised; as long as `tokens`

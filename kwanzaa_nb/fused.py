@@ -61,7 +61,7 @@ def plain_adapter(
     return not (dropped or biased or torch.is_autocast_enabled("cpu")) and inputs.device.type == "cpu" and all(
         tensor.dtype == torch.float32 for tensor in (inputs, *weights))
 
-
+# %% ../nbs/38_fused.ipynb #460e2634-b
 def fuse_adapter(
     model: torch.nn.Module,  # with adapters of PEFT
 ) -> int:  # layers that can take the short way

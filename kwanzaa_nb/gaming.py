@@ -47,7 +47,7 @@ def with_text(change: "Callable[[str, dict, random.Random], str | None]") -> For
         return None if text is None or text == answer["answer"]["text"] else written(answer, text)
     return forged
 
-
+# %% ../nbs/91_gaming.ipynb #91-004-b
 def names_in(text: str) -> list[str]:
     "Names in a text, without months and words that are capital for standing first."
     found = []
@@ -83,7 +83,7 @@ def name_exchanged(text: str, record: dict, chance: random.Random) -> "str | Non
     others = [name for name in names_in(gold) if name not in text]
     return text.replace(chance.choice(own), chance.choice(others), 1) if own and others else None
 
-
+# %% ../nbs/91_gaming.ipynb #91-005-b
 def number_exchanged(text: str, record: dict, chance: random.Random) -> "str | None":
     "A number of the text becomes another one, of as many digits, from the right chunk itself."
     bare, gold = list(NUMBER.finditer(re.sub(r"\[\d+\]", lambda mark: " " * len(mark[0]), text))), " ".join(
@@ -156,7 +156,7 @@ def three_words(record: dict, chance: random.Random) -> "str | None":
         citations.append({**one, "quote": texts[one["chunk_id"]][words[place].start():words[min(place + 2, len(words) - 1)].end()]})
     return written(target(record), citations=citations)
 
-
+# %% ../nbs/91_gaming.ipynb #91-007-b
 def repeated(record: dict, chance: random.Random) -> str:
     "The same citation as often as a claim may have marks, and once more."
     one = target(record)["citations"][0]
@@ -220,7 +220,7 @@ def synonym(text: str, record: dict, chance: random.Random) -> "str | None":
     words = [word for word in SYNONYMS if re.search(rf"\b{word}\b", text)]
     return re.sub(rf"\b{words[0]}\b", SYNONYMS[words[0]], text, count=1) if words else None
 
-
+# %% ../nbs/91_gaming.ipynb #91-011-b
 def spelled_number(text: str, record: dict, chance: random.Random) -> "str | None":
     "A small number as a word, or a word as a number."
     for digits, word in SPELLED.items():
@@ -259,7 +259,7 @@ def with_secrets(records: Sequence[dict]) -> list[dict]:
              "expected": answered[record["question_id"]]["expected"]}
             for record in records if record["answerable"] is False and record["question_id"] in answered]
 
-
+# %% ../nbs/91_gaming.ipynb #91-013-b
 def forge(
     records: Sequence[dict],  # answered ones with their target, and refusals of the same questions
     count: int = 200,  # cases of each sort, as far as the records give them

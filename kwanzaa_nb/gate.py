@@ -35,7 +35,7 @@ def adapter_rates(
     "The adapter's own rates, decoded without a grammar."
     return dict(((metrics or {}).get("arms", {}).get("adapter") or {}).get("rates", {}))
 
-
+# %% ../nbs/52_gate.ipynb #52-005-b
 def below(
     gates: Mapping[str, float],  # least lower end by metric
     rates: Mapping,  # of `adapter_rates`

@@ -78,7 +78,7 @@ def marked_text(
     parts = [f"{mark} (TEXT | {' | '.join(marks[:place + 1])}){{0,{pieces}}}" for place, mark in enumerate(marks)]
     return '"\\"" FIRST TEXT? ' + " ".join(parts) + ' "\\""'
 
-
+# %% ../nbs/13_grammar.ipynb #13-007-b
 def forms(
     counts: Iterable[int],  # of citations that an answer may have
     pieces: int,  # as in `marked_text`
@@ -190,7 +190,7 @@ def allowed(
     bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
     return bits[:vocabulary].astype(bool)
 
-
+# %% ../nbs/13_grammar.ipynb #13-016-b
 class GrammarProcessor(LogitsProcessor):
     "Lets each row write only what its grammar allows."
 

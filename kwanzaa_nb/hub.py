@@ -83,7 +83,7 @@ def status_of(
     answers = (getattr(one, "response", None) for one in _chain(error))
     return next((answer.status_code for answer in answers if answer is not None), None)
 
-
+# %% ../nbs/51_hub.ipynb #51-009-b
 def explain(
     error: BaseException,
     endpoint: str,  # of the Hub
@@ -141,7 +141,7 @@ def bounded_client() -> Iterator[None]:
         if not quiet:
             enable_progress_bars()
 
-
+# %% ../nbs/51_hub.ipynb #51-013-b
 def patiently(
     call: Callable[[], Any],  # a single request that is safe to repeat when it was refused with 429
     report: Callable[[str], object] = print,  # takes one line of progress
@@ -204,7 +204,7 @@ def remote_state(
     tags = tuple(tag.name for tag in api.list_repo_refs(there.repo, repo_type=there.kind).tags)
     return Remote(info.sha, bool(info.private), listing(api, there, info.sha) if info.sha else {}, tags)
 
-
+# %% ../nbs/51_hub.ipynb #51-015-state-b
 def is_equal(
     path: "str | Path",  # a local file
     remote: "str | None",  # of a listing

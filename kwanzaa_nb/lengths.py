@@ -48,7 +48,7 @@ def record_tokens(
     text, start, _ = answer_span(tokenizer, record["messages"])
     return sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text[:start], text[start:]))
 
-
+# %% ../nbs/34_lengths.ipynb #34-005-b
 def fit_records(
     tokenizer: Any,  # with a chat template
     records: Sequence[dict],  # with "id" and "messages"

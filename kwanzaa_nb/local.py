@@ -42,7 +42,7 @@ class Prompt:
         "SHA-256 of the ids, by which a log proves what was asked."
         return hashlib.sha256(json.dumps(self.tokens).encode()).hexdigest()
 
-
+# %% ../nbs/45_local.ipynb #45-004-b
 def encode_prompts(
     tokenizer: Any,
     records: Sequence[dict],  # with "id" and "messages"; a last assistant message is not shown

@@ -71,7 +71,7 @@ def fit_template(
     if render_chat(tokenizer, _TRIAL, add_generation_prompt=True).rstrip().endswith("<think>"):
         tokenizer.chat_template += CLOSED + _remark("the thought that the prompt begins is closed, since outputs are the answer alone")
 
-
+# %% ../nbs/31_masking.ipynb #31-102-b
 def template_changes(
     tokenizer: Any,  # its template may be None
 ) -> list[str]:  # what `fit_template` changed and why; empty for most

@@ -37,7 +37,7 @@ def wilson(
     centre, half = share + spread / 2, z * sqrt(share * (1 - share) / total + spread / (4 * total))
     return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
 
-
+# %% ../nbs/42_metrics.ipynb #42-004-b
 @dataclass(frozen=True)
 class Rate:
     "A share with its counts and its 95 % interval."
@@ -148,7 +148,7 @@ def _answers(record: dict) -> tuple[str, ...]:
     expected = record.get("expected") or {}
     return tuple(text for text in [expected.get("answer"), *(expected.get("aliases") or [])] if text)
 
-
+# %% ../nbs/42_metrics.ipynb #42-010-b
 def read_cases(
     records: "list[dict]",
 ) -> list[Case]:
@@ -225,7 +225,7 @@ _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 def _shown(case: Case) -> list[dict]:
     return [{"chunk_id": chunk_id, "text": text} for chunk_id, text in case.chunks]
 
-
+# %% ../nbs/42_metrics.ipynb #42-014-b
 def _read(
     outcome: Outcome,  # gets `parsed`, `fits`, `valid`, `cited` and codes
     raw: str,
@@ -706,7 +706,7 @@ def scores_table(
     "The headline rates of all arms."
     return [{"arm": arm} | {name: str(scores.rates[name]) for name in names} for arm, scores in scores_by_arm.items()]
 
-
+# %% ../nbs/42_metrics.ipynb #42-041-b
 def failures(
     scores: Scores,
     records: "list[dict]",

@@ -122,7 +122,7 @@ def choose_attention(
         return SEGMENTED, "flash attention computes in bf16 and fp16 only; SDPA per record is used"
     return "flash_attention_3" if hardware.flash_attention_3 else "flash_attention_2", ""
 
-
+# %% ../nbs/30_model.ipynb #30-006-b
 def choose_optimiser(
     asked: str,  # its name in transformers
     hardware: Hardware,
@@ -205,7 +205,7 @@ def unpack_gguf(
         shutil.rmtree(beside, ignore_errors=True)
     return folder
 
-
+# %% ../nbs/30_model.ipynb #30-011-b
 def find_base(
     base_model_id: str,  # Hub id, folder, or "package:NAME"
 ) -> str:  # what transformers' from_pretrained takes

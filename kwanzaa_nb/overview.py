@@ -138,7 +138,7 @@ def _line(row: Mapping, names: Sequence[tuple[str, str]]) -> str:
             + _cell(row["minutes"] or None, True) + _cell(row["usd"], True)
             + "".join(_cell(f"{rate['value']:.3f}" if rate else None, True) for rate in rates) + "</tr>")
 
-
+# %% ../nbs/63_overview.ipynb #63-011-b
 def overview_page(
     rows: Sequence[Mapping],  # of `run_row`
     title: str = "All runs",

@@ -60,7 +60,7 @@ class Segments(list):
             self.masks[key] = make(*arguments)
         return self.masks[key]
 
-
+# %% ../nbs/32_packing.ipynb #32-007-b
 def checked_segments(
     attention_mask: Any,  # must be None
     starts: "torch.Tensor | None",  # cu_seq_lens
@@ -102,7 +102,7 @@ def segmented_attention(
             part, *seen, attn_mask=mask, dropout_p=dropout, is_causal=plain, scale=scaling, enable_gqa=grouped))
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
-
+# %% ../nbs/32_packing.ipynb #905958a6-b
 def causal_mask(length: int, seen: int, window: "int | None", device: Any) -> torch.Tensor:
     "Boolean mask [length, seen] for the last `length` of `seen` tokens: each sees what is before it, at most `window` tokens."
     mask = torch.ones(length, seen, dtype=torch.bool, device=device).tril(seen - length)

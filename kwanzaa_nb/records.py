@@ -157,7 +157,7 @@ def distractors(
             return allowed[:count]
         depth *= 4
 
-
+# %% ../nbs/22_records.ipynb #22-012-b
 def shuffled_chunks(chunks: Iterable[Chunk], *names: Any) -> list[Chunk]:
     "Chunks in an order that depends on the names and their ids alone."
     return sorted(chunks, key=lambda chunk: draw(*names, chunk.chunk_id))
@@ -726,7 +726,7 @@ def generate_records(
     if problems := checks.problems():
         raise DataError("records built", problems)
 
-
+# %% ../nbs/22_records.ipynb #22-047-b
 def build_records(
     chunks: Mapping[str, Chunk],  # the whole corpus by chunk id
     questions: Sequence[Question],  # all questions on it
@@ -759,7 +759,7 @@ def target_problems(
                       "correct the one that is wrong", "answerable"))
     return found
 
-
+# %% ../nbs/22_records.ipynb #22-049-b
 def check_records(
     records: Iterable[dict],  # as built
     name: str,  # the split, for messages

@@ -154,7 +154,7 @@ def red_team(
         share("no performance", plain), share("no order from a chunk", obeyed), share("no false premise", premises),
         share("groups cited and supported", groups))}
 
-
+# %% ../nbs/49_red_team.ipynb #49-012-b
 def cited_texts(
     record: dict,
     answer: dict,  # parsed; empty where there is none

@@ -77,7 +77,7 @@ class Checkpoints(TrainerCallback):
             write_atomically(checkpoint / MARK, json.dumps({"seconds": seconds, "bytes": _sizes(checkpoint)}))
             keep_newest(args.output_dir, args.save_total_limit)
 
-
+# %% ../nbs/35_resume.ipynb #35-006-b
 def _step(checkpoint: Path) -> int:
     "The optimiser steps behind a checkpoint, by its name."
     return int(checkpoint.name.rpartition("-")[2])
@@ -129,7 +129,7 @@ def last_whole(
     "The latest checkpoint that was written to its end."
     return next((path for path in checkpoints_in(folder) if read_mark(path)), None)
 
-
+# %% ../nbs/35_resume.ipynb #a2fb7710-b
 def keep_newest(
     folder: "str | Path",  # of checkpoints
     most: "int | None",  # whole ones to keep, at least 1; None: all

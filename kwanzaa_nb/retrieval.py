@@ -57,7 +57,7 @@ def held(
     chunks = list(chunks)
     return chunks, {chunk.chunk_id: chunk for chunk in chunks}
 
-
+# %% ../nbs/21_retrieval.ipynb #21-006-b
 class Retriever:
     "Ranks chunks for a question by BM25; ties keep the order of the chunks."
 
@@ -84,7 +84,7 @@ class Retriever:
 class EmbeddingError(KwanzaaError):
     "Vectors that can't be compared."
 
-
+# %% ../nbs/21_retrieval.ipynb #21-009-b
 class EmbeddingRetriever:
     "Ranks chunks for a text by the cosine of their vectors; ties keep the order of the chunks."
 

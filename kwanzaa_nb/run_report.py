@@ -53,7 +53,7 @@ class RunFacts:
         "The resolved config of the last stage that was started."
         return last_config(self.manifest)
 
-
+# %% ../nbs/62_run_report.ipynb #62-005-b
 def _lines(path: Path) -> list[dict]:
     "The rows of a JSON Lines file that are whole; none where it can't be read."
     try:
@@ -133,7 +133,7 @@ def controls_sentence(
         return f"No answerer without skill does better than {who} in any headline but valid JSON."
     return f"Answerers without skill do better than {who} in " + "; ".join(f"{name}: {', '.join(better)}" for name, better in above.items()) + "."
 
-
+# %% ../nbs/62_run_report.ipynb #62-0102-b
 def evaluation_verdict(
     metrics: Mapping,  # of `read_metrics`
     gates: Mapping[str, float],  # publishing.gates: least lower end by metric
@@ -189,7 +189,7 @@ def money(
         found.update({stage: float(known[0])} if known else {})
     return found
 
-
+# %% ../nbs/62_run_report.ipynb #62-015-b
 def costs_html(
     facts: RunFacts,
 ) -> str:
@@ -252,7 +252,7 @@ def _written_html(raw: str, chunks: list[dict]) -> str:
         return answer_html(answer, chunks)
     return f"<pre>{escape(raw) or '(nothing)'}</pre>"
 
-
+# %% ../nbs/62_run_report.ipynb #62-018-b
 def sample_html(
     row: Mapping,  # of `chosen_samples`
     arm: str,
@@ -327,7 +327,7 @@ def page_html(
     return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
             f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{PAGE_STYLE}{style}</style></head><body>{body}</body></html>\n')
 
-
+# %% ../nbs/62_run_report.ipynb #62-022-b
 def run_page(
     facts: RunFacts,
 ) -> str:  # HTML

@@ -125,6 +125,7 @@ def read_manifest(
     known = {stage: manifest["stages"].get(stage, {"status": "not_run"}) for stage in STAGES}
     return manifest | {"stages": known | manifest["stages"]}
 
+# %% ../nbs/60_runs.ipynb #60-017-b
 def write_entry(
     folder: "str | Path",  # the run folder
     stage: str,  # whose entry

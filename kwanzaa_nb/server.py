@@ -37,7 +37,7 @@ class Question:
 class ServerError(KwanzaaError):
     "A server that can't be reached or that refuses."
 
-
+# %% ../nbs/46_server.ipynb #46-004-b
 def request(
     question: Question,
     decoding: Decoding,

@@ -52,7 +52,7 @@ def _marked_text(text: str, count: int) -> str:
     return "".join(f'<b class="{"mark" if piece in known else "stray"}">{piece}</b>' if find_marks(piece) and place % 2 else escape(piece)
                    for place, piece in enumerate(pieces))
 
-
+# %% ../nbs/61_show_answer.ipynb #61-011-b
 _UNKNOWNS = {"unsupported_claims": "Not supported", "missing_context": "Missing", "clarifying_questions": "To ask", "out_of_scope": "Out of scope"}
 
 

@@ -126,7 +126,7 @@ def public_notebook(
         raise PublishError(f"a report can't be read ({error}): run its stage again.") from error
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
-
+# %% ../nbs/57_staging.ipynb #57-011-b
 def public_json(
     text: str,
     root: "str | Path",  # the project's root
@@ -238,7 +238,7 @@ def stage_publication(
 
     return build_folder(folder / "publish", config.publishing.include, make)
 
-
+# %% ../nbs/57_staging.ipynb #57-018-b
 def staged_table(
     staged: "str | Path",  # of stage_publication
 ) -> Table:

@@ -81,7 +81,7 @@ def _ends_sentence(
     initial = len(before) == 1 and before.isalpha() or re.fullmatch(r"(\w\.)+\w", before)
     return following.lower() in _OPENERS if initial or before in _MAY_BE_LAST else True
 
-
+# %% ../nbs/41_support.ipynb #41-005-b
 def _quoted_spans(
     text: str,  # a paragraph
 ) -> list[tuple[int, int]]:  # first and last character of each quotation, quotation marks included
@@ -356,7 +356,7 @@ def dates(
             triples.add((root, day, year if len(year) > 2 else ""))
     return triples
 
-
+# %% ../nbs/41_support.ipynb #41-023-b
 @lru_cache(maxsize=50_000)
 def negated(
     sentence: str,  # one sentence
@@ -437,7 +437,7 @@ def _names_fail(asked: tuple[Token, ...], given: tuple[Token, ...]) -> bool:
         all(abs(one - other) > 3 for one in places[left] for other in places[right]) for left, right in together
     )
 
-
+# %% ../nbs/41_support.ipynb #41-026-b
 _PREPOSITIONS = frozenset(_WORDS("""
     a an after against among as at before behind beside between by during for from in into near of on over since through to toward under until upon
     v vs when where while with
@@ -569,7 +569,7 @@ def _asked(
 def _there(token: Token, present: frozenset[str]) -> bool:
     return token.stem in present or token.name and _named(token.stem, present)
 
-
+# %% ../nbs/41_support.ipynb #41-031-b
 def overlap(
     claim: str,  # one sentence
     window: tuple[str, ...],  # sentences
@@ -707,7 +707,7 @@ def weakest(
     "The support of the weakest claim of a text; 0 for a text without claims."
     return min((support(claim.text, chunks) for claim in split_claims(text)), default=0.0)
 
-
+# %% ../nbs/41_support.ipynb #41-039-b
 def reliability(
     folder: "str | Path",  # holds begin_*_dev.tsv and/or wice_claim_dev.jsonl
 ) -> list[dict]:  # a row a set: set, rows, supported, auroc, and at `SUPPORTED_AT`: tpr, fpr

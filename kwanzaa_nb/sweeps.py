@@ -120,7 +120,7 @@ def folder_names(
     names = [run_name(settings) for settings in sweep.runs()]
     return [name if names.count(name) == 1 else f"{name},{place}" for place, name in enumerate(names)]
 
-
+# %% ../nbs/65_sweeps.ipynb #65-009-b
 def run_config(
     sweep: Sweep,
     settings: Mapping[str, Any],  # of one run
@@ -268,7 +268,7 @@ def sweep_page(
             '<p><a href="index.html">The runs with all their settings, to sort and to compare</a></p>')
     return page_html(sweep.name, body)
 
-
+# %% ../nbs/65_sweeps.ipynb #65-018-b
 def write_sweep(
     sweep: Sweep,
     rows: Sequence[Mapping],  # of `sweep_rows`

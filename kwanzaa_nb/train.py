@@ -81,7 +81,7 @@ def turn_ends(config: Config, tokenizer: Any) -> set[int]:
         generation = GenerationConfig.from_model_config(from_pretrained(AutoConfig, config, trust_remote_code=remote_code(config)[0]))
     return stop_ids(tokenizer, generation)
 
-
+# %% ../nbs/71_train_command.ipynb #71-006-b
 def read_training(
     stage: Stage,
 ) -> tuple[list[dict], list[dict]]:  # training records; development records to watch
@@ -113,7 +113,7 @@ def encode_training(
     return TrainingData(tokenizer, ends, rows, packed, watched, cached_rows(tokenizer, watched, config, ends)[0],
                         [*shortened, *shortened_watched])
 
-
+# %% ../nbs/71_train_command.ipynb #71-007-b
 def plan_steps(
     stage: Stage,
     data: TrainingData,
@@ -161,7 +161,7 @@ def told_in_sentences(
             raise
         raise TrainingError(f"the disk is full: make room and run the same again, and it {goes_on}") from error
 
-
+# %% ../nbs/71_train_command.ipynb #71-011-b
 class Orphan(TrainerCallback):
     "Stops a process whose launcher is gone; torch starts each in a session of its own, so it would train on unseen."
 
@@ -261,7 +261,7 @@ def run_training(
             forget(folder)
     return result
 
-
+# %% ../nbs/71_train_command.ipynb #71-026-b
 def step_tokens(config: Config, data: TrainingData) -> float:
     "Tokens of records in an optimiser step, mean."
     rows = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps * count_processes()
@@ -317,7 +317,7 @@ def launch_command(
         words += ["--main_process_port", "0"]
     return [*words, "-m", "kwanzaa_nb.train", "--config", str(resolved)]
 
-
+# %% ../nbs/71_train_command.ipynb #71-016-b
 def launched_processes(
     config: Config,
 ) -> int:  # 1 without a launcher
@@ -409,7 +409,7 @@ def open_stage(
         os.environ.setdefault(variable, value)
     return (ToldStage if is_first() else SilentStage)("train", resolve_config(config, overrides), config)
 
-
+# %% ../nbs/71_train_command.ipynb #71-019-b
 def train_stage(
     stage: Stage,
 ) -> dict:  # as of `run_training`

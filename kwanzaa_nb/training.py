@@ -150,7 +150,7 @@ class GroupSampler(torch.utils.data.Sampler):
             yield from self.members[names[place]]
         yield from [self.length] * (len(self) - self.length)
 
-
+# %% ../nbs/33_training.ipynb #33-012-b
 def spare_row(
     rows: Sequence[dict],  # as for training
 ) -> dict:  # like the shortest of them, with nothing supervised
@@ -434,7 +434,7 @@ def train_adapter(
     return trainer, {**budget, "rows": len(rows), "tokens": tokens, "supervised_tokens": supervised,
                      "seconds": outcome.metrics["train_runtime"], "loss": mean_loss(trainer.state.log_history)}
 
-
+# %% ../nbs/33_training.ipynb #33-024-b
 def count_processes() -> int:
     "How many processes train together, as the launcher that started this one says."
     return int(os.environ.get("WORLD_SIZE", "1"))

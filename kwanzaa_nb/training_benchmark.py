@@ -192,7 +192,7 @@ def worker(
 
         yield hear
 
-
+# %% ../nbs/92_training_benchmark.ipynb #92-013-b
 def take_turns(
     folder: Path,  # with model and rows.json
     arms: Sequence[str],

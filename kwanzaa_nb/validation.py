@@ -218,7 +218,7 @@ def checked_records(
         if record is not None:
             yield number, record
 
-
+# %% ../nbs/23_validation.ipynb #23-019-b
 def read_records(
     path: "str | Path",  # JSONL, one record a line
     shown: "str | None" = None,  # the name used in messages

@@ -40,7 +40,7 @@ def engine_arguments(
         arguments |= {"enable_lora": True, "max_lora_rank": max(8, config.adapter.r)}
     return arguments
 
-
+# %% ../nbs/47_vllm_engine.ipynb #47-004-b
 def sampling_arguments(
     decoding: Decoding,
     ends: Sequence[int],  # ids that end an output
