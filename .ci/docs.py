@@ -19,6 +19,7 @@ from smalldocs.site import Page, Site
 
 from kwanzaa_nb.config import load_config
 from kwanzaa_nb.errors import KwanzaaError
+from kwanzaa_nb.overview import overview_page, overview_rows
 from kwanzaa_nb.runs import NOTEBOOKS, metrics_table, read_manifest, read_metrics, stage_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,6 +139,8 @@ def build(
     site.out = output.with_name(output.name + ".part")
     shutil.rmtree(site.out, ignore_errors=True)
     site.build()
+    if rows := [row for run in runs for row in overview_rows([run], run.parent, ROOT) if row["report"]]:  # where a run's page finds all runs
+        (site.out / "reports" / "index.html").write_text(overview_page(rows), encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     site.out.rename(output)
     return site

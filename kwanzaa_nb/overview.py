@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'SCRIPT', 'find_runs', 'flat', 'different_settings', 'run_row', 'runs_table', 'overview_page',
-           'write_overview', 'write_reports']
+           'overview_rows', 'write_overview', 'write_reports']
 
 # %% ../nbs/63_overview.ipynb #63-003
 import json
@@ -148,21 +148,29 @@ def overview_page(
     heads = ["run", "started", "stages", "base model", "minutes", "US dollars", *[f"{name.removesuffix('_rate').replace('_', ' ')}, {arm}" for arm, name in names]]
     head = "".join(f'<th scope="col"><button type="button">{escape(text)}</button></th>' for text in heads)
     data = json.dumps(rows, ensure_ascii=True, default=str).replace("<", "\\u003c")
-    body = (f"<h1>{escape(title)}</h1><p>{len(rows)} runs. A click on a heading sorts. Empty: not run, or not known.</p>"
+    body = (f"<h1>{escape(title)}</h1><p>{len(rows)} run{'s' * (len(rows) != 1)}. A click on a heading sorts. Empty: not run, or not known.</p>"
             f'<div class="wide"><table id="runs"><thead><tr>{head}</tr></thead><tbody>{"".join(_line(row, names) for row in rows)}</tbody></table></div>'
             '<h2>Two runs side by side</h2><form><label>first<select name="first"></select></label><label>second<select name="second"></select></label></form>'
             f'<div id="compared"></div><script type="application/json" id="data">{data}</script><script>{SCRIPT}</script>')
     return page_html(title, body, STYLE)
 
 # %% ../nbs/63_overview.ipynb #63-013
+def overview_rows(
+    runs: Sequence[Path],  # run folders
+    folder: "str | Path",  # where the page lies that shows them
+    root: "str | Path | None" = None,  # the project's root
+) -> list[dict]:  # of `run_row`, the oldest first
+    "What the page over all runs shows of some."
+    rows = [run_row(read_run(run, root), folder) | {"report": (run / "report.html").is_file()} for run in runs]
+    return sorted(rows, key=lambda row: (row["started"], row["folder"]))
+
+
 def write_overview(
     folder: "str | Path",  # where runs lie
     root: "str | Path | None" = None,  # the project's root
 ) -> Path:  # index.html in it
     "Write the page over all runs below a folder, whole or not at all. OSError: it can't be written."
-    rows = [run_row(read_run(place, root), folder) | {"report": (place / "report.html").is_file()} for place in find_runs(folder)]
-    rows.sort(key=lambda row: (row["started"], row["folder"]))
-    return write_atomically(Path(folder, "index.html"), overview_page(rows))
+    return write_atomically(Path(folder, "index.html"), overview_page(overview_rows(find_runs(folder), folder, root)))
 
 
 def write_reports(
