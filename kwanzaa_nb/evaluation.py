@@ -84,8 +84,8 @@ def sampling_differences(
 # %% ../nbs/44_evaluation.ipynb #44-011
 def backend_differences(
     config: Config,
-) -> list[Difference]:  # empty for a model in this process
-    "What a server or vLLM leaves unused."
+) -> list[Difference]:
+    "What a server or vLLM leaves unused, and what a search or a grammar changes."
     wanted, found = config.evaluation, []
     if wanted.backend != "local" and wanted.stop_invalid_after is not None:
         found.append(Difference("evaluation.stop_invalid_after", wanted.stop_invalid_after, None,
@@ -94,6 +94,8 @@ def backend_differences(
         found.append(Difference("evaluation.beams", wanted.beams, 1, f"backend {wanted.backend} is asked for greedy outputs"))
     elif wanted.beams > 1 and wanted.grammar:
         found.append(Difference("evaluation.beams", wanted.beams, "1 under the grammar", "its arms are written greedily"))
+    if wanted.backend == "local" and wanted.beams > 1:
+        found.append(Difference("evaluation.batch_size", wanted.batch_size, "half of it in the search", "a search may write several rows a prompt"))
     if wanted.backend == "server":
         reason = f"the server at {wanted.server.url} decides what it serves as {wanted.server.base}"
         found.append(Difference("model.base_model_id", config.model.base_model_id, wanted.server.base, reason))

@@ -97,7 +97,7 @@ def choose_dtype(
     hardware: Hardware,
     unpacked: bool = False,  # whether for weights unpacked from 4 bits; they were rounded already
 ) -> tuple[str, str]:  # the dtype, and the reason where it is not the one asked for
-    "The dtype that this hardware computes in; on a CPU fp32 unless bf16 is asked for, so that every processor computes alike."
+    "The dtype that this hardware computes in; on a CPU fp32 unless bf16 is asked for, so that all processors compute in the same format."
     if hardware.device == "cpu":
         used = "bf16" if unpacked and hardware.bf16 and asked == "bf16" else "fp32"
         reason = f"{hardware.name} does not multiply bf16 natively" if unpacked and asked == "bf16" else (

@@ -270,9 +270,10 @@ def test_a_search_is_the_headline_and_a_grammar_stays_greedy():
         ("adapter", "search of 4", None), ("adapter", "sampled, seed 1", None), ("adapter+grammar", "greedy", None)]
     assert [is_headline({"arm": name, "pass": f"{name}, {decoding.name}"}) for name, decoding, _ in found] == [True, False, True]
     assert not is_headline({"arm": "adapter", "pass": "adapter, development"})
-    (told,) = backend_differences(tiny_config(**asked))
-    assert told.key == "evaluation.beams" and told.used == "1 under the grammar"
-    assert backend_differences(tiny_config(**{"evaluation.beams": 4})) == []
+    beams, batch = backend_differences(tiny_config(**asked))
+    assert beams.key == "evaluation.beams" and beams.used == "1 under the grammar"
+    assert [batch] == backend_differences(tiny_config(**{"evaluation.beams": 4})) and batch.key == "evaluation.batch_size"
+    assert backend_differences(tiny_config()) == []
     served = tiny_config(**{"evaluation.beams": 4, "evaluation.backend": "vllm", "evaluation.stop_invalid_after": None})
     assert [(item.key, item.used) for item in backend_differences(served)] == [("evaluation.beams", 1)]
     assert [decoding.beams for decoding in decodings(served)] == [1]
