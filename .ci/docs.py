@@ -99,8 +99,9 @@ def add_reports(
     reports = folder / "reports" / run.name
     (reports / "evaluation").mkdir(parents=True)
     pages = {name: title for name, title in PAGES.items() if (run / name).exists()}
-    for name in pages:
-        shutil.copyfile(run / name, reports / name)
+    for name in (*pages, "evaluation/metrics.json"):  # the card links to the metrics
+        if (run / name).exists():
+            shutil.copyfile(run / name, reports / name)
     for name in NOTEBOOKS.values():
         if (run / "notebooks" / f"{name}.ipynb").exists():
             path = Path(shutil.copyfile(run / "notebooks" / f"{name}.ipynb", reports / f"{name}.ipynb"))
@@ -109,7 +110,7 @@ def add_reports(
             told = HEAD.fullmatch("".join(cells[0]["source"]))
             head = f'---\ntitle: "{run.name}: {NUMBER.sub("", name)}"\n' + (f"description: {json.dumps(told[1])}\n" if told else "") + "---\n"
             notebook["cells"] = [{"cell_type": "raw", "metadata": {}, "source": head}, *cells[bool(told):]]
-            path.write_text(json.dumps(notebook), encoding="utf-8")
+            path.write_text(json.dumps(notebook).replace("](notebooks/", "]("), encoding="utf-8")  # the card's links to reports
             rewrite(path, up="../../", **places)
     (reports / "index.md").write_text(report_index(run, pages), encoding="utf-8")
 
