@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CONFIG ?= configs/demo.cpu.yaml
 CONSTRAINTS ?= -c .ci/constraints.txt  # empty: the newest versions that settings.ini allows
 
-.PHONY: help setup dev demo test lint export-check notebooks pytest fuzz smoke docs docs-check lab clean
+.PHONY: help setup dev demo test lint export-check notebooks fresh pytest fuzz smoke docs docs-check lab clean
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,8 +37,12 @@ lint: setup  ## names that are not defined, and other plain mistakes
 export-check: setup  ## the package is what the notebooks export, and the notebooks are clean
 	$(BIN)/python .ci/check_export.py
 
-notebooks: setup  ## every library notebook runs from top to bottom
-	$(BIN)/nbdev_test --n_workers 2 --do_print
+notebooks: setup  ## every library notebook runs from top to bottom, and its outputs are those that are stored
+	$(BIN)/python -m pytest -q --nbval --nbval-current-env -n 2 --dist loadscope nbs
+
+fresh: setup  ## run NOTEBOOK=nbs/20_corpus.ipynb from top to bottom and store its outputs
+	PYTHONWARNINGS="ignore:IProgress not found" $(BIN)/jupyter execute --inplace $(NOTEBOOK)
+	$(BIN)/nbdev_clean --fname $(NOTEBOOK)
 
 pytest: setup  ## edge cases, and fuzzing with the same cases each time
 	$(BIN)/python -m pytest -q -m "not end_to_end and not docs" --hypothesis-profile=ci

@@ -9,6 +9,7 @@ __all__ = ['read_setting', 'run_command', 'verdict_command', 'runs_command', 're
 # %% ../nbs/70_cli.ipynb #70-003
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -108,7 +109,8 @@ def init_command(arguments: argparse.Namespace) -> None:
     from kwanzaa_nb.start import start_project
 
     written = start_project(arguments.folder)
-    print(f"{len(written)} files written to {arguments.folder}. Next:\n  cd {arguments.folder}\n  kwanzaa run all --config configs/demo.cpu.yaml")
+    print(f"{len(written)} files written to {arguments.folder}." if written else f"Nothing is missing in {arguments.folder}.")
+    print(f"Next:\n  cd {shlex.quote(arguments.folder)}\n  kwanzaa run all --config configs/demo.cpu.yaml")
 
 # %% ../nbs/70_cli.ipynb #70-009-b
 def config_command(arguments: argparse.Namespace) -> None:
@@ -160,7 +162,7 @@ def _running(commands: Any) -> None:
     sweep.add_argument("--table", action="store_true", help="run nothing, only show and write what there is")
     sweep.set_defaults(command=sweep_command)
     init = commands.add_parser("init", help="start a project folder", description="Copy the demo's configs and data into a new folder.")
-    init.add_argument("folder", metavar="FOLDER", help="where; nothing in it is written over")
+    init.add_argument("folder", metavar="FOLDER", help="where; what is there already stays as it is")
     init.set_defaults(command=init_command)
 
 # %% ../nbs/70_cli.ipynb #70-012

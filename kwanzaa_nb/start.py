@@ -6,14 +6,14 @@
 __all__ = ['COPIED', 'MARKER', 'StartError', 'start_project']
 
 # %% ../nbs/64_start.ipynb #64-003
-import shutil
 from pathlib import Path
 
+from .config import project_root
 from .errors import KwanzaaError, write_atomically
 from .runs import shipped
 
 # %% ../nbs/64_start.ipynb #64-005
-COPIED = ("configs/*.yaml", "configs/config.schema.json", "configs/sweeps/*.yaml", "data/corpus/*", "data/questions/*", "data/benchmarks/*")
+COPIED = ("configs/**/*.yaml", "configs/**/*.json", "data/corpus/*", "data/questions/*", "data/benchmarks/*")
 MARKER = """[DEFAULT]
 # Marks the root of a project: relative paths in its configs start here.
 lib_name = kwanzaa_nb
@@ -25,19 +25,19 @@ class StartError(KwanzaaError):
 
 
 def start_project(
-    folder: "str | Path",  # made where it is not there
-) -> list[str]:  # what was written, relative to the folder
-    "Copy configs and the demo's data. StartError: something of that name is there, or the package came without them."
+    folder: "str | Path" = ".",  # made where it is not there
+) -> list[str]:  # what was written, relative to the folder; empty where nothing was missing
+    "Copy configs and the demo's data. StartError: the folder is in use for something else, or the package came without them."
     folder, source = Path(folder), shipped()
     names = sorted({path.relative_to(source).as_posix() for pattern in COPIED for path in source.glob(pattern) if path.is_file()})
     if not names:
         raise StartError("This installation came without configs and data: install kwanzaa_nb from a wheel, or work in a checkout.")
     there = [name for name in ("settings.ini", *names) if (folder / name).exists()]
-    if there:
-        raise StartError(f"{folder} has {there[0]}" + (f" and {len(there) - 1} more files of a project" if len(there) > 1 else "")
-                         + " already, and nothing is written over: name another folder.")
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
-    write_atomically(folder / "settings.ini", MARKER)
-    return [*names, "settings.ini"]
+    if there and project_root(folder / "configs") != folder.resolve():  # seen from below, a folder that is no project is not its root
+        raise StartError(f"{folder} holds {there[0]}" + (f" and {len(there) - 1} more files by the names of a project's" if len(there) > 1 else "")
+                         + ", but is no project of kwanzaa_nb, and nothing is written over: name another folder.")
+    wanted = {"settings.ini": MARKER.encode(), **{name: (source / name).read_bytes() for name in names}}
+    written = [name for name in wanted if not (folder / name).exists()]
+    for name in written:
+        write_atomically(folder / name, wanted[name])
+    return written

@@ -462,7 +462,7 @@ def _fail_for_all(stage: Stage, error: BaseException) -> None:
     stage.save = lambda: Stage.save(stage)
     stage.fail(error)
 
-# %% ../nbs/71_train_command.ipynb #71-028
+# %% ../nbs/71_train_command.ipynb #71-028-b
 def main(
     arguments: "Sequence[str] | None" = None,  # None: those of the command line
 ) -> int:  # 0, or 1 after an error, 130 when stopped

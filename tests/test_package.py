@@ -65,10 +65,29 @@ def test_a_project_is_started_and_nothing_is_written_over(tmp_path, capsys, monk
     assert cli.main(["init", str(tmp_path / "mine")]) == 0 and "kwanzaa run all" in capsys.readouterr().out
     monkeypatch.chdir(tmp_path / "mine")
     assert cli.main(["config", "check", "configs/demo.cpu.yaml"]) == 0
-    with pytest.raises(StartError, match="nothing is written over"):
-        start_project(tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["run", "all"]) == 2 and "kwanzaa init" in capsys.readouterr().err
+
+
+def test_a_second_start_adds_what_is_missing_and_keeps_what_is_there(tmp_path):
+    start_project(tmp_path)
+    (tmp_path / "configs" / "smoke.yaml").write_text("mine", encoding="utf-8")
+    (tmp_path / "data" / "corpus" / "kwanzaa.jsonl").unlink()
+    assert start_project(tmp_path) == ["data/corpus/kwanzaa.jsonl"]
+    assert (tmp_path / "configs" / "smoke.yaml").read_text(encoding="utf-8") == "mine"
+    assert (tmp_path / "configs" / "accelerate" / "ddp.yaml").exists()
+
+
+@pytest.mark.parametrize("settings", [None, "[DEFAULT]\nlib_name = something_else\n", "no settings at all"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, settings):
+    (tmp_path / "data" / "corpus").mkdir(parents=True)
+    (tmp_path / "data" / "corpus" / "kwanzaa.jsonl").write_text("theirs", encoding="utf-8")
+    if settings:
+        (tmp_path / "settings.ini").write_text(settings, encoding="utf-8")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StartError, match="nothing is written over"):
+        start_project(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_wheel_brings_what_stages_need():

@@ -92,6 +92,12 @@ def test_notebook_opens_with_title_and_purpose(path):
 
 
 @pytest.mark.parametrize("path", map(named, NOTEBOOKS))
+def test_cell_ids_are_unique(path):
+    ids = [cell["id"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    assert sorted(set(ids)) == sorted(ids), "merges and the package's remarks go by these ids"
+
+
+@pytest.mark.parametrize("path", map(named, NOTEBOOKS))
 def test_exported_cells_are_short(path):
     long = []
     for source, cell in cells_of(path):
