@@ -69,16 +69,21 @@ _TAG, _PIPED = re.compile(r"[<\[]\S+[>\]]"), re.compile(r"<[|｜]\S+[|｜]>")
 _SPELLING = re.compile(r"\s*\S?\s*|<0x[0-9A-F]{2}>")  # single signs and bytes, without which a text can't be written
 
 
+def _twins(tag: str) -> tuple[str, str]:
+    "A tag, and the one that closes or opens it."
+    return tag, tag[0] + (tag[2:] if tag[1] == "/" else "/" + tag[1:])
+
+
 class Control:
     "A tokenizer's tokens of control."
 
     def __init__(self, tokenizer: Any):
-        template, normalizer = str(tokenizer.chat_template), tokenizer.backend_tokenizer.normalizer
-        self.read_as = normalizer.normalize_str if normalizer else str
+        template, model = str(tokenizer.chat_template), tokenizer.backend_tokenizer.model
+        self.unknown = {tokenizer.unk_token_id, getattr(model, "unk_id", None), tokenizer.backend_tokenizer.token_to_id(getattr(model, "unk_token", None) or "")}
         self.tokens: dict[int, str] = {  # by id
             number: token.content for number, token in tokenizer.added_tokens_decoder.items() if not _SPELLING.fullmatch(token.content) and (
                 token.special or number in stop_ids(tokenizer) or _PIPED.fullmatch(token.content)
-                or _TAG.fullmatch(token.content) and token.content in template)}
+                or _TAG.fullmatch(token.content) and any(tag in template for tag in _twins(token.content)))}
         longest_first = sorted(self.tokens.values(), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.backends: dict[int, Tokenizer] = {}  # by the first of their signs
@@ -89,9 +94,9 @@ class Control:
         ids: Sequence[int],  # of its tokens
         spans: Sequence[tuple[int, int]],  # their characters
     ) -> list[tuple[int, tuple[int, int]]]:
-        "The tokens of control that a text spells, and where; one that stands for a sign that the tokenizer does not know is none."
-        return [(token, (left, right)) for token, (left, right) in zip(ids, map(tuple, spans), strict=True) if token in self.tokens and (
-            self.tokens[token] in text[left:right] or self.read_as(self.tokens[token]) in self.read_as(text[left:right]))]
+        "The tokens of control in a text, and where; one that stands for a sign that the tokenizer does not know is none."
+        return [(token, (left, right)) for token, (left, right) in zip(ids, map(tuple, spans), strict=True)
+                if token in self.tokens and (token not in self.unknown or self.tokens[token] in text[left:right])]
 
 # %% ../nbs/31_masking.ipynb #31-113-b
 _CONTROL: "WeakKeyDictionary[Any, tuple[tuple, Control]]" = WeakKeyDictionary()
@@ -240,11 +245,12 @@ def check_template(
         raise TemplateRefusal(f"the chat template does not render the same messages alike twice: {_MEND}")
 
 
-def _takes_trial(tokenizer: Any) -> bool:
+def _tried(tokenizer: Any) -> str:
+    "The trial's prompt; nothing where it is refused."
     try:
-        return bool(render_chat(tokenizer, _TRIAL, add_generation_prompt=True))
+        return render_chat(tokenizer, _TRIAL, add_generation_prompt=True)
     except TemplateRefusal:
-        return False
+        return ""
 
 # %% ../nbs/31_masking.ipynb #31-102-c
 def fit_template(
@@ -255,12 +261,13 @@ def fit_template(
     if "enable_thinking" in template and QUIET not in template:
         template = _begun(template, QUIET, "thinking is off, since outputs are the answer alone")
     tokenizer.chat_template = template
-    if not _takes_trial(tokenizer):
+    prompt = _tried(tokenizer)
+    if not prompt:
         tokenizer.chat_template = _begun(template, FOLDED, "the model takes no system message, so it stands in front of the question")
-        if not _takes_trial(tokenizer):
-            tokenizer.chat_template = template  # refused for another reason, which `check_template` tells
-            return
-    if render_chat(tokenizer, _TRIAL, add_generation_prompt=True).rstrip().endswith("<think>"):
+        prompt = _tried(tokenizer)
+    if not prompt:
+        tokenizer.chat_template = template  # refused for another reason, which `check_template` tells
+    if prompt.rstrip().endswith("<think>"):
         tokenizer.chat_template += CLOSED + "{# kwanzaa_nb: the thought that the prompt begins is closed, since outputs are the answer alone #}"
 
 # %% ../nbs/31_masking.ipynb #31-102-b
