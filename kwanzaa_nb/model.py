@@ -227,7 +227,7 @@ def from_pretrained(
     name = config.model.base_model_id
     try:
         return loader.from_pretrained(find_base(name), revision=config.model.revision, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         place = "a local folder" if Path(name).is_dir() else "the cache, then the Hugging Face Hub"
         raise ModelError(
