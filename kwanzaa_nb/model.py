@@ -284,9 +284,10 @@ def turn_ends(
     name, found = config.model.base_model_id, None
     try:
         found = from_pretrained(GenerationConfig, config).eos_token_id
-    except ModelError:
+    except ModelError as error:
         if Path(find_base(name), "generation_config.json").is_file():
-            raise  # it is there and can't be read
+            raise ModelError(f"the generation_config.json of {name} can't be read, and it says where turns end: mend it, or choose another model in "
+                             "model.base_model_id") from error
     if found is None:
         found = GenerationConfig.from_model_config(from_pretrained(AutoConfig, config, trust_remote_code=trusted)).eos_token_id
     listed = found if isinstance(found, list) else [] if found is None else [found]
