@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .masking import encode_text
 from .support import auroc
 
 # %% ../nbs/36_decision.ipynb #36-004
@@ -22,10 +23,10 @@ ANSWERING, REFUSING = DECISION + '{"quote":"', DECISION + '],"answer":'
 
 def decision_tokens(
     tokenizer: Any,
-    prompt: str,  # rendered, with the generation prompt
+    prompt: str,  # from `render_chat`, with the generation prompt
 ) -> tuple[list[int], int, int]:  # ids before the decision, id of answering, id of refusing
     "Where the two ways part, in tokens."
-    before, answering, refusing = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, ANSWERING, REFUSING))
+    before, answering, refusing = (encode_text(tokenizer, text)[0] for text in (prompt, ANSWERING, REFUSING))
     place = next(index for index, pair in enumerate(zip(answering, refusing)) if pair[0] != pair[1])
     return before + answering[:place], answering[place], refusing[place]
 

@@ -119,7 +119,7 @@ def arms(
         return
     tokenizer = load_tokenizer(config)
     if wanted.backend == "vllm":
-        engine, ends = start_engine(config, effective, adapter), sorted(stop_ids(tokenizer, None))
+        engine, ends = start_engine(config, effective, adapter), sorted(stop_ids(tokenizer))
         yield from ((arm, VllmBackend(engine, tokenizer, ends, folder)) for arm, folder in (("base", None), ("adapter", adapter))
                     if arm == "base" or folder)
         return

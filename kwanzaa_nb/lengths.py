@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .answer import AnswerError, parse_model_answer
-from .masking import MaskError, answer_span
+from .masking import MaskError, answer_span, encode_text
 from .prompt import INSTRUCTION_HEADING, read_context, render_user
 
 # %% ../nbs/34_lengths.ipynb #34-004
@@ -46,7 +46,7 @@ def record_tokens(
 ) -> int:  # tokens of prompt and answer together
     "The length of a record as it is trained on; raises `MaskError`."
     text, start, _ = answer_span(tokenizer, record["messages"])
-    return sum(len(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (text[:start], text[start:]))
+    return sum(len(encode_text(tokenizer, part)[0]) for part in (text.part(0, start), text.part(start)))
 
 # %% ../nbs/34_lengths.ipynb #34-005-b
 def fit_records(

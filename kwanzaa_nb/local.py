@@ -24,7 +24,7 @@ from transformers.generation import TopPLogitsWarper
 from .decision import decision_tokens
 from .generate import Decoding, Written
 from .grammar import Grammar, GrammarError, GrammarProcessor, forced, record_grammar
-from .masking import render_chat, stop_ids
+from .masking import TemplateRefusal, encode_text, render_chat, stop_ids
 from .prefix import PrefixCheck
 
 # %% ../nbs/45_local.ipynb #45-004
@@ -47,16 +47,16 @@ def encode_prompts(
     tokenizer: Any,
     records: Sequence[dict],  # with "id" and "messages"; a last assistant message is not shown
 ) -> list[Prompt]:
-    "Render and tokenise the prompts of records, by the renderer that training uses."
-    prompts = []
+    "Render and tokenise the prompts of records, by the renderer that training uses. TemplateRefusal: one can't be asked."
+    prompts, (decision, answering, refusing) = [], decision_tokens(tokenizer, "")
     for record in records:
         asked = [message for message in record["messages"] if message["role"] != "assistant"]
-        text = render_chat(tokenizer, asked, add_generation_prompt=True)
-        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-        before, answering, refusing = decision_tokens(tokenizer, text)
-        decides = (tuple(before[len(ids):]), answering, refusing) if tuple(before[:len(ids)]) == ids else None
+        try:
+            ids, _ = encode_text(tokenizer, render_chat(tokenizer, asked, add_generation_prompt=True))
+        except TemplateRefusal as error:
+            raise TemplateRefusal(f"{record['id']}: {error}") from error
         shown = tuple(record["chunks"]) if record.get("chunks") is not None else None
-        prompts.append(Prompt(record["id"], ids, decides, shown, record.get("mode") == "creative"))
+        prompts.append(Prompt(record["id"], tuple(ids), (tuple(decision), answering, refusing), shown, record.get("mode") == "creative"))
     return prompts
 
 # %% ../nbs/45_local.ipynb #45-005

@@ -6,8 +6,9 @@
 __all__ = ['DTYPES', 'EXPERT_LAYERS', 'Hardware', 'cpu_multiplies_bf16', 'detect_hardware', 'ModelError', 'Effective',
            'choose_dtype', 'choose_attention', 'choose_optimiser', 'effective_settings', 'cache_folder',
            'packaged_gguf', 'unpack_gguf', 'find_base', 'from_pretrained', 'is_pinned', 'remote_code', 'read_template',
-           'template_differences', 'load_tokenizer', 'unknown_attention', 'is_sharded', 'load_base', 'keep_unpacked',
-           'linear_layers', 'add_adapter', 'stacked_weights', 'adapts_experts', 'expert_differences', 'load_adapter']
+           'template_differences', 'turn_ends', 'load_tokenizer', 'unknown_attention', 'is_sharded', 'load_base',
+           'keep_unpacked', 'linear_layers', 'add_adapter', 'stacked_weights', 'adapts_experts', 'expert_differences',
+           'load_adapter']
 
 # %% ../nbs/30_model.ipynb #30-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -25,13 +26,13 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
 from .config import Config, Difference
 from .errors import KwanzaaError
-from .masking import fit_template, template_changes
+from .masking import check_template, fit_template, stop_ids, template_changes
 from .packing import SEGMENTED
 
 transformers_logging.disable_progress_bar()
@@ -226,7 +227,7 @@ def from_pretrained(
     name = config.model.base_model_id
     try:
         return loader.from_pretrained(find_base(name), revision=config.model.revision, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         place = "a local folder" if Path(name).is_dir() else "the cache, then the Hugging Face Hub"
         raise ModelError(
@@ -274,12 +275,34 @@ def template_differences(
     "What was changed in a chat template, and why."
     return tuple(Difference("model.chat_template", "as it is", "changed", reason) for reason in template_changes(tokenizer))
 
+# %% ../nbs/30_model.ipynb #30-154
+def turn_ends(
+    config: Config,
+    trusted: bool = False,  # whether the repository's code may run
+) -> list[int]:  # ids; empty where nothing names any
+    "What ends a turn, from the model's generation config, or from its config where that names nothing; raises `ModelError`."
+    name, found = config.model.base_model_id, None
+    try:
+        found = from_pretrained(GenerationConfig, config).eos_token_id
+    except ModelError as error:
+        if Path(find_base(name), "generation_config.json").is_file():
+            raise ModelError(f"the generation_config.json of {name} can't be read, and it says where turns end: mend it, or choose another model in "
+                             "model.base_model_id") from error
+    if found is None:
+        found = GenerationConfig.from_model_config(from_pretrained(AutoConfig, config, trust_remote_code=trusted)).eos_token_id
+    listed = found if isinstance(found, list) else [] if found is None else [found]
+    if wrong := [token for token in listed if isinstance(token, bool) or not isinstance(token, int)]:
+        raise ModelError(f"eos_token_id of {name} lists {wrong[0]!r}, expected the ids of tokens: mend the generation_config.json of a copy of it, "
+                         "or choose another model in model.base_model_id")
+    return listed
+
 # %% ../nbs/30_model.ipynb #30-152
 def load_tokenizer(
     config: Config,
-) -> Any:  # a fast tokenizer with a chat template and a pad token
-    "Load the base model's tokenizer; raises `ModelError`."
-    tokenizer = from_pretrained(AutoTokenizer, config, trust_remote_code=remote_code(config)[0])
+) -> Any:  # a fast tokenizer with a chat template, a pad token and the ids that end a turn
+    "Load the base model's tokenizer; raises `ModelError`, and `TemplateRefusal` where its chat template can't be used."
+    trusted, _ = remote_code(config)
+    tokenizer = from_pretrained(AutoTokenizer, config, trust_remote_code=trusted)
     if not tokenizer.is_fast:
         raise ModelError(f"{config.model.base_model_id} has no fast tokenizer, and masks need character offsets")
     if config.model.chat_template:
@@ -290,8 +313,13 @@ def load_tokenizer(
         raise ModelError(f"{config.model.base_model_id} has no chat template: choose an instruct model in model.base_model_id, "
                          "or name a Jinja file in model.chat_template")
     fit_template(tokenizer)
+    check_template(tokenizer)
+    tokenizer.turn_ends = turn_ends(config, trusted)
+    if not stop_ids(tokenizer):
+        raise ModelError(f"{config.model.base_model_id} names no token that ends a turn: set eos_token_id in the generation_config.json of "
+                         "a copy of it, or choose another model in model.base_model_id")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(min(stop_ids(tokenizer)))
     return tokenizer
 
 

@@ -167,7 +167,7 @@ class Preview:
 def preview_record(
     tokenizer: Any,  # a fast tokenizer with a chat template
     record: dict,  # with "messages"
-    ends: "set[int] | None" = None,  # ids that end a turn, from `stop_ids`; default: the tokenizer's eos
+    ends: "set[int] | None" = None,  # ids that end a turn, default: those of `stop_ids`
 ) -> Preview:
     "Tokenise a record as training does. Raises `MaskError` where what is trained on can't be told."
     encoded = encode_chat(tokenizer, record["messages"], ends)
@@ -192,8 +192,6 @@ def token_problems(
         found = preview_record(tokenizer, record, ends)
     except MaskError as error:
         return [("messages", str(error), "", "template" if isinstance(error, TemplateRefusal) else "mask")], 0
-    except Exception as error:  # noqa: BLE001 - chat templates are programs of others, and raise what they like
-        return [("messages", f"the chat template refuses it: {error}", "choose another model.base_model_id", "template")], 0
     if found.tokens <= longest:
         return [], found.tokens
     return [("messages", f"{found.tokens} tokens, expected at most {longest}", "show less, or see data.max_seq_length and data.over_length",
@@ -261,7 +259,7 @@ def validate_records(
     tokenizer: Any = None,  # with a chat template; None: lengths and masks are not checked
     max_seq_length: "int | None" = None,  # tokens, data.max_seq_length; None: any length
     shown: "str | None" = None,  # the name used in messages
-    ends: "set[int] | None" = None,  # ids that end a turn, from `stop_ids`; default: the tokenizer's eos
+    ends: "set[int] | None" = None,  # ids that end a turn, default: those of `stop_ids`
 ) -> Report:
     "Check everything that training and evaluation want of a record file; problems are told and never raised."
     name, problems, tokens, records = shown or str(path), [], [], 0

@@ -85,7 +85,7 @@ def test_a_target_that_generation_could_not_write_is_an_error_under_every_policy
 
 def test_a_length_is_that_of_the_row_that_is_trained_on(records):
     "Also where a template shows a finished turn otherwise than it asks for one."
-    hides = "{% if messages[-1]['role'] == 'user' %}{{ messages[0]['content'] }}{% endif %}" + tiny_tokenizer().chat_template
+    hides = "{% if messages[-1]['role'] == 'user' %}Write JSON.{% endif %}" + tiny_tokenizer().chat_template
     for tokenizer in (tiny_tokenizer(), tiny_tokenizer(hides)):
         for record in records[:5]:
             assert record_tokens(tokenizer, record) == len(encode_chat(tokenizer, record["messages"])["input_ids"])

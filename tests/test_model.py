@@ -7,12 +7,16 @@ import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
-from tiny import CHATML, ROOT, row, tiny_config, tiny_model, tiny_tokenizer
+from tiny import CHATML, ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.training_args import OptimizerNames
 
 import kwanzaa_nb.model as model_module
-from kwanzaa_nb.config import load_config
+from kwanzaa_nb import cli
+from kwanzaa_nb.config import config_to_yaml, load_config
+from kwanzaa_nb.generate import Decoding
+from kwanzaa_nb.local import Output
+from kwanzaa_nb.masking import MaskError, encode_chat, stop_ids
 from kwanzaa_nb.model import (
     DTYPES,
     Effective,
@@ -31,7 +35,8 @@ from kwanzaa_nb.model import (
     remote_code,
 )
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows
-from kwanzaa_nb.training import AdapterTrainer, step_budget, trainer_arguments
+from kwanzaa_nb.training import AdapterTrainer, step_budget, token_lengths, trainer_arguments
+from kwanzaa_nb.validation import preview_record, read_records, validate_records
 
 CPU = Hardware("cpu", "AVX2", False, False, True)
 CPU_BF16 = Hardware("cpu", "AVX512", True, False, True)
@@ -294,6 +299,90 @@ def test_a_pad_token_is_there(local):
     tiny.save_pretrained(local)
     tokenizer = load_tokenizer(tiny_config(model__base_model_id=str(local)))
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+# ends of turns
+
+
+def named_ends(local, listed, eos="<|pad|>"):
+    "A folder whose generation config lists ids, and whose tokenizer has another eos."
+    tiny = tiny_tokenizer(eos=eos)
+    tiny.save_pretrained(local)
+    settings = json.loads((local / "config.json").read_text(encoding="utf-8"))
+    (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}), encoding="utf-8")
+    (local / "generation_config.json").write_text(json.dumps({} if listed is None else {"eos_token_id": listed(tiny)}), encoding="utf-8")
+    return tiny_config(model__base_model_id=str(local))
+
+
+def end(tiny):
+    return tiny.convert_tokens_to_ids("<|im_end|>")
+
+
+@pytest.mark.parametrize("listed", [end, lambda tiny: [tiny.eos_token_id, end(tiny)], lambda tiny: [end(tiny)], lambda tiny: [999_999, end(tiny)]])
+def test_the_ids_of_the_generation_config_end_turns_everywhere(local, tmp_path, capsys, listed):
+    config = named_ends(local, listed)
+    tokenizer = load_tokenizer(config)
+    asked = listed(tokenizer)
+    assert stop_ids(tokenizer) == {tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])}
+    record = read_records(ROOT / "data" / "training" / "kwanzaa_dev.jsonl")[0]
+    assert "<|im_end|>" in preview_record(tokenizer, record).pieces[1][0]
+    assert token_lengths(tokenizer, [record])["record"] == [len(encode_chat(tokenizer, record["messages"])["input_ids"])]
+    (tmp_path / "records.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert validate_records(tmp_path / "records.jsonl", tokenizer).problems == ()
+    (tmp_path / "c.yaml").write_text(config_to_yaml(config).replace("max_seq_length: 1024", "max_seq_length: 100000"), encoding="utf-8")
+    assert cli.main(["validate", str(tmp_path / "records.jsonl"), "--config", str(tmp_path / "c.yaml"), "--preview", "1"]) == 0
+    assert "<|im_end|>⟧" in capsys.readouterr().out
+    decoding = Decoding(max_new_tokens=4, batch_size=1)
+    output = Output(tokenizer, stop_ids(tokenizer), decoding)
+    assert not output.take(end(tokenizer)) and output.reason == "stop"
+
+
+def test_a_config_without_generation_config_tells_its_ends(local):
+    config = named_ends(local, None)
+    (local / "generation_config.json").unlink()
+    settings = json.loads((local / "config.json").read_text(encoding="utf-8"))
+    for listed in (end(tiny_tokenizer()), [3, end(tiny_tokenizer())]):
+        (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": listed}), encoding="utf-8")
+        assert end(tiny_tokenizer()) in stop_ids(load_tokenizer(config))
+
+
+def test_where_the_generation_config_names_none_the_config_does(local):
+    config = named_ends(local, None)
+    settings = json.loads((local / "config.json").read_text(encoding="utf-8"))
+    (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": end(tiny_tokenizer())}), encoding="utf-8")
+    assert end(tiny_tokenizer()) in stop_ids(load_tokenizer(config))
+
+
+def test_an_end_that_nothing_names_is_one_sentence_with_the_mend(local):
+    tokenizer = load_tokenizer(named_ends(local, None))
+    with pytest.raises(MaskError) as error:
+        encode_chat(tokenizer, chat())
+    said = str(error.value)
+    assert said.startswith("no end-of-turn token follows the answer: the chat template writes '<|im_end|>\\n' there, and the model stops at <|pad|> (260)")
+    assert "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("content", ['{"eos_token_id": "x"}', '{"eos_token_id": [1, "x"]}', '{"eos_token_id": true}', '{"eos_token_id": [[1]]}', "{half", "[]", "",
+                                     '{"eos_token_id": 1.5}', "null"])
+def test_a_generation_config_that_cannot_be_read_is_one_sentence(local, content):
+    config = named_ends(local, end)
+    (local / "generation_config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(config)
+    assert "\n" not in str(error.value) and ("eos_token_id" in str(error.value) or "generation_config.json" in str(error.value)), str(error.value)
+
+
+def test_a_tokenizer_without_eos_has_the_ends_and_the_pad_of_its_model(local):
+    config = named_ends(local, end)
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (local / file).is_file():
+            kept = {key: value for key, value in json.loads((local / file).read_text(encoding="utf-8")).items() if key not in ("eos_token", "pad_token")}
+            (local / file).write_text(json.dumps(kept), encoding="utf-8")
+    tokenizer = load_tokenizer(config)
+    assert tokenizer.eos_token_id is None and stop_ids(tokenizer) == {end(tokenizer)} and tokenizer.pad_token == "<|im_end|>"
+    (local / "generation_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match="names no token that ends a turn: set eos_token_id in the generation_config.json"):
+        load_tokenizer(config)
 
 
 @pytest.fixture

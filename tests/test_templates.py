@@ -19,7 +19,9 @@ from kwanzaa_nb.masking import (
     IGNORED,
     MaskError,
     TemplateRefusal,
+    answer_span,
     check_supervised,
+    check_template,
     encode_chat,
     fit_template,
     render_chat,
@@ -32,7 +34,7 @@ from kwanzaa_nb.packing import flatten_rows, flatten_shared
 SHIPPED = Path(trl.__file__).parent / "chat_templates"
 ANSWER = '{"citations":[],"answer":{"text":"Ọjọ́ kìíní, \\"so\\" it\'s said\\n\\nno more"}}'
 
-# Ends of turns and, where there is one, the beginning of the text, as in the tokenizers of the models.
+# Ends of turns and, where there is one, the beginning of the text, as the models have them.
 ORIGINALS = {
     "llama3": ("<|eot_id|>", "<|begin_of_text|>"),
     "llama3_1": ("<|eot_id|>", "<|begin_of_text|>"),
@@ -52,6 +54,9 @@ ORIGINALS = {
     "lfm2": ("<|im_end|>", "<|startoftext|>"),
     "cohere": ("<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
 }
+# The tokenizer's eos where it is another one; the end of a turn stands in the model's generation config.
+EOS = {"gemma": "<eos>", "gemma3": "<eos>", "gemma4": "<eos>", "phi3": "<|endoftext|>", "phi3_5": "<|endoftext|>", "llama3": "<|end_of_text|>",
+       "qwen2_5": "<|endoftext|>"}
 PLAIN_TURNS = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|assistant|>\n' + m['content'] + eos_token }}"
     "{% if not loop.last %}{{ '\n' }}{% endif %}{% else %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '\n' }}{% endif %}{% endfor %}"
@@ -112,18 +117,21 @@ def merges(kind):
     return built.to_str().replace('"special": true', '"special": false')  # bytes are ordinary tokens
 
 
-def trained_tokenizer(template, eos, bos, kind):
-    "A tokenizer with merges and the special tokens of a template."
+def trained_tokenizer(template, end, bos, kind, eos=None):
+    "A tokenizer with merges and the special tokens of a template; as from `load_tokenizer` where the end of a turn is not its eos."
     built = Tokenizer.from_str(merges(kind))
-    named = sorted({eos, "<pad>", *([bos] if bos else []), *re.findall(SPECIAL, template)})
+    named = sorted({end, eos or end, "<pad>", *([bos] if bos else []), *re.findall(SPECIAL, template)})
     built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
-    return PreTrainedTokenizerFast(tokenizer_object=built, eos_token=eos, bos_token=bos, pad_token="<pad>", chat_template=template)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, eos_token=eos or end, bos_token=bos, pad_token="<pad>", chat_template=template)
+    tokenizer.turn_ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]
+    return tokenizer
 
 
 def fitted(name, kind="bytes"):
-    template, eos, bos = LIKE[name] if name in LIKE else ((SHIPPED / f"{name}.jinja").read_text(encoding="utf-8"), *ORIGINALS[name])
-    tokenizer = trained_tokenizer(template, eos, bos, kind)
+    template, end, bos = LIKE[name] if name in LIKE else ((SHIPPED / f"{name}.jinja").read_text(encoding="utf-8"), *ORIGINALS[name])
+    tokenizer = trained_tokenizer(template, end, bos, kind, EOS.get(name))
     fit_template(tokenizer)
+    check_template(tokenizer)
     return tokenizer
 
 
@@ -137,7 +145,7 @@ def check(tokenizer, messages):
     assert row["input_ids"][:start] == prompt, "the prompt is not the one generated from"
     assert row["labels"] == [IGNORED] * start + trained + [IGNORED] * (len(row["labels"]) - start - len(trained))
     assert row["input_ids"][start:start + len(trained)] == trained
-    assert trained[-1] == tokenizer.eos_token_id and trained.count(tokenizer.eos_token_id) == 1
+    assert trained[-1] in stop_ids(tokenizer) and len([token for token in trained if token in stop_ids(tokenizer)]) == 1
     assert check_supervised(tokenizer, row, answer) == len(trained) and tokenizer.decode(trained[:-1]) == answer
     assert tokenizer.bos_token_id is None or row["input_ids"][:2] != [tokenizer.bos_token_id] * 2, "two beginnings of the text"
     return trained
@@ -214,6 +222,19 @@ def test_the_changed_template_is_saved_with_the_tokenizer(tmp_path):
     assert asked == render_chat(tokenizer, chat()[:2], add_generation_prompt=True)
 
 
+def test_the_tokenizer_eos_of_gemma_and_phi_ends_no_turn():
+    "The generation config's ids do, and they are with the tokenizer."
+    for name in EOS:
+        tokenizer = fitted(name)
+        trained = check(tokenizer, chat(ANSWER))
+        assert tokenizer.eos_token_id != trained[-1] == tokenizer.convert_tokens_to_ids(ORIGINALS[name][0])
+        del tokenizer.turn_ends
+        if name not in ("phi3", "phi3_5"):  # their templates end a finished conversation with eos besides
+            with pytest.raises(MaskError, match="the model stops at .*generation_config.json") as error:
+                encode_chat(tokenizer, chat(ANSWER))
+            assert "\n" not in str(error.value) and tokenizer.eos_token in str(error.value)
+
+
 def test_other_templates_keep_every_character():
     for name in ("llama3_1", "qwen2_5", "behaves like OLMo 2"):
         tokenizer = fitted(name)
@@ -224,7 +245,8 @@ def test_other_templates_keep_every_character():
 
 
 @pytest.mark.parametrize("template, says", [
-    (CHATML.replace("m['content']", "m['content'] | upper"), "does not show the answer as it was given"),
+    (CHATML.replace("m['content']", "m['content'] | upper"), "does not show the system message as it was given"),
+    (CHATML.replace("m['content']", "(m['content'] | upper if m['role'] == 'assistant' else m['content'])"), "does not show the answer as it was given"),
     (CHATML.replace("<|im_end|>\n", "\n"), "no end-of-turn token follows the answer"),
     (CHATML.replace("assistant\n{% endif %}", "assistant\n<|channel|>\n{% endif %}"), "the prompt ends"),
     ("{{ raise_exception('not today') }}", "refuses the messages .not today."),
@@ -263,6 +285,82 @@ def test_padding_that_is_the_end_of_a_turn_masks_no_end():
         assert (flat["labels"] == tokenizer.eos_token_id).sum() == 2
 
 
+# What a template does to messages in silence
+
+DROPS = CHATML.replace("{% for m in messages %}", "{% for m in messages %}{% if m['role'] != 'system' %}").replace("\n{% endfor", "\n{% endif %}{% endfor")
+SYSTEM = {
+    "dropped": DROPS,
+    "dropped without tools": CHATML.replace("{% for m in messages %}", "{% for m in messages %}{% if m['role'] != 'system' or tools %}").replace(
+        "\n{% endfor", "\n{% endif %}{% endfor"),
+    "cut": CHATML.replace("m['content']", "(m['content'][:2000] if m['role'] == 'system' else m['content'])"),
+    "upper": CHATML.replace("m['content']", "(m['content'] | upper if m['role'] == 'system' else m['content'])"),
+    "escaped": CHATML.replace("m['content']", "(m['content'] | e if m['role'] == 'system' else m['content'])"),
+    "one line": CHATML.replace("m['content']", "(m['content'] | replace('\n', ' ') if m['role'] == 'system' else m['content'])"),
+    "refused": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML,
+    "zero": "{% if messages[0]['role'] == 'system' %}{{ 1 // 0 }}{% endif %}" + CHATML,
+    "type": "{% if messages[0]['role'] == 'system' %}{{ 1 + 'a' }}{% endif %}" + CHATML,
+}
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_a_system_message_that_a_template_does_not_show_stands_in_front_of_the_question(name):
+    tokenizer = tiny_tokenizer(SYSTEM[name])
+    fit_template(tokenizer)
+    check_template(tokenizer)
+    assert template_changes(tokenizer) == ["the model takes no system message, so it stands in front of the question"]
+    assert render_chat(tokenizer, chat()[:2], add_generation_prompt=True) == "<|im_start|>user\nBe exact.\n\nIs it?<|im_end|>\n<|im_start|>assistant\n"
+    assert encode_prompts(tokenizer, [{"id": "a", "messages": chat()}]) and check(tokenizer, chat())
+
+
+HOPELESS = {
+    "no question": (CHATML.replace("m['content']", "(m['content'] if m['role'] != 'user')"), "leaves the user's message out"),
+    "nothing at all": ("{{ bos_token }}", "leaves the system message out"),
+    "half a question": (CHATML.replace("m['content']", "m['content'][:900]"), "does not show the system message as it was given"),
+    "twice": (CHATML.replace("{{ m['content'] }}", "{{ m['content'] }} {{ m['content'] if m['role'] == 'user' }}"), "shows the user's message 2 times"),
+    "parts": (CHATML.replace("{{ m['content'] }}", "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"),
+              "leaves the system message out, for it reads a list of parts and no text"),
+    "parts by number": (CHATML.replace("m['content']", "m['content'][0]['text']"), "leaves the system message out, for it reads a list of parts"),
+    "TypeError": ("{{ 1 + 'a' }}", "TypeError"), "ZeroDivisionError": ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    "UndefinedError": ("{{ none_such.of_it }}", "refuses the messages .'none_such' is undefined"),
+    "SecurityError": ("{{ messages.__class__.__mro__ }}", "refuses the messages"),
+    "RecursionError": ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
+    "KeyError": ("{{ '%(a)s' % {} }}", "KeyError"), "OverflowError": ("{% for i in range(10 ** 9) %}{% endfor %}", "OverflowError"),
+    "syntax": ("{% for m in", "refuses the messages"), "several lines": ("{{ raise_exception('a\nb') }}", "refuses the messages .a b."),
+}
+
+
+@pytest.mark.parametrize("name", HOPELESS)
+def test_a_template_that_can_not_ask_is_refused_in_a_sentence_when_it_is_loaded(bare, name):
+    template, says = HOPELESS[name]
+    (bare / "chat.jinja").write_text(template, encoding="utf-8")
+    config = tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / "chat.jinja"))
+    for call in (lambda: load_tokenizer(config), lambda: encode_prompts(tiny_tokenizer(template), [{"id": "r1", "messages": chat("x", "y" * 999, "z" * 999)}]),
+                 lambda: encode_chat(tiny_tokenizer(template), chat("x", "y" * 999, "z" * 999))):
+        with pytest.raises(TemplateRefusal, match=says) as error:
+            call()
+        assert "\n" not in str(error.value) and "model.chat_template" in str(error.value)
+
+
+def test_a_record_that_a_template_changes_is_named(bare):
+    "Here one that the trial does not find out."
+    tokenizer = tiny_tokenizer(CHATML.replace("m['content']", "m['content'] | replace('rare', 'medium')"))
+    fit_template(tokenizer)
+    check_template(tokenizer)
+    records = [{"id": "well", "messages": chat()}, {"id": "changed", "messages": chat("so", "Is it rare?")}]
+    with pytest.raises(TemplateRefusal, match="^changed: the chat template does not show the user's message as it was given"):
+        encode_prompts(tokenizer, records)
+    with pytest.raises(TemplateRefusal):
+        encode_chat(tokenizer, records[1]["messages"])
+
+
+def test_a_message_that_a_template_tests_for_is_shown_as_it_was_given():
+    "A text with the end of a thought is no thought."
+    tokenizer = fitted("qwen3")
+    for messages in (chat("yes</think>no"), chat("no", "a </think> b", "<think>")):
+        text, start, stop = answer_span(tokenizer, messages)
+        assert text[start:stop] == messages[2]["content"] and messages[1]["content"] in text[:start]
+
+
 # The setting
 
 
@@ -279,7 +377,7 @@ def test_a_model_without_template_is_given_one_by_the_setting(bare):
     with pytest.raises(ModelError, match="name a Jinja file in model.chat_template"):
         load_tokenizer(tiny_config(model__base_model_id=str(bare / "model")))
     tokenizer = load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / "chat.jinja")))
-    assert tokenizer.chat_template == CHATML and stop_ids(tokenizer) == {tokenizer.eos_token_id}
+    assert tokenizer.chat_template == CHATML and tokenizer.eos_token_id in stop_ids(tokenizer)
 
 
 @pytest.mark.parametrize("name", ["none.jinja", "binary.jinja", "."])

@@ -190,7 +190,7 @@ def test_lengths_masks_and_templates(report_of):
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     assert told(report_of(record(), tokenizer=tokenizer)) == [("line 1, messages", "template")]
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
-    assert told(report_of(record(), tokenizer=tokenizer)) == [("line 1, messages", "mask")]
+    assert told(report_of(record(), tokenizer=tokenizer)) == [("line 1, messages", "template")]
     tokenizer.chat_template = None
     assert told(report_of(record(), tokenizer=tokenizer)) == [("tokenizer", "template")]
 
