@@ -10,8 +10,6 @@ __all__ = ['IGNORED', 'QUIET', 'CLOSED', 'FOLDED', 'MARK', 'MaskError', 'Templat
 import re
 from typing import Any
 
-from jinja2 import TemplateError
-
 from .errors import KwanzaaError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
@@ -36,7 +34,7 @@ def render_chat(
                               "or name a Jinja file in model.chat_template")
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
+    except Exception as error:  # a template is a program of others, and raises what it likes
         raise TemplateRefusal(f"the chat template refuses the messages ({error}): choose another instruct model in model.base_model_id, "
                               "or name a Jinja file in model.chat_template") from error
 

@@ -57,7 +57,7 @@ def test_a_missing_extra_is_one_sentence(tmp_path):
 
 def test_the_hint_names_the_extra_of_the_stage():
     wanted = ['torch>=2.6; extra == "train"', 'torch>=2.6; extra == "eval"', "huggingface_hub>=1 ; extra == 'eval'"]
-    assert "[train]" in install_hint("torch.nn", "", wanted) and "[eval]" in install_hint("torch", "evaluate", wanted)
+    assert "[eval]" in install_hint("torch.nn", "", wanted) and "[train]" in install_hint("torch", "train", wanted)
     assert "[eval]" in install_hint("huggingface_hub", "train", wanted) and install_hint("flask", "", wanted) == ""
 
 
