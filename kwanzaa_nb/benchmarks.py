@@ -99,7 +99,7 @@ def build_made_up(
 
 def measure_builder(size: int) -> dict[str, float]:
     "`build_made_up` in a process of its own."
-    done = subprocess.run([sys.executable, "-m", "kwanzaa_nb.benchmarks", str(size)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "kwanzaa_nb.benchmarks", str(size)], stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../nbs/90_benchmarks.ipynb #90-011

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'NOTEBOOKS', 'STATUSES', 'MANIFEST', 'PROGRESS', 'PACKAGES', 'QUIET', 'EXTRAS', 'RATES', 'StageError',
-           'portable', 'file_record', 'files_of', 'file_key', 'read_manifest', 'write_entry', 'versions', 'commit',
-           'hardware', 'Table', 'stage_table', 'check_maker', 'check_input', 'clock', 'sentence_of', 'StageFiles',
-           'refresh_reports', 'Stage', 'watch', 'start_stage', 'unexecuted', 'check_parameters', 'own_kernel',
-           'shipped', 'find_notebook', 'execute', 'follow', 'extra_of', 'brought_by', 'install_hint', 'check_installed',
-           'run_stage', 'run_all', 'read_metrics', 'rate_text', 'metrics_table', 'verdict']
+           'portable', 'file_record', 'files_of', 'path_text', 'file_key', 'read_manifest', 'write_entry', 'versions',
+           'commit', 'hardware', 'Table', 'stage_table', 'check_maker', 'check_input', 'clock', 'sentence_of',
+           'StageFiles', 'refresh_reports', 'Stage', 'watch', 'start_stage', 'unexecuted', 'check_parameters',
+           'own_kernel', 'shipped', 'find_notebook', 'execute', 'follow', 'extra_of', 'brought_by', 'install_hint',
+           'check_installed', 'run_stage', 'run_all', 'read_metrics', 'rate_text', 'metrics_table', 'verdict']
 
 # %% ../nbs/60_runs.ipynb #60-003
 import atexit
@@ -90,6 +90,13 @@ def files_of(
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 # %% ../nbs/60_runs.ipynb #60-014
+def path_text(
+    path: "str | Path",
+) -> str:  # with forward slashes
+    "A path as text that can be written as UTF-8, whatever encoding this system reads names in."
+    return os.fsencode(Path(path).as_posix()).decode("utf-8", "replace")
+
+
 def file_key(
     path: "str | Path",  # a file or folder
     folder: "str | Path",  # the run folder
@@ -100,9 +107,9 @@ def file_key(
         for wanted, start in ((os.path.abspath(path), os.path.abspath(base)),
                               (os.path.realpath(path), os.path.realpath(base))):
             if Path(wanted).is_relative_to(start):
-                return Path(wanted).relative_to(start).as_posix()
-    place = hashlib.sha256(os.path.dirname(os.path.abspath(path)).encode()).hexdigest()[:4]
-    return f"outside-{place}/{Path(path).name}"
+                return path_text(Path(wanted).relative_to(start))
+    place = hashlib.sha256(os.fsencode(os.path.dirname(os.path.abspath(path)))).hexdigest()[:4]
+    return f"outside-{place}/{path_text(Path(path).name)}"
 
 # %% ../nbs/60_runs.ipynb #60-017
 def read_manifest(

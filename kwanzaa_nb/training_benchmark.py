@@ -181,7 +181,7 @@ def worker(
     log = folder / f"{name}.log"
     with log.open("w", encoding="utf-8") as errors, subprocess.Popen(
             [sys.executable, "-m", "kwanzaa_nb.training_benchmark", name, str(folder), str(steps)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            stdout=subprocess.PIPE, stderr=errors, encoding="utf-8") as process:
 
         def hear(turn: bool = False) -> dict:
             with contextlib.suppress(BrokenPipeError):
