@@ -53,8 +53,9 @@ setup(
     extras_require={
         "train": listed("train"),
         "eval": listed("eval"),
+        "server": listed("server"),
         "docs": listed("docs"),
-        "dev": listed("train", "eval", "docs", "dev"),
+        "dev": listed("train", "eval", "server", "docs", "dev"),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

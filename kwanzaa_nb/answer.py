@@ -9,7 +9,7 @@ __all__ = ['JSON_ERRORS', 'RULE_ERRORS', 'COMPLETION_ERRORS', 'ERROR_STAGES', 'M
            'ModelAnswerText', 'ModelUnknowns', 'ModelAnswer', 'Toggles', 'AnswerText', 'Source', 'Result',
            'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson', 'find_marks', 'rule_problems',
            'parse_model_answer', 'validate_answer_json', 'complete_answer', 'model_answer_schema', 'answer_json_schema',
-           'write_schemas', 'contract_table', 'error_table']
+           'record_schema', 'write_schemas', 'contract_table', 'error_table']
 
 # %% ../nbs/10_answer.ipynb #10-002
 import json
@@ -876,6 +876,19 @@ def model_answer_schema() -> dict:  # keys in the order in which the model write
 def answer_json_schema() -> dict:  # `format` (uri, date-time, uuid) is checked by validators that are told to
     "The JSON Schema of `AnswerJson`."
     return _schema_of(AnswerJson)
+
+# %% ../nbs/10_answer.ipynb #10-063-c
+def record_schema(
+    chunks: Iterable[dict],  # those that were shown
+) -> dict:
+    "The JSON Schema of a record's answers."
+    schema, shown = model_answer_schema(), [chunk["chunk_id"] for chunk in chunks]
+    citations = schema["properties"]["citations"]
+    if shown:
+        citations["items"]["properties"]["chunk_id"] = {"type": "string", "enum": shown}
+    else:
+        citations["maxItems"] = 0
+    return schema
 
 # %% ../nbs/10_answer.ipynb #10-064
 def write_schemas(

@@ -10,7 +10,6 @@ __all__ = ['SIZES', 'FOLDER', 'made_up_name', 'made_up_word', 'made_up_chunk', '
 # %% ../nbs/90_benchmarks.ipynb #90-002
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .cli import steady_streams
 from .config import project_root, load_config
 from .corpus import load_corpus
 from .errors import write_atomically
@@ -79,6 +79,8 @@ def build_made_up(
     size: int,  # chunks
 ) -> dict[str, float]:  # chunks, questions, records, seconds of loading and of building, records a second, peak memory in GB
     "Build records from a corpus of that size, in this process."
+    import resource  # of POSIX alone
+
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         write_atomically(folder / "chunks.jsonl", lines(made_up_chunk(place) for place in range(size)))
@@ -97,7 +99,7 @@ def build_made_up(
 
 def measure_builder(size: int) -> dict[str, float]:
     "`build_made_up` in a process of its own."
-    done = subprocess.run([sys.executable, "-m", "kwanzaa_nb.benchmarks", str(size)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "kwanzaa_nb.benchmarks", str(size)], stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 # %% ../nbs/90_benchmarks.ipynb #90-011
@@ -232,12 +234,15 @@ def main(
     arguments: Sequence[str],  # a number of chunks, or the name of a benchmark and what it takes
 ) -> None:
     "Measure and print, or measure and store."
-    if arguments[0].isdigit():
+    steady_streams()
+    if arguments and arguments[0].isdigit():
         print(json.dumps(build_made_up(int(arguments[0]))))
         return
     measures = {"builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES], "scoring": measure_scoring,
                 "generation": measure_generation, "gaming": measure_gaming, "reliability": reliability,
                 "training": measure_training}
+    if not arguments or arguments[0] not in measures:
+        sys.exit(f"Name what to measure, one of {', '.join(measures)}: python -m kwanzaa_nb.benchmarks scoring.")
     print(store(arguments[0], measures[arguments[0]](*arguments[1:])))
 
 # %% ../nbs/90_benchmarks.ipynb #90-027

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_setting', 'run_command', 'verdict_command', 'runs_command', 'report_command', 'sweep_command', 'init_command',
-           'config_command', 'validate_command', 'parser', 'main']
+           'config_command', 'validate_command', 'parser', 'steady_streams', 'main']
 
 # %% ../nbs/70_cli.ipynb #70-003
 import argparse
@@ -199,6 +199,16 @@ def parser() -> argparse.ArgumentParser:
     _reading(commands)
     return top
 
+# %% ../nbs/70_cli.ipynb #70-014-b
+def steady_streams() -> None:
+    "For a program's start: streams that are missing or closed become the null device, the others print a substitute for what they can't encode."
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        elif mode == "w" and getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
 # %% ../nbs/70_cli.ipynb #70-015
 def _stop(*_: object) -> None:
     "Treat a signal to end like Ctrl-C, so that the manifest is put in order."
@@ -218,10 +228,13 @@ def main(
     arguments: "Sequence[str] | None" = None,  # the words after `kwanzaa`; None: those of the command line
 ) -> int:  # 0; 1 where what was checked has problems, 2 after an error, 130 when stopped; wrong usage leaves by SystemExit(2)
     "The command `kwanzaa`."
+    steady_streams()
     given = parser().parse_args(arguments)
     previous = signal.signal(signal.SIGTERM, _stop)
     try:
-        return given.command(given) or 0
+        status = given.command(given) or 0
+        sys.stdout.flush()  # what can't be written is told here, not when Python has ended
+        return status
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

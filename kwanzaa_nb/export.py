@@ -126,7 +126,7 @@ def export_gguf(
     with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as work:
         built = Path(work, place.name)
         start = [sys.executable, converter] if converter.endswith(".py") else [converter]
-        done = subprocess.run([*start, str(merged), "--outfile", str(built), "--outtype", "f16"], capture_output=True, text=True)
+        done = subprocess.run([*start, str(merged), "--outfile", str(built), "--outtype", "f16"], capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode or not built.is_file() or built.read_bytes()[:4] != b"GGUF":
             told = (done.stderr.strip().splitlines() or ["nothing was written"])[-1][:300]
             raise PublishError(f"The converter to GGUF failed ({told}): leave gguf out of publishing.exports, or mend it.")

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LETTER', 'SAYING', 'ESCAPE', 'SIGN', 'FIRST', 'BITS', 'Bounds', 'GrammarError', 'quoted', 'spelled', 'marked_text',
-           'forms', 'cite_rules', 'pieces_of', 'record_grammar', 'record_schema', 'Grammar', 'allowed',
-           'GrammarProcessor', 'forced']
+           'forms', 'cite_rules', 'pieces_of', 'record_grammar', 'Grammar', 'allowed', 'GrammarProcessor', 'forced']
 
 # %% ../nbs/13_grammar.ipynb #13-002
 import json
@@ -143,19 +142,6 @@ def record_grammar(
         lines += [f"QUOTE_{place}: %regex {json.dumps({'substring_chunks': pieces})} & /(?s:.){{1,{bounds.quote}}}/ & {SAYING}",
                   f'cite_{place}: {quoted("{" + json.dumps("quote") + ":" + chr(34))} QUOTE_{place} {quoted(named)}']
     return "\n".join(lines)
-
-# %% ../nbs/13_grammar.ipynb #13-012
-def record_schema(
-    chunks: Iterable[Mapping[str, Any]],  # those that were shown
-) -> dict:
-    "The JSON Schema of a record's answers."
-    schema, shown = model_answer_schema(), [chunk["chunk_id"] for chunk in chunks]
-    citations = schema["properties"]["citations"]
-    if shown:
-        citations["items"]["properties"]["chunk_id"] = {"type": "string", "enum": shown}
-    else:
-        citations["maxItems"] = 0
-    return schema
 
 # %% ../nbs/13_grammar.ipynb #13-015
 class Grammar:

@@ -16,9 +16,6 @@ from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
-from tokenizers import Tokenizer
-
 from .errors import KwanzaaError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
@@ -86,7 +83,7 @@ class Control:
                 or _TAG.fullmatch(token.content) and any(tag in template for tag in _twins(token.content)))}
         longest_first = sorted(self.tokens.values(), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.backends: dict[int, Tokenizer] = {}  # by the first of their signs
+        self.backends: dict[int, Any] = {}  # by the first of their signs
 
     def among(
         self,
@@ -174,7 +171,7 @@ def _apply(tokenizer: Any, messages: list[dict], add_generation_prompt: bool) ->
         return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # noqa: BLE001 - programs of others raise what they like
         reason = " ".join(str(error).split())[:200]
-        kind = "" if isinstance(error, TemplateError) and reason else type(error).__name__
+        kind = "" if type(error).__module__.startswith("jinja2") and reason else type(error).__name__
         raise TemplateRefusal(f"the chat template refuses the messages ({': '.join(filter(None, [kind, reason]))}): {_MEND}") from error
 
 
@@ -330,7 +327,7 @@ def _by_signs(
     control: Control,
     tokenizer: Any,
     text: str,
-) -> tuple[Tokenizer, dict[int, str]]:  # the copy, and the sign of each token of control, none of which the text holds
+) -> tuple[Any, dict[int, str]]:  # the copy, and the sign of each token of control, none of which the text holds
     "A copy of a tokenizer that knows its tokens of control by other names."
     held, count = {ord(sign) for sign in text}, max(1, len(control.tokens))
     first = next(first for first in range(0xF0000, 0x10FFFE - count, count) if held.isdisjoint(range(first, first + count)))
@@ -346,7 +343,7 @@ def _by_signs(
     model["unk_token"] = names.get(model.get("unk_token"), model.get("unk_token"))
     pairs = [(pair, pair.split(" ") if isinstance(pair, str) else pair) for pair in model.get("merges") or []]
     model |= {"merges": [pair for pair, (left, right) in pairs if names.keys().isdisjoint([left, right, left + right])]} if pairs else {}
-    control.backends[first] = Tokenizer.from_str(json.dumps(file | {"truncation": None, "padding": None}))
+    control.backends[first] = type(tokenizer.backend_tokenizer).from_str(json.dumps(file | {"truncation": None, "padding": None}))
     return control.backends[first], signs
 
 # %% ../nbs/31_masking.ipynb #31-122

@@ -18,7 +18,7 @@ from .config import project_root
 from .errors import write_atomically
 from .metrics import HEADLINES
 from .run_report import RunFacts, money, page_html, read_run, write_run_report
-from .runs import MANIFEST, STAGES, Table, rate_text
+from .runs import MANIFEST, STAGES, Table, path_text, rate_text
 
 # %% ../nbs/63_overview.ipynb #63-005
 def find_runs(
@@ -67,7 +67,7 @@ def run_row(
             for arm, scores in (facts.metrics or {}).get("arms", {}).items()}
     seconds = [entry["seconds"] for entry in entries.values() if isinstance(entry.get("seconds"), (int, float))]
     dollars = money(facts.manifest)
-    return {"name": facts.name, "folder": Path(os.path.relpath(facts.folder, start)).as_posix(),
+    return {"name": facts.name, "folder": path_text(os.path.relpath(facts.folder, start)),
             "model": str((facts.config.get("model") or {}).get("base_model_id") or ""),
             "stages": " ".join(f"{stage} {entries[stage]['status']}" for stage in STAGES if entries.get(stage, {}).get("status", "not_run") != "not_run"),
             "started": max((str(entry.get("started") or "") for entry in entries.values()), default=""), "minutes": round(sum(seconds) / 60, 1),

@@ -13,10 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from trl import pack_dataset
 
 from .masking import IGNORED
 
@@ -233,6 +231,9 @@ def pack_rows(
     max_seq_length: int,  # tokens in a packed row
 ) -> list[dict]:  # rows with "seq_lengths" besides, a record whole in one of them
     "Pack records into rows by best-fit decreasing over the whole data set."
+    from datasets import Dataset
+    from trl import pack_dataset
+
     too_long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > max_seq_length]
     if too_long:
         raise ValueError(f"{len(too_long)} records are longer than {max_seq_length} tokens, the longest {max(too_long)}: none is cut")

@@ -19,7 +19,7 @@ from .errors import write_atomically
 from .gate import adapter_rates, below
 from .generate import is_headline
 from .metrics import HEADLINES, METRICS, question_of
-from .runs import NOTEBOOKS, STAGES, StageError, clock, rate_text, read_manifest, read_metrics, sentence_of
+from .runs import NOTEBOOKS, STAGES, StageError, clock, path_text, rate_text, read_manifest, read_metrics, sentence_of
 from .show_answer import STYLE as ANSWER_STYLE
 from .show_answer import answer_html
 
@@ -46,7 +46,7 @@ class RunFacts:
     def name(self) -> str:
         "The run's name, or its folder's."
         run = self.config.get("run")
-        return str(run.get("name") if isinstance(run, Mapping) else "") or self.folder.name
+        return str(run.get("name") if isinstance(run, Mapping) else "") or path_text(self.folder.name)
 
     @property
     def config(self) -> dict:

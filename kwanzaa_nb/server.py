@@ -16,9 +16,9 @@ from typing import Any
 
 import openai
 
+from .answer import record_schema
 from .errors import KwanzaaError
 from .generate import Decoding, Written
-from .grammar import record_schema
 
 # %% ../nbs/46_server.ipynb #46-004
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
 from .budget import Estimate, check_budget, estimate_run
-from .cli import read_setting
+from .cli import read_setting, steady_streams
 from .config import Config, Difference, config_to_yaml, read_yaml, resolve_config
 from .errors import KwanzaaError, write_atomically
 from .evaluation import spread
@@ -458,6 +458,7 @@ def main(
     arguments: "Sequence[str] | None" = None,  # None: those of the command line
 ) -> int:  # 0, or 1 after an error, 130 when stopped
     "The command: train as a config says, in this process and those that were started with it."
+    steady_streams()
     parser = argparse.ArgumentParser(prog="kwanzaa_nb.train", description="Train the adapter of a config; under accelerate launch, in several "
                                      "processes. Killed and run again, it goes on from its last whole checkpoint.")
     parser.add_argument("--config", required=True, metavar="FILE", help="a YAML file, as in configs/")

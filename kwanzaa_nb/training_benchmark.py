@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, set_
 from trl import SFTConfig, SFTTrainer
 
 from .budget import peak_bytes
+from .cli import steady_streams
 from .config import Config, load_config
 from .corpus import load_corpus
 from .masking import IGNORED, stop_ids
@@ -180,7 +181,7 @@ def worker(
     log = folder / f"{name}.log"
     with log.open("w", encoding="utf-8") as errors, subprocess.Popen(
             [sys.executable, "-m", "kwanzaa_nb.training_benchmark", name, str(folder), str(steps)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            stdout=subprocess.PIPE, stderr=errors, encoding="utf-8") as process:
 
         def hear(turn: bool = False) -> dict:
             with contextlib.suppress(BrokenPipeError):
@@ -215,6 +216,7 @@ def main(
 ) -> None:
     "Be an arm: take a turn for each line that is read, and write a line for what happened."
     name, folder, steps = arguments
+    steady_streams()
     answers = sys.stdout
 
     def wait() -> None:

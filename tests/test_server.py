@@ -12,7 +12,7 @@ from kwanzaa_nb.answer import parse_strict_json
 from kwanzaa_nb.errors import KwanzaaError
 from kwanzaa_nb.evaluation import arms, backend_differences, experiment
 from kwanzaa_nb.generate import Decoding, generate_pass, open_log, read_log
-from kwanzaa_nb.grammar import record_schema
+from kwanzaa_nb.answer import record_schema
 from kwanzaa_nb.model import Effective
 from kwanzaa_nb.server import Question, ServerBackend, ServerError, request
 from kwanzaa_nb.validation import read_records

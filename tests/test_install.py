@@ -1,0 +1,225 @@
+"""The package as somebody gets it who installs only what is needed: the core, then what asking a server takes, neither with torch.
+
+Wheels come from where pip is set up to find them; versions are the pinned ones.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from test_package import CORE, EXTRAS
+
+from kwanzaa_nb.metrics import METRICS
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance", "jinja2")
+pytestmark = pytest.mark.end_to_end
+
+
+def clean():
+    "The environment without this interpreter's packages."
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
+
+
+def done(words, folder, status=0):
+    "What a command printed and complained of; it must end with that status."
+    ran = subprocess.run(list(map(str, words)), cwd=folder, env=clean(), capture_output=True, text=True, timeout=300, check=False)
+    assert ran.returncode == status and "Traceback" not in ran.stderr, f"{words}: {ran.returncode}\n{ran.stdout[-1000:]}\n{ran.stderr[-3000:]}"
+    return ran.stdout, ran.stderr
+
+
+class Installed:
+    "An environment of its own, and an empty folder to work in."
+
+    def __init__(self, home):
+        self.folder, self.bin = home / "somewhere", home / "venv" / "bin"
+        self.folder.mkdir()
+        copy = shutil.copytree(ROOT, home / "source", ignore=shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "_docs", "_proc"), symlinks=True)
+        done([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", home, copy], home)
+        (self.wheel,) = home.glob("kwanzaa_nb-*.whl")
+        done([sys.executable, "-m", "venv", home / "venv"], home)
+        self.install(str(self.wheel))
+        shutil.rmtree(copy)
+
+    def install(self, what):
+        done([self.bin / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", ROOT / ".ci" / "constraints.txt", what], self.folder)
+
+    def kwanzaa(self, *words, status=0, folder=None):
+        return done([self.bin / "kwanzaa", *words], folder or self.folder, status)
+
+    def python(self, code, folder=None, status=0):
+        return done([self.bin / "python", "-c", code], folder or self.folder, status)[0]
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory):
+    return Installed(tmp_path_factory.mktemp("core"))
+
+
+@pytest.fixture(scope="module")
+def project(core):
+    "A project that `kwanzaa init` started, with records that the builder made in the core."
+    core.kwanzaa("init", "mine")
+    folder = core.folder / "mine"
+    core.python("""
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.corpus import corpus_options, load_corpus
+from kwanzaa_nb.own_corpus import system_prompts, with_system_prompts
+from kwanzaa_nb.records import generate_records, write_splits
+config = load_config("configs/demo.cpu.yaml")
+data = config.data
+chunks, questions = load_corpus(config.path(data.corpus), config.path(data.questions), corpus_options(data))
+paths = {"train": data.train_file, "dev": data.dev_file, "eval": data.eval_file}
+found = generate_records(chunks, questions, config.run.seed, report=lambda line: None)
+prompts = system_prompts(data)
+print(write_splits(((split, with_system_prompts([record], prompts)[0]) for split, record in found), {split: config.path(path) for split, path in paths.items()}))
+""", folder)
+    return folder
+
+
+def without_torch(installed):
+    names = installed.python(f"import importlib.util as found; print(*[name for name in {HEAVY!r} if found.find_spec(name)])").split()
+    assert not set(names) & {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance"}, names
+    return names
+
+
+def test_the_core_has_no_torch_and_every_module_of_it_imports_in_a_fresh_interpreter(core):
+    assert without_torch(core) == []
+    for name in CORE:
+        core.python(f"import kwanzaa_nb.{name}")
+    missing = core.python(f"""
+import importlib
+for name in {sorted(EXTRAS)!r}:
+    try:
+        importlib.import_module("kwanzaa_nb." + name)
+    except ModuleNotFoundError:
+        print(name)
+""").split()
+    assert missing == sorted(EXTRAS)
+
+
+def test_commands_that_need_no_torch(core, project):
+    assert "validate" in core.kwanzaa("--help")[0] and "No runs" in core.kwanzaa("runs")[0]
+    configs = [path for path in sorted((project / "configs").rglob("*.yaml")) if path.parent.name not in ("accelerate", "sweeps") and path.name != "gpus.yaml"]
+    assert len(configs) >= 6
+    for path in configs:
+        assert "no problems" in core.kwanzaa("config", "check", path, folder=project)[0]
+        shown = core.kwanzaa("config", "show", path, folder=project)[0]
+        (core.folder / "shown.yaml").write_text(shown, encoding="utf-8")
+        core.kwanzaa("config", "check", "shown.yaml")
+    built = sorted((project / "data" / "training").glob("*.jsonl"))
+    assert len(built) == 3
+    for path in [ROOT / "data" / "training" / "kwanzaa_eval.jsonl", *built]:
+        assert "records" in core.kwanzaa("validate", path)[0]
+    (core.folder / "broken.jsonl").write_text('{"id": "one", "messages": []}\n', encoding="utf-8")
+    assert "broken.jsonl" in core.kwanzaa("validate", "broken.jsonl", status=1)[0]
+    assert "config.yaml" in core.kwanzaa("sweep", "configs/sweeps/rank.cpu.yaml", "--table", folder=project)[0]
+
+
+def test_the_records_are_those_of_the_checkout(project):
+    for path in sorted((project / "data" / "training").glob("*.jsonl")):
+        assert path.read_bytes() == (ROOT / "data" / "training" / path.name).read_bytes()
+
+
+def test_scores_and_reports_of_outputs_that_are_there(core, project):
+    core.python(f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from made_run import make_run
+make_run(".")
+""", project)
+    folder = project / "outputs" / "tiny"
+    assert (folder / "evaluation" / "metrics.json").is_file()
+    assert "json_valid_rate" in core.kwanzaa("verdict", "outputs/tiny", folder=project)[0]
+    assert "tiny" in core.kwanzaa("runs", folder=project)[0]
+    core.kwanzaa("report", "outputs/tiny", folder=project)
+    core.kwanzaa("report", "outputs", folder=project)
+    assert (folder / "report.html").is_file() and (project / "outputs" / "index.html").is_file()
+    stored = done([core.bin / "python", "-m", "kwanzaa_nb.benchmarks", "scoring"], project)[0]
+    assert json.loads((project / stored.strip()).read_text(encoding="utf-8"))["measured"]["samples"] > 100
+
+
+@pytest.mark.parametrize("words, extra", [
+    (["run", "data"], "train"), (["run", "train"], "train"), (["run", "evaluate"], "eval"), (["run", "all"], "train,eval"),
+    (["run", "evaluate", "--set", "evaluation.backend=server", "--set", "evaluation.server.url=http://127.0.0.1:9/v1",
+      "--set", "evaluation.server.base=m"], "server"), (["validate", "data/training/kwanzaa_dev.jsonl", "--preview", "1"], "eval")], ids=str)
+def test_what_needs_more_names_the_smallest_extra_in_one_sentence(core, project, words, extra):
+    before = sorted(project.rglob("*"))
+    out, err = core.kwanzaa(*words, status=2, folder=project)
+    assert f"pip install 'kwanzaa_nb[{extra}]'" in err and len(err.strip().splitlines()) == 1 and out == ""
+    assert sorted(project.rglob("*")) == before
+
+
+# with the extra [server]
+
+
+class Answering(BaseHTTPRequestHandler):
+    "A server of OpenAI's protocol: base writes prose, the adapter a refusal that keeps the contract."
+
+    asked: list = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append((self.path, body))
+        text = "I am not sure." if body["model"] == "plain" and "response_format" not in body else json.dumps({
+            "citations": [], "answer": {"completeness": "insufficient_data", "text": "The context doesn't say."},
+            "unknowns": {"unsupported_claims": [], "missing_context": ["A source."], "clarifying_questions": []}})
+        data = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [
+            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server():
+    "On loopback; its address, and how to end it."
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    yield listening
+    listening.server_close()
+
+
+def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, project, server):
+    core.install(f"{core.wheel}[server]")
+    without_torch(core)
+    settings = {"run.output_dir": "outputs/served", "evaluation.backend": "server", "evaluation.server.url": f"http://127.0.0.1:{server.server_port}/v1",
+                "evaluation.server.base": "plain", "evaluation.server.adapter": "tuned", "evaluation.max_records": 6, "evaluation.grammar": "true"}
+    words = ["run", "evaluate", "--config", "configs/demo.cpu.yaml", *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")]]
+    out, err = core.kwanzaa(*words, folder=project)
+    assert "json_valid_rate" in out and err == ""
+    asked = len(Answering.asked)
+    assert asked >= 4 * 6 and {path for path, _ in Answering.asked} == {"/v1/chat/completions"}
+    assert any("response_format" in body for _, body in Answering.asked) and "assistant" not in {part["role"] for _, body in Answering.asked for part in body["messages"]}
+    folder = project / "outputs" / "served" / "evaluation"
+    measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert set(measured["arms"]) == {"base", "base+grammar", "adapter", "adapter+grammar"}
+    assert [measured["arms"][arm]["rates"]["json_valid_rate"]["value"] for arm in ("base", "adapter")] == [0.0, 1.0]
+    assert set(METRICS) <= set(measured["arms"]["base"]["rates"]) and measured["experiment"]["device"] is None and measured["experiment"]["versions"] == {}
+    for name in ("samples.jsonl", "answers.jsonl", "metrics.png", "index.html"):
+        assert (folder / name).stat().st_size
+    server.shutdown()  # whoever scores the log again asks nothing
+    (folder / "metrics.json").unlink()
+    core.kwanzaa(*words, folder=project)
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["arms"] == measured["arms"] and len(Answering.asked) == asked
+    assert "evaluate" in core.kwanzaa("verdict", "outputs/served", folder=project)[0]
+    gate = core.python("""
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.gate import gate_findings, gate_verdict
+from kwanzaa_nb.staging import staged_table
+config = load_config("configs/demo.cpu.yaml")
+print(gate_verdict(gate_findings(config, config.path("outputs/served")), None))
+""", project)
+    assert gate.strip()
