@@ -5,6 +5,7 @@ import configparser
 import importlib.metadata
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -201,8 +202,8 @@ def test_an_older_python_is_refused_before_anything_else_is_imported(monkeypatch
     assert OLD.fullmatch(str(caught.value))[1] == ".".join(map(str, version)) and "logging" not in names
 
 
-OLDER = [path for pattern in ("/root/.pyenv/versions/*/bin/python", "/usr/bin/python3.*", "/usr/local/bin/python3.*", "/opt/hostedtoolcache/Python/*/*/bin/python")
-         for path in sorted(Path("/").glob(pattern[1:])) if re.search(r"python(-?2|/|3\.)|/(2|3)\.\d+\.", str(path)) and "config" not in path.name]
+OLDER = [found for name in ("python2.7", *(f"python3.{minor}" for minor in range(6, 11))) if (found := shutil.which(name))]
+OLDER += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob("*/bin/python")))
 
 
 def told(python, *words):
