@@ -218,7 +218,8 @@ def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | No
     except UnicodeDecodeError as error:
         return problem(f"not UTF-8 at byte {error.start + 1}", "save the file as UTF-8", "not_utf8")
     except _NotJson as error:
-        return problem(*error.args)
+        what, mend, code = error.args
+        return problem(what + (_odd_number(line) if code == "nan_or_infinity" else ""), mend, code)
     except (ValueError, RecursionError) as error:
         if not isinstance(error, json.JSONDecodeError):
             what = "nested too deeply" if isinstance(error, RecursionError) else "a number too long to read"
@@ -226,6 +227,18 @@ def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | No
         mend = "write each record as one line of JSON" if line.endswith((b"\n", b"\r")) else "the line may be half written"
         return problem(f"not JSON at column {error.colno}: {error.msg}", mend, "bad_json")
     return row if isinstance(row, dict) else problem(f"a {type(row).__name__}, expected an object", "write {...}", "not_an_object")
+
+
+def _odd_number(line: bytes) -> str:
+    "Where in a line stands a number that JSON does not have."
+    waiting = [("", json.loads(line))]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return f", in {place}" if place else ""
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        waiting += [(f"{place}.{plain_name(name)}".lstrip(".") if isinstance(value, dict) else f"{place}[{name}]", part) for name, part in inner]
+    return ""
 
 
 def _depth(value: Any) -> int:
@@ -1045,7 +1058,8 @@ class ChunkStore(Mapping):
                            (chunk.chunk_id, chunk.model_dump_json()))
 
     def _read(self, chunk_id: str) -> Chunk:
-        found = self._rows.execute("SELECT row FROM chunks WHERE chunk_id = ?", (chunk_id,)).fetchone()
+        asked = None if sign_problem(chunk_id, controls=False) else chunk_id  # no database holds half a surrogate pair
+        found = self._rows.execute("SELECT row FROM chunks WHERE chunk_id = ?", (asked,)).fetchone()
         if found is None:
             raise KeyError(chunk_id)
         return Chunk.model_validate_json(found[0])
@@ -1077,9 +1091,14 @@ class ChunkList(Sequence):
         return len(self.ids)
 
 # %% ../nbs/20_corpus.ipynb #20-051
-UNREAD = ("other_format", "json_array", "pretty_printed", "utf16", "not_utf8", "empty_file", "unreadable", "unknown_format",
-          "bad_table", "bad_csv", "bad_separator", "bad_column", "huge_line")  # codes of files without chunks
-_OF_CHUNKS = ("unknown_chunk_id", "quote_not_in_chunk", "ambiguous_quote", "shape")
+UNREAD = ("other_format", "json_array", "pretty_printed", "utf16", "not_utf8", "empty_file", "unreadable", "unknown_format", "bad_table", "bad_csv",
+          "bad_separator", "bad_column", "ragged_row", "huge_line", "bad_json", "not_an_object", "nan_or_infinity", "duplicate_key")
+
+
+def _lacks_chunk(problem: Problem) -> bool:
+    "Whether what is wrong with a question is that the corpus lacks a chunk."
+    return problem.code == "unknown_chunk_id" or problem.where.endswith((".chunk_id", ", evidence")) and problem.code in ("quote_not_in_chunk", "shape") \
+        and not problem.what.startswith("not verbatim")
 
 
 def load_corpus(
@@ -1109,5 +1128,5 @@ def load_corpus(
                      if not (bad_rows and code in ("unknown_chunk_id", "shape"))]
     if problems:
         raise DataError(f"{Path(corpus).name} and {Path(questions).name}", [
-            problem for place, problem in enumerate(problems) if not (unread and place >= known and problem.code in _OF_CHUNKS)])
+            problem for place, problem in enumerate(problems) if not (unread and place >= known and _lacks_chunk(problem))])
     return chunks, [question for _, question in asked]

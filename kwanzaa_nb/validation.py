@@ -106,7 +106,7 @@ def _mend(name: str, value: Any) -> str:
         return f"write {'true' if str(value).lower() in ('true', '1') else 'false'}"
     if name == "score" and isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.\d{1,20})?", value):
         return f"write {value}"
-    if name == "tags" and isinstance(value, str) and value.strip():
+    if name == "tags" and isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= 200:
         return f"write {json.dumps([part.strip() for part in re.split('[|,;]', value) if part.strip()][:9], ensure_ascii=False)}"
     if name in _SIZES and _is_number(value):
         return f'write "{value}"'
