@@ -228,7 +228,7 @@ def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | No
         return problem(f"not JSON at column {error.colno}: {error.msg}", mend, "bad_json")
     return row if isinstance(row, dict) else problem(f"a {type(row).__name__}, expected an object", "write {...}", "not_an_object")
 
-
+# %% ../nbs/20_corpus.ipynb #20-009-b
 def _odd_number(line: bytes) -> str:
     "Where in a line stands a number that JSON does not have."
     waiting = [("", json.loads(line))]

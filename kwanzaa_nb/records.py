@@ -980,7 +980,8 @@ def refuse_foreign(
     "Raise `ForeignFile` where a file stands whose first record was not built here."
     if not Path(path).is_file() or not Path(path).stat().st_size:
         return
-    first = Path(path).read_bytes().split(b"\n", 1)[0]
+    with open(path, "rb") as file:
+        first = file.readline(1_000_000)
     if not (b'"pair_id"' in first and b'"question_id"' in first and b'"group"' in first):
         raise ForeignFile(f"{Path(path).name} is there and was not built by this stage: move it away, name another file in data, "
                           "or leave data.corpus and data.questions out to use it as it is")
