@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'MOST_NESTED', 'HEAD', 'FRONT_MATTER', 'Slug', 'Line', 'Prose',
-           'UNANSWERABLE_KINDS', 'DEFAULTED', 'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS', 'UNREAD', 'DataError',
+           'UNANSWERABLE_KINDS', 'DEFAULTED', 'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS', 'DataError',
            'MissingFile', 'iter_jsonl', 'read_jsonl', 'read_csv', 'read_parquet', 'Piece', 'split_text',
            'split_front_matter', 'Chunk', 'Evidence', 'Question', 'CorpusOptions', 'corpus_options', 'field_names',
            'short', 'Row', 'is_missing', 'text_places', 'plain_name', 'sign_problem', 'control_problems', 'data_files',
@@ -1091,10 +1091,6 @@ class ChunkList(Sequence):
         return len(self.ids)
 
 # %% ../nbs/20_corpus.ipynb #20-051
-UNREAD = ("other_format", "json_array", "pretty_printed", "utf16", "not_utf8", "empty_file", "unreadable", "unknown_format", "bad_table", "bad_csv",
-          "bad_separator", "bad_column", "ragged_row", "huge_line", "bad_json", "not_an_object", "nan_or_infinity", "duplicate_key")
-
-
 def _lacks_chunk(problem: Problem) -> bool:
     "Whether what is wrong with a question is that the corpus lacks a chunk."
     return problem.code == "unknown_chunk_id" or problem.where.endswith((".chunk_id", ", evidence")) and problem.code in ("quote_not_in_chunk", "shape") \
@@ -1119,7 +1115,7 @@ def load_corpus(
         if count > options.max_chunk_words:
             problems.append(Problem(f"{where}, text", f"{count} words, expected at most {options.max_chunk_words}",
                                     "part it, or raise data.max_chunk_words", "long_chunk"))
-    known, unread = len(problems), any(problem.code in UNREAD for problem in problems)
+    known, unread = len(problems), bool(problems) and not chunks
     asked = list(load_rows(questions, Question, problems, options,
                            complete=lambda values, where: complete_question(values, where, chunks, problems)))
     for where, question in asked:
