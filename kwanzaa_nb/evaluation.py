@@ -274,7 +274,7 @@ def complete_answers(
                 model_mode="base_adapter_rag" if adapted else "base_only", confidence=confidence_of(sample, calibrations or {}),
                 model_version=config.model.base_model_id, adapter_version=config.run.name if adapted else None)
         except AnswerError as error:
-            incomplete[f"{sample['arm']}, {sample['id']}"] = str(error).splitlines()[-1].strip(" -")
+            incomplete[f"{sample['arm']}, {sample['id']}"] = str(error.problems[-1])
             continue
         lines.append({"id": sample["id"], "arm": sample["arm"], "answer_json": whole})
     return lines, incomplete

@@ -11,7 +11,7 @@ from typing import Any
 
 from .answer import AnswerError, parse_model_answer
 from .masking import MaskError, answer_span, encode_text
-from .prompt import INSTRUCTION_HEADING, read_context, render_user
+from .prompt import read_context, render_user, split_user
 
 # %% ../nbs/34_lengths.ipynb #34-004
 def without_chunk(
@@ -20,7 +20,7 @@ def without_chunk(
 ) -> dict:  # a new record
     "A record that shows one chunk less."
     system, user, *rest = record["messages"]
-    question = user["content"].rsplit(INSTRUCTION_HEADING, 1)[-1].strip()
+    _, question = split_user(user["content"], record.get("chunks") or ())
     kept = [chunk for chunk in read_context(user["content"]) if chunk["chunk_id"] != chunk_id]
     changed = {**record, "messages": [system, {**user, "content": render_user(question, kept)}, *rest]}
     if "chunks" in record:

@@ -21,7 +21,7 @@ import numpy as np
 
 from .answer import AnswerError, ModelAnswer, parse_model_answer, parse_strict_json
 from .errors import Problem, ProblemList
-from .prompt import INSTRUCTION_HEADING
+from .prompt import split_user
 from .support import SUPPORTED_AT, examine, forget_claims, mentions, overlap, sentences, split_claims, support, tokens
 
 # %% ../nbs/42_metrics.ipynb #42-004
@@ -123,7 +123,7 @@ def question_of(
 ) -> str:
     "The question as it was asked, from the user message."
     user = next((message["content"] for message in record.get("messages", []) if message["role"] == "user"), "")
-    return user.rsplit(INSTRUCTION_HEADING, 1)[-1].strip()
+    return split_user(user, record.get("chunks") or ())[1]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYSTEM_PROMPT', 'PERSONA_PHRASES', 'MODE_RULES', 'CONTEXT_HEADING', 'INSTRUCTION_HEADING', 'NO_CONTEXT',
            'PromptError', 'answer_skeleton', 'fill_system_prompt', 'system_prompt', 'mark_lines', 'render_user',
-           'render_prompt', 'read_context', 'target_json']
+           'render_prompt', 'split_user', 'read_context', 'target_json']
 
 # %% ../nbs/11_prompt.ipynb #11-002
 import functools
@@ -112,7 +112,7 @@ def _chunk_problems(chunks: list) -> list[Problem]:
                 problems.append(Problem(f"{where}, {name}", "missing, blank or not text", "give it a text", code))
             elif name != "text" and not _is_one_line(value):
                 problems.append(Problem(f"{where}, {name}", "a line break or outer white space", "remove it", code))
-        if isinstance(year, bool) or not isinstance(year, int):
+        if isinstance(year, bool) or not isinstance(year, int) or abs(year) >= 10 ** 9:
             problems.append(Problem(f"{where}, year", "missing or not an integer", "give it as 1863", "bad_year"))
         if isinstance(chunk_id, str):
             where = f"{where}, chunk_id"
@@ -132,6 +132,16 @@ def mark_lines(
     return "\n".join(f"{line} [{chunk_id}]" if line.strip() else line for line in text.split("\n"))
 
 
+def _before_question(chunks: Iterable) -> str:
+    "A user message up to its question."
+    shown = []
+    for chunk in chunks:
+        chunk_id, source, year, text = (_field(chunk, name) for name in ("chunk_id", "source_org", "year", "text"))
+        shown.append(f"[chunk_id: {chunk_id} | source: {source} | year: {year}]\n{mark_lines(text, chunk_id)}")
+    context = "\n\n".join(shown) or NO_CONTEXT
+    return f"{CONTEXT_HEADING}\n{context}\n\n{INSTRUCTION_HEADING}\n"
+
+
 def render_user(
     question: str,  # shown without its outer white space
     chunks: Iterable,  # mappings or objects with chunk_id, source_org, year and text, in the order to show
@@ -143,12 +153,7 @@ def render_user(
         problems.append(Problem("question", "missing, blank or not text", "ask something", "bad_question"))
     if problems:
         raise PromptError("prompt", problems)
-    shown = []
-    for chunk in chunks:
-        chunk_id, source, year, text = (_field(chunk, name) for name in ("chunk_id", "source_org", "year", "text"))
-        shown.append(f"[chunk_id: {chunk_id} | source: {source} | year: {year}]\n{mark_lines(text, chunk_id)}")
-    context = "\n\n".join(shown) or NO_CONTEXT
-    return f"{CONTEXT_HEADING}\n{context}\n\n{INSTRUCTION_HEADING}\n{question.strip()}"
+    return _before_question(chunks) + question.strip()
 
 # %% ../nbs/11_prompt.ipynb #11-018
 def render_prompt(
@@ -163,21 +168,56 @@ def render_prompt(
     return [{"role": "system", "content": system}, {"role": "user", "content": render_user(question, chunks)}]
 
 # %% ../nbs/11_prompt.ipynb #11-026
-_HEADER = re.compile(r"^\[chunk_id: (?P<chunk_id>[^|\]\n]+) \| source: (?P<source_org>[^\n]*) \| year: (?P<year>-?\d+)\]$", re.M)
+_HEADER = re.compile(r"^\[chunk_id: (?P<chunk_id>[^|\]\n]+) \| source: (?P<source_org>[^\n]*) \| year: (?P<year>-?[0-9]{1,9})\]$", re.M)
+
+
+def _chunks_of(
+    context: str,  # what stands between the two headings
+    rendered: bool = True,  # whether it has two line ends behind each text, as `render_user` writes them
+) -> list[dict]:
+    "The chunks of a context."
+    headers, found = list(_HEADER.finditer(context)), []
+    for header, end in zip(headers, [*(header.start() for header in headers[1:]), len(context)]):
+        text = context[header.end() + 1:end - 2] if rendered else context[header.end():end].strip("\n")
+        lines = [line.removesuffix(f" [{header['chunk_id']}]") for line in text.split("\n")]
+        found.append({**header.groupdict(), "year": int(header["year"]), "text": "\n".join(lines)})
+    return found
+
+
+def _rendered(user: str) -> "list[dict] | None":
+    "The chunks of a message that `render_user` wrote; None for one that it did not write."
+    chunks = _chunks_of(user[len(CONTEXT_HEADING) + 1:user.find(f"\n\n{INSTRUCTION_HEADING}\n") + 2])
+    return chunks if user.startswith(_before_question(chunks)) else None
+
+# %% ../nbs/11_prompt.ipynb #11-026-b
+def split_user(
+    user: str,  # a user message
+    chunks: Iterable = (),  # those shown, where they are known; they help where the message was written by hand
+) -> tuple[str, str]:  # all up to the line `### Instruction:` and that heading, "" where there is none; and the question
+    "Part a user message before its question."
+    shown = _rendered(user)
+    if shown is not None:
+        before = _before_question(shown)
+        return before, user[len(before):].strip()
+    alone, any_line = (list(re.finditer(f"^{INSTRUCTION_HEADING}{end}", user, re.M)) for end in (r"[ \t\r]*$", ""))
+    heads = alone or any_line
+    if not heads:
+        return "", user.strip()
+    texts = [str(_field(chunk, "text")) for chunk in chunks]
+    known = [place + len(text) for text in texts if (place := user.find(text)) >= 0] or \
+        [header.end() for header in _HEADER.finditer(user, 0, heads[-1].start())]
+    head = next((head for head in heads if head.start() >= max(known, default=0)), heads[-1])
+    return user[:head.start()] + INSTRUCTION_HEADING, user[head.start() + len(INSTRUCTION_HEADING):].strip()
 
 
 def read_context(
     user: str,  # a user message
 ) -> list[dict]:  # chunks with chunk_id, source_org, year and text; empty where the layout is another
     "The chunks that a user message shows, the inverse of `render_user`."
-    if not user.startswith(CONTEXT_HEADING + "\n") or INSTRUCTION_HEADING not in user:
-        return []
-    context = user[len(CONTEXT_HEADING):user.rindex(INSTRUCTION_HEADING)].strip("\n")
-    headers = list(_HEADER.finditer(context))
-    ends = [header.start() for header in headers[1:]] + [len(context)]
-    texts = [context[header.end():end].strip("\n").split("\n") for header, end in zip(headers, ends)]
-    return [{**header.groupdict(), "year": int(header["year"]), "text": "\n".join(line.removesuffix(f" [{header['chunk_id']}]") for line in lines)}
-            for header, lines in zip(headers, texts)]
+    shown, before = _rendered(user), split_user(user)[0]
+    if shown is not None or not before or not user.startswith(f"{CONTEXT_HEADING}\n"):
+        return shown or []
+    return _chunks_of(before.removesuffix(INSTRUCTION_HEADING)[len(CONTEXT_HEADING):], rendered=False)
 
 # %% ../nbs/11_prompt.ipynb #11-029
 def target_json(

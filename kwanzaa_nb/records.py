@@ -9,10 +9,10 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOTHING_RETRIEVED', 'NOT_ANSWERED', 'STRA
            'distractors', 'shuffled_chunks', 'excerpt', 'all_shown', 'make_record', 'straightened', 'minimal_pair',
            'near_miss', 'injected_pair', 'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'Turns', 'near_chunks',
            'QuestionPool', 'panel', 'aliases', 'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan',
-           'split_records', 'plan_pairs', 'shuffled_questions', 'generate_records', 'build_records', 'target_problems',
-           'check_records', 'word_set', 'Trained', 'leaks', 'prompt_features', 'shortcuts', 'Features',
-           'shortcut_problems', 'RecordChecks', 'write_records', 'write_splits', 'refuse_foreign', 'ForeignFile',
-           'count_rows', 'count_by']
+           'split_records', 'plan_pairs', 'shuffled_questions', 'generate_records', 'build_records', 'gold_problems',
+           'target_problems', 'check_records', 'word_set', 'Trained', 'leaks', 'prompt_features', 'shortcuts',
+           'Features', 'shortcut_problems', 'RecordChecks', 'write_records', 'write_splits', 'refuse_foreign',
+           'ForeignFile', 'count_rows', 'count_by']
 
 # %% ../nbs/22_records.ipynb #22-002
 import hashlib
@@ -741,13 +741,25 @@ def build_records(
     return built
 
 # %% ../nbs/22_records.ipynb #22-049
+def gold_problems(
+    record: dict,  # with "chunks"; "answerable", "expected" and "mode" are compared where they are there
+) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where a right answer can be judged right
+    "What a record says of itself and its chunks can't keep."
+    gold, ids = (record.get("expected") or {}).get("gold_chunk_ids", []), [chunk["chunk_id"] for chunk in record["chunks"]]
+    found = [("expected.gold_chunk_ids", f"no chunk {name!r} is shown", "name chunks that are", "unknown_gold")
+             for name in gold if name not in ids]
+    found += [("expected.gold_chunk_ids", f"{name!r} is there {count} times", "name it once", "duplicate_gold")
+              for name, count in Counter(gold).items() if count > 1]
+    if record.get("answerable") and not ids and record.get("mode") != "creative":
+        found.append(("answerable", "true, and no chunk is shown that could be cited", "show one, or write false", "answerable"))
+    return found
+
+
 def target_problems(
     record: dict,  # with "messages" and "chunks"; "answerable" and "expected" are compared where they are there
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where the target keeps the contract
     "What a record's target breaks: the contract of the answer, or what the record says of itself."
-    expected, ids = record.get("expected") or {}, [chunk["chunk_id"] for chunk in record["chunks"]]
-    found = [("expected.gold_chunk_ids", f"no chunk {name!r} is shown", "name chunks that are", "unknown_gold")
-             for name in expected.get("gold_chunk_ids", []) if name not in ids]
+    found = gold_problems(record)
     try:
         target = parse_model_answer(record["messages"][-1]["content"], record["chunks"])
     except AnswerError as error:
@@ -968,7 +980,8 @@ def refuse_foreign(
     "Raise `ForeignFile` where a file stands whose first record was not built here."
     if not Path(path).is_file() or not Path(path).stat().st_size:
         return
-    first = Path(path).read_bytes().split(b"\n", 1)[0]
+    with open(path, "rb") as file:
+        first = file.readline(1_000_000)
     if not (b'"pair_id"' in first and b'"question_id"' in first and b'"group"' in first):
         raise ForeignFile(f"{Path(path).name} is there and was not built by this stage: move it away, name another file in data, "
                           "or leave data.corpus and data.questions out to use it as it is")

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from .metrics import QUOTED_AT, Outcome, Rate, Scores, share
-from .prompt import INSTRUCTION_HEADING
+from .prompt import INSTRUCTION_HEADING, split_user
 from .support import SUPPORTED_AT, negated, overlap, split_claims, support, tokens
 
 # %% ../nbs/49_red_team.ipynb #49-004
@@ -27,8 +27,8 @@ def asked_as(
 ) -> dict:
     "A record with another question about the same context."
     system, user, target = record["messages"]
-    context = user["content"].rsplit(INSTRUCTION_HEADING, 1)[0]
-    messages = [system, {**user, "content": f"{context}{INSTRUCTION_HEADING}\n{question}"}, target]
+    before = split_user(user["content"], record.get("chunks") or ())[0] or f"{user['content']}\n\n{INSTRUCTION_HEADING}"
+    messages = [system, {**user, "content": f"{before.rstrip()}\n{question}"}, target]
     return {**record, "id": f"{record['id']}.{name}", "messages": messages, "pair_id": None, "probe_of": record["id"], **more}
 
 

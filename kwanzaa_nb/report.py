@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from .metrics import HEADLINES, Scores, compare
+from .metrics import HEADLINES, Scores, compare, question_of
 
 # %% ../nbs/48_report.ipynb #48-004
 def page_rows(
@@ -26,7 +26,7 @@ def page_rows(
     return [{
         "id": record["id"], "category": record.get("category", "none"), "kind": record.get("kind", ""),
         "answerable": record.get("answerable"), "persona": record.get("persona") or "none",
-        "question": record["messages"][-2]["content"].rsplit("### Instruction:", 1)[-1].strip(),
+        "question": question_of(record),
         "expected": record["messages"][-1]["content"],
         "chunks": [{"id": chunk["chunk_id"], "text": chunk["text"], "gold": bool(chunk.get("gold")), "label": chunk.get("citation_label", "")}
                    for chunk in record.get("chunks") or []],

@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
-from .errors import KwanzaaError
+from .errors import KwanzaaError, other_format
 
 # %% ../nbs/41_support.ipynb #41-004
 _WORDS = str.split
@@ -692,12 +692,19 @@ def auroc(
 
 def _human_labels(path: Path) -> list[tuple[str, str, bool]]:  # claim, evidence, supported
     "Read one set in its public format."
+    with path.open("rb") as file:
+        if other := other_format(file.read(1000)):
+            raise ValueError(other[0])
     with path.open(encoding="utf-8", newline="") as file:
         if path.suffix == ".jsonl":
             rows = [json.loads(line) for line in file if line.strip()]
-            return [(row["claim"], "\n\n".join(row["evidence"]), row["label"] == "supported") for row in rows]
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        return [(row["response"], row["knowledge"], row["begin_label"] == "Fully attributable") for row in rows]
+            found = [(row["claim"], "\n\n".join(row["evidence"]), row["label"] == "supported") for row in rows]
+        else:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+            found = [(row["response"], row["knowledge"], row["begin_label"] == "Fully attributable") for row in rows]
+    if not found or not all(isinstance(claim, str) and isinstance(evidence, str) for claim, evidence, _ in found):
+        raise ValueError("a claim or its evidence is no text" if found else "no rows")
+    return found
 
 # %% ../nbs/41_support.ipynb #41-039
 def weakest(
@@ -719,7 +726,7 @@ def reliability(
     for path in paths:
         try:
             labels = _human_labels(path)
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, csv.Error) as error:
             raise LabelError(f"{path.name} is not in its public format ({error!r}): download it again.") from error
         scored = [(weakest(text, [evidence]), supported) for text, evidence, supported in labels]
         high, low = [[score for score, label in scored if label is wanted] for wanted in (True, False)]

@@ -79,7 +79,7 @@ BAD = {
     "unknown_gold": (record(expected={"gold_chunk_ids": ["c1", "c9"]}), "expected.gold_chunk_ids"),
     "chunk_not_shown": (record(chunks=[CHUNK, {"chunk_id": "c1x", "text": "It was a Monday."}]), "chunks[1]"),
     "chunk_not_listed": (record(chunks=[{**CHUNK, "chunk_id": "Monday"}], target=REFUSAL), "chunks"),
-    "bad_chunk": (record(chunks=[CHUNK, CHUNK]), "messages[2].content"),
+    "duplicate_chunk_id": (record(chunks=[CHUNK, CHUNK]), "chunks[1].chunk_id"),
     "layout": (record(REFUSAL, context=""), "messages[1].content"),
     "control_character": (record(question="Which\0 day?"), "messages[1].content"),
     "content": (record(question="Which \ud800 day?"), "messages[1].content"),
@@ -222,7 +222,8 @@ NAMES = st.sampled_from(["id", "group", "question", "question_id", "category", "
                          "pair_id", "messages"])
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KNOWN = {code for errors in ERROR_STAGES.values() for code in errors} | set(BAD) | set(LINES) | {
-    "bom", "utf16", "empty_file", "huge_line", "duplicate_id", "duplicate_record", "contradiction"}
+    "bom", "utf16", "empty_file", "huge_line", "duplicate_id", "duplicate_record", "contradiction", "lone_surrogate", "duplicate_gold",
+    "json_array", "pretty_printed", "other_format"}
 
 
 def never_raises(path, content):
