@@ -30,7 +30,7 @@ from .masking import stop_ids
 from .metrics import question_of
 from .model import load_adapter, load_base, load_tokenizer
 from .server import ServerBackend
-from .vllm_engine import VllmBackend, start_engine
+from .vllm_engine import VllmBackend, longest_sequence, start_engine
 
 # %% ../nbs/44_evaluation.ipynb #44-004
 def spread(
@@ -119,8 +119,8 @@ def arms(
         return
     tokenizer = load_tokenizer(config)
     if wanted.backend == "vllm":
-        engine, ends = start_engine(config, effective, adapter), sorted(stop_ids(tokenizer, None))
-        yield from ((arm, VllmBackend(engine, tokenizer, ends, folder)) for arm, folder in (("base", None), ("adapter", adapter))
+        engine, ends, longest = start_engine(config, effective, adapter), sorted(stop_ids(tokenizer, None)), longest_sequence(config)
+        yield from ((arm, VllmBackend(engine, tokenizer, ends, folder, longest)) for arm, folder in (("base", None), ("adapter", adapter))
                     if arm == "base" or folder)
         return
     model = load_base(config, effective, attention="sdpa")
