@@ -299,11 +299,18 @@ def _refusal(client: openai.OpenAI, error: openai.APIStatusError, key: "str | No
                        "record" if record else "either" if status == 403 else "server")
 
 
+def _key(client: openai.OpenAI) -> "str | None":
+    return None if client.api_key == "none" else client.api_key
+
+
+def _base(client: openai.OpenAI) -> str:
+    return plain(str(client.base_url), _key(client))
+
+
 def _where(client: openai.OpenAI, response: Any) -> str:
     "The address asked, with where it led."
-    led = plain(str(response.url), None if client.api_key == "none" else client.api_key)
-    moved = f" (which leads to {led})" if getattr(response, "history", None) else ""
-    return f"{client.base_url}{moved}" + ("" if "/v1" in str(client.base_url) else " (most addresses end with /v1)")
+    moved = f" (which leads to {plain(str(response.url), _key(client))})" if getattr(response, "history", None) else ""
+    return _base(client) + moved + ("" if "/v1" in str(client.base_url) else " (most addresses end with /v1)")
 
 # %% ../nbs/46_server.ipynb #46-116
 def ask(
@@ -313,7 +320,7 @@ def ask(
     question: Question,
 ) -> Written:
     "Put one question; raises ServerError, whose sentence holds nothing that was sent."
-    key = None if client.api_key == "none" else client.api_key
+    key = _key(client)
     check_sendable(question)
     broke: "Exception | None" = None
     for _ in range(2):
@@ -324,7 +331,7 @@ def ask(
             raise _refusal(client, error, key) from None
         except openai.APIConnectionError as error:
             cause = type(error if isinstance(error, openai.APITimeoutError) else error.__cause__ or error).__name__
-            raise ServerError(f"{client.base_url} did not answer ({cause}): start the server, "
+            raise ServerError(f"{_base(client)} did not answer ({cause}): start the server, "
                               "or set evaluation.server.url to where it listens.") from None
         except Exception as error:  # of whichever HTTP library the client has: a body cut off, packed wrongly, too slow or too long
             broke = error
@@ -333,7 +340,7 @@ def ask(
             return read_completion(body, kind, key)
         except ServerError as error:
             raise ServerError(f"{where} answered, but {error}. {_ADVICE}", error.blames) from None
-    raise ServerError(f"{client.base_url} answered, but its body can't be read ({type(broke).__name__}: {plain(str(broke), key)}). {_ADVICE}", "either")
+    raise ServerError(f"{_base(client)} answered, but its body can't be read ({type(broke).__name__}: {plain(str(broke), key)}). {_ADVICE}", "either")
 
 # %% ../nbs/46_server.ipynb #46-117
 def read_body(
@@ -395,18 +402,20 @@ def sort_out(
     "Hand on outputs, and errors that blame a record; raise at the end where the server is to blame, when nothing is lost by it."
     held, wrong, before = [], None, backend.answers
     for question, found in came:
+        blames = getattr(found, "blames", "server")
         if isinstance(found, Written):
             backend.answers += 1
             yield question, found
-        elif getattr(found, "blames", "") in ("record", "unasked"):
+        elif blames == "server":
+            wrong = wrong or found
+        elif blames == "either":
+            held.append((question, found))
+        else:
             yield question, of_record(found)
-        elif getattr(found, "blames", "") == "either":
-            held.append((question, of_record(found)))
-        wrong = wrong or (found if getattr(found, "blames", "server") == "server" and not isinstance(found, Written) else None)
     backend.doubts = 0 if backend.answers > before else backend.doubts + len(held)
     if wrong or held and not backend.answers or backend.doubts > DOUBTS:
         raise wrong or held[0][1]
-    yield from held
+    yield from ((question, of_record(error)) for question, error in held)
 
 # %% ../nbs/46_server.ipynb #46-006
 class ServerBackend:
