@@ -260,10 +260,10 @@ def generate_pass(
                 break
             report(f"{name}: {len(done) + len(failed)} of {len(records)} records, {(time.monotonic() - started) / 60:.1f} min")
     if failed:
-        told = f"{name}: {len(failed)} of {len(records)} records were not answered: {_listed(failed)}"
+        told = f"{name}: no answer for {len(failed)} of {len(records)} records: {_listed(failed)}"
         if not done:
-            raise (type(errors[0]) if errors else KwanzaaError)(f"{told}. None was. The first: {next(iter(failed.values()))['problem']}")
-        report(f"{told}. They count as failures, and the next run asks them again.")
+            raise (type(errors[0]) if errors else KwanzaaError)(f"{told}. Not one was answered.")
+        report(f"{told}. Each counts as a failure, and the next run asks again.")
     if odd := {one: row for one, row in done.items() if row.get("problem")}:
         report(f"{name}: what is odd about {len(odd)} outputs stands in the log: {_listed(odd)}")
     return [(done | failed)[record["id"]] for record in records]

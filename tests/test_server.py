@@ -383,7 +383,7 @@ def test_one_record_that_is_refused_loses_no_other(serve, tmp_path, monkeypatch,
     assert [sample["id"] for sample in samples] == [record["id"] for record in EIGHT]
     assert [sample["finish_reason"] for sample in samples] == ["stop"] * 3 + [REFUSED] + ["stop"] * 4
     assert samples[3]["raw"] == "" and samples[3]["problem"].startswith("The server refused it: ") and samples[3]["new_tokens"] is None
-    assert "1 of 8 records were not answered: r3 (The server refused it" in told[-1]
+    assert "no answer for 1 of 8 records: r3 (The server refused it" in told[-1]
     scores = score(samples, [record_of(one) for one in EIGHT])
     assert scores.codes["not_answered"] == 1 and scores.outcomes[3].notes == [samples[3]["problem"]] and not scores.outcomes[3].valid
     assert scores.rates["json_valid_rate"].total == 8 and parse_strict_json(json.dumps(scores.to_dict(), allow_nan=False))
@@ -404,7 +404,7 @@ def test_where_all_records_are_refused_it_stops(serve, tmp_path, count):
     log = tmp_path / "samples.jsonl"
     open_log(log, {"server": url})
     records = [EIGHT[0] | {"id": f"r{place:02}"} for place in range(count)]
-    with pytest.raises(ServerError, match="were not answered.*None was.*model m does not exist"):
+    with pytest.raises(ServerError, match="no answer for .*model m does not exist.*Not one was answered"):
         generate_pass(ServerBackend(url, "m"), records, Decoding(24, 4), log, "base", report=lambda line: None)
     assert len(asked) == min(count, 20)
 
