@@ -33,7 +33,7 @@ from transformers import TrainerCallback, set_seed
 from .budget import Estimate, check_budget, estimate_run
 from .cli import read_setting, steady_streams
 from .config import Config, Difference, config_to_yaml, read_yaml, resolve_config
-from .errors import KwanzaaError, write_atomically
+from .errors import KwanzaaError, strict_json, write_atomically
 from .evaluation import spread
 from .figures import loss_plot
 from .lengths import fit_records
@@ -274,7 +274,7 @@ def keep_training(
     saved = save_adapter(trainer.accelerator.unwrap_model(trainer.model), data.tokenizer, stage.folder / "adapter",
                          {"training_config.yaml": config_to_yaml(stage.config)}, published, start, weights)
     loss_plot(result["log"], result["decision"]).savefig(saved / "loss.png", dpi=150)
-    write_atomically(saved / LOG, json.dumps(result, indent=1))
+    write_atomically(saved / LOG, strict_json(result, indent=1))
     stage.wrote(saved)
 
 
@@ -415,7 +415,7 @@ def train_stage(
         stage.progress(f"{difference.key}: {difference.requested} asked, {difference.used} used, for {difference.reason}")
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # the trainer shards it later; until then no step can be measured
     price = 0.0 if sharded else estimate_training(stage, hardware, effective, data, model, planned).usd_per_hour
-    live = (lambda moment: write_atomically(stage.folder / LIVE, json.dumps(dataclasses.asdict(moment)))) if LAUNCHED_BY in os.environ else None
+    live = (lambda moment: write_atomically(stage.folder / LIVE, strict_json(dataclasses.asdict(moment)))) if LAUNCHED_BY in os.environ else None
     result = run_training(stage, effective, data, model, start, live, price)
     if is_first():
         close_training(stage, result)
