@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import KwanzaaError
+from .errors import KwanzaaError, disk_sentence
 
 # %% ../nbs/70_cli.ipynb #70-005
 def read_setting(
@@ -227,9 +227,11 @@ def main(
         print(_missing(error), file=sys.stderr)
         return 2
     except (KwanzaaError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(disk_sentence(error) or error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if arguments is None:  # this process ends now, and a second Ctrl-C is to leave no traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Stopped. What stages finished is whole. Run the same command again: training goes on from its last checkpoint, an evaluation from "
               "its last output, other stages start anew; a sweep leaves out what is done.", file=sys.stderr)
         return 130

@@ -17,7 +17,7 @@ from pathlib import Path
 from .config import project_root
 from .errors import write_atomically
 from .gate import adapter_rates, below
-from .generate import is_headline
+from .generate import first_of_each, is_headline
 from .metrics import HEADLINES, METRICS, question_of
 from .runs import NOTEBOOKS, STAGES, StageError, clock, rate_text, read_manifest, read_metrics, sentence_of
 from .show_answer import STYLE as ANSWER_STYLE
@@ -85,8 +85,8 @@ def read_run(
     data = last_config(manifest).get("data")
     name = data.get("eval_file") if isinstance(data, Mapping) else None
     records = {row["id"]: row for row in (_lines(Path(root or project_root(), name)) if metrics and name else []) if row.get("id") in judged}
-    outputs = {(str(row.get("arm")), str(row.get("id"))): str(row.get("raw") or "") for row in _lines(folder / "evaluation" / "samples.jsonl")
-               if "pass" in row and "arm" in row and is_headline(row) and row.get("id") in judged}
+    outputs = {(str(row.get("arm")), str(row.get("id"))): str(row.get("raw") or "") for row in first_of_each(_lines(folder / "evaluation" / "samples.jsonl"))
+               if "arm" in row and is_headline(row) and row.get("id") in judged}
     return RunFacts(folder, manifest, metrics, records, outputs, tuple(problems))
 
 # %% ../nbs/62_run_report.ipynb #62-009

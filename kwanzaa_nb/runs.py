@@ -6,9 +6,9 @@
 __all__ = ['STAGES', 'NOTEBOOKS', 'STATUSES', 'MANIFEST', 'PROGRESS', 'PACKAGES', 'QUIET', 'RATES', 'StageError', 'portable',
            'file_record', 'files_of', 'file_key', 'read_manifest', 'write_entry', 'versions', 'commit', 'hardware',
            'Table', 'stage_table', 'check_maker', 'check_input', 'clock', 'sentence_of', 'StageFiles',
-           'refresh_reports', 'Stage', 'watch', 'start_stage', 'unexecuted', 'check_parameters', 'own_kernel',
-           'shipped', 'find_notebook', 'execute', 'follow', 'install_hint', 'run_stage', 'run_all', 'read_metrics',
-           'rate_text', 'metrics_table', 'verdict']
+           'refresh_reports', 'unstoppable', 'Stage', 'watch', 'start_stage', 'unexecuted', 'check_parameters',
+           'own_kernel', 'shipped', 'find_notebook', 'execute', 'follow', 'install_hint', 'run_stage', 'run_all',
+           'read_metrics', 'rate_text', 'metrics_table', 'verdict']
 
 # %% ../nbs/60_runs.ipynb #60-003
 import atexit
@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -30,7 +31,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .config import DEFAULT_CONFIG, Config, Difference, check_injected, config_table, resolve_config
-from .errors import KwanzaaError, write_atomically
+from .errors import KwanzaaError, disk_sentence, write_atomically
+from .lock import FolderInUse, at_work, hold, leave
 
 # %% ../nbs/60_runs.ipynb #60-004
 STAGES = ("data", "train", "evaluate", "publish")
@@ -267,9 +269,11 @@ def clock(
 
 def sentence_of(
     error: BaseException,  # what was raised
-) -> str:  # a KwanzaaError's own sentence; anything else with its type before it
+) -> str:  # a KwanzaaError's own sentence, and what to do about a disk; anything else with its type before it
     "An error as text for a person."
-    return str(error) if isinstance(error, KwanzaaError) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    if isinstance(error, KwanzaaError):
+        return str(error)
+    return disk_sentence(error) or f"{type(error).__name__}: {error}".removesuffix(": ")
 
 # %% ../nbs/60_runs.ipynb #60-034
 class StageFiles:
@@ -288,8 +292,14 @@ class StageFiles:
                             "read": {}, "wrote": {}}
         self.save()
 
+    def claim(self) -> None:
+        "Hold the run folder until the stage ends. FolderInUse: another process works there."
+        if self.entry["status"] != "done":
+            hold(self.folder, f"the stage {self.name}")
+
     def save(self) -> None:
-        "Put the entry into the manifest."
+        "Put the entry into the manifest. FolderInUse: as for `claim`."
+        self.claim()
         write_entry(self.folder, self.name, self.entry, self.root)
 
     def read(
@@ -347,6 +357,20 @@ def refresh_reports(
     except Exception as error:  # a page is not worth a stage
         print(f"The reports of {Path(folder).name} could not be written ({sentence_of(error)}): kwanzaa report FOLDER writes them.", file=sys.stderr)
 
+# %% ../nbs/60_runs.ipynb #60-036-c
+@contextlib.contextmanager
+def unstoppable() -> Iterator[None]:
+    "Put off Ctrl-C and SIGTERM: what the block writes is written to its end."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {word: signal.signal(word, signal.SIG_IGN) for word in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for word, handler in before.items():
+            signal.signal(word, handler)
+
 # %% ../nbs/60_runs.ipynb #60-038
 class Stage(StageFiles):
     "One stage of one run, from `start_stage` to `done`."
@@ -370,7 +394,7 @@ class Stage(StageFiles):
 
     def progress(self, text: str) -> None:
         "Add a line to the run's progress.log, which a launcher shows while the notebook runs."
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.claim()
         with open(self.folder / PROGRESS, "a", encoding="utf-8") as file:
             file.write(f"{self.name:<9}{clock(time.monotonic() - self.began)}  {' '.join(text.split())}\n")
 
@@ -378,20 +402,26 @@ class Stage(StageFiles):
         "Mark the stage failed, or interrupted when the user stopped it, with the error's sentence."
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         self.entry |= {"status": status, "error": sentence_of(error), "finished": _now()}
-        self.save()
-        refresh_reports(self.folder, self.root)
+        with unstoppable():
+            try:
+                self.save()
+                refresh_reports(self.folder, self.root)
+            finally:
+                leave(self.folder)
 
     def done(
         self,
         **summary: object,  # JSON values of the stage's own that are worth keeping
     ) -> Table:  # the stages of the run, to be shown
         "Close the entry: status, seconds, versions, commit, hardware and the summary."
+        self.claim()
         self.entry.pop("error", None)
         self.entry |= {"status": "done", "finished": _now(), "seconds": round(time.monotonic() - self.began, 1),
                        "versions": versions(), "commit": commit(self.root), "hardware": hardware(),
                        "differences": [vars(difference) for difference in self.differences], "summary": summary}
         self.save()
         refresh_reports(self.folder, self.root)
+        leave(self.folder)
         return stage_table(self.folder)
 
 # %% ../nbs/60_runs.ipynb #60-041
@@ -400,16 +430,24 @@ _current: "list[Stage]" = []
 def _after_cell(result: object) -> None:
     "What IPython calls after each cell."
     error = result.error_before_exec or result.error_in_exec
-    if error is not None and _current and _current[-1].entry["status"] != "done":
-        _current[-1].fail(error)
+    if error is not None and not isinstance(error, FolderInUse) and _current and _current[-1].entry["status"] != "done":
+        with contextlib.suppress(KwanzaaError, OSError):  # the cell's own error is what counts
+            _current[-1].fail(error)
 
 def _at_exit() -> None:
     "What the kernel calls when it ends: a stage that it leaves unfinished was interrupted."
     for stage in _current[-1:]:
-        with contextlib.suppress(StageError, OSError):
+        with contextlib.suppress(KwanzaaError, OSError):
             entry = read_manifest(stage.folder)["stages"][stage.name]
             if entry["status"] == "running" and entry["started"] == stage.entry["started"]:
                 stage.fail(KeyboardInterrupt("the kernel was stopped"))
+
+def _show_disk(shell: object, kind: type, error: OSError, trace: object, tb_offset: "int | None" = None) -> None:
+    "What IPython calls for an OSError: the disk's faults are a sentence, others are shown as ever."
+    if sentence := disk_sentence(error):
+        shell._showtraceback(kind, error, [f"{kind.__name__}: {sentence}"])
+    else:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
 def watch(
     stage: Stage,  # from now on the stage that cells belong to
@@ -419,6 +457,7 @@ def watch(
     if shell is not None:
         if _after_cell not in shell.events.callbacks["post_run_cell"]:
             shell.events.register("post_run_cell", _after_cell)
+            shell.set_custom_exc((OSError,), _show_disk)
             atexit.register(_at_exit)
         _current[:] = [stage]
 
@@ -470,6 +509,7 @@ def check_parameters(
 # %% ../nbs/60_runs.ipynb #60-046
 def own_kernel(
     complaints: object,  # an open file for what the kernel writes to its error stream
+    started: "list | None" = None,  # takes the managers that started a kernel
 ) -> type:  # a kernel manager class
     "A kernel manager that starts this very interpreter, whatever kernels are installed."
     from jupyter_client import AsyncKernelManager
@@ -482,9 +522,20 @@ def own_kernel(
             display_name="Python 3", language="python")
 
         def start_kernel(self, **options: object) -> object:
+            if started is not None:
+                started.append(self)
             return super().start_kernel(**options, stderr=complaints)
 
     return OwnKernelManager
+
+
+def _end(managers: list) -> None:
+    "Kill kernels that were not shut down, as when Ctrl-C came twice."
+    for manager in managers:
+        process = getattr(getattr(manager, "provisioner", None), "process", None)
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager
@@ -523,6 +574,18 @@ def _source(notebook: "str | Path", root: "str | Path") -> object:
     inside = Path(notebook).resolve().is_relative_to(Path(root).resolve())
     return os.path.relpath(notebook) if inside else read(notebook, as_version=4)
 
+# %% ../nbs/60_runs.ipynb #60-048-b
+def _written_whole(report: str) -> None:
+    "Let papermill replace this report as a whole each time, so that neither a kill nor a full disk leaves half of one."
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Whole(LocalHandler):
+        "Writes beside, then renames."
+        def write(self, buf: str, path: str) -> None:
+            write_atomically(path, buf)
+
+    papermill_io.register(report, Whole())
+
 # %% ../nbs/60_runs.ipynb #60-050
 def execute(
     notebook: "str | Path",  # what to run
@@ -548,14 +611,16 @@ def execute(
         elif source.startswith("#"):
             seen["heading"] = source.split("\n")[0].lstrip("# ")
 
-    complaints = Path(report).resolve().with_suffix(".log")
+    complaints, started = Path(report).resolve().with_suffix(".log"), []
     complaints.parent.mkdir(parents=True, exist_ok=True)
     try:
         with contextlib.chdir(root), _environment(QUIET), open(complaints, "wb") as file:
+            _written_whole(os.path.relpath(report))
             execute_notebook(_source(notebook, root), os.path.relpath(report), parameters=dict(parameters),
-                             kernel_name="python3", progress_bar=False, kernel_manager_class=own_kernel(file),
+                             kernel_name="python3", progress_bar=False, kernel_manager_class=own_kernel(file, started),
                              on_cell_start=starting)
     finally:
+        _end(started)
         if not complaints.stat().st_size:
             complaints.unlink()
 
@@ -617,6 +682,8 @@ def _failure(
     name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     if name == "ModuleNotFoundError" and (hint := install_hint(text.partition("'")[2].partition("'")[0], stage)):
         return f"The stage {stage} can't run: {hint}"
+    if sentence := disk_sentence(_disk_error(error, text)):
+        return f"The stage {stage} failed. {portable(sentence, root)}"
     from nbclient.exceptions import DeadKernelError
 
     if isinstance(error, DeadKernelError):
@@ -627,9 +694,15 @@ def _failure(
     return f"The stage {stage} failed. {portable(sentence, root)}"
 
 
+def _disk_error(error: Exception, text: str) -> BaseException:
+    "The error itself, or the OSError of a kernel that it tells of."
+    found = re.match(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?", text)
+    return OSError(int(found[1]), found[2], found[3]) if found and not isinstance(error, OSError) else error
+
+
 def _mark(folder: Path, root: Path, stage: str, status: str, sentence: str) -> None:
     "Write a status into the manifest from outside of the notebook; a manifest that can't be read stays as it is."
-    with contextlib.suppress(StageError):
+    with contextlib.suppress(StageError, OSError), unstoppable():
         entry = read_manifest(folder)["stages"][stage]
         write_entry(folder, stage, entry | {"status": status, "error": sentence, "finished": _now()}, root)
         refresh_reports(folder, root)
@@ -662,23 +735,42 @@ def run_stage(
     log: Callable[[str], object] = print,  # called with each line of progress
     notebook: "str | Path | None" = None,  # another notebook for this stage; None: the project's
 ) -> Path:  # the executed report
-    "Run a stage's notebook into its run folder. ConfigError: bad config. StageError: it failed; the report is kept."
+    """Run a stage's notebook into its run folder.
+
+    ConfigError: bad config. FolderInUse: another process works there. StageError: it failed; the report is kept.
+    """
     if stage not in STAGES:
         raise StageError(f"There is no stage {stage}: the stages are {', '.join(STAGES)}.")
     settings = resolve_config(config, overrides, sections)
     root, folder = settings.path(""), settings.path(settings.run.output_dir)
     notebook = Path(notebook or find_notebook(stage, root))
-    report = folder / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb"
     if not notebook.exists():
         raise StageError(f"nbs/{notebook.name} is missing: run this in a checkout of the project, or install the package from a wheel.")
     check_parameters(notebook)
-    read_manifest(folder)
-    began = time.monotonic()
+    with _holding(folder, stage):
+        read_manifest(folder)
+        return _run_notebook(stage, notebook, folder, root, _parameters(config, overrides, sections, root), log)
+
+
+@contextlib.contextmanager
+def _holding(folder: Path, stage: str) -> Iterator[None]:
+    "Hold a run folder for a stage. FolderInUse: another process works there. StageError: the disk is full or read-only."
+    try:
+        with at_work(folder, f"the stage {stage}"):
+            yield
+    except OSError as error:
+        if sentence := disk_sentence(error):
+            raise StageError(f"The stage {stage} failed. {sentence}") from error
+        raise
+
+# %% ../nbs/60_runs.ipynb #60-060-b
+def _run_notebook(stage: str, notebook: Path, folder: Path, root: Path, parameters: dict, log: Callable[[str], object]) -> Path:
+    "Execute a stage's notebook in a folder that is held, and mark what came of it; the report."
+    report, began = folder / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb", time.monotonic()
     shown = report.relative_to(root) if report.is_relative_to(root) else report
     try:
         with follow(folder / PROGRESS, log):
-            execute(notebook, report, _parameters(config, overrides, sections, root), root,
-                    lambda text: log(f"{stage:<9}{clock(time.monotonic() - began)}  {text}"))
+            execute(notebook, report, parameters, root, lambda text: log(f"{stage:<9}{clock(time.monotonic() - began)}  {text}"))
         sentence = _finished(folder, stage, report)
     except KeyboardInterrupt:
         _mark(folder, root, stage, "interrupted", "stopped by the user")
@@ -707,10 +799,11 @@ def run_all(
     wanted = set(stages)
     if unknown := wanted - set(STAGES):
         raise StageError(f"There is no stage {', '.join(sorted(unknown))}: the stages are {', '.join(STAGES)}.")
-    for stage in STAGES:
-        if stage in wanted:
+    folder, ordered = settings.path(settings.run.output_dir), [stage for stage in STAGES if stage in wanted]
+    with _holding(folder, ordered[0]) if ordered else contextlib.nullcontext():
+        for stage in ordered:
             run_stage(stage, config, overrides, sections, log)
-    return settings.path(settings.run.output_dir)
+    return folder
 
 # %% ../nbs/60_runs.ipynb #60-065
 def read_metrics(

@@ -1,6 +1,7 @@
 "Generation: nothing twice, nothing lost, the same batches for both arms, and how each answer ended."
 
 import json
+import random
 from copy import deepcopy
 from dataclasses import replace
 
@@ -107,6 +108,25 @@ def test_a_finished_pass_is_read_and_not_generated(model, tokenizer, tmp_path, c
     counted.clear()
     before = log.read_bytes()
     assert run(model, tokenizer, log) == first and counted == [] and log.read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_log_that_two_runs_wrote_into_is_read_and_gone_on_with(model, tokenizer, tmp_path, counted, seed):
+    "Rows twice and in any order, a second header, a line that two wrote across each other: the first complete row counts."
+    log, chance = tmp_path / "samples.jsonl", random.Random(seed)
+    open_log(log, HEADER)
+    wanted = raws(run(model, tokenizer, log))
+    header, *rows = log.read_text().splitlines(keepends=True)
+    chance.shuffle(rows)
+    second = [json.dumps(json.loads(row) | {"raw": "later"}) + "\n" for row in rows]
+    chance.shuffle(second)
+    torn = rows[0][:40] + second[0]
+    log.write_text("".join([header, *rows[1:], header, torn, "null\n", '{"loss": NaN}\n', *(row for row in second if json.loads(row)["id"] != json.loads(rows[0])["id"])]))
+    counted.clear()
+    assert open_log(log, HEADER) == "continued"
+    assert raws(run(model, tokenizer, log)) == wanted
+    assert sum(map(len, counted)) <= 3 and any(json.loads(rows[0])["id"] in batch for batch in counted), "more than the torn one's batch was asked"
+    assert len(read_log(log)[1]) == len(RECORDS) and raws(sorted(read_log(log)[1], key=lambda row: row["id"])) == wanted
 
 
 def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_path, counted):
