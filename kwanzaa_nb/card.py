@@ -15,7 +15,7 @@ from .config import METRICS, Config, Difference
 from .gate import adapter_rates, gate_table
 from .generate import Decoding
 from .licence import base_licence, base_model, is_hub_id, licence_notice
-from .runs import RATES, STAGES, Table, metrics_table, portable
+from .runs import RATES, STAGES, Table, metrics_table, portable, without_tokens
 
 # %% ../nbs/50_card.ipynb #50-004
 def trained_on(
@@ -327,5 +327,6 @@ def render_card(
         datasets=[config.publishing.dataset_repo] if config.publishing.dataset_repo else None,
         tags=list(dict.fromkeys(["lora", config.adapter.method, "citations", "refusal", "structured-output",
                                  config.publishing.metadata.task])))
-    body = portable(card_body(config, manifest, metrics, differences, verdict, examples), config.path(""))
+    found = [portable(vars(one) if isinstance(one, Difference) else one, config.path("")) for one in differences]
+    body = without_tokens(card_body(config, manifest, metrics, found, verdict, examples))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))

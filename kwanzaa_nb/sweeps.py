@@ -24,7 +24,7 @@ from .lock import at_work
 from .metrics import METRICS
 from .overview import write_overview
 from .run_report import page_html, rate_line, table_html
-from .runs import STAGES, StageError, Table, portable, rate_text, read_manifest, read_metrics, run_stage
+from .runs import STAGES, StageError, Table, portable_config, rate_text, read_manifest, read_metrics, run_stage
 
 # %% ../nbs/65_sweeps.ipynb #65-005
 class SweepError(ProblemList):
@@ -151,7 +151,7 @@ def is_done(
 ) -> bool:
     "Whether the manifest says that a stage finished with this very config. StageError: the manifest can't be read."
     entry = read_manifest(folder)["stages"][stage]
-    return entry["status"] == "done" and entry.get("config") == portable(config.model_dump(mode="json"), config.path(""))
+    return entry["status"] == "done" and entry.get("config") == portable_config(config.model_dump(mode="json"), config.path(""))
 
 
 def sweep_run(
