@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from .errors import KwanzaaError, disk_sentence
@@ -98,8 +99,8 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     print(f"\n{sweep_table(rows)}\n\n{choose(rows, sweep.select)}")
     for row in rows:
         print(f"{row['run']} failed: {row['problem']}" if row["problem"] else f"{row['run']}: {row['status']}")
-    print(f"\nThe evaluation of the run that you choose: kwanzaa run evaluate --config {written.parent.name}/RUN/config.yaml, in "
-          f"{written.parent.parent}\n{written}")
+    config = quote(f"{written.parent.name}/RUN/config.yaml")
+    print(f"\nThe evaluation of the run that you choose: cd {quote(str(written.parent.parent))} && kwanzaa run evaluate --config {config}\n{written}")
     return int(any(row["problem"] for row in rows))
 
 
@@ -108,7 +109,7 @@ def init_command(arguments: argparse.Namespace) -> None:
     from kwanzaa_nb.start import start_project
 
     written = start_project(arguments.folder)
-    print(f"{len(written)} files written to {arguments.folder}. Next:\n  cd {arguments.folder}\n  kwanzaa run all --config configs/demo.cpu.yaml")
+    print(f"{len(written)} files written to {arguments.folder}. Next:\n  cd {quote(arguments.folder)}\n  kwanzaa run all --config configs/demo.cpu.yaml")
 
 # %% ../nbs/70_cli.ipynb #70-009-b
 def config_command(arguments: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -313,7 +314,7 @@ class StageFiles:
     ):
         self.name, self.config = name, config
         self.root, self.folder = config.path(""), config.path(config.run.output_dir)
-        self.source = portable(str(source or DEFAULT_CONFIG), self.root)
+        self.source = str(source or DEFAULT_CONFIG)
         self.entry: dict = {"status": "running", "started": _now(), "config": config.model_dump(mode="json"),
                             "read": {}, "wrote": {}}
         self.save()
@@ -335,8 +336,9 @@ class StageFiles:
     ) -> Path:  # the same path, absolute
         "Note an input with its hash. StageError: it is missing, changed or stale; the message names the stage to run."
         path, stages = self.config.path(path), read_manifest(self.folder)["stages"]
-        run = (f"kwanzaa run {made_by} --config {self.source}, or papermill nbs/{NOTEBOOKS[made_by]}.ipynb OUT.ipynb "
-               f"-p config {self.source}") if made_by else ""
+        source = shlex.quote(self.source.removeprefix(f"{self.root}{os.sep}"))
+        run = (f"kwanzaa run {made_by} --config {source}, or papermill nbs/{NOTEBOOKS[made_by]}.ipynb OUT.ipynb "
+               f"-p config {source}") if made_by else ""
         found = {self.key(file): file_record(file) for file in files_of(path) if path.exists()}
         if made_by and found:
             check_maker(stages, made_by, run)
@@ -381,7 +383,8 @@ def refresh_reports(
     try:
         write_reports(folder, root)
     except Exception as error:  # a page is not worth a stage
-        print(f"The reports of {Path(folder).name} could not be written ({sentence_of(error)}): kwanzaa report FOLDER writes them.", file=sys.stderr)
+        print(f"The reports of {Path(folder).name} could not be written ({sentence_of(error)}): "
+              f"kwanzaa report {shlex.quote(str(folder))} writes them.", file=sys.stderr)
 
 # %% ../nbs/60_runs.ipynb #60-036-c
 @contextlib.contextmanager
@@ -702,14 +705,13 @@ def install_hint(
 def _failure(
     stage: str,  # which failed
     error: Exception,  # from papermill or Jupyter
-    root: Path,  # for paths in the text
 ) -> str:
     "What to tell the user when a notebook failed."
     name, text = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", str(error))
     if name == "ModuleNotFoundError" and (hint := install_hint(text.partition("'")[2].partition("'")[0], stage)):
         return f"The stage {stage} can't run: {hint}"
     if sentence := disk_sentence(_disk_error(error, text)):
-        return f"The stage {stage} failed. {portable(sentence, root)}"
+        return f"The stage {stage} failed. {without_tokens(sentence)}"
     from nbclient.exceptions import DeadKernelError
 
     if isinstance(error, DeadKernelError):
@@ -717,7 +719,7 @@ def _failure(
                 "shorter data.max_seq_length or smaller batches, then run the stage again.")
     stack = "\n".join(getattr(error, "traceback", []))
     sentence = text if stack.strip() == f"{name}: {text}".strip() else f"{name}: {text}"
-    return f"The stage {stage} failed. {portable(sentence, root)}"
+    return f"The stage {stage} failed. {without_tokens(sentence)}"
 
 
 def _disk_error(error: Exception, text: str) -> BaseException:
@@ -803,7 +805,7 @@ def _run_notebook(stage: str, notebook: Path, folder: Path, root: Path, paramete
         log(f"{stage:<9}{clock(time.monotonic() - began)}  interrupted; the report so far is {shown}")
         raise
     except Exception as error:  # papermill, nbclient and jupyter_client have no common base
-        sentence = _failure(stage, error, root)
+        sentence = _failure(stage, error)
     if sentence:
         _mark(folder, root, stage, "failed", sentence)
         raise StageError(f"{sentence}\nThe report is kept: {shown}" if report.exists() else sentence)

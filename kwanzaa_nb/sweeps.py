@@ -24,7 +24,7 @@ from .lock import at_work
 from .metrics import METRICS
 from .overview import write_overview
 from .run_report import page_html, rate_line, table_html
-from .runs import STAGES, StageError, Table, portable_config, rate_text, read_manifest, read_metrics, run_stage
+from .runs import STAGES, StageError, Table, portable, portable_config, rate_text, read_manifest, read_metrics, run_stage
 
 # %% ../nbs/65_sweeps.ipynb #65-005
 class SweepError(ProblemList):
@@ -187,8 +187,8 @@ def run_sweep(
                 if not sweep_run(sweep, settings, log, runner):
                     log("  is done already")
             except (KwanzaaError, OSError) as error:
-                failed[name] = disk_sentence(error) or str(error)
-                log(f"  failed: {failed[name]}")
+                failed[name] = portable(disk_sentence(error) or str(error), project_root())
+                log(f"  failed: {disk_sentence(error) or error}")
             rows = sweep_rows(sweep, failed)
             write_sweep(sweep, rows)
     return rows
