@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['STAGES', 'NOTEBOOKS', 'STATUSES', 'MANIFEST', 'PROGRESS', 'PATHS', 'PACKAGES', 'QUIET', 'RATES', 'StageError',
            'without_tokens', 'portable', 'portable_config', 'file_record', 'files_of', 'file_key', 'read_manifest',
-           'write_entry', 'versions', 'commit', 'hardware', 'Table', 'stage_table', 'check_maker', 'check_input',
-           'clock', 'sentence_of', 'StageFiles', 'refresh_reports', 'unstoppable', 'Stage', 'watch', 'start_stage',
-           'unexecuted', 'check_parameters', 'own_kernel', 'shipped', 'find_notebook', 'execute', 'follow',
-           'install_hint', 'run_stage', 'run_all', 'read_metrics', 'rate_text', 'metrics_table', 'verdict']
+           'write_entry', 'versions', 'commit', 'hardware', 'as_markdown', 'code_span', 'Table', 'stage_table',
+           'check_maker', 'check_input', 'clock', 'sentence_of', 'StageFiles', 'refresh_reports', 'unstoppable',
+           'Stage', 'watch', 'start_stage', 'unexecuted', 'check_parameters', 'own_kernel', 'shipped', 'find_notebook',
+           'execute', 'follow', 'install_hint', 'run_stage', 'run_all', 'read_metrics', 'rate_text', 'metrics_table',
+           'verdict']
 
 # %% ../nbs/60_runs.ipynb #60-003
 import atexit
@@ -206,6 +207,30 @@ def hardware() -> dict:  # {"machine", "system", "cpus": int, "memory_gb": float
     gpu = torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None
     return {"machine": platform.machine(), "system": platform.system(), "cpus": cpus, "memory_gb": memory, "gpu": gpu}
 
+# %% ../nbs/60_runs.ipynb #60-023-b
+_MARKDOWN = re.compile(r"""
+    (\[[\d., -]+\](?![(\[:]))                    # an interval, which is no link
+    | (&(?=[A-Za-z\#]) | <(?=[A-Za-z/!?]) | ^>)  # an entity, a tag, a quotation
+    | [\\`*\[\]|~$#] | (?<![A-Za-z0-9])_ | _(?![A-Za-z0-9]) | :(?=//) | (?<=www)\. | @(?=\w) | ^[-+=](?=[-+=\s]|$) | (?<=^\d)[.)](?=\s|$)
+    """, re.VERBOSE | re.IGNORECASE)
+
+
+def as_markdown(
+    text: object,  # shown as str shows it; line breaks become ↵, lone surrogates and other control characters are told
+) -> str:  # of one line
+    "Quote a text so that Markdown shows it as it is."
+    text = str(text).encode("utf-8", "backslashreplace").decode()
+    text = re.sub(r"[^\S\n]*(?:\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029])[^\S\n]*", " ↵ ", text.strip())
+    text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text.replace("\t", " ")).strip()
+    return _MARKDOWN.sub(lambda found: found[1] or (f"&#{ord(found[0])};" if found[2] else f"\\{found[0]}"), text)
+
+
+def code_span(text: str) -> str:
+    "A text as code within a line of Markdown."
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    fence = "`" * (max(map(len, re.findall(r"`+", text)), default=0) + 1)
+    return f"{fence} {text} {fence}" if "`" in text or not text else f"{fence}{text}{fence}"
+
 # %% ../nbs/60_runs.ipynb #60-024
 class Table:
     "Rows under headings, rendered as Markdown in a notebook and as aligned text elsewhere."
@@ -219,9 +244,8 @@ class Table:
         self.rows = [["" if cell is None else str(cell) for cell in row] for row in rows]
 
     def _repr_markdown_(self) -> str:
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        tidy = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in lines]
-        return "\n".join("| " + " | ".join(line) + " |" for line in tidy)
+        head, *rows = ([as_markdown(cell) for cell in line] for line in (self.columns, *self.rows))
+        return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
 
     def __str__(self) -> str:
         widths = [max(len(line[place]) for line in [self.columns, *self.rows]) for place in range(len(self.columns))]
