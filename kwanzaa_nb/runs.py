@@ -336,7 +336,7 @@ class StageFiles:
         config: Config,  # the resolved config
         source: "str | Path" = "",  # the config file as it was named, for sentences that say what to run
     ):
-        self.name, self.config = name, config
+        self.name, self.config, self.began = name, config, time.monotonic()
         self.root, self.folder = config.path(""), config.path(config.run.output_dir)
         self.source = str(source or DEFAULT_CONFIG)
         self.entry: dict = {"status": "running", "started": _now(), "config": config.model_dump(mode="json"),
@@ -386,6 +386,12 @@ class StageFiles:
         self.save()
         return path
 
+    def progress(self, text: str) -> None:
+        "Add a line to the run's progress.log, which a launcher shows while the notebook runs."
+        self.claim()
+        with open(self.folder / PROGRESS, "a", encoding="utf-8") as file:
+            file.write(f"{self.name:<9}{clock(time.monotonic() - self.began)}  {' '.join(text.split())}\n")
+
     def key(self, path: "str | Path") -> str:
         "The manifest's name for a file."
         return file_key(path, self.folder, self.root)
@@ -429,7 +435,7 @@ class Stage(StageFiles):
     "One stage of one run, from `start_stage` to `done`."
 
     def __init__(self, name: str, config: Config, source: "str | Path" = ""):
-        self.began, self.differences = time.monotonic(), []
+        self.differences: list[Difference] = []
         super().__init__(name, config, source)
 
     def differs(self, *differences: Difference) -> None:
@@ -444,12 +450,6 @@ class Stage(StageFiles):
         return Table(["setting", "requested", "used", "reason"], [
             [key, value, used[key].used if key in used else value, used[key].reason if key in used else ""]
             for key, value in ((key, portable_config(value, self.root, key)) for key, value in config_table(self.config))])
-
-    def progress(self, text: str) -> None:
-        "Add a line to the run's progress.log, which a launcher shows while the notebook runs."
-        self.claim()
-        with open(self.folder / PROGRESS, "a", encoding="utf-8") as file:
-            file.write(f"{self.name:<9}{clock(time.monotonic() - self.began)}  {' '.join(text.split())}\n")
 
     def fail(self, error: BaseException) -> None:
         "Mark the stage failed, or interrupted when the user stopped it, with the error's sentence."
