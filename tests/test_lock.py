@@ -194,3 +194,28 @@ def test_papermill_beside_a_command(project):  # noqa: F811
     again = subprocess.run(words, capture_output=True, text=True, env=STRANGER, timeout=60)
     assert again.returncode == 0, again.stderr[-2000:]
     assert entry_of(project)["status"] == "done"
+
+
+@pytest.mark.parametrize("rank", [None, "0", "1"])
+def test_a_second_training_is_refused_in_all_its_processes(project, quick, monkeypatch, capsys, rank):  # noqa: F811
+    from kwanzaa_nb import train
+
+    monkeypatch.setattr(train, "PATIENCE", 0)
+    first = stage_of("train")
+    first.progress("at work")
+    before, text = Path("outputs/tiny/manifest.json").read_bytes(), Path("outputs/tiny/progress.log").read_bytes()
+    lock.leave(first.folder)
+    other = stranger("outputs/tiny", **({} if rank is None else {"RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "1"}))
+    if rank is not None:
+        for name, value in {"RANK": rank, "MASTER_ADDR": "a", "MASTER_PORT": "2"}.items():
+            monkeypatch.setenv(name, value)
+    assert train.main(["--config", "configs/tiny.yaml"]) == 1
+    err = capsys.readouterr().err
+    assert err == "" if rank == "1" else re.match(SENTENCE, err) and len(err.splitlines()) == 1
+    stage = object.__new__(train.SilentStage)
+    stage.folder, stage.name, stage.entry = first.folder, "train", dict(first.entry)
+    monkeypatch.setenv("RANK", "1")
+    train.report_failure(stage, KeyboardInterrupt())
+    assert Path("outputs/tiny/manifest.json").read_bytes() == before and Path("outputs/tiny/progress.log").read_bytes() == text
+    other.kill()
+    other.wait()
