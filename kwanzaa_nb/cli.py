@@ -9,14 +9,14 @@ __all__ = ['read_setting', 'run_command', 'verdict_command', 'runs_command', 're
 # %% ../nbs/70_cli.ipynb #70-003
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from .errors import KwanzaaError
+from .errors import KwanzaaError, disk_sentence
 
 # %% ../nbs/70_cli.ipynb #70-005
 def read_setting(
@@ -99,8 +99,8 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     print(f"\n{sweep_table(rows)}\n\n{choose(rows, sweep.select)}")
     for row in rows:
         print(f"{row['run']} failed: {row['problem']}" if row["problem"] else f"{row['run']}: {row['status']}")
-    print(f"\nThe evaluation of the run that you choose: kwanzaa run evaluate --config {written.parent.name}/RUN/config.yaml, in "
-          f"{written.parent.parent}\n{written}")
+    config = quote(f"{written.parent.name}/RUN/config.yaml")
+    print(f"\nThe evaluation of the run that you choose: cd {quote(str(written.parent.parent))} && kwanzaa run evaluate --config {config}\n{written}")
     return int(any(row["problem"] for row in rows))
 
 
@@ -110,7 +110,7 @@ def init_command(arguments: argparse.Namespace) -> None:
 
     written = start_project(arguments.folder)
     print(f"{len(written)} files written to {arguments.folder}." if written else f"Nothing is missing in {arguments.folder}.")
-    print(f"Next:\n  cd {shlex.quote(arguments.folder)}\n  kwanzaa run all --config configs/demo.cpu.yaml")
+    print(f"Next:\n  cd {quote(arguments.folder)}\n  kwanzaa run all --config configs/demo.cpu.yaml")
 
 # %% ../nbs/70_cli.ipynb #70-009-b
 def config_command(arguments: argparse.Namespace) -> None:
@@ -242,9 +242,11 @@ def main(
         print(_missing(error), file=sys.stderr)
         return 2
     except (KwanzaaError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(disk_sentence(error) or error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if arguments is None:  # this process ends now, and a second Ctrl-C is to leave no traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Stopped. What stages finished is whole. Run the same command again: training goes on from its last checkpoint, an evaluation from "
               "its last output, other stages start anew; a sweep leaves out what is done.", file=sys.stderr)
         return 130

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from .corpus import LONGEST_LINE, DataError, read_jsonl
+from .corpus import LONGEST_LINE, DataError, iter_jsonl, read_jsonl
 from .errors import KwanzaaError, Problem, write_atomically
 
 # %% ../nbs/40_generate.ipynb #40-004
@@ -102,17 +102,22 @@ def as_they_come(
 # %% ../nbs/40_generate.ipynb #40-008
 def read_log(
     path: "str | Path",  # samples.jsonl
-) -> tuple[dict, list[dict]]:  # header, samples: the last of each record in each pass
-    "Read a log. Raises `MissingFile`, or `DataError` with every line that is no sample."
+) -> tuple[dict, list[dict]]:  # header, samples: of each record in each pass the first that was answered, else the last
+    "Read a log, also one that two runs wrote into. Raises `MissingFile`, or `DataError` with every line that is no sample."
     shown, problems = Path(path).name, []
-    rows = read_jsonl(path, shown=shown, collect=problems)
-    problems += [Problem(f"{shown}, line {number}", wrong, code="not_a_sample") for number, row in rows[1:] if (wrong := _row_problem(row))]
+    header, *rows = read_jsonl(path, shown=shown, collect=problems) or [(1, {})]
+    rows = [(number, row) for number, row in rows if row.get("type") != "header"]
+    problems += [Problem(f"{shown}, line {number}", wrong, code="not_a_sample") for number, row in rows if (wrong := _row_problem(row))]
     if problems:
         raise DataError(shown, [replace(problem, mend=_LINE_MEND) if ", line " in problem.where else problem for problem in problems])
-    return rows[0][1], list({(row["pass"], row["id"]): row for _, row in rows[1:]}.values())
+    found: dict[tuple[str, str], dict] = {}
+    for _, row in rows:
+        if found.get((row["pass"], row["id"]), {}).get("finish_reason", REFUSED) == REFUSED:
+            found[row["pass"], row["id"]] = row
+    return header[1], list(found.values())
 
 
-_LINE_MEND = "delete this line, and its record is asked again; or, where it is line 1, move the file away, and all are"
+_LINE_MEND = "run the stage evaluate again: it leaves this line out and asks its record anew"
 
 
 def _row_problem(row: dict) -> str:
@@ -165,7 +170,7 @@ def open_log(
     path: "str | Path",  # samples.jsonl; made where it is not there
     header: dict[str, Any],  # what the samples depend on, as JSON values
 ) -> str:  # "new", "continued", or the name under which a log of other settings was kept
-    "Begin a log or go on with it; a line that a kill left half written is dropped, its record is generated again."
+    "Begin a log or go on with it; a line that can't be read, as one that a kill left half written, is dropped, its record is generated again."
     path, wanted = Path(path), json.loads(log_line({"type": "header", "version": 1, **header}))
     path.parent.mkdir(parents=True, exist_ok=True)
     content = path.read_bytes() if path.exists() else b""
@@ -173,7 +178,7 @@ def open_log(
     kept = "new"
     if whole:
         if _header(whole) == wanted:
-            write_atomically(path, whole)
+            write_atomically(path, _readable(path, whole))
             return "continued"
         kept = _kept_name(path, whole.split(b"\n", 1)[0])
         path.rename(path.with_name(kept))
@@ -191,6 +196,13 @@ def _header(content: bytes) -> Any:
         return json.loads(content.split(b"\n", 1)[0])
     except ValueError:
         return None
+
+
+def _readable(path: Path, whole: bytes) -> bytes:
+    "The lines of a log that `read_log` can read, of those that are whole."
+    lines = whole.splitlines(keepends=True)
+    return b"".join(lines[number - 1] for number, row in iter_jsonl(path, path.name, [])
+                    if number <= len(lines) and (row.get("type") == "header" or not _row_problem(row)))
 
 
 def _kept_name(path: Path, first_line: bytes) -> str:

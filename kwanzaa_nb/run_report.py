@@ -87,7 +87,7 @@ def read_run(
     name = data.get("eval_file") if isinstance(data, Mapping) else None
     records = {row["id"]: row for row in (_lines(Path(root or project_root(), name)) if metrics and name else []) if row.get("id") in judged}
     outputs = {(str(row.get("arm")), str(row.get("id"))): str(row.get("raw") or "") for row in _lines(folder / "evaluation" / "samples.jsonl")
-               if "pass" in row and "arm" in row and is_headline(row) and row.get("id") in judged}
+               if {"arm", "pass"} <= row.keys() and is_headline(row) and row.get("id") in judged}
     return RunFacts(folder, manifest, metrics, records, outputs, tuple(problems))
 
 # %% ../nbs/62_run_report.ipynb #62-009

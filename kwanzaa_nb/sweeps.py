@@ -19,11 +19,12 @@ from typing import Any
 from urllib.parse import quote
 
 from .config import Config, config_to_yaml, load_config, project_root
-from .errors import KwanzaaError, Problem, ProblemList, write_atomically
+from .errors import KwanzaaError, Problem, ProblemList, disk_sentence, write_atomically
+from .lock import at_work
 from .metrics import METRICS
 from .overview import write_overview
 from .run_report import page_html, rate_line, table_html
-from .runs import STAGES, StageError, Table, portable, rate_text, read_manifest, read_metrics, run_stage
+from .runs import STAGES, StageError, Table, portable, portable_config, rate_text, read_manifest, read_metrics, run_stage
 
 # %% ../nbs/65_sweeps.ipynb #65-005
 class SweepError(ProblemList):
@@ -150,7 +151,7 @@ def is_done(
 ) -> bool:
     "Whether the manifest says that a stage finished with this very config. StageError: the manifest can't be read."
     entry = read_manifest(folder)["stages"][stage]
-    return entry["status"] == "done" and entry.get("config") == portable(config.model_dump(mode="json"), config.path(""))
+    return entry["status"] == "done" and entry.get("config") == portable_config(config.model_dump(mode="json"), config.path(""))
 
 
 def sweep_run(
@@ -176,19 +177,20 @@ def run_sweep(
     log: Callable[[str], object] = print,
     runner: Callable = run_stage,  # called with stage, config, overrides and log
 ) -> list[dict]:  # of `sweep_rows`
-    "Run what is left of a sweep, and write its table and page after each run."
+    "Run what is left of a sweep, and write its table and page after each run. FolderInUse: another process runs it."
     failed: dict[str, str] = {}
     names, total = folder_names(sweep), len(sweep.runs())
-    for place, (name, settings) in enumerate(zip(names, sweep.runs(), strict=True), start=1):
-        log(f"run {place} of {total}: {name}")
-        try:
-            if not sweep_run(sweep, settings, log, runner):
-                log("  is done already")
-        except (KwanzaaError, OSError) as error:
-            failed[name] = str(error)
-            log(f"  failed: {error}")
-        rows = sweep_rows(sweep, failed)
-        write_sweep(sweep, rows)
+    with at_work(load_config(sweep.config).path(sweep.output_dir), "a sweep"):
+        for place, (name, settings) in enumerate(zip(names, sweep.runs(), strict=True), start=1):
+            log(f"run {place} of {total}: {name}")
+            try:
+                if not sweep_run(sweep, settings, log, runner):
+                    log("  is done already")
+            except (KwanzaaError, OSError) as error:
+                failed[name] = portable(disk_sentence(error) or str(error), project_root())
+                log(f"  failed: {disk_sentence(error) or error}")
+            rows = sweep_rows(sweep, failed)
+            write_sweep(sweep, rows)
     return rows
 
 # %% ../nbs/65_sweeps.ipynb #65-015

@@ -1,6 +1,7 @@
 "Generation: nothing twice, nothing lost, the same batches for both arms, and how each answer ended."
 
 import json
+import random
 from copy import deepcopy
 from dataclasses import replace
 
@@ -110,6 +111,25 @@ def test_a_finished_pass_is_read_and_not_generated(model, tokenizer, tmp_path, c
     assert run(model, tokenizer, log) == first and counted == [] and log.read_bytes() == before
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_log_that_two_runs_wrote_into_is_read_and_gone_on_with(model, tokenizer, tmp_path, counted, seed):
+    "Rows twice and in any order, a second header, a line that two wrote across each other: the first complete row counts."
+    log, chance = tmp_path / "samples.jsonl", random.Random(seed)
+    open_log(log, HEADER)
+    wanted = raws(run(model, tokenizer, log))
+    header, *rows = log.read_text().splitlines(keepends=True)
+    chance.shuffle(rows)
+    second = [json.dumps(json.loads(row) | {"raw": "later"}) + "\n" for row in rows]
+    chance.shuffle(second)
+    torn = rows[0][:40] + second[0]
+    log.write_text("".join([header, *rows[1:], header, torn, "null\n", '{"loss": NaN}\n', *(row for row in second if json.loads(row)["id"] != json.loads(rows[0])["id"])]))
+    counted.clear()
+    assert open_log(log, HEADER) == "continued"
+    assert raws(run(model, tokenizer, log)) == wanted
+    assert sum(map(len, counted)) <= 3 and any(json.loads(rows[0])["id"] in batch for batch in counted), "more than the torn one's batch was asked"
+    assert len(read_log(log)[1]) == len(RECORDS) and raws(sorted(read_log(log)[1], key=lambda row: row["id"])) == wanted
+
+
 def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_path, counted):
     log = tmp_path / "samples.jsonl"
     open_log(log, HEADER)
@@ -144,10 +164,10 @@ def test_another_experiment_keeps_the_old_log_under_another_name(model, tokenize
 def test_going_back_and_forth_between_experiments_loses_nothing(tmp_path):
     log, other = tmp_path / "samples.jsonl", {**HEADER, "dtype": "fp16"}
     open_log(log, HEADER)
-    append(log, {"id": "precious"})
+    append(log, {**SAMPLE, "id": "precious"})
     open_log(log, other)
     open_log(log, HEADER)  # begun anew, or taken up again
-    append(log, {"id": "later"})
+    append(log, {**SAMPLE, "id": "later"})
     open_log(log, other)
     everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"precious" in everything and b"later" in everything
@@ -218,23 +238,27 @@ def test_a_damaged_line_of_a_log_is_named_with_what_to_do_and_nothing_is_lost(tm
     good = log.read_bytes()
     log.write_bytes(good + line + b"\n" + json.dumps({**SAMPLE, "id": "r2"}).encode() + b"\n")
     whole = log.read_bytes()
-    assert open_log(log, HEADER) == "continued"
-    with pytest.raises(DataError, match=f"samples.jsonl, line 3: .*{told}.*delete this line, and its record is asked again") as caught:
+    with pytest.raises(DataError, match=f"samples.jsonl, line 3: .*{told}.*run the stage evaluate again: it leaves this line out") as caught:
         read_log(log)
     assert len(caught.value.problems) == 1 and log.read_bytes() == whole
-    log.write_bytes(whole.replace(line + b"\n", b""))
+    assert open_log(log, HEADER) == "continued"
+    assert log.read_bytes() == whole.replace(line + b"\n", b"")
     assert [row["id"] for row in read_log(log)[1]] == ["r0", "r2"]
 
 
 @settings(max_examples=50, deadline=None)
-@given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]), st.sampled_from(["r0", "r1", "r2"])), max_size=12))
-def test_of_several_lines_for_a_record_the_last_counts(tmp_path_factory, rows):
+@given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]), st.sampled_from(["r0", "r1", "r2"]), st.booleans()), max_size=12))
+def test_of_several_lines_for_a_record_the_first_answer_counts(tmp_path_factory, rows):
     log = tmp_path_factory.mktemp("log") / "samples.jsonl"
     open_log(log, HEADER)
-    for place, (name, record) in enumerate(rows):
-        append(log, {**SAMPLE, "id": record, "pass": name, "new_tokens": place})
+    wanted = {}
+    for place, (name, record, answered) in enumerate(rows):
+        append(log, {**SAMPLE, "id": record, "pass": name, "new_tokens": place, "finish_reason": "stop" if answered else REFUSED})
+        if not wanted.get((name, record), (0, False))[1]:
+            wanted[name, record] = (place, answered)
     found = read_log(log)[1]
-    assert {(row["pass"], row["id"]): row["new_tokens"] for row in found} == {pair: place for place, pair in enumerate(rows)} and len(found) == len(set(rows))
+    assert {(row["pass"], row["id"]): row["new_tokens"] for row in found} == {pair: place for pair, (place, _) in wanted.items()}
+    assert len(found) == len(wanted)
 
 
 class Choosy:
