@@ -53,7 +53,8 @@ def _problem(folder: Path, name: str) -> str:  # "" when it can be staged
     if any(place.is_symlink() for place in (path, *list(path.parents)[:len(parts)])):
         return f"{name} is a link"
     if not path.exists():
-        return f"{name} is missing"
+        by_hand = first == "notebooks" and rest
+        return f"{name} is missing" + (" (a stage that is run by hand leaves no report: kwanzaa run does, or take it off the list)" if by_hand else "")
     if not path.is_file():
         return f"{name} is not a file"
     return f"{name} is a pickle, which can run code when it is loaded" if is_pickle(path) else ""
