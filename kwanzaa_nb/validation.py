@@ -355,7 +355,7 @@ class Report:
 
     def __str__(self) -> str:
         count, tokens = len(self.problems), sorted(self.tokens)
-        lines = [f"{self.name}: {self.records} records, {count or 'no'} problem{'' if count == 1 else 's'}"]
+        lines = [f"{self.name}: {self.records} record{'' if self.records == 1 else 's'}, {count or 'no'} problem{'' if count == 1 else 's'}"]
         if tokens:
             lines[0] += f"; {tokens[0]} to {tokens[-1]} tokens, half of them up to {tokens[(len(tokens) - 1) // 2]}"
         lines += [f"  {times:6d} x {code}" for code, times in self.codes.items()] if count > 1 else []
