@@ -30,7 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .config import DEFAULT_CONFIG, Config, Difference, check_injected, config_table, resolve_config
-from .errors import KwanzaaError, write_atomically
+from .errors import KwanzaaError, no_file, write_atomically
 
 # %% ../nbs/60_runs.ipynb #60-004
 STAGES = ("data", "train", "evaluate", "publish")
@@ -306,6 +306,8 @@ class StageFiles:
     ) -> Path:  # the same path, absolute
         "Note an input with its hash. StageError: it is missing, changed or stale; the message names the stage to run."
         path, stages = self.config.path(path), read_manifest(self.folder)["stages"]
+        if not path.is_dir() and (odd := no_file(path)):
+            raise StageError(f"{self.key(path)} is {odd[0]}: {odd[1]}.")
         run = (f"kwanzaa run {made_by} --config {self.source}, or papermill nbs/{NOTEBOOKS[made_by]}.ipynb OUT.ipynb "
                f"-p config {self.source}") if made_by else ""
         found = {self.key(file): file_record(file) for file in files_of(path) if path.exists()}

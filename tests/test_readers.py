@@ -421,7 +421,7 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path, path, sig
 
 @pytest.mark.parametrize("name, value, mend", [
     ("year", "1966", "write 1966"), ("year", 1966.0, "write 1966"), ("year", "1966-05-01", "write 1966"), ("year", " 1966 ", "write 1966"),
-    ("year", "c. 1966", "leave it out"), ("year", None, "leave it out"), ("doc_id", None, "leave it out"), ("doc_id", 7, 'write "7"'),
+    ("year", "c. 1966", "write 1966"), ("year", "1966 or 1967", "leave it out"), ("year", None, "leave it out"), ("doc_id", None, "leave it out"), ("doc_id", 7, 'write "7"'),
     ("namespace", ["a"], "leave it out"), ("tags", "a|b, c", 'write ["a", "b", "c"]'), ("gold", "True", "write true"), ("gold", 0, "write false"),
     ("canonical_url", "example.org/a", "write https://example.org/a"), ("canonical_url", "", "leave it out"), ("score", "0.5", "write 0.5"),
     ("chunk_id", 7, 'write "7"'), ("license", 4.0, 'write "4.0"')])

@@ -208,7 +208,7 @@ def test_the_command(report_of, tmp_path, capsys, monkeypatch):
     report_of(record())
     assert cli.main(["validate", str(tmp_path / "a.jsonl"), "--preview", "3"]) == 0
     shown = capsys.readouterr().out
-    assert "1 records, no problems" in shown and '⟦{"citations"' in shown
+    assert "1 record, no problems" in shown and '⟦{"citations"' in shown
     report_of(record(), record("Monday."))
     assert cli.main(["validate", str(tmp_path / "a.jsonl")]) == 1
     assert "contradiction" in capsys.readouterr().out
