@@ -170,7 +170,7 @@ def _no_lines(
     if other := other_format(head):
         wide = other[0].startswith("UTF-")
         return Problem(f"{shown}, line 1" if wide else shown, *other, "utf16" if wide else "other_format")
-    lines = [line.strip() for line in head.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
+    lines = [bare for line in head.splitlines() if (bare := re.sub(rb"^(?:\xef\xbb\xbf)+", b"", line).strip())]
     first, second = [*lines[:2], b"", b""][:2]
     name, new = shlex.quote(shown), shlex.quote(f"{shown.removesuffix('.jsonl')}-lines.jsonl")
     if first.startswith(b"[") and _is_array(first, second):

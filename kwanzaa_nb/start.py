@@ -39,12 +39,13 @@ def start_project(
                          + ", but is no project of kwanzaa_nb, and nothing is written over: name another folder.")
     wanted = {"settings.ini": MARKER.encode(), **{name: (source / name).read_bytes() for name in names}}
     written = [name for name in wanted if not (folder / name).exists()]
+    made = sorted({place for name in written for place in (folder / name).parents if not place.exists()}, reverse=True)
     try:
         for name in written:
             write_atomically(folder / name, wanted[name])
     except OSError as error:
-        for name in written:  # none of them was there before
-            with contextlib.suppress(OSError):
-                (folder / name).unlink()
+        for place, gone in [*((folder / name, Path.unlink) for name in written), *((place, Path.rmdir) for place in made)]:
+            with contextlib.suppress(OSError):  # neither files nor folders were there before
+                gone(place)
         raise StartError(f"No project can be written to {folder} ({error.strerror or error}): name a new folder, in one that you may write to.") from error
     return written

@@ -12,7 +12,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def read_sweep(
     try:
         source = read_yaml(path)
     except ConfigError as error:
-        raise SweepError(str(path), error.problems) from None
+        mend = {"not_mapping": "write name:, config: and grid:", "empty_file": "start from a file in configs/sweeps/"}
+        raise SweepError(str(path), [replace(problem, mend=mend.get(problem.code, problem.mend)) for problem in error.problems]) from None
     values = source.values
     if problems := source.problems or _sweep_problems(values):
         raise SweepError(str(path), problems)
