@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'MOST_NESTED', 'HEAD', 'FRONT_MATTER', 'Slug', 'Line', 'Prose',
            'UNANSWERABLE_KINDS', 'DEFAULTED', 'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS', 'DataError',
-           'MissingFile', 'iter_jsonl', 'read_jsonl', 'read_csv', 'read_parquet', 'Piece', 'split_text',
-           'split_front_matter', 'Chunk', 'Evidence', 'Question', 'CorpusOptions', 'corpus_options', 'field_names',
-           'short', 'Row', 'is_missing', 'text_places', 'plain_name', 'sign_problem', 'control_problems', 'year_meant',
+           'MissingFile', 'short', 'plain_name', 'sign_problem', 'iter_jsonl', 'read_jsonl', 'read_csv', 'read_parquet',
+           'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question', 'CorpusOptions',
+           'corpus_options', 'field_names', 'Row', 'is_missing', 'text_places', 'control_problems', 'year_meant',
            'data_files', 'slug', 'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_sentence',
            'default_statement', 'as_it_stands', 'find_evidence', 'complete_question', 'check_question', 'ChunkStore',
            'ChunkList', 'load_corpus']
@@ -56,6 +56,41 @@ class DataError(ProblemList):
 
 class MissingFile(KwanzaaError):
     "A data file or folder that is not there."
+
+# %% ../nbs/20_corpus.ipynb #20-004-c
+def short(value: Any) -> str:
+    "A value in at most 60 characters or so, printable; null, true and false as JSON writes them, dates as ISO does."
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 60
+    return brief.repr(value)
+
+
+def plain_name(name: Any) -> str:
+    "A field's name as it is; in quotes where it is long, blank at an end, or not printable."
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 60 and name == name.strip() != "" else short(name)
+
+# %% ../nbs/20_corpus.ipynb #20-004-d
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def sign_problem(
+    text: str,
+    controls: bool = True,  # whether control characters are looked for too
+) -> "tuple[str, str, str] | None":  # what is wrong, mend, code
+    "The first half of a surrogate pair, which no file can hold, or the first character that no prompt should show."
+    found = _SURROGATE.search(text) or (_CONTROL.search(text) if controls else None)
+    if not found:
+        return None
+    at = f"U+{ord(found[0]):04X} at character {found.start() + 1}"
+    if "\ud800" <= found[0] <= "\udfff":
+        return f"half a surrogate pair, {at}", "delete it, or write the whole character", "lone_surrogate"
+    what = "a letter that was lost in an earlier conversion" if found[0] == "\ufffd" else "a control character"
+    return f"{what}, {at}", "restore or delete it", "control_character"
 
 # %% ../nbs/20_corpus.ipynb #20-005
 def iter_jsonl(
@@ -651,8 +686,6 @@ EXPECTED = {
     "missing": "text", "persona": "one of educator, researcher, creator, builder", "topic": "text",
     "evidence_chunk_id": "a chunk's id", "evidence_quote": "text of 1 to 400 characters",
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def field_names(kind: type[BaseModel]) -> tuple[str, ...]:
@@ -664,17 +697,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     "The nearest name as a mend, or nothing."
     near = difflib.get_close_matches(str(name)[:200], list(names), n=1, cutoff=0.5)
     return f"the nearest is {near[0]!r}" if near else ""
-
-
-def short(value: Any) -> str:
-    "A value in at most 60 characters or so, printable; null, true and false as JSON writes them, dates as ISO does."
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    if isinstance(value, date):
-        return value.isoformat()
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = 60
-    return brief.repr(value)
 
 # %% ../nbs/20_corpus.ipynb #20-032
 @dataclass(frozen=True)
@@ -779,26 +801,6 @@ def text_places(value: Any) -> Iterator[tuple[str, str]]:
             named = [(f"{place}.{plain_name(name)}".lstrip("."), name, inner) for name, inner in part.items()]
             yield from ((at, name) for at, name, _ in named if isinstance(name, str))
             waiting += reversed([(at, inner) for at, _, inner in named])
-
-
-def plain_name(name: Any) -> str:
-    "A field's name as it is; in quotes where it is long, blank at an end, or not printable."
-    return name if isinstance(name, str) and name.isprintable() and len(name) <= 60 and name == name.strip() != "" else short(name)
-
-
-def sign_problem(
-    text: str,
-    controls: bool = True,  # whether control characters are looked for too
-) -> "tuple[str, str, str] | None":  # what is wrong, mend, code
-    "The first half of a surrogate pair, which no file can hold, or the first character that no prompt should show."
-    found = _SURROGATE.search(text) or (_CONTROL.search(text) if controls else None)
-    if not found:
-        return None
-    at = f"U+{ord(found[0]):04X} at character {found.start() + 1}"
-    if "\ud800" <= found[0] <= "\udfff":
-        return f"half a surrogate pair, {at}", "delete it, or write the whole character", "lone_surrogate"
-    what = "a letter that was lost in an earlier conversion" if found[0] == "\ufffd" else "a control character"
-    return f"{what}, {at}", "restore or delete it", "control_character"
 
 
 def control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
