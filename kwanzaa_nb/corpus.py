@@ -418,7 +418,7 @@ def read_csv(
             found.append((number, dict(zip(header, cells))))
     return found
 
-# %% ../nbs/20_corpus.ipynb #20-014
+# %% ../nbs/20_corpus.ipynb #20-013-c
 def _no_parquet(head: "bytes | None", shown: str) -> "Problem | None":
     "What keeps a file with these first bytes from being read as Parquet; None also where they could not be read."
     if head is None:
@@ -431,7 +431,7 @@ def _no_parquet(head: "bytes | None", shown: str) -> "Problem | None":
         return Problem(shown, "Parquet can't be read, since pyarrow is not installed", "pip install 'kwanzaa_nb[train]' brings it", "not_installed")
     return None
 
-
+# %% ../nbs/20_corpus.ipynb #20-014
 def read_parquet(
     path: "str | Path",
     shown: str,  # the name used in messages
@@ -811,7 +811,7 @@ def control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
         found += [Problem(f"{where}, {name}", *told)] if told and told[2] == "control_character" else []
     return found
 
-# %% ../nbs/20_corpus.ipynb #20-034-b
+# %% ../nbs/20_corpus.ipynb #20-034-d
 def year_meant(value: Any) -> "int | None":
     "The one year that a value such as 1,961, a date or 'c. 1961' holds; None where there is none, or more than one."
     text = unicodedata.normalize("NFKC", str(value)[:100]).strip()
@@ -819,7 +819,7 @@ def year_meant(value: Any) -> "int | None":
     found = set(re.findall(r"(?<!\d)(1[6-9]\d\d|20\d\d|2100)(?!\d)", text)) if not text.startswith("-") else set()
     return int(found.pop()) if len(found) == 1 and not isinstance(value, Mapping) else None
 
-
+# %% ../nbs/20_corpus.ipynb #20-034-b
 def _row_problem(item: Mapping[str, Any], where: str) -> Problem:
     "What pydantic found in a row, as a sentence."
     path = ".".join(plain_name(part) if isinstance(part, str) else str(part) for part in item["loc"])
