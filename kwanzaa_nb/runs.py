@@ -33,7 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .config import DEFAULT_CONFIG, Config, Difference, check_injected, config_table, resolve_config
-from .errors import KwanzaaError, disk_sentence, write_atomically
+from .errors import KwanzaaError, disk_sentence, no_file, write_atomically
 from .lock import FolderInUse, at_work, hold, leave
 
 # %% ../nbs/60_runs.ipynb #60-004
@@ -367,6 +367,8 @@ class StageFiles:
     ) -> Path:  # the same path, absolute
         "Note an input with its hash. StageError: it is missing, changed or stale; the message names the stage to run."
         path, stages = self.config.path(path), read_manifest(self.folder)["stages"]
+        if not path.is_dir() and (odd := no_file(path)):
+            raise StageError(f"{self.key(path)} is {odd[0]}: {odd[1]}.")
         source = shlex.quote(self.source.removeprefix(f"{self.root}{os.sep}"))
         run = (f"kwanzaa run {made_by} --config {source}, or papermill nbs/{NOTEBOOKS[made_by]}.ipynb OUT.ipynb "
                f"-p config {source}") if made_by else ""

@@ -12,13 +12,13 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .config import Config, config_to_yaml, load_config, project_root
+from .config import Config, ConfigError, config_to_yaml, load_config, project_root, read_yaml
 from .errors import KwanzaaError, Problem, ProblemList, disk_sentence, write_atomically
 from .lock import at_work
 from .metrics import METRICS
@@ -77,16 +77,14 @@ def _sweep_problems(values: Mapping) -> list[Problem]:
 def read_sweep(
     path: "str | Path",  # a YAML file
 ) -> Sweep:
-    "Read a sweep. SweepError: all that is wrong with it. ConfigError: a combination that is no config. OSError: no such file."
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
+    "Read a sweep. SweepError: all that is wrong with it, or no such file. ConfigError: a combination that is no config."
     try:
-        values = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(str(path), [Problem("file", f"it can't be read as YAML ({str(error).splitlines()[0]})")]) from None
-    problems = _sweep_problems(values) if isinstance(values, dict) else [Problem("file", "expected keys and values")]
-    if problems:
+        source = read_yaml(path)
+    except ConfigError as error:
+        mend = {"not_mapping": "write name:, config: and grid:", "empty_file": "start from a file in configs/sweeps/"}
+        raise SweepError(str(path), [replace(problem, mend=mend.get(problem.code, problem.mend)) for problem in error.problems]) from None
+    values = source.values
+    if problems := source.problems or _sweep_problems(values):
         raise SweepError(str(path), problems)
     stages = tuple(stage for stage in STAGES if stage in values.get("stages", ["train", "evaluate"]))
     sweep = Sweep(values["name"], values["config"], values.get("output_dir", f"outputs/{values['name']}"), stages,

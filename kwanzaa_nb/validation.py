@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .answer import AnswerError, Source, parse_model_answer
-from .corpus import DataError, MissingFile, control_problems, iter_jsonl, short, sign_problem, text_places
+from .corpus import DataError, MissingFile, control_problems, iter_jsonl, plain_name, short, sign_problem, text_places, year_meant
 from .errors import Problem, problem_lines
 from .masking import IGNORED, MaskError, TemplateRefusal, check_supervised, encode_chat
 from .prompt import CONTEXT_HEADING, mark_lines, read_context, split_user
@@ -99,9 +99,8 @@ def _mend(name: str, value: Any) -> str:
     "What a value of a shown chunk's field most likely was meant to be."
     if name in ("chunk_id", "text"):
         return f'write "{value}"' if _is_number(value) and name == "chunk_id" else "a chunk is shown by its id and its text"
-    found = re.fullmatch(r"\s*(1[6-9]\d\d|20\d\d|2100)(?:\.0+|-\d\d.*)?\s*", str(value)) if name == "year" and isinstance(value, (str, float)) else None
-    if found:
-        return f"write {found[1]}"
+    if name == "year" and (year := year_meant(value)):
+        return f"write {year}"
     if name == "gold" and str(value).lower() in ("true", "false", "1", "0"):
         return f"write {'true' if str(value).lower() in ('true', '1') else 'false'}"
     if name == "score" and isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.\d{1,20})?", value):
@@ -160,14 +159,17 @@ def message_problems(
     found += chunk_problems(record["chunks"]) if isinstance(record.get("chunks"), list) else []
     found += unfit_signs(record)
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        what = "expected a list of three messages" if "messages" in record else \
+        what = f"found {short(messages)}, expected a list of three messages" if "messages" in record else \
             f"missing; the line has {', '.join(short(name)[1:-1] for name in list(record)[:8]) or 'nothing'}"
-        return [*found, ("messages", what, "write messages of system, user and assistant", "messages_type")]
+        holder = next((name for name, part in record.items() if isinstance(part, list) and part and isinstance(part[0], dict) and "messages" in part[0]), "")
+        mend = f"write each object of {plain_name(holder)} on a line of its own" if holder else "write messages of system, user and assistant"
+        return [*found, ("messages", what, mend, "messages_type")]
     roles = [message.get("role") for message in messages]
     if roles != ROLES:
         return [*found, ("messages", f"roles are {short(roles[:8])}, expected {ROLES}", "one exchange a record", "roles")]
     places = {f"messages[{place}].content": message.get("content") for place, message in enumerate(messages)}
-    found += [(field, "expected text that is not blank, in characters that UTF-8 knows", "", "content")
+    found += [(field, f"found {short(text)}, expected text that is not blank, in characters that UTF-8 knows",
+               "join its parts into one text" if isinstance(text, list) else "", "content")
               for field, text in places.items() if not is_text(text)]
     return found + [(problem.where.removeprefix(", "), problem.what, problem.mend, problem.code)
                     for problem in control_problems({field: text for field, text in places.items() if is_text(text)}, "")]
