@@ -151,13 +151,14 @@ def disk_sentence(
 ) -> str:  # "" for any other error
     "What to do about a full disk, or about a place that can't be read or written."
     number, place = getattr(error, "errno", None), getattr(error, "filename", None)
+    place = os.fsdecode(place) if isinstance(place, bytes) else place
     place = os.path.relpath(place) if isinstance(place, str) and os.path.abspath(place).startswith(os.getcwd() + os.sep) else place
     if number in _ROOM or any(words in str(error) for words in ("No space left on device", "os error 28")):
         return (f"No space is left to write {place or 'a file'}: free some, or set run.output_dir to a folder on another disk. What was done "
                 "is kept; run the same again.")
     if number in _RIGHT and place:
         what = "a file stands where a folder is to be" if number in (errno.ENOTDIR, errno.EEXIST) else os.strerror(number).lower()
-        return f"{place} can't be used ({what}): mend that, or set run.output_dir to a folder that you may write to, then run the same again."
+        return f"{place} can't be used ({what}): mend that, or name another place (run.output_dir for what a run writes), then run the same again."
     return ""
 
 # %% ../nbs/05_errors.ipynb #05-102

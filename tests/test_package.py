@@ -301,8 +301,11 @@ def test_a_folder_without_runs_keeps_its_page(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("error, told", [
-    (OSError(28, "No space left on device"), "The system refused to read or write: No space left on device.\n"),
-    (PermissionError(13, "Permission denied", b"a.txt"), "a.txt can't be read or written: Permission denied.\n"),
+    (OSError(28, "No space left on device"), "No space is left to write a file: free some, or set run.output_dir to a folder on another disk. "
+     "What was done is kept; run the same again.\n"),
+    (OSError(5, "Input/output error"), "The system refused to read or write: Input/output error.\n"),
+    (PermissionError(13, "Permission denied", b"a.txt"), "a.txt can't be used (permission denied): mend that, or name another place "
+     "(run.output_dir for what a run writes), then run the same again.\n"),
     (FileNotFoundError(2, "No such file or directory", "a b"), "a b can't be read or written: No such file or directory.\n")])
 def test_what_the_system_refuses_is_a_sentence(monkeypatch, capsys, error, told):
     def fails(_):

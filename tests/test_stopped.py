@@ -100,8 +100,8 @@ def test_a_folder_that_can_t_be_written(project, stage):  # noqa: F811
     process = kwanzaa(stage)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 2 and out == ""
-    assert re.fullmatch(rf"The stage {stage} failed. outputs/tiny\S* can't be used \(a file stands where a folder is to be\): mend that, or set run.output_dir to a "
-                        "folder that you may write to, then run the same again.\n", err)
+    assert re.fullmatch(rf"The stage {stage} failed. outputs/tiny\S* can't be used \(a file stands where a folder is to be\): mend that, or name another place "
+                        r"\(run.output_dir for what a run writes\), then run the same again.\n", err)
     Path("outputs/tiny").unlink()
     process = kwanzaa(stage)
     assert process.communicate(timeout=60) and process.returncode == 0
