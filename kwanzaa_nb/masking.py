@@ -449,8 +449,9 @@ def encode_chat(
     trained = next(closing, -1) + 1
     if not trained:
         known = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in sorted(ends))
-        raise MaskError(f"no end-of-turn token follows the answer: the chat template writes {text[stop:][:40]!r} there, and the model stops at "
-                        f"{known or 'no token'}: list what ends its turns as eos_token_id in the generation_config.json of a copy of the model, or {_MEND}")
+        ends_so = text[stop:].strip() and "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model, or "
+        raise MaskError(f"no end-of-turn token follows the answer: the chat template writes {repr(text[stop:][:40]) if ends_so else 'nothing'} there, "
+                        f"and the model stops at {known or 'no token'}: {ends_so}{_MEND}")
     labels = [IGNORED] * len(before) + tokens[:trained] + [IGNORED] * (len(tokens) - trained)
     if not weights:
         return {"input_ids": before + tokens, "labels": labels}

@@ -255,6 +255,7 @@ def test_other_templates_keep_every_character():
     (CHATML.replace("m['content']", "m['content'] | upper"), "does not show the system message as it was given"),
     (CHATML.replace("m['content']", "(m['content'] | upper if m['role'] == 'assistant' else m['content'])"), "does not show the answer as it was given"),
     (CHATML.replace("<|im_end|>\n", "\n"), "no end-of-turn token follows the answer"),
+    (CHATML.replace("<|im_end|>\n{% endfor", "{% endfor"), "there, and the model stops at <.im_end.> .257.: choose"),  # as GLM 4
     (CHATML.replace("assistant\n{% endif %}", "assistant\n<|channel|>\n{% endif %}"), "the prompt ends"),
     ("{{ raise_exception('not today') }}", "refuses the messages .not today."),
     ("{% for m in messages %}{{ m.content.text.strip() }}{% endfor %}", "refuses the messages"),
