@@ -23,7 +23,7 @@ from typing import Any
 from .cli import steady_streams
 from .config import project_root, load_config
 from .corpus import load_corpus
-from .errors import write_atomically
+from .errors import strict_json, write_atomically
 from .gaming import PARAPHRASES, forge, forgeable
 from .metrics import controls, forget_scores, score_arms
 from .records import draw, generate_records, write_splits
@@ -190,7 +190,7 @@ def store(
 ) -> Path:
     "Keep a measurement with the machine and the versions that it was made with."
     whole = {"benchmark": name, "measured": found, "hardware": hardware(), "versions": versions()}
-    return write_atomically(project_root() / FOLDER / f"{name}.json", json.dumps(whole, indent=1) + "\n")
+    return write_atomically(project_root() / FOLDER / f"{name}.json", strict_json(whole, indent=1) + "\n")
 
 
 def stored(name: str) -> "dict | None":

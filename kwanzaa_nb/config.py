@@ -37,7 +37,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from .errors import Problem, ProblemList, write_atomically
+from .errors import Problem, ProblemList, no_file, write_atomically
 from .prompt import PromptError, fill_system_prompt
 
 # %% ../nbs/00_config.ipynb #00-005
@@ -531,6 +531,8 @@ _PARSER_ERRORS = (YAMLError, ArithmeticError, AssertionError, AttributeError, Lo
 
 def _text(source: Source, path: Path) -> str:
     "Read a UTF-8 file, with or without a byte order mark. ConfigError: none there, or not UTF-8."
+    if odd := no_file(path):
+        raise source.stop(*odd, "unreadable")
     try:
         content = path.read_bytes()
         return content.decode("utf-8-sig")

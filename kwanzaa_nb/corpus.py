@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'MOST_NESTED', 'HEAD', 'FRONT_MATTER', 'Slug', 'Line', 'Prose',
            'UNANSWERABLE_KINDS', 'DEFAULTED', 'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS', 'DataError',
-           'MissingFile', 'iter_jsonl', 'read_jsonl', 'read_csv', 'read_parquet', 'Piece', 'split_text',
-           'split_front_matter', 'Chunk', 'Evidence', 'Question', 'CorpusOptions', 'corpus_options', 'field_names',
-           'short', 'Row', 'is_missing', 'text_places', 'plain_name', 'sign_problem', 'control_problems', 'data_files',
-           'slug', 'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_sentence', 'default_statement',
-           'as_it_stands', 'find_evidence', 'complete_question', 'check_question', 'ChunkStore', 'ChunkList',
-           'load_corpus']
+           'MissingFile', 'short', 'plain_name', 'sign_problem', 'iter_jsonl', 'read_jsonl', 'read_csv', 'read_parquet',
+           'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question', 'CorpusOptions',
+           'corpus_options', 'field_names', 'Row', 'is_missing', 'text_places', 'control_problems', 'year_meant',
+           'data_files', 'slug', 'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_sentence',
+           'default_statement', 'as_it_stands', 'find_evidence', 'complete_question', 'check_question', 'ChunkStore',
+           'ChunkList', 'load_corpus']
 
 # %% ../nbs/20_corpus.ipynb #20-002
 import csv
 import difflib
 import functools
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -28,6 +29,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -38,7 +40,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from .answer import Uri
-from .errors import KwanzaaError, Problem, ProblemList, other_format
+from .errors import KwanzaaError, Problem, ProblemList, no_file, other_format
 from .support import sentences
 
 # %% ../nbs/20_corpus.ipynb #20-004
@@ -55,6 +57,41 @@ class DataError(ProblemList):
 class MissingFile(KwanzaaError):
     "A data file or folder that is not there."
 
+# %% ../nbs/20_corpus.ipynb #20-004-c
+def short(value: Any) -> str:
+    "A value in at most 60 characters or so, printable; null, true and false as JSON writes them, dates as ISO does."
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, date):
+        return value.isoformat()
+    brief = reprlib.Repr()
+    brief.maxstring = brief.maxother = 60
+    return brief.repr(value)
+
+
+def plain_name(name: Any) -> str:
+    "A field's name as it is; in quotes where it is long, blank at an end, or not printable."
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 60 and name == name.strip() != "" else short(name)
+
+# %% ../nbs/20_corpus.ipynb #20-004-d
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def sign_problem(
+    text: str,
+    controls: bool = True,  # whether control characters are looked for too
+) -> "tuple[str, str, str] | None":  # what is wrong, mend, code
+    "The first half of a surrogate pair, which no file can hold, or the first character that no prompt should show."
+    found = _SURROGATE.search(text) or (_CONTROL.search(text) if controls else None)
+    if not found:
+        return None
+    at = f"U+{ord(found[0]):04X} at character {found.start() + 1}"
+    if "\ud800" <= found[0] <= "\udfff":
+        return f"half a surrogate pair, {at}", "delete it, or write the whole character", "lone_surrogate"
+    what = "a letter that was lost in an earlier conversion" if found[0] == "\ufffd" else "a control character"
+    return f"{what}, {at}", "restore or delete it", "control_character"
+
 # %% ../nbs/20_corpus.ipynb #20-005
 def iter_jsonl(
     path: "str | Path",  # a UTF-8 file with one JSON object a line; blank lines are passed over, line ends may be mixed
@@ -65,6 +102,9 @@ def iter_jsonl(
     if not Path(path).exists():
         raise MissingFile(f"{shown} is not there: check the path in the config")
     before, found = len(problems), False
+    if odd := no_file(path):
+        problems.append(Problem(shown, *odd, "unreadable"))
+        return
     try:
         with open(path, "rb") as file:
             other = _no_lines(file.read(HEAD), shown)
@@ -113,17 +153,20 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
         yield number + 1, held, gone + len(held)
 
 
-def _content(path: "str | Path", name: str, problems: list, is_head: bool = False) -> bytes:
-    "What a file holds, its first bytes only with `is_head` or where it is another format; nothing, with a problem, where it can't be read. MissingFile: it is not there."
-    if not Path(path).is_file():
+def _content(path: "str | Path", name: str, problems: list, is_head: bool = False) -> "bytes | None":
+    "What a file holds, its first bytes only with `is_head` or where it is another format; None, with a problem, where it can't be read. MissingFile: it is not there."
+    if not Path(path).exists():
         raise MissingFile(f"{name} is not there: check the path in the config")
+    if odd := no_file(path):
+        problems.append(Problem(name, *odd, "unreadable"))
+        return None
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD)
             return head if is_head or other_format(head) else head + file.read()
     except OSError as error:
         problems.append(Problem(name, f"cannot be read: {error.strerror or error}", "check who may read it", "unreadable"))
-        return b""
+        return None
 
 # %% ../nbs/20_corpus.ipynb #20-006-b
 _LINES_OF_ARRAY = ("import json, sys; rows = json.load(open(sys.argv[1], encoding='utf-8-sig')); "
@@ -162,7 +205,7 @@ def _no_lines(
     if other := other_format(head):
         wide = other[0].startswith("UTF-")
         return Problem(f"{shown}, line 1" if wide else shown, *other, "utf16" if wide else "other_format")
-    lines = [line.strip() for line in head.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip()]
+    lines = [bare for line in head.splitlines() if (bare := re.sub(rb"^(?:\xef\xbb\xbf)+", b"", line).strip())]
     first, second = [*lines[:2], b"", b""][:2]
     name, new = shlex.quote(shown), shlex.quote(f"{shown.removesuffix('.jsonl')}-lines.jsonl")
     if first.startswith(b"[") and _is_array(first, second):
@@ -201,6 +244,21 @@ def _number(text: str) -> float:
 _read_json = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number).decode
 
 # %% ../nbs/20_corpus.ipynb #20-009
+_MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
+_ONE = "write each record as one line of JSON"
+
+
+def _no_json(error: json.JSONDecodeError, is_whole: bool) -> tuple[str, str]:
+    "What keeps a line from being JSON, and the mend; `is_whole`: the line has its end."
+    text = error.doc.rstrip()
+    if "\0" in text:
+        return "not JSON: NUL bytes, as a crash or a full disk leaves them", "restore the line, or delete it"
+    mend = _ONE + {"Extra data": ", and nothing behind it", "Expecting property name enclosed in double quotes":
+                   ", its names in double quotes and no comma behind the last value"}.get(error.msg, "")
+    is_cut = text.startswith("{") and (error.pos >= len(text) or error.msg.startswith("Unterminated"))
+    return f"not JSON at column {error.colno}: {error.msg}", "the line may be half written" if is_cut and not is_whole else mend
+
+
 def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | None":
     "One line as an object, or None with a problem added."
     def problem(what: str, mend: str, code: str) -> None:
@@ -208,9 +266,11 @@ def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | No
 
     if size > LONGEST_LINE:
         return problem(f"{size:,} bytes in one line, expected at most {LONGEST_LINE:,}", "write one record a line", "huge_line")
-    if where.endswith(", line 1") and line.startswith(b"\xef\xbb\xbf"):
-        problem("a byte order mark at the start", "save the file as UTF-8 without it", "bom")
-        line = line[3:]
+    if line.startswith(_MARK):
+        problem("a byte order mark at the start", "save the file as UTF-8 without it" if where.endswith(", line 1") else
+                "delete it; it is left where files were joined", "bom")
+        while line.startswith(_MARK):
+            line, size = line[len(_MARK):], size - len(_MARK)
     try:
         row = _read_json(line.rstrip(b"\r\n").decode("utf-8"))
         if line.count(b"[") + line.count(b"{") > MOST_NESTED and _depth(row) > MOST_NESTED:
@@ -224,9 +284,8 @@ def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | No
         if not isinstance(error, json.JSONDecodeError):
             what = "nested too deeply" if isinstance(error, RecursionError) else "a number too long to read"
             return problem(f"not JSON: {what}", "write it flatter" if isinstance(error, RecursionError) else "write it as text", "bad_json")
-        mend = "write each record as one line of JSON" if line.endswith((b"\n", b"\r")) else "the line may be half written"
-        return problem(f"not JSON at column {error.colno}: {error.msg}", mend, "bad_json")
-    return row if isinstance(row, dict) else problem(f"a {type(row).__name__}, expected an object", "write {...}", "not_an_object")
+        return problem(*_no_json(error, line.endswith((b"\n", b"\r"))), "bad_json")
+    return row if isinstance(row, dict) else problem(f"found {short(row)}, expected an object", "write {...}", "not_an_object")
 
 # %% ../nbs/20_corpus.ipynb #20-009-b
 def _odd_number(line: bytes) -> str:
@@ -249,8 +308,10 @@ def _depth(value: Any) -> int:
     return depth
 
 # %% ../nbs/20_corpus.ipynb #20-012
-def _decode(content: bytes, name: str, problems: list) -> "str | None":
+def _decode(content: "bytes | None", name: str, problems: list) -> "str | None":
     "A file's text with one kind of line end, or None with what it is, or each line that is not UTF-8, added to the problems."
+    if content is None:
+        return None
     mend, before = "save the file as UTF-8", len(problems)
     if other := other_format(content[:HEAD]):
         problems.append(Problem(name, *other, "not_utf8" if other[0].startswith("UTF-") else "other_format"))
@@ -262,13 +323,14 @@ def _decode(content: bytes, name: str, problems: list) -> "str | None":
             problems.append(Problem(f"{name}, line {number}", f"not UTF-8 at byte {error.start + 1}", mend, "not_utf8"))
     if len(problems) > before:
         return None
-    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    return content.decode("utf-8").lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 # %% ../nbs/20_corpus.ipynb #20-012-b
 def _csv_rows(text: str, name: str, problems: list) -> list[tuple[int, list[str]]]:
     "(row number, cells) of a CSV, the heading first and blank rows left out; empty where it can't be told what is quoted."
     named = re.match(r"\s*\"?sep=([,;\t|])\"?[ \t,;]*\n", text, re.IGNORECASE)
     reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=named[1] if named else ",", strict=True), []
+    limit = csv.field_size_limit(len(text) + 1)  # how long a text may be is said by its field
     try:
         for number, cells in enumerate(reader, start=1):
             filled = [place for place, cell in enumerate(cells, start=1) if cell.strip()]
@@ -278,6 +340,8 @@ def _csv_rows(text: str, name: str, problems: list) -> list[tuple[int, list[str]
         at = f"{name}, row {rows[-1][0] + 1 if rows else 1} (up to line {reader.line_num})"
         problems.append(Problem(at, f"not CSV: {error}", "close each quotation mark, and double those inside quoted text", "bad_csv"))
         return []
+    finally:
+        csv.field_size_limit(limit)
     return rows
 
 # %% ../nbs/20_corpus.ipynb #20-013
@@ -289,7 +353,7 @@ def _other_table(text: str, name: str) -> "Problem | None":
     if mark and not first.strip().strip('"').lower().startswith("sep="):
         what = {";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}[mark]
         return Problem(f"{name}, row 1", f"columns with {what} between them, expected a comma",
-                       f"save it with commas, or put a line before it that says sep={mark}", "bad_separator")
+                       f"save it with commas, or put a line before it that says sep={' and then a tab' if mark == chr(9) else mark}", "bad_separator")
     if first.lstrip().startswith(("{", "[")):
         return Problem(name, "JSON, expected CSV", "give it a name that ends with .jsonl, and each record a line of its own", "other_format")
     return None
@@ -297,11 +361,27 @@ def _other_table(text: str, name: str) -> "Problem | None":
 
 def _heading_problems(number: int, cells: list[str], filled: set[int], name: str) -> list[Problem]:
     "What keeps the first row of a CSV from naming its columns; those without a filled cell need no name."
-    where = f"{name}, row {number}"
-    found = [Problem(where, f"column {place + 1} has no name", "name it, or delete it", "bad_column")
-             for place, cell in enumerate(cells) if not cell.strip() and place in filled]
+    where, unnamed = f"{name}, row {number}", [place + 1 for place, cell in enumerate(cells) if not cell.strip() and place in filled]
+    found = [Problem(where, *told) for told in map(sign_problem, cells) if told]
+    if unnamed:
+        found.append(Problem(where, f"column {unnamed[0]} has no name", "name it, or delete it", "bad_column") if len(unnamed) == 1 else
+                     Problem(where, f"{len(unnamed)} columns have no name, the first of them column {unnamed[0]}",
+                             "name them, or delete what stands above the row of headings", "bad_column"))
     return found + [Problem(where, f"column {short(cell)} is there {count} times", "keep one", "bad_column")
                     for cell, count in Counter(cells).items() if count > 1 and cell.strip()]
+
+
+def _row_shape(cells: list[str], header: list[str], where: str) -> "Problem | None":
+    "What keeps a row of a CSV from being read by its headings."
+    if [cell.lstrip("\ufeff") for cell in cells] == header:
+        return Problem(where, "the headings once more", "delete this row", "repeated_heading")
+    if len(cells) == len(header):
+        return None
+    if told := next(filter(None, map(sign_problem, cells)), None):
+        return Problem(where, *told)
+    return Problem(where, f"{len(cells)} cell{'' if len(cells) == 1 else 's'}, expected {len(header)}",
+                   "put text that holds a comma between quotation marks" if len(cells) > len(header) else
+                   "give each column a cell, if an empty one, or delete the row where it is none of the table", "ragged_row")
 
 # %% ../nbs/20_corpus.ipynb #20-013-b
 def read_csv(
@@ -321,15 +401,35 @@ def read_csv(
     wrong = _heading_problems(*rows[0], filled, shown) if rows else []
     rows = [(number, [cell for place, cell in enumerate(cells) if place in filled]) for number, cells in rows]
     header = rows[0][1] if rows else []
+    if len(header) == 1 and any(len(cells) > 1 for _, cells in rows) and not wrong:
+        wrong.append(Problem(f"{shown}, row {rows[0][0]}", f"one column, {short(header[0])}, above rows of more cells",
+                             "delete what stands above the row of headings", "bad_column"))
     if len(rows) < 2 and not wrong and not problems[before:]:
         wrong.append(Problem(shown, "holds no records", "it needs a row of headings and rows below", "empty_file"))
     problems += wrong
     if wrong:
         return []
-    problems += [Problem(f"{shown}, row {number}", f"{len(cells)} cells, expected {len(header)}",
-                         "put text that holds a comma between quotation marks", "ragged_row")
-                 for number, cells in rows[1:] if len(cells) != len(header)]
-    return [(number, dict(zip(header, cells))) for number, cells in rows[1:] if len(cells) == len(header)]
+    found = []
+    for number, cells in rows[1:]:
+        odd = _row_shape(cells, header, f"{shown}, row {number}")
+        if odd:
+            problems.append(odd)
+        else:
+            found.append((number, dict(zip(header, cells))))
+    return found
+
+# %% ../nbs/20_corpus.ipynb #20-013-c
+def _no_parquet(head: "bytes | None", shown: str) -> "Problem | None":
+    "What keeps a file with these first bytes from being read as Parquet; None also where they could not be read."
+    if head is None:
+        return None
+    if not head:
+        return Problem(shown, "holds no records", "it is empty; export it again", "empty_file")
+    if other := other_format(head.removeprefix(b"PAR1")):
+        return Problem(shown, f"not Parquet: {other[0]}", other[1], "bad_table")
+    if not importlib.util.find_spec("pyarrow"):
+        return Problem(shown, "Parquet can't be read, since pyarrow is not installed", "pip install 'kwanzaa_nb[train]' brings it", "not_installed")
+    return None
 
 # %% ../nbs/20_corpus.ipynb #20-014
 def read_parquet(
@@ -338,13 +438,14 @@ def read_parquet(
     problems: list,  # problems are added here
 ) -> list[tuple[int, dict]]:  # (row number from 1, values by column)
     "Read a Parquet file; rows without any value are passed over."
-    import pyarrow.parquet  # comes with datasets, and only Parquet needs it
-
-    other = other_format(_content(path, shown, problems, is_head=True).removeprefix(b"PAR1"))
-    if other:
-        problems.append(Problem(shown, f"not Parquet: {other[0]}", other[1], "bad_table"))
+    head = _content(path, shown, problems, is_head=True)
+    if odd := _no_parquet(head, shown):
+        problems.append(odd)
+    if not head or odd:
         return []
-    rows: list[dict] = []
+    import pyarrow.parquet  # only Parquet needs it
+
+    rows, names = [], None
     try:
         with pyarrow.parquet.ParquetFile(str(path)) as file:
             names = file.schema_arrow.names
@@ -352,7 +453,9 @@ def read_parquet(
                 rows += batch.to_pylist()
     except Exception as error:  # noqa: BLE001 - pyarrow raises many kinds
         reason = str(error.__cause__ or error).strip().split("\n")[0][:200]
-        problems.append(Problem(shown, f"{'holds what Python cannot' if rows else 'not Parquet'}: {reason}", "export it again", "bad_table"))
+        is_locked = "crypt" in reason
+        problems.append(Problem(shown, "encrypted Parquet" if is_locked else f"{'not Parquet' if names is None else 'holds what can not be read'}: {reason}",
+                                "export it without encryption" if is_locked else "export it again", "bad_table"))
         return []
     twice = [name for name, count in Counter(names).items() if count > 1]
     problems += [Problem(shown, f"column {short(name)} is there twice", "keep one", "bad_column") for name in twice]
@@ -583,8 +686,6 @@ EXPECTED = {
     "missing": "text", "persona": "one of educator, researcher, creator, builder", "topic": "text",
     "evidence_chunk_id": "a chunk's id", "evidence_quote": "text of 1 to 400 characters",
 }
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def field_names(kind: type[BaseModel]) -> tuple[str, ...]:
@@ -597,15 +698,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name)[:200], list(names), n=1, cutoff=0.5)
     return f"the nearest is {near[0]!r}" if near else ""
 
-
-def short(value: Any) -> str:
-    "A value in at most 60 characters or so, printable; null, true and false as JSON writes them."
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    brief = reprlib.Repr()
-    brief.maxstring = brief.maxother = 60
-    return brief.repr(value)
-
 # %% ../nbs/20_corpus.ipynb #20-032
 @dataclass(frozen=True)
 class Row:
@@ -615,10 +707,14 @@ class Row:
     kind: str = "line"  # "line" of JSONL, "cells" of a table, or "text", whose names are ours already
 
 
+def _mapped_by(kind: type[BaseModel]) -> str:
+    "The setting that maps columns."
+    return "data.fields" if kind is Chunk else "data.question_fields"
+
+
 def _columns_problems(names: Iterable[str], kind: type[BaseModel], options: CorpusOptions, where: str) -> list[Problem]:
     "Columns that are no field."
-    columns, names = options.columns(kind), list(names)
-    key = "data.fields" if kind is Chunk else "data.question_fields"
+    columns, names, key = options.columns(kind), list(names), _mapped_by(kind)
     known = {columns.get(name, name): name for name in field_names(kind)}
     found = []
     for name in names:
@@ -641,6 +737,7 @@ def _heading_gaps(names: Iterable[str], kind: type[BaseModel], options: CorpusOp
 
 # %% ../nbs/20_corpus.ipynb #20-033
 _LISTS = ("tags", "aliases", "about")
+_LIST_TEXT = re.compile(r"\s*\[\s*[\"'\]]")  # what Python and JSON write for a list of texts
 _NO_YEAR = re.compile(r"\s*(?:nan|nat|null|none|na|n/a|#n/a|<na>)\s*", re.IGNORECASE)
 
 
@@ -649,12 +746,23 @@ def is_missing(value: Any) -> bool:
     return value is None or isinstance(value, str) and not value.strip() or isinstance(value, (Real, Decimal)) and value != value
 
 
+def _list_of(text: str) -> "list | str":
+    "The texts of a list of JSON, as an export writes it into a cell; the text itself where it is none."
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, list) and all(isinstance(part, str) for part in found) else text
+
+
 def _cell(name: str, value: Any) -> Any:
     "What a cell of a table stands for: lists are parted at |, years are numbers, blank is nothing."
     if is_missing(value):
         return [] if name in _LISTS and isinstance(value, str) else None
     if isinstance(value, str):
         value = value.replace("\r\n", "\n").replace("\r", "\n")
+        if name in _LISTS and _LIST_TEXT.match(value):
+            return _list_of(value)
         if name in _LISTS:
             return [part.strip() for part in value.split("|") if part.strip()]
         if name == "year" and re.fullmatch(r"\s*\d{1,6}(\.0+)?\s*", value):
@@ -695,26 +803,6 @@ def text_places(value: Any) -> Iterator[tuple[str, str]]:
             waiting += reversed([(at, inner) for at, _, inner in named])
 
 
-def plain_name(name: Any) -> str:
-    "A field's name as it is, or printable and short where it is neither."
-    return name if isinstance(name, str) and name.isprintable() and len(name) <= 60 else short(name)
-
-
-def sign_problem(
-    text: str,
-    controls: bool = True,  # whether control characters are looked for too
-) -> "tuple[str, str, str] | None":  # what is wrong, mend, code
-    "The first half of a surrogate pair, which no file can hold, or the first character that no prompt should show."
-    found = _SURROGATE.search(text) or (_CONTROL.search(text) if controls else None)
-    if not found:
-        return None
-    at = f"U+{ord(found[0]):04X} at character {found.start() + 1}"
-    if "\ud800" <= found[0] <= "\udfff":
-        return f"half a surrogate pair, {at}", "delete it, or write the whole character", "lone_surrogate"
-    what = "a letter that was lost in an earlier conversion" if found[0] == "\ufffd" else "a control character"
-    return f"{what}, {at}", "restore or delete it", "control_character"
-
-
 def control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
     "Fields with a character that no prompt should show; the first of each field is named."
     found = []
@@ -722,6 +810,14 @@ def control_problems(values: Mapping[str, Any], where: str) -> list[Problem]:
         told = next(filter(None, (sign_problem(text) for _, text in text_places(value) if _CONTROL.search(text))), None)
         found += [Problem(f"{where}, {name}", *told)] if told and told[2] == "control_character" else []
     return found
+
+# %% ../nbs/20_corpus.ipynb #20-034-d
+def year_meant(value: Any) -> "int | None":
+    "The one year that a value such as 1,961, a date or 'c. 1961' holds; None where there is none, or more than one."
+    text = unicodedata.normalize("NFKC", str(value)[:100]).strip()
+    text = re.sub(r"^'?(\d)[,.' \u2019](\d{3})(?!\d|E)", r"\1\2", text)
+    found = set(re.findall(r"(?<!\d)(1[6-9]\d\d|20\d\d|2100)(?!\d)", text)) if not text.startswith("-") else set()
+    return int(found.pop()) if len(found) == 1 and not isinstance(value, Mapping) else None
 
 # %% ../nbs/20_corpus.ipynb #20-034-b
 def _row_problem(item: Mapping[str, Any], where: str) -> Problem:
@@ -733,8 +829,10 @@ def _row_problem(item: Mapping[str, Any], where: str) -> Problem:
     is_gone, mend = item["type"] == "missing", ""
     if is_gone and name in DEFAULTED:
         mend = f"give it in the file, or as data.defaults.{name}"
-    elif name == "year" and isinstance(value, (str, float)) and re.fullmatch(r"\s*\d{4}(\.0+)?\s*", str(value)):
-        mend = f"write {int(float(value))}"
+    elif name == "year" and (year := year_meant(value)):
+        mend = f"write {year}"
+    elif name in _LISTS and isinstance(value, str):
+        mend = 'write a|b in a table, ["a", "b"] in JSON'
     elif name == "canonical_url" and isinstance(value, str):
         try:
             url = str(AnyUrl(value))
@@ -846,6 +944,10 @@ def read_rows(
     read = read_csv if suffix == ".csv" else read_parquet
     rows = [Row(f"{shown}, row {number}", cells, "cells") for number, cells in read(file, shown, problems)]
     names = list(rows[0].values) if rows else []
+    if rows and not {options.columns(kind).get(name, name) for name in field_names(kind)} & {*names}:
+        problems.append(Problem(shown, f"none of its columns is a field of a {kind.__name__.lower()}: {', '.join(map(plain_name, names[:20]))}",
+                                f"its first row names the columns; map those that have other names in {_mapped_by(kind)}", "no_heading"))
+        return [], set()
     gaps = _heading_gaps(names, kind, options, shown) if rows else {}
     problems += [*_columns_problems(names, kind, options, shown), *gaps.values()]
     return rows, set(gaps)

@@ -14,7 +14,7 @@ from .card import PROJECT
 from .config import Config
 from .gate import PublishError
 from .hub import Destination, find_token, no_token, upload
-from .runs import Table, file_record
+from .runs import Table, as_markdown, file_record
 from .staging import CARD, SUMS, build_folder
 from .validation import read_records
 
@@ -67,7 +67,7 @@ def dataset_card(
         tags=["citations", "refusal", wanted.metadata.task],
         configs=[{"config_name": "default", "data_files": [{"split": row[0], "path": row[1]} for row in rows]}])
     table = Table(["split", "file", "records", "answerable", "not answerable", "SHA-256"], rows)._repr_markdown_()
-    parts = [f"# Records of {config.run.name}, {wanted.metadata.dataset_version}", DATA_INTRODUCTION, "## Splits", table, "## Limits", DATA_LIMITS]
+    parts = [f"# Records of {as_markdown(config.run.name)}, {as_markdown(wanted.metadata.dataset_version)}", DATA_INTRODUCTION, "## Splits", table, "## Limits", DATA_LIMITS]
     body = "\n\n".join(parts)
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 

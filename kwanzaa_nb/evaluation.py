@@ -145,13 +145,12 @@ def _by_vllm(config: Config, effective: Any, adapter: "Path | None") -> "Iterato
     "The arms that vLLM writes."
     from kwanzaa_nb.masking import stop_ids
     from kwanzaa_nb.model import load_tokenizer
-    from kwanzaa_nb.vllm_engine import VllmBackend, start_engine
+    from kwanzaa_nb.vllm_engine import VllmBackend, longest_sequence, start_engine
 
     tokenizer = load_tokenizer(config)
-    engine, ends = start_engine(config, effective, adapter), sorted(stop_ids(tokenizer))
-    yield "base", VllmBackend(engine, tokenizer, ends)
-    if adapter:
-        yield "adapter", VllmBackend(engine, tokenizer, ends, adapter)
+    engine, ends, longest = start_engine(config, effective, adapter), sorted(stop_ids(tokenizer)), longest_sequence(config)
+    yield from ((arm, VllmBackend(engine, tokenizer, ends, folder, longest)) for arm, folder in (("base", None), ("adapter", adapter))
+                if arm == "base" or folder)
 
 
 def _by_model(config: Config, effective: Any, adapter: "Path | None") -> "Iterator[tuple[str, Backend]]":

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATUS_MENDS', 'LONGEST_WAIT', 'MOST_WAITS', 'TIMEOUT', 'find_token', 'no_token', 'upload_obstacle', 'status_of',
            'explain', 'asked_to_wait', 'bounded_client', 'patiently', 'Destination', 'Remote', 'listing',
-           'remote_state', 'is_equal', 'check_remote', 'verify', 'upload', 'publish']
+           'remote_state', 'is_equal', 'check_remote', 'verify', 'made_before', 'upload', 'publish']
 
 # %% ../nbs/51_hub.ipynb #51-002
 import contextlib
@@ -257,6 +257,25 @@ def verify(
     if wrong:
         raise PublishError(f"what came back from {there.repo} is not what was sent ({', '.join(wrong)}): run the stage publish again")
 
+# %% ../nbs/51_hub.ipynb #51-020-c
+def made_before(
+    api: Any,  # a huggingface_hub.HfApi
+    there: Destination,
+    folder: "str | Path",  # what is to be uploaded
+    names: Iterable[str],
+    message: str,  # of the commit
+    most: int = 20,  # commits to look at, the latest first
+) -> "str | None":  # the commit; None: there is none
+    "The commit of these very files: the one that has this version's tag, or else one of this very message."
+    names, tags = list(names), {tag.name: tag.target_commit for tag in api.list_repo_refs(there.repo, repo_type=there.kind).tags}
+    commits = [tags[there.tag]] if there.tag in tags else [one.commit_id for one in api.list_repo_commits(there.repo, repo_type=there.kind)[:most]
+                                                           if one.title == message]
+    for commit in commits:
+        files = listing(api, there, commit)
+        if all(is_equal(Path(folder, name), files.get(name)) for name in names):
+            return commit
+    return None
+
 # %% ../nbs/51_hub.ipynb #51-021
 def _send(api: Any, there: Destination, folder: Path, names: "list[str]", message: str, report: Callable[[str], object]) -> str:
     "Upload, compare and tag; returns what was done in a sentence."
@@ -265,6 +284,10 @@ def _send(api: Any, there: Destination, folder: Path, names: "list[str]", messag
     remote = _prepare(api, there, folder, names, report)
     changed = [name for name in names if not is_equal(folder / name, remote.files.get(name))]
     commit = remote.head
+    if there.owned_by in remote.files and (made := made_before(api, there, folder, names, message)):
+        if made != remote.head:
+            report(f"these files are there already, in the commit {made[:12]}; what was changed after it stays")
+        commit, changed = made, []
     if changed:
         report(f"uploading {len(changed)} of {len(names)} files to {there.repo}")
 

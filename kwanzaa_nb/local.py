@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['Prompt', 'encode_prompts', 'batches', 'pad_left', 'Output', 'copied_rows', 'RoomyLayer', 'roomy_cache', 'Read',
-           'read_prompt', 'read_batch', 'choose', 'decide', 'Rows', 'generate_batch', 'bound_to_come', 'read_decisions',
-           'has_cited', 'Search', 'advance', 'settle', 'search_batch', 'LocalBackend']
+           'read_prompt', 'read_batch', 'GenerationError', 'check_scores', 'choose', 'probability', 'decide', 'Rows',
+           'generate_batch', 'bound_to_come', 'read_decisions', 'has_cited', 'Search', 'advance', 'settle',
+           'search_batch', 'LocalBackend']
 
 # %% ../nbs/45_local.ipynb #45-002
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
 from .decision import decision_tokens
+from .errors import KwanzaaError
 from .generate import Decoding, Written
 from .grammar import Grammar, GrammarError, GrammarProcessor, forced, record_grammar
 from .masking import TemplateRefusal, encode_text, render_chat, stop_ids
@@ -244,16 +247,53 @@ def read_batch(
             cache.layers[place].put(row, len(batch), longest, *states)
     return cache, mask, torch.stack([logits[row] for row in range(len(batch))])
 
+# %% ../nbs/45_local.ipynb #45-101
+class GenerationError(KwanzaaError):
+    "A model that gives no scores to choose by."
+
+
+def check_scores(
+    scores: torch.Tensor,  # [rows, vocabulary]
+    named: "Callable[[int], str]" = "row {}".format,  # where the scores of a row come from, for the sentence; "": of an output that has ended
+) -> list[int]:  # rows of ended outputs, whose scores are none
+    "Raise GenerationError where a row has NaN or infinity, or minus infinity alone."
+    best = scores.amax(dim=-1)  # NaN where one is
+    broken = (~best.isfinite()).nonzero().flatten().tolist()
+    for row in broken:
+        if where := named(row):
+            found = "nothing but minus infinity" if best[row] == float("-inf") else "infinity" if best[row] == float("inf") else "NaN"
+            raise GenerationError(
+                f"The model gives {found} for the tokens that may follow at {where}, computed in {str(scores.dtype).removeprefix('torch.')}, so nothing can be "
+                "chosen. Set run.mixed_precision to bf16 or fp32, with four-bit weights adapter.quantization.bnb_4bit_compute_dtype too; if it stays, "
+                "the weights of the model or the adapter are damaged.")
+    return broken
+
 # %% ../nbs/45_local.ipynb #45-016
 def choose(
     logits: torch.Tensor,  # [rows, vocabulary]
     decoding: Decoding,
+    named: "Callable[[int], str]" = "row {}".format,  # of `check_scores`
 ) -> torch.Tensor:  # [rows], token ids
-    "The next token of each row."
+    "The next token of each row; raises GenerationError."
+    if ended := check_scores(logits, named):
+        logits = logits.index_fill(0, torch.tensor(ended, device=logits.device), 0.0)
     if not decoding.temperature:
         return logits.argmax(dim=-1)
-    warped = TopPLogitsWarper(decoding.top_p)(None, logits.float() / decoding.temperature)
+    scores = logits.float()
+    if decoding.temperature < 1e-3:  # which could make infinity of them
+        scores = scores - scores.amax(dim=-1, keepdim=True)
+    warped = TopPLogitsWarper(decoding.top_p)(None, scores / max(decoding.temperature, 1e-30))
     return torch.multinomial(warped.softmax(dim=-1), 1).squeeze(1)
+
+
+def probability(
+    logits: torch.Tensor,  # [vocabulary]
+    answering: int,  # a token's id
+    refusing: int,  # likewise
+) -> "float | None":  # None where the model rules out both
+    "How likely answering is, against refusing."
+    found = torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
+    return found if math.isfinite(found) else None
 
 
 def decide(
@@ -266,8 +306,8 @@ def decide(
     if prompt.decides is None or tuple(output.tokens) != prompt.decides[0]:
         return ()
     _, answering, refusing = prompt.decides
-    output.answering = torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
-    return () if least is None else (refusing if output.answering >= least else answering,)
+    output.answering = probability(logits, answering, refusing)
+    return () if least is None or output.answering is None else (refusing if output.answering >= least else answering,)
 
 # %% ../nbs/45_local.ipynb #45-018
 class Rows:
@@ -316,17 +356,23 @@ def generate_batch(
     decoding: Decoding,
     matchers: "Sequence | None" = None,  # of the grammar, one a prompt; None: anything may be written
 ) -> list[Output]:  # in the order of the prompts
-    "Generate for a batch."
+    "Generate for a batch; raises GenerationError."
     ends = stop_ids(tokenizer, model.generation_config)
     outputs = [Output(tokenizer, ends, decoding) for _ in batch]
     rows = Rows(model, batch, tokenizer.pad_token_id, GrammarProcessor(matchers) if matchers else None)
+
+    def named(place: int) -> str:
+        row = rows.left[place]
+        return "" if outputs[row].reason else f"the record {batch[row].record_id}, token {len(outputs[row].tokens) + 1}"
+
     while True:
+        check_scores(rows.logits, named)
         scores = rows.scores()
         for place, row in enumerate(rows.left):
             for token in decide(rows.logits[place], batch[row], outputs[row], decoding.answer_threshold):
                 left = scores.index_put((torch.tensor(place), torch.tensor(token)), scores.new_tensor(float("-inf")))
                 scores = left if left[place].isfinite().any() else scores  # a grammar may leave no other way, as where nothing was retrieved
-        chosen = choose(scores, decoding)
+        chosen = choose(scores, decoding, named)
         going = [place for place, (row, token) in enumerate(zip(rows.left, chosen.tolist()))
                  if not outputs[row].reason and outputs[row].take(token)]
         if not going:
@@ -361,12 +407,14 @@ def read_decisions(
     model: torch.nn.Module,
     prompts: Sequence[Prompt],
 ) -> "Iterator[tuple[Prompt, float]]":  # in an order in which much is shared
-    "The probability of answering against refusing, of each prompt whose deciding token is known."
+    "The probability of answering against refusing, of each prompt whose deciding token is known; raises GenerationError."
     before = Read()
     for prompt in sorted((prompt for prompt in prompts if prompt.decides), key=lambda prompt: prompt.tokens):
         start, answering, refusing = prompt.decides
         before, logits = read_prompt(model, (*prompt.tokens, *start), before)
-        yield prompt, torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
+        check_scores(logits[None], [f"the record {prompt.record_id}, where it decides"].__getitem__)
+        if (chance := probability(logits, answering, refusing)) is not None:
+            yield prompt, chance
 
 # %% ../nbs/45_local.ipynb #45-s1
 _STRING = re.compile(r'"(?:\\.|[^"\\])*(?:"|$)')
@@ -392,9 +440,11 @@ class Search:
         "How the ways could go on, [ways, vocabulary]; in deciding whether to answer, behind the citations and when all is lost, as greedy would."
         decoding, deciding = self.output.decoding, self.prompt.decides is not None and tuple(self.output.tokens) == self.prompt.decides[0]
         width = 1 if deciding or self.output.died_at is not None or has_cited(self.output.text) else decoding.beams
+        check_scores(logits[:width], lambda way: f"the record {self.prompt.record_id}, token {len(self.ways[way][1]) + 1}")
         likely = logits[:width].float().log_softmax(dim=-1)
         for token in decide(logits[0], self.prompt, self.output, decoding.answer_threshold):
-            likely[0, token] = float("-inf")
+            left = likely[0].index_fill(0, torch.tensor(token, device=likely.device), float("-inf"))
+            likely[0] = left if left.isfinite().any() else likely[0]
         values, tokens = (found.tolist() for found in likely.topk(width))
         found = sorted((-self.ways[way][0] - value, way, token) for way, row in enumerate(values) for value, token in zip(row, tokens[way]))
         return [(-cost, way, token) for cost, way, token in found[:width] if cost <= found[0][0] + self.BEHIND]

@@ -21,6 +21,7 @@ import numpy as np
 
 from .answer import AnswerError, ModelAnswer, parse_model_answer, parse_strict_json
 from .errors import Problem, ProblemList
+from .generate import REFUSED
 from .prompt import split_user
 from .support import SUPPORTED_AT, examine, forget_claims, mentions, overlap, sentences, split_claims, support, tokens
 
@@ -197,7 +198,7 @@ class Outcome:
     grounded: int = 0  # and the record is answerable and answered: expected answer there, a gold chunk cited
     cited: frozenset[str] = frozenset()  # chunk ids, unknown ones too
     seconds: float = 0.0
-    new_tokens: int = 0
+    new_tokens: "int | None" = None  # None: unknown
     codes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -348,12 +349,17 @@ def judge(
     if sample is None:
         outcome.fail("no_sample")
         return outcome
-    outcome.seconds, outcome.new_tokens = sample.get("seconds") or 0.0, sample.get("new_tokens") or 0
+    outcome.seconds, outcome.new_tokens = _measured(sample.get("seconds")) or 0.0, _measured(sample.get("new_tokens"))
+    reason, problem = sample.get("finish_reason", "stop"), sample.get("problem") or ""
+    if reason == REFUSED:
+        outcome.fail("not_answered", problem)
+        return outcome
     answer = _read(outcome, sample.get("raw") or "")
-    reason = sample.get("finish_reason", "stop")
-    if reason not in ("stop", "invalid"):
-        outcome.fail("cut_off" if reason == "length" else "crashed")
-    if reason != "stop":
+    if reason not in ("stop", "unknown", "invalid"):
+        outcome.fail("cut_off" if reason == "length" else "crashed", problem or ("" if reason == "length" else f"it ended with the reason {reason}"))
+    elif problem:
+        outcome.notes.append(problem)
+    if reason not in ("stop", "unknown"):
         outcome.valid, outcome.valid_without_fence = False, None if reason == "invalid" else False
     if answer is None or not outcome.valid:
         return outcome
@@ -368,6 +374,11 @@ def judge(
     if case.answerable:
         outcome.fail("refused_answerable")
     return outcome
+
+
+def _measured(value: object) -> "float | None":
+    "A number that a log may hold in good faith; anything else is unknown."
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9 else None
 
 # %% ../nbs/42_metrics.ipynb #42-022
 METRICS = ("json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate", "retrieval_groundedness_rate")
@@ -435,7 +446,7 @@ class Scores:
     rates: dict[str, Rate]  # `METRICS` first, then what stands beside them
     groups: dict[str, dict[str, dict[str, Rate]]]  # "category", "persona", "answerable" -> value -> the four metrics
     codes: dict[str, int]  # records a failure code, most frequent first
-    costs: dict[str, float]  # seconds and new tokens
+    costs: "dict[str, float | None]"  # seconds and new tokens; None: of no output is the number known
     outcomes: tuple[Outcome, ...]  # in the order of the records
 
     def to_dict(self) -> dict:
@@ -519,13 +530,14 @@ def score(
     codes = Counter(code for outcome in outcomes for code in outcome.codes)
     seconds, lengths = (
         [one.seconds for one in outcomes if one.seconds],
-        [one.new_tokens for one in outcomes if one.new_tokens],
+        [one.new_tokens for one in outcomes if one.new_tokens is not None],
     )
     costs = {
         "seconds_total": sum(seconds),
         "seconds_median": median(seconds or [0.0]),
-        "new_tokens_total": sum(lengths),
-        "new_tokens_median": median(lengths or [0]),
+        "new_tokens_total": sum(lengths) if lengths else None,
+        "new_tokens_median": median(lengths) if lengths else None,
+        "new_tokens_known": len(lengths),
     }
     ordered = dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
     arm = samples[0].get("arm", "") if samples else ""

@@ -33,7 +33,7 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from transformers.utils import logging as transformers_logging
 
 from .config import Config, Difference
-from .errors import KwanzaaError
+from .errors import KwanzaaError, no_file
 from .masking import check_template, fit_template, stop_ids, template_changes
 from .packing import SEGMENTED
 
@@ -305,6 +305,8 @@ def remote_code(
 # %% ../nbs/30_model.ipynb #30-014
 def read_template(path: Path) -> str:
     "The Jinja text of model.chat_template; raises `ModelError`."
+    if odd := no_file(path):
+        raise ModelError(f"model.chat_template {path} is {odd[0]}: {odd[1]}.")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

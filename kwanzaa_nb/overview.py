@@ -7,7 +7,6 @@ __all__ = ['STYLE', 'SCRIPT', 'find_runs', 'flat', 'different_settings', 'run_ro
            'overview_rows', 'write_overview', 'write_reports']
 
 # %% ../nbs/63_overview.ipynb #63-003
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -15,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from .config import project_root
-from .errors import write_atomically
+from .errors import strict_json, write_atomically
 from .metrics import HEADLINES
 from .run_report import RunFacts, money, page_html, read_run, write_run_report
 from .runs import MANIFEST, STAGES, Table, path_text, rate_text
@@ -147,7 +146,7 @@ def overview_page(
     names = [(arm, name) for name in HEADLINES for arm in ("base", "adapter") if any(name in row["rates"].get(arm, {}) for row in rows)]
     heads = ["run", "started", "stages", "base model", "minutes", "US dollars", *[f"{name.removesuffix('_rate').replace('_', ' ')}, {arm}" for arm, name in names]]
     head = "".join(f'<th scope="col"><button type="button">{escape(text)}</button></th>' for text in heads)
-    data = json.dumps(rows, ensure_ascii=True, default=str).replace("<", "\\u003c")
+    data = strict_json(rows, ensure_ascii=True, default=str).replace("<", "\\u003c")
     body = (f"<h1>{escape(title)}</h1><p>{len(rows)} run{'s' * (len(rows) != 1)}. A click on a heading sorts. Empty: not run, or not known.</p>"
             f'<div class="wide"><table id="runs"><thead><tr>{head}</tr></thead><tbody>{"".join(_line(row, names) for row in rows)}</tbody></table></div>'
             '<h2>Two runs side by side</h2><form><label>first<select name="first"></select></label><label>second<select name="second"></select></label></form>'

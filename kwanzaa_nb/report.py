@@ -7,11 +7,11 @@ __all__ = ['TABLE_NOTE', 'TABLE_HEAD', 'STYLE', 'SCRIPT', 'FILTER', 'page_rows',
            'evaluation_page']
 
 # %% ../nbs/48_report.ipynb #48-002
-import json
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from .errors import strict_json
 from .metrics import HEADLINES, Scores, compare, question_of
 
 # %% ../nbs/48_report.ipynb #48-004
@@ -159,7 +159,7 @@ def evaluation_page(
     "The page; raises nothing about what was written, however odd."
     told = "".join(f"<p>{escape(part)}</p>" for part in verdict.split("\n\n") if part).replace("<p>", '<p class="first">', 1)
     held = f"<details><summary>How far the instrument was measured</summary>{html_rows(instrument)}</details>" if instrument else ""
-    data = json.dumps({"arms": list(scores), "rows": page_rows(records, samples, scores)}, ensure_ascii=True).replace("<", "\\u003c")
+    data = strict_json({"arms": list(scores), "rows": page_rows(records, samples, scores)}, ensure_ascii=True).replace("<", "\\u003c")
     fields = "".join(f'<label>{label}<select name="{name}"></select></label>' for name, label in (
         ("arm", "arm to judge"), ("outcome", "outcome"), ("decision", "decision"), ("code", "failure code"), ("category", "category"),
         ("answerable", "answerable")))

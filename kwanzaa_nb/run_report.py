@@ -9,6 +9,7 @@ __all__ = ['PAGE_STYLE', 'last_config', 'RunFacts', 'read_run', 'verdict_sentenc
 
 # %% ../nbs/62_run_report.ipynb #62-003
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -86,7 +87,7 @@ def read_run(
     name = data.get("eval_file") if isinstance(data, Mapping) else None
     records = {row["id"]: row for row in (_lines(Path(root or project_root(), name)) if metrics and name else []) if row.get("id") in judged}
     outputs = {(str(row.get("arm")), str(row.get("id"))): str(row.get("raw") or "") for row in _lines(folder / "evaluation" / "samples.jsonl")
-               if "pass" in row and "arm" in row and is_headline(row) and row.get("id") in judged}
+               if {"arm", "pass"} <= row.keys() and is_headline(row) and row.get("id") in judged}
     return RunFacts(folder, manifest, metrics, records, outputs, tuple(problems))
 
 # %% ../nbs/62_run_report.ipynb #62-009
@@ -143,6 +144,10 @@ def evaluation_verdict(
     if rates := adapter_rates(metrics):
         missed = "; ".join(map(str, below(gates, rates)))
         parts.append(f"Too low to publish: {missed}." if missed else "Every lower bound that publishing.gates asks for is reached." if gates else "")
+    unanswered = {arm: count for arm, scores in metrics["arms"].items() if (count := (scores.get("codes") or {}).get("not_answered"))}
+    if unanswered:
+        told = ", ".join(f"{count} of {arm}" for arm, count in unanswered.items())
+        parts.append(f"Not answered, as the backend refused the record or it could not be asked: {told}. They count as failures; their notes say why.")
     return "\n\n".join(part for part in parts if part)
 
 # %% ../nbs/62_run_report.ipynb #62-012
@@ -190,6 +195,14 @@ def money(
     return found
 
 # %% ../nbs/62_run_report.ipynb #62-015-b
+def _tokens(cost: Mapping, outputs: int) -> str:
+    "How many tokens were written, as far as that is known."
+    total, known = cost.get("new_tokens_total"), cost.get("new_tokens_known", outputs)
+    if not isinstance(total, (int, float)) or not math.isfinite(total):
+        return "an unknown number of tokens"
+    return f"{total:.0f} tokens" + (f" (of {known} outputs; of the others it is not known)" if known < outputs else "")
+
+
 def costs_html(
     facts: RunFacts,
 ) -> str:
@@ -201,8 +214,8 @@ def costs_html(
     total = sum(entry["seconds"] for entry in stages.values() if isinstance(entry.get("seconds"), (int, float)))
     errors = [f"{stage}: {entry['error']}" for stage, entry in stages.items() if entry.get("error")]
     written = {arm: scores.get("costs", {}) for arm, scores in (facts.metrics or {}).get("arms", {}).items()}
-    tokens = [f"{arm}: {cost['new_tokens_total']:.0f} tokens in {clock(cost.get('seconds_total', 0))}" for arm, cost in written.items()
-              if isinstance(cost.get("new_tokens_total"), (int, float))]
+    tokens = [f"{arm}: {_tokens(cost, len((facts.metrics or {})['arms'][arm].get('records', [])))} in {clock(cost.get('seconds_total', 0))}"
+              for arm, cost in written.items() if cost]
     said = f"In all {clock(total)} (minutes and seconds) of finished stages" + (f", {sum(dollars.values()):.2f} US dollars." if dollars else
                                                                                "; what it cost in money is not known.")
     return (table_html(["stage", "status", "time", "US dollars", "finished", "on"], rows) + f"<p>{escape(said)}</p>"

@@ -8,6 +8,7 @@ __all__ = ['CARD', 'SUMS', 'TRAINING_CONFIG', 'ADAPTER_CONFIG', 'FOLDERS', 'sour
            'run_card', 'stage_publication', 'staged_table']
 
 # %% ../nbs/57_staging.ipynb #57-002
+import ast
 import json
 import os
 import shutil
@@ -18,12 +19,13 @@ from pathlib import Path
 
 from .card import failure_examples, render_card
 from .config import Config, Difference
+from .errors import Problem
 from .gate import Finding, PublishError, gate_findings, gate_verdict
 from .generate import is_headline, read_log
 from .licence import base_model
 from .metrics import question_of
-from .outgoing import is_pickle
-from .runs import Table, file_record, files_of, portable, read_manifest, read_metrics
+from .outgoing import OutgoingError, is_pickle, is_place, kinds_in, own_folders
+from .runs import PATHS, Table, file_record, files_of, portable, portable_config, read_manifest, read_metrics, without_tokens
 from .validation import read_records
 
 # %% ../nbs/57_staging.ipynb #57-004
@@ -51,7 +53,8 @@ def _problem(folder: Path, name: str) -> str:  # "" when it can be staged
     if any(place.is_symlink() for place in (path, *list(path.parents)[:len(parts)])):
         return f"{name} is a link"
     if not path.exists():
-        return f"{name} is missing"
+        by_hand = first == "notebooks" and rest
+        return f"{name} is missing" + (" (a stage that is run by hand leaves no report: kwanzaa run does, or take it off the list)" if by_hand else "")
     if not path.is_file():
         return f"{name} is not a file"
     return f"{name} is a pickle, which can run code when it is loaded" if is_pickle(path) else ""
@@ -81,7 +84,17 @@ def public_adapter_config(
         values["base_model_name_or_path"] = base or portable(values.get("base_model_name_or_path"), root)
     except (ValueError, TypeError, AttributeError) as error:
         raise PublishError(f"{ADAPTER_CONFIG} can't be read ({error}): run the stage train again.") from error
-    return json.dumps(portable(values, root), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(_without_places(values, root), indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_places(value: object, root: "str | Path") -> object:
+    "JSON values, those that are a path on this machine made portable; what only looks like one stays."
+    if isinstance(value, Mapping):
+        return {key: _without_places(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item, root) for item in value]
+    is_path = isinstance(value, str) and len(value) < 1000 and "\0" not in value and Path(value).is_absolute() and os.path.lexists(value)
+    return portable(value, root) if is_path else value
 
 # %% ../nbs/57_staging.ipynb #57-009
 def public_training_config(
@@ -89,7 +102,7 @@ def public_training_config(
     base: "str | None",  # the base model's Hub id, in the place of a folder
     root: "str | Path",  # the project's root
 ) -> str:
-    "The resolved config of the training without local paths. PublishError: it is no YAML."
+    "The resolved config of the training without local paths. PublishError: it is no YAML. OutgoingError: a text holds what may not leave."
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -100,31 +113,78 @@ def public_training_config(
         named = values["model"]["base_model_id"]
         if base and Path(Path(root), Path(named).expanduser()).is_dir():
             values["model"]["base_model_id"] = base
-        writer.dump(portable(values, root), written)
+        _check_texts(values, root)
+        writer.dump(portable_config(values, root), written)
     except (YAMLError, KeyError, TypeError) as error:
         raise PublishError(f"{TRAINING_CONFIG} can't be read: run the stage train again.") from error
     return written.getvalue()
+
+def _check_texts(values: Mapping, root: "str | Path") -> None:
+    "Raise OutgoingError with each text of a config that holds a path of this machine or a secret."
+    problems, left = [], [((), values)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, (Mapping, list)):
+            left += [((*path, name), item) for name, item in (value.items() if isinstance(value, Mapping) else enumerate(value))]
+        elif isinstance(value, str) and ".".join(map(str, path)) not in PATHS:
+            problems += [Problem(f"{TRAINING_CONFIG}, {'.'.join(map(str, path))}", kind, "texts are published as the adapter was trained with them: take it "
+                                 f"out of the config{'' if is_place(kind) else ', revoke it'}, and run the stages data and train again",
+                                 "path" if is_place(kind) else "secret") for kind in kinds_in(value, root)]
+    if problems:
+        raise OutgoingError("not published", sorted(problems, key=str))
 
 # %% ../nbs/57_staging.ipynb #57-011
 def public_notebook(
     text: str,  # an executed notebook
     root: "str | Path",  # the project's root
 ) -> str:
-    "A report without local paths in what was injected and printed; pictures stay as they are. PublishError: it is no notebook."
+    "A report without paths of this machine in what was injected and printed; pictures and texts stay as they are. PublishError: it is no notebook."
     try:
         notebook = json.loads(text)
         for cell in notebook["cells"]:
             if "injected-parameters" in cell["metadata"].get("tags", []):
-                cell["source"] = [portable(line, root) for line in "".join(cell["source"]).splitlines(keepends=True)]
+                cell["source"] = _public_parameters("".join(cell["source"]), root).splitlines(keepends=True)
             for output in cell.get("outputs", []):
                 pictures = {kind: data for kind, data in output.get("data", {}).items() if kind.startswith("image/")}
-                output.update(portable({key: value for key, value in output.items() if key != "data"}, root))
+                output.update(_without_folders({key: value for key, value in output.items() if key != "data"}, root))
                 if "data" in output:
-                    output["data"] = portable({kind: data for kind, data in output["data"].items() if kind not in pictures}, root) | pictures
-        notebook["metadata"] = portable(notebook["metadata"], root)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    output["data"] = _without_folders({kind: data for kind, data in output["data"].items() if kind not in pictures}, root) | pictures
+        ran = notebook["metadata"].get("papermill") or {}
+        given = {"parameters": {name: _public_value(name, value, root) for name, value in (ran.get("parameters") or {}).items()}} if "parameters" in ran else {}
+        notebook["metadata"] |= {"papermill": portable({key: value for key, value in ran.items() if key != "parameters"}, root) | given} if ran else {}
+    except (ValueError, SyntaxError, KeyError, TypeError, AttributeError) as error:
         raise PublishError(f"a report can't be read ({error}): run its stage again.") from error
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+# %% ../nbs/57_staging.ipynb #57-011-c
+def _public_value(name: str, value: object, root: "str | Path") -> object:
+    "A parameter of a stage: the config's path, overrides by dotted keys, or a section."
+    return portable(value, root) if name == "config" else portable_config(value, root, "" if name == "overrides" else name)
+
+
+def _public_parameters(source: str, root: "str | Path") -> str:
+    "A cell of injected parameters, its paths made portable and its texts as they are."
+    rows = source.splitlines(keepends=True)
+    for statement in reversed(ast.parse(source).body):
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            name, value = statement.targets[0].id, ast.literal_eval(statement.value)
+            if (public := _public_value(name, value, root)) != value:
+                rows[statement.lineno - 1:statement.end_lineno] = [f"{name} = {public!r}\n"]
+    return "".join(rows)
+
+
+def _without_folders(value: object, root: "str | Path") -> object:
+    "What a notebook printed, with the folders of this process left out: in the project nothing stays before a path, elsewhere `~` or `...`."
+    if isinstance(value, Mapping):
+        return {key: _without_folders(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item, root) for item in value]
+    if not isinstance(value, str):
+        return value
+    shorts = {"the project's folder": ".", "the working folder": ".", "the home folder": "~"}
+    for kind, folder in own_folders(root):
+        value = folder.sub(shorts.get(kind.removeprefix("a path of "), "..."), value)
+    return without_tokens(value)
 
 # %% ../nbs/57_staging.ipynb #57-011-b
 def public_json(
@@ -133,7 +193,7 @@ def public_json(
 ) -> str:
     "JSON without local paths. PublishError: it is none."
     try:
-        return json.dumps(portable(json.loads(text), root), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(_without_places(json.loads(text), root), indent=1, ensure_ascii=False) + "\n"
     except ValueError as error:
         raise PublishError(f"a JSON file can't be read ({error}): run its stage again.") from error
 
@@ -194,12 +254,15 @@ def _text(path: Path) -> str:
 
 
 def _examples(config: Config, folder: Path, metrics: "Mapping | None") -> list[dict]:
-    "Failures to show, where records and outputs are still there."
+    "Failures to show, where records and outputs are still there; none that holds a path of this machine or a secret."
     records, log = config.path(config.data.eval_file), folder / "evaluation" / "samples.jsonl"
     if not metrics or not records.is_file() or not log.is_file():
         return []
     outputs = {row["id"]: row.get("raw") or "" for row in read_log(log)[1] if row.get("arm") == "adapter" and is_headline(row)}
     questions = {record["id"]: question_of(record) for record in read_records(records, shown=records.name) if record["id"] in outputs}
+    failed = {row["id"] for row in metrics["arms"].get("adapter", {}).get("records", []) if row["codes"]} & set(questions)
+    private = {name for name in failed if kinds_in(f"{questions[name]}\n{outputs[name]}", config.path(""))}
+    questions = {name: text for name, text in questions.items() if name not in private}
     return failure_examples(metrics, questions, outputs)
 
 

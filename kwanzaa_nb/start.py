@@ -6,6 +6,7 @@
 __all__ = ['COPIED', 'MARKER', 'StartError', 'start_project']
 
 # %% ../nbs/64_start.ipynb #64-003
+import contextlib
 from pathlib import Path
 
 from .config import project_root
@@ -27,7 +28,7 @@ class StartError(KwanzaaError):
 def start_project(
     folder: "str | Path" = ".",  # made where it is not there
 ) -> list[str]:  # what was written, relative to the folder; empty where nothing was missing
-    "Copy configs and the demo's data. StartError: the folder is in use for something else, or the package came without them."
+    "Copy configs and the demo's data. StartError: the folder is in use for something else, can't be written to, or the package came without them."
     folder, source = Path(folder), shipped()
     names = sorted({path.relative_to(source).as_posix() for pattern in COPIED for path in source.glob(pattern) if path.is_file()})
     if not names:
@@ -38,6 +39,13 @@ def start_project(
                          + ", but is no project of kwanzaa_nb, and nothing is written over: name another folder.")
     wanted = {"settings.ini": MARKER.encode(), **{name: (source / name).read_bytes() for name in names}}
     written = [name for name in wanted if not (folder / name).exists()]
-    for name in written:
-        write_atomically(folder / name, wanted[name])
+    made = sorted({place for name in written for place in (folder / name).parents if not place.exists()}, reverse=True)
+    try:
+        for name in written:
+            write_atomically(folder / name, wanted[name])
+    except OSError as error:
+        for place, gone in [*((folder / name, Path.unlink) for name in written), *((place, Path.rmdir) for place in made)]:
+            with contextlib.suppress(OSError):  # neither files nor folders were there before
+                gone(place)
+        raise StartError(f"No project can be written to {folder} ({error.strerror or error}): name a new folder, in one that you may write to.") from error
     return written

@@ -12,18 +12,19 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .config import Config, config_to_yaml, load_config, project_root
-from .errors import KwanzaaError, Problem, ProblemList, write_atomically
+from .config import Config, ConfigError, config_to_yaml, load_config, project_root, read_yaml
+from .errors import KwanzaaError, Problem, ProblemList, disk_sentence, write_atomically
+from .lock import at_work
 from .metrics import METRICS
 from .overview import write_overview
 from .run_report import page_html, rate_line, table_html
-from .runs import STAGES, StageError, Table, portable, rate_text, read_manifest, read_metrics, run_stage
+from .runs import STAGES, StageError, Table, portable, portable_config, rate_text, read_manifest, read_metrics, run_stage
 
 # %% ../nbs/65_sweeps.ipynb #65-005
 class SweepError(ProblemList):
@@ -76,16 +77,14 @@ def _sweep_problems(values: Mapping) -> list[Problem]:
 def read_sweep(
     path: "str | Path",  # a YAML file
 ) -> Sweep:
-    "Read a sweep. SweepError: all that is wrong with it. ConfigError: a combination that is no config. OSError: no such file."
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
+    "Read a sweep. SweepError: all that is wrong with it, or no such file. ConfigError: a combination that is no config."
     try:
-        values = YAML(typ="safe", pure=True).load(Path(path).read_text(encoding="utf-8"))
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise SweepError(str(path), [Problem("file", f"it can't be read as YAML ({str(error).splitlines()[0]})")]) from None
-    problems = _sweep_problems(values) if isinstance(values, dict) else [Problem("file", "expected keys and values")]
-    if problems:
+        source = read_yaml(path)
+    except ConfigError as error:
+        mend = {"not_mapping": "write name:, config: and grid:", "empty_file": "start from a file in configs/sweeps/"}
+        raise SweepError(str(path), [replace(problem, mend=mend.get(problem.code, problem.mend)) for problem in error.problems]) from None
+    values = source.values
+    if problems := source.problems or _sweep_problems(values):
         raise SweepError(str(path), problems)
     stages = tuple(stage for stage in STAGES if stage in values.get("stages", ["train", "evaluate"]))
     sweep = Sweep(values["name"], values["config"], values.get("output_dir", f"outputs/{values['name']}"), stages,
@@ -150,7 +149,7 @@ def is_done(
 ) -> bool:
     "Whether the manifest says that a stage finished with this very config. StageError: the manifest can't be read."
     entry = read_manifest(folder)["stages"][stage]
-    return entry["status"] == "done" and entry.get("config") == portable(config.model_dump(mode="json"), config.path(""))
+    return entry["status"] == "done" and entry.get("config") == portable_config(config.model_dump(mode="json"), config.path(""))
 
 
 def sweep_run(
@@ -176,19 +175,20 @@ def run_sweep(
     log: Callable[[str], object] = print,
     runner: Callable = run_stage,  # called with stage, config, overrides and log
 ) -> list[dict]:  # of `sweep_rows`
-    "Run what is left of a sweep, and write its table and page after each run."
+    "Run what is left of a sweep, and write its table and page after each run. FolderInUse: another process runs it."
     failed: dict[str, str] = {}
     names, total = folder_names(sweep), len(sweep.runs())
-    for place, (name, settings) in enumerate(zip(names, sweep.runs(), strict=True), start=1):
-        log(f"run {place} of {total}: {name}")
-        try:
-            if not sweep_run(sweep, settings, log, runner):
-                log("  is done already")
-        except (KwanzaaError, OSError) as error:
-            failed[name] = str(error)
-            log(f"  failed: {error}")
-        rows = sweep_rows(sweep, failed)
-        write_sweep(sweep, rows)
+    with at_work(load_config(sweep.config).path(sweep.output_dir), "a sweep"):
+        for place, (name, settings) in enumerate(zip(names, sweep.runs(), strict=True), start=1):
+            log(f"run {place} of {total}: {name}")
+            try:
+                if not sweep_run(sweep, settings, log, runner):
+                    log("  is done already")
+            except (KwanzaaError, OSError) as error:
+                failed[name] = portable(disk_sentence(error) or str(error), project_root())
+                log(f"  failed: {disk_sentence(error) or error}")
+            rows = sweep_rows(sweep, failed)
+            write_sweep(sweep, rows)
     return rows
 
 # %% ../nbs/65_sweeps.ipynb #65-015

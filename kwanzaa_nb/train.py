@@ -33,17 +33,18 @@ from transformers import TrainerCallback, set_seed
 from .budget import Estimate, check_budget, estimate_run
 from .cli import read_setting, steady_streams
 from .config import Config, Difference, config_to_yaml, read_yaml, resolve_config
-from .errors import KwanzaaError, write_atomically
+from .errors import KwanzaaError, disk_sentence, strict_json, write_atomically
 from .evaluation import spread
 from .figures import loss_plot
 from .lengths import fit_records
 from .live import LiveReport, Moment
+from .lock import check_free
 from .masking import stop_ids
 from .model import (Effective, Hardware, add_adapter, detect_hardware, effective_settings, expert_differences, load_base,
                               load_tokenizer, remote_code, template_differences)
 from .packing import pack_rows
 from .resume import Checkpoints, forget, last_whole, training_identity
-from .runs import QUIET, Stage, StageError, read_manifest
+from .runs import QUIET, Stage, read_manifest, unstoppable
 from .token_cache import cached_rows
 from .training import (DecisionWatch, TrainingError, count_processes, disk_is_full, keep_freed_memory, keep_start,
                                  save_adapter, step_budget, train_adapter)
@@ -274,7 +275,7 @@ def keep_training(
     saved = save_adapter(trainer.accelerator.unwrap_model(trainer.model), data.tokenizer, stage.folder / "adapter",
                          {"training_config.yaml": config_to_yaml(stage.config)}, published, start, weights)
     loss_plot(result["log"], result["decision"]).savefig(saved / "loss.png", dpi=150)
-    write_atomically(saved / LOG, json.dumps(result, indent=1))
+    write_atomically(saved / LOG, strict_json(result, indent=1))
     stage.wrote(saved)
 
 
@@ -375,8 +376,13 @@ def show_until_end(
 class SilentStage(Stage):
     "The stage as processes other than the first see it: they read, and write nothing."
 
+    def claim(self) -> None:
+        "Leave holding the folder to the first process. FolderInUse: neither of us works there."
+        check_free(self.folder)
+
     def save(self) -> None:
         "Leave the manifest to the first process."
+        self.claim()
 
     def progress(self, text: str) -> None:
         "Leave telling to the first process."
@@ -415,7 +421,7 @@ def train_stage(
         stage.progress(f"{difference.key}: {difference.requested} asked, {difference.used} used, for {difference.reason}")
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # the trainer shards it later; until then no step can be measured
     price = 0.0 if sharded else estimate_training(stage, hardware, effective, data, model, planned).usd_per_hour
-    live = (lambda moment: write_atomically(stage.folder / LIVE, json.dumps(dataclasses.asdict(moment)))) if LAUNCHED_BY in os.environ else None
+    live = (lambda moment: write_atomically(stage.folder / LIVE, strict_json(dataclasses.asdict(moment)))) if LAUNCHED_BY in os.environ else None
     result = run_training(stage, effective, data, model, start, live, price)
     if is_first():
         close_training(stage, result)
@@ -430,18 +436,18 @@ def report_failure(
     "Note and print why a training ended, once for all processes."
     if stage is None:
         if is_first():
-            print(error, file=sys.stderr)
+            print(disk_sentence(error) or error, file=sys.stderr)
         return
     if not is_first():
         time.sleep(PATIENCE)  # the first process says it itself where it can
-    with contextlib.suppress(StageError, OSError):
+    with contextlib.suppress(KwanzaaError, OSError):
         if read_manifest(stage.folder)["stages"][stage.name]["status"] != "running":
             return
-    with contextlib.suppress(StageError, OSError):
+    with contextlib.suppress(KwanzaaError, OSError):
         Stage.fail(stage, error) if is_first() else _fail_for_all(stage, error)
-    if not isinstance(error, (KwanzaaError, KeyboardInterrupt)):
+    if not isinstance(error, (KwanzaaError, KeyboardInterrupt)) and not disk_sentence(error):
         traceback.print_exception(error)
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    print(f"{type(error).__name__}: {disk_sentence(error) or error}", file=sys.stderr, flush=True)
 
 
 PATIENCE = 2.0  # seconds
@@ -471,7 +477,8 @@ def main(
         train_stage(stage)
         return 0
     except (Exception, KeyboardInterrupt) as error:
-        report_failure(stage, error)
+        with unstoppable():
+            report_failure(stage, error)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     finally:
         signal.signal(signal.SIGTERM, previous)

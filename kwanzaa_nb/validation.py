@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from .answer import AnswerError, Source, parse_model_answer
-from .corpus import DataError, MissingFile, control_problems, iter_jsonl, short, sign_problem, text_places
+from .corpus import DataError, MissingFile, control_problems, iter_jsonl, plain_name, short, sign_problem, text_places, year_meant
 from .errors import Problem, problem_lines
 from .masking import IGNORED, MaskError, TemplateRefusal, check_supervised, encode_chat
 from .prompt import CONTEXT_HEADING, mark_lines, read_context, split_user
@@ -99,9 +99,8 @@ def _mend(name: str, value: Any) -> str:
     "What a value of a record's field, or of a shown chunk's, most likely was meant to be."
     if name in ("chunk_id", "text"):
         return f'write "{value}"' if _is_number(value) and name == "chunk_id" else "a chunk is shown by its id and its text"
-    found = re.fullmatch(r"\s*(1[6-9]\d\d|20\d\d|2100)(?:\.0+|-\d\d.*)?\s*", str(value)) if name == "year" and isinstance(value, (str, float)) else None
-    if found:
-        return f"write {found[1]}"
+    if name == "year" and (year := year_meant(value)):
+        return f"write {year}"
     if name in ("gold", "answerable") and str(value).lower() in ("true", "false", "1", "0"):
         return f"write {'true' if str(value).lower() in ('true', '1') else 'false'}"
     if name == "score" and isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.\d{1,20})?", value):
@@ -154,8 +153,7 @@ def _no_text(value: Any) -> tuple[str, str]:
     "What is wrong with the content of a message, and the mend."
     if isinstance(value, str) and value.strip():
         return sign_problem(value, controls=False)[:2]
-    is_parts = isinstance(value, list) and any(isinstance(part, dict) for part in value)
-    return f"found {short(value)}, expected text that is not blank", "write the texts of its parts as one text" if is_parts else "write what was said"
+    return f"found {short(value)}, expected text that is not blank", "join its parts into one text" if isinstance(value, list) else "write what was said"
 
 
 def message_problems(
@@ -168,9 +166,11 @@ def message_problems(
     found += chunk_problems(record["chunks"]) if isinstance(record.get("chunks"), list) else []
     found += unfit_signs(record)
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        what = "expected a list of three messages" if "messages" in record else \
+        what = f"found {short(messages)}, expected a list of three messages" if "messages" in record else \
             f"missing; the line has {', '.join(short(name)[1:-1] for name in list(record)[:8]) or 'nothing'}"
-        return [*found, ("messages", what, "write messages of system, user and assistant", "messages_type")]
+        holder = next((name for name, part in record.items() if isinstance(part, list) and part and isinstance(part[0], dict) and "messages" in part[0]), "")
+        mend = f"write each object of {plain_name(holder)} on a line of its own" if holder else "write messages of system, user and assistant"
+        return [*found, ("messages", what, mend, "messages_type")]
     roles = [message.get("role") for message in messages]
     if roles != ROLES:
         return [*found, ("messages", f"roles are {short(roles[:8])}, expected {ROLES}", "one exchange a record", "roles")]
@@ -362,7 +362,7 @@ class Report:
 
     def __str__(self) -> str:
         count, tokens = len(self.problems), sorted(self.tokens)
-        lines = [f"{self.name}: {self.records} records, {count or 'no'} problem{'' if count == 1 else 's'}"]
+        lines = [f"{self.name}: {self.records} record{'' if self.records == 1 else 's'}, {count or 'no'} problem{'' if count == 1 else 's'}"]
         if tokens:
             lines[0] += f"; {tokens[0]} to {tokens[-1]} tokens, half of them up to {tokens[(len(tokens) - 1) // 2]}"
         lines += [f"  {times:6d} x {code}" for code, times in self.codes.items()] if count > 1 else []

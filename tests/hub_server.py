@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -46,7 +47,7 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def fail(self, method, pattern, status, times=1, headers=None, before=True):
-        "Answer the next requests with a status; `cut` sends half and hangs up. before=False: do the work, then fail."
+        "Answer the next requests with a status; `cut` sends half and hangs up, `hang` lets one wait. before=False: do the work, then fail."
         self.faults.append({"method": method, "pattern": pattern, "status": status, "left": times, "headers": headers or {}, "before": before})
 
     def fault(self, method, path, before):
@@ -144,7 +145,7 @@ class Hub:
                     return self.refuse(409, "", "You already created this model repo")
                 repo = hub.repos[name] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
                 repo.commit({".gitattributes": (b"*.safetensors filter=lfs\n", False)}, "initial commit")
-                return self.reply(200, {"url": f"{hub.url}/{name[1]}", "name": name[1]})
+                return self.late() or self.reply(200, {"url": f"{hub.url}/{name[1]}", "name": name[1]})
 
             def lfs(self, name, step, asked):
                 if step == "verify":
@@ -170,6 +171,9 @@ class Hub:
                     return self.refuse(404, "RepoNotFound", "Repository not found")
                 if action in ("preupload", "commit", "tag") and name[1].split("/")[0] not in hub.writers:
                     return self.refuse(403, "", "You have read access but not the required permissions for this operation")
+                if action == "commits":
+                    return self.reply(200, [{"id": oid, "authors": [], "date": "2026-01-01T00:00:00.000Z", "title": title, "message": ""}
+                                            for oid, _, title in reversed(repo.commits)])
                 if action == "refs":
                     tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid} for tag, (oid, _) in repo.tags.items()]
                     return self.reply(200, {"branches": [], "converts": [], "tags": tags})
@@ -215,15 +219,22 @@ class Hub:
                     else:
                         tree[value["path"]] = (hub.blobs[value["oid"]], True)
                 oid = repo.commit(tree, header["summary"])
-                if self.after:
-                    return self.cut() if self.after["status"] == "cut" else self.reply(self.after["status"], {"error": "late"})
-                return self.reply(200, {"commitUrl": f"{hub.url}/{name[1]}/commit/{oid}", "commitOid": oid, "success": True})
+                return self.late() or self.reply(200, {"commitUrl": f"{hub.url}/{name[1]}/commit/{oid}", "commitOid": oid, "success": True})
+
+            def late(self):
+                "The fault that comes after the work is done; whether there is one."
+                if self.after is None:
+                    return False
+                if self.after["status"] == "hang":
+                    time.sleep(2)
+                self.cut() if self.after["status"] in ("cut", "hang") else self.reply(self.after["status"], {"error": "late"})
+                return True
 
             def tag(self, repo, revision, asked):
                 if asked["tag"] in repo.tags:
                     return self.refuse(409, "", "Tag already exists")
                 repo.tags[asked["tag"]] = (repo.at(revision)[0], asked.get("message", ""))
-                return self.reply(200)
+                return self.late() or self.reply(200)
 
             def resolve(self, name, revision, path):
                 repo = hub.repos.get(name)

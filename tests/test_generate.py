@@ -1,6 +1,7 @@
 "Generation: nothing twice, nothing lost, the same batches for both arms, and how each answer ended."
 
 import json
+import random
 from copy import deepcopy
 from dataclasses import replace
 
@@ -12,9 +13,10 @@ from tiny import chat, tiny_model, tiny_tokenizer
 
 import kwanzaa_nb.local as local
 from kwanzaa_nb.answer import parse_model_answer
-from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.generate import Decoding, append, generate_pass, open_log, read_log
-from kwanzaa_nb.local import LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
+from kwanzaa_nb.corpus import DataError
+from kwanzaa_nb.errors import KwanzaaError, strict_json
+from kwanzaa_nb.generate import REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log
+from kwanzaa_nb.local import GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
 
 RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))} for place in range(7)]
 GREEDY = Decoding(max_new_tokens=6, batch_size=3)
@@ -109,6 +111,25 @@ def test_a_finished_pass_is_read_and_not_generated(model, tokenizer, tmp_path, c
     assert run(model, tokenizer, log) == first and counted == [] and log.read_bytes() == before
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_log_that_two_runs_wrote_into_is_read_and_gone_on_with(model, tokenizer, tmp_path, counted, seed):
+    "Rows twice and in any order, a second header, a line that two wrote across each other: the first complete row counts."
+    log, chance = tmp_path / "samples.jsonl", random.Random(seed)
+    open_log(log, HEADER)
+    wanted = raws(run(model, tokenizer, log))
+    header, *rows = log.read_text().splitlines(keepends=True)
+    chance.shuffle(rows)
+    second = [json.dumps(json.loads(row) | {"raw": "later"}) + "\n" for row in rows]
+    chance.shuffle(second)
+    torn = rows[0][:40] + second[0]
+    log.write_text("".join([header, *rows[1:], header, torn, "null\n", '{"loss": NaN}\n', *(row for row in second if json.loads(row)["id"] != json.loads(rows[0])["id"])]))
+    counted.clear()
+    assert open_log(log, HEADER) == "continued"
+    assert raws(run(model, tokenizer, log)) == wanted
+    assert sum(map(len, counted)) <= 3 and any(json.loads(rows[0])["id"] in batch for batch in counted), "more than the torn one's batch was asked"
+    assert len(read_log(log)[1]) == len(RECORDS) and raws(sorted(read_log(log)[1], key=lambda row: row["id"])) == wanted
+
+
 def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_path, counted):
     log = tmp_path / "samples.jsonl"
     open_log(log, HEADER)
@@ -143,10 +164,10 @@ def test_another_experiment_keeps_the_old_log_under_another_name(model, tokenize
 def test_going_back_and_forth_between_experiments_loses_nothing(tmp_path):
     log, other = tmp_path / "samples.jsonl", {**HEADER, "dtype": "fp16"}
     open_log(log, HEADER)
-    append(log, {"id": "precious"})
+    append(log, {**SAMPLE, "id": "precious"})
     open_log(log, other)
     open_log(log, HEADER)  # begun anew, or taken up again
-    append(log, {"id": "later"})
+    append(log, {**SAMPLE, "id": "later"})
     open_log(log, other)
     everything = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"precious" in everything and b"later" in everything
@@ -162,6 +183,186 @@ def test_a_file_that_is_no_log_is_kept_or_refused_in_a_sentence(tmp_path, conten
         assert log.read_bytes() == content
     else:
         assert read_log(log)[1] == [] and (tmp_path / kept).read_bytes() == content
+
+
+SAMPLE = {"id": "r0", "arm": "base", "pass": "base, greedy", "raw": "{}", "finish_reason": "stop", "new_tokens": 3}
+
+
+@pytest.mark.parametrize("key, value", [("answering", float("nan")), ("new_tokens", float("inf")), ("seconds", -float("inf")), ("tokens", [1, float("nan")]),
+                                        ("raw", "half \ud800"), ("raw", {1, 2}), ("raw", "x" * 1_000_001), ("id", "\udfff")])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, key, value):
+    log = tmp_path / "samples.jsonl"
+    open_log(log, HEADER)
+    append(log, SAMPLE)
+    before = log.read_bytes()
+    with pytest.raises(LogError, match="^The log can't hold the row of .*Nothing was written") as caught:
+        append(log, {**SAMPLE, key: value})
+    assert "\n" not in str(caught.value) and log.read_bytes() == before and read_log(log)[1] == [SAMPLE]
+    with pytest.raises(LogError):
+        open_log(log, {**HEADER, "odd": value})
+    assert log.read_bytes() == before
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()), lambda inner: st.lists(inner, max_size=3)
+                    | st.dictionaries(st.text(st.characters(), max_size=4), inner, max_size=3), max_leaves=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=4))
+def test_a_line_of_a_log_can_be_read_or_is_not_made(row):
+    try:
+        line = log_line(row)
+    except LogError:
+        return
+    def no_word(word):
+        raise ValueError(word)
+    assert json.loads(line, parse_constant=no_word) == row and line.count("\n") == 1 and line.isascii()
+
+
+@settings(max_examples=200, deadline=None)
+@given(JSON)
+def test_strict_json_has_null_for_what_is_no_number(value):
+    def no_word(word):
+        raise ValueError(word)
+    found = json.loads(strict_json(value), parse_constant=no_word)
+    assert found == json.loads(json.dumps(value), parse_constant=lambda word: None)
+
+
+@pytest.mark.parametrize("line, told", [(b'{"id": "r1", "arm": "base", "pass": "base, greedy", "answering": NaN}', "NaN"), (b'{"id": "r1", "arm": "ba', "not JSON"), (b"[1]", "a list"),
+                                        (b'{"id": "r1", "arm": "base"}', "pass is missing"), (b'{"id": "r1", "arm": "base", "pass": "p", "raw": [7]}', "raw is missing or no text"),
+                                        (b"\xff", "UTF-8")])
+def test_a_damaged_line_of_a_log_is_named_with_what_to_do_and_nothing_is_lost(tmp_path, line, told):
+    log = tmp_path / "samples.jsonl"
+    open_log(log, HEADER)
+    append(log, SAMPLE)
+    good = log.read_bytes()
+    log.write_bytes(good + line + b"\n" + json.dumps({**SAMPLE, "id": "r2"}).encode() + b"\n")
+    whole = log.read_bytes()
+    with pytest.raises(DataError, match=f"samples.jsonl, line 3: .*{told}.*run the stage evaluate again: it leaves this line out") as caught:
+        read_log(log)
+    assert len(caught.value.problems) == 1 and log.read_bytes() == whole
+    assert open_log(log, HEADER) == "continued"
+    assert log.read_bytes() == whole.replace(line + b"\n", b"")
+    assert [row["id"] for row in read_log(log)[1]] == ["r0", "r2"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]), st.sampled_from(["r0", "r1", "r2"]), st.booleans()), max_size=12))
+def test_of_several_lines_for_a_record_the_first_answer_counts(tmp_path_factory, rows):
+    log = tmp_path_factory.mktemp("log") / "samples.jsonl"
+    open_log(log, HEADER)
+    wanted = {}
+    for place, (name, record, answered) in enumerate(rows):
+        append(log, {**SAMPLE, "id": record, "pass": name, "new_tokens": place, "finish_reason": "stop" if answered else REFUSED})
+        if not wanted.get((name, record), (0, False))[1]:
+            wanted[name, record] = (place, answered)
+    found = read_log(log)[1]
+    assert {(row["pass"], row["id"]): row["new_tokens"] for row in found} == {pair: place for pair, (place, _) in wanted.items()}
+    assert len(found) == len(wanted)
+
+
+class Choosy:
+    "A backend that writes one by one and can't answer some."
+
+    def __init__(self, *refused, stops=None):
+        self.refused, self.stops, self.asked = refused, stops, []
+
+    def prompts(self, records):
+        return [Prompt(record["id"], (1,)) for record in records]
+
+    def batches(self, prompts, decoding):
+        yield from (prompts[start:start + decoding.batch_size] for start in range(0, len(prompts), decoding.batch_size))
+
+    def each(self, batch, decoding):
+        for prompt in batch[::-1]:
+            self.asked.append(prompt.record_id)
+            if prompt.record_id == self.stops:
+                raise KeyboardInterrupt
+            yield prompt, KwanzaaError("too long") if prompt.record_id in self.refused else Written("{}", "stop", 1)
+
+
+def test_ctrl_c_keeps_what_came_and_no_answer_is_asked_for_twice(tmp_path):
+    log = tmp_path / "samples.jsonl"
+    open_log(log, HEADER)
+    with pytest.raises(KeyboardInterrupt):
+        generate_pass(Choosy(stops="r3"), RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)
+    assert [row["id"] for row in read_log(log)[1]] == ["r6", "r5", "r4"]
+    backend = Choosy("r1")
+    first = generate_pass(backend, RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)
+    assert backend.asked == ["r3", "r2", "r1", "r0"] and [row["finish_reason"] for row in first] == ["stop", REFUSED, *["stop"] * 5]
+    again = Choosy("r1")
+    assert generate_pass(again, RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)[1]["problem"] == "too long" and again.asked == ["r1"]
+    lines = [json.loads(line)["id"] for line in log.read_bytes().splitlines()[1:]]
+    assert sorted(lines) == sorted([*[record["id"] for record in RECORDS], "r1"])
+
+
+# scores that are none
+
+
+class Broken(torch.nn.Module):
+    "A model whose scores become something else from a step on, in one row."
+
+    def __init__(self, model, value, step, tokens=slice(None), row=0):
+        super().__init__()
+        self.model, self.value, self.left, self.tokens, self.row = model, value, step, tokens, row
+        self.config, self.generation_config, self.device = model.config, model.generation_config, model.device
+
+    def get_output_embeddings(self):
+        return self.model.get_output_embeddings()
+
+    def forward(self, **given):
+        found = self.model(**given)
+        self.left -= 1
+        if self.left < 0:
+            found.logits[min(self.row, len(found.logits) - 1), -1, self.tokens] = self.value
+        return found
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED, replace(GREEDY, beams=2), replace(GREEDY, grammar=True, max_new_tokens=200)], ids=["greedy", "sampled", "beams", "grammar"])
+@pytest.mark.parametrize("value, tokens, told", [(NAN, slice(None), "NaN"), (NAN, slice(5, 6), "NaN"), (INF, slice(7, 8), "infinity"), (-INF, slice(None), "nothing but minus infinity")])
+@pytest.mark.parametrize("step", [0, 4])
+def test_scores_that_are_none_stop_at_the_first_with_a_sentence(model, tokenizer, tmp_path, decoding, value, tokens, told, step):
+    log = tmp_path / "samples.jsonl"
+    open_log(log, HEADER)
+    append(log, {**SAMPLE, "pass": f"base, {decoding.name}"})
+    before = log.read_bytes()
+    records = [{**record, "chunks": [{"chunk_id": "c", "text": "One. Two."}]} for record in RECORDS[:2]]
+    with pytest.raises(GenerationError, match=rf"The model gives {told} .*the record r\d, token \d+, computed in float32.*run.mixed_precision.*bnb_4bit_compute_dtype"):
+        run(Broken(model, value, step, tokens), tokenizer, log, decoding, records=records)
+    assert log.read_bytes() == before
+
+
+def test_minus_infinity_on_some_tokens_is_a_mask(model, tokenizer):
+    masked = Broken(model, -INF, 0, slice(0, 40))
+    for decoding in (GREEDY, SAMPLED, replace(GREEDY, beams=2)):
+        for written in LocalBackend(masked, tokenizer).write(encode_prompts(tokenizer, RECORDS[:1]), decoding):
+            assert written.tokens and min(written.tokens) >= 40
+
+
+def test_a_grammar_and_a_mask_that_leave_nothing_are_a_sentence(ending, tokenizer):
+    first = tokenizer('{"citations":[', add_special_tokens=False)["input_ids"][0]
+    allowed = [token for text, token in tokenizer.get_vocab().items() if text.startswith("{")]
+    assert first in allowed
+    backend = LocalBackend(Broken(ending, -INF, 0, allowed), tokenizer)
+    with pytest.raises(GenerationError, match="nothing but minus infinity .*the record s1, token 1"):
+        backend.write(backend.prompts(SHOWN[1:2]), Decoding(20, 1, grammar=True))
+
+
+def test_the_decision_is_read_from_numbers_alone(ending, tokenizer):
+    prompts = LocalBackend(ending, tokenizer).prompts(SHOWN[1:2])
+    with pytest.raises(GenerationError, match="NaN .*the record s1, where it decides"):
+        list(LocalBackend(Broken(ending, NAN, 0), tokenizer).answering(prompts))
+    _, answering, refusing = prompts[0].decides
+    assert list(LocalBackend(Broken(ending, -INF, 0, [answering, refusing]), tokenizer).answering(prompts)) == []
+    assert [chance for _, chance in LocalBackend(Broken(ending, -INF, 0, [answering]), tokenizer).answering(prompts)] == [0.0]
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-6, 1.0, 1e6])
+def test_no_temperature_makes_infinity_of_scores(temperature):
+    assert choose(torch.tensor([[60.0, -60.0, 59.0]]), replace(SAMPLED, temperature=temperature)).item() in (0, 1, 2)
 
 
 # one batch

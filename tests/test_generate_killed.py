@@ -95,7 +95,9 @@ def check_log(path, setting):
     "Each record once in each pass, as it was written."
     header, samples = read_log(path)
     assert header["setting"] == setting
-    assert Counter((sample["pass"], sample["id"]) for sample in samples) == Counter((name, one) for name in PASSES for one in IDS)
+    lines = [json.loads(line) for line in whole_lines(path)[1:]]  # as they stand, for `read_log` gives the last of each
+    assert Counter((sample["pass"], sample["id"]) for sample in lines) == Counter((name, one) for name in PASSES for one in IDS)
+    assert samples == lines
     for sample in samples:
         seed = None if sample["pass"] == PASSES[0] else int(sample["raw"].split()[2])
         assert sample["raw"] == f"{sample['id']} {setting} {seed} " + "ü" * 2000 and sample["prompt_sha256"] == setting

@@ -185,14 +185,53 @@ def test_a_download_that_is_cut_goes_on(server, staged):
     assert len([path for path in server.paths("GET") if path.endswith("adapter_model.safetensors")]) == 2
 
 
-@pytest.mark.parametrize("status", [500, "cut"])
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, staged, status):
-    server.fail("POST", "/commit/", status, before=False)
+LOST = pytest.mark.parametrize("status", [500, 502, 504, "cut", "hang"])
+
+
+def losing(server, step, status, monkeypatch, times=1):
+    "The work is done, the answer never comes."
+    monkeypatch.setattr(hub, "TIMEOUT", 0.5)
+    server.fail("POST", step, status, before=False, times=times)
+
+
+@LOST
+@pytest.mark.parametrize("later", [None, "README.md", "notes.txt"])
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, staged, monkeypatch, status, later):
+    "Nor is somebody's change written over that came after it."
+    losing(server, "/commit/", status, monkeypatch)
     with pytest.raises(PublishError):
         send(server, staged)
-    assert "nothing was sent, since all was there" in send(server, staged)
     repo = server.repos["model", REPO]
-    assert len(repo.commits) == 2 and set(repo.tags) == {"v0"}
+    ours = repo.commits[-1][0]
+    assert len(repo.commits) == 2 and not repo.tags and not (staged.parent / "publish.sha256").exists(), "called published and not verified"
+    if later:
+        repo.commit(repo.commits[-1][1] | {later: (b"theirs", False)}, "later")
+    assert "nothing was sent, since all was there" in send(server, staged)
+    assert len(repo.commits) == (3 if later else 2) and {tag: oid for tag, (oid, _) in repo.tags.items()} == {"v0": ours}
+    assert later is None or repo.commits[-1][1][later][0] == b"theirs"
+    assert "nothing was sent, since all was there" in send(server, staged), "and again, with its tag"
+    assert len(repo.commits) == (3 if later else 2)
+
+
+@LOST
+@pytest.mark.parametrize("step", ["/tag/", "create"])
+def test_other_lost_answers(server, staged, monkeypatch, status, step):
+    losing(server, step, status, monkeypatch)
+    try:
+        send(server, staged)
+    except PublishError:
+        send(server, staged)
+    repo = server.repos["model", REPO]
+    assert len(repo.commits) == 2 and {tag: oid for tag, (oid, _) in repo.tags.items()} == {"v0": repo.commits[-1][0]} and published(server) == FILES
+
+
+def test_an_older_commit_of_the_same_message_and_other_files_is_not_it(server, staged):
+    send(server, staged)
+    repo = server.repos["model", REPO]
+    repo.tags.clear()
+    (staged / "README.md").write_bytes(FILES["README.md"] + b"more\n")
+    assert "1 files in one commit" in send(server, staged)
+    assert len(repo.commits) == 3
 
 
 def test_what_comes_back_changed_gets_no_tag(server, staged, monkeypatch):

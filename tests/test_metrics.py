@@ -398,3 +398,31 @@ def test_scoring_can_be_measured_as_if_it_were_new():
     assert sum(one.cache_info().currsize > 0 for one in remembered.values()) > 8 and "_few_resamples" in remembered
     metrics.forget_scores()
     assert {name: one.cache_info().currsize for name, one in remembered.items()} == dict.fromkeys(remembered, 0)
+
+
+def test_what_was_not_answered_is_a_failure_with_its_reason():
+    gold = [sample for sample in controls(RECORDS) if sample["arm"] == "gold"]
+    refused = gold[0] | {"raw": "", "finish_reason": "refused", "new_tokens": None, "problem": "The server refused it: too long"}
+    scores = score([refused, *gold[1:]], RECORDS)
+    assert scores.codes == {"not_answered": 1} and scores.rates["json_valid_rate"].total == len(RECORDS) > scores.rates["json_valid_rate"].passed
+    (row,) = failures(scores, RECORDS, [refused])
+    assert row["codes"] == ["not_answered"] and row["notes"] == ["The server refused it: too long"] and row["raw"] == ""
+
+
+@pytest.mark.parametrize("reason, problem, valid, note", [
+    ("unknown", "", True, None), ("content_filter", "", False, "it ended with the reason content_filter"), ("tool_calls", "it called", False, "it called"), ("length", "", False, None)])
+def test_how_an_output_ended_is_told(reason, problem, valid, note):
+    gold = [sample for sample in controls(RECORDS) if sample["arm"] == "gold"]
+    outcome = score([gold[0] | {"finish_reason": reason, "problem": problem}, *gold[1:]], RECORDS).outcomes[0]
+    assert outcome.valid is valid and outcome.notes == ([note] if note else [])
+
+
+@pytest.mark.parametrize("odd", [None, float("nan"), float("inf"), -1, "3", [3], True, 10**30])
+def test_an_unknown_number_of_tokens_poisons_nothing(odd):
+    gold = [sample | {"new_tokens": 4, "seconds": 2.0} for sample in controls(RECORDS) if sample["arm"] == "gold"]
+    some = score([gold[0] | {"new_tokens": odd, "seconds": odd}, *gold[1:]], RECORDS)
+    assert some.costs == {"seconds_total": 2.0 * (len(gold) - 1), "seconds_median": 2.0, "new_tokens_total": 4 * (len(gold) - 1), "new_tokens_median": 4,
+                          "new_tokens_known": len(gold) - 1}
+    none = score([sample | {"new_tokens": odd} for sample in gold], RECORDS)
+    assert (none.costs["new_tokens_total"], none.costs["new_tokens_median"], none.costs["new_tokens_known"]) == (None, None, 0)
+    assert json.dumps(some.to_dict(), allow_nan=False)

@@ -128,7 +128,7 @@ def test_cells_stay_as_they_are_written(tmp_path):
     ("a,a\n1,2\n", "a.csv, row 1", "bad_column"), ("a,\n1,2\n", "a.csv, row 1", "bad_column"),
     ("a,b\n1,2\n1\n", "a.csv, row 3", "ragged_row"), ("a,b\n1,2,3\n", "a.csv, row 2", "ragged_row"),
     ('a,b\n1,2\n3,"x\ny\n', "a.csv, row 3 (up to line 4)", "bad_csv"), ('a,b\n1,"x"y\n', "a.csv, row 2 (up to line 2)", "bad_csv"),
-    ('a,b\n1,"' + "x" * 200_000 + '"\n', "a.csv, row 2 (up to line 2)", "bad_csv"), (b"a,b\n1,\xe9\n2,\xe8\n", "a.csv, line 2", "not_utf8"),
+    (b"a,b\n1,\xe9\n2,\xe8\n", "a.csv, line 2", "not_utf8"),
     ("a,b\n1,2\n".encode("utf-16"), "a.csv", "not_utf8"),
 ])
 def test_a_csv_that_is_none(tmp_path, content, where, code):
@@ -139,7 +139,7 @@ def test_a_csv_that_is_none(tmp_path, content, where, code):
 
 def test_a_parquet_file_that_is_none(tmp_path):
     found = faults(tmp_path, corpus={"a.parquet": b"PAR1 no", "b.parquet": b"", "c.jsonl": as_jsonl(CHUNK)})
-    assert codes(found) == {"a.parquet": "bad_table", "b.parquet": "bad_table"}
+    assert codes(found) == {"a.parquet": "bad_table", "b.parquet": "empty_file"}
 
 
 def test_columns_are_told_once_a_file(tmp_path):

@@ -270,6 +270,55 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, settings):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("place", ["file", "file/in it", "with a file", "with a file/deep", "dangling", "/dev/null", "/proc/nowhere"])
+def test_where_no_project_can_be_written_nothing_is_left(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine", encoding="utf-8")
+    Path("with a file").mkdir()
+    Path("with a file/configs").write_text("mine", encoding="utf-8")
+    Path("with a file/deep").mkdir()
+    Path("with a file/deep/data").write_text("mine", encoding="utf-8")
+    Path("dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["init", place]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"No project can be written to {place} (") and told.count("\n") == 1 and "name a new folder" in told
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["", " "])
+def test_a_folder_without_a_name_is_not_this_one(tmp_path, monkeypatch, capsys, place):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init", place]) == 2 and "a dot stands for this folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_runs_keeps_its_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("index.html").write_text("mine", encoding="utf-8")
+    assert cli.main(["report", "."]) == 2 and "There are no runs in ." in capsys.readouterr().err
+    assert Path("index.html").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("error, told", [
+    (OSError(28, "No space left on device"), "The system refused to read or write: No space left on device.\n"),
+    (PermissionError(13, "Permission denied", b"a.txt"), "a.txt can't be read or written: Permission denied.\n"),
+    (FileNotFoundError(2, "No such file or directory", "a b"), "a b can't be read or written: No such file or directory.\n")])
+def test_what_the_system_refuses_is_a_sentence(monkeypatch, capsys, error, told):
+    def fails(_):
+        raise error
+
+    monkeypatch.setattr(cli, "runs_command", fails)
+    assert cli.main(["runs"]) == 2 and capsys.readouterr().err == told
+
+
+@pytest.mark.parametrize("count", ["-1", "x", "1.5", "9" * 5000, "٣"])
+def test_a_preview_of_no_number_is_wrong_usage(capsys, count):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["validate", "--preview", count, "a.jsonl"])
+    assert "no number of records" in capsys.readouterr().err
+
+
 def test_the_wheel_brings_what_stages_need():
     "setup.py and MANIFEST.in list the same, and the lists find files."
     source = (ROOT / "setup.py").read_text(encoding="utf-8")

@@ -115,10 +115,11 @@ def test_a_list_of_one(project):
 
 def test_everything_that_is_missing_is_told_with_what_is_there(project):
     with pytest.raises(PublishError) as error:
-        staging.stage_publication(config_of(publishing__include=["tokenizer.json", "adapter_config.json", "merges.txt"]),
+        staging.stage_publication(config_of(publishing__include=["tokenizer.json", "adapter_config.json", "merges.txt", "notebooks/02_train.ipynb"]),
                               project / "outputs/tiny")
     text = str(error.value)
     assert "tokenizer.json is missing; merges.txt is missing" in text
+    assert "notebooks/02_train.ipynb is missing (a stage that is run by hand leaves no report" in text
     assert "training_args.bin, training_config.yaml" in text
     assert not (project / "outputs/tiny/publish").exists()
 

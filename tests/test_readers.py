@@ -1,8 +1,11 @@
 "Files that are something else than their name says, records of odd types, and prompts that are read back."
 
 import csv
+import importlib.util
 import io
 import json
+import os
+import threading
 import zipfile
 from datetime import date, datetime
 from decimal import Decimal
@@ -14,9 +17,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_corpus import CHUNK, MISS, QUESTION
 
+from kwanzaa_nb import cli
 from kwanzaa_nb.answer import ModelAnswer, complete_answer, parse_model_answer
-from kwanzaa_nb.corpus import Chunk, CorpusOptions, DataError, iter_jsonl, load_corpus, load_rows, read_csv, read_parquet
-from kwanzaa_nb.errors import KwanzaaError, Problem, ProblemList
+from kwanzaa_nb.corpus import Chunk, CorpusOptions, DataError, iter_jsonl, load_corpus, load_rows, read_csv, read_parquet, year_meant
+from kwanzaa_nb.errors import KwanzaaError, Problem, ProblemList, no_file
 from kwanzaa_nb.evaluation import complete_answers, grammar_identity
 from kwanzaa_nb.generate import read_log
 from kwanzaa_nb.lengths import spare_chunks, without_chunk
@@ -421,7 +425,7 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path, path, sig
 
 @pytest.mark.parametrize("name, value, mend", [
     ("year", "1966", "write 1966"), ("year", 1966.0, "write 1966"), ("year", "1966-05-01", "write 1966"), ("year", " 1966 ", "write 1966"),
-    ("year", "c. 1966", "leave it out"), ("year", None, "leave it out"), ("doc_id", None, "leave it out"), ("doc_id", 7, 'write "7"'),
+    ("year", "c. 1966", "write 1966"), ("year", "1966 or 1967", "leave it out"), ("year", None, "leave it out"), ("doc_id", None, "leave it out"), ("doc_id", 7, 'write "7"'),
     ("namespace", ["a"], "leave it out"), ("tags", "a|b, c", 'write ["a", "b", "c"]'), ("gold", "True", "write true"), ("gold", 0, "write false"),
     ("canonical_url", "example.org/a", "write https://example.org/a"), ("canonical_url", "", "leave it out"), ("score", "0.5", "write 0.5"),
     ("chunk_id", 7, 'write "7"'), ("license", 4.0, 'write "4.0"')])
@@ -555,3 +559,170 @@ def test_a_complete_answer_of_odd_provenance_is_a_sentence():
     assert isinstance(answer, ModelAnswer)
     with pytest.raises(KwanzaaError):
         complete_answer(answer, [{**SHOWN[0], "year": "1966"}, SHOWN[1]], query="When?")
+
+
+# ---- paths that are no files, and files of other programs
+
+
+def odd_path(tmp_path, kind, suffix):
+    path = tmp_path / f"a{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(kind)
+    return path
+
+
+def answered(call):
+    "What a call in a thread of its own returns; it must not wait for ever."
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found, "it waits for ever"
+    return found[0]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "/dev/null", "folder"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".md", ".txt"])
+def test_what_is_no_file_is_told_and_not_read(tmp_path, kind, suffix):
+    path, problems = odd_path(tmp_path, kind, suffix), []
+    if suffix == ".jsonl":
+        assert answered(lambda: list(iter_jsonl(path, "a", problems))) == []
+        assert answered(lambda: validate_records(path).codes) == {"unreadable": 1}
+    elif kind == "folder":
+        return  # of files that are read one by one
+    else:
+        assert answered(lambda: list(load_rows(path, Chunk, problems))) == []
+    [problem] = problems
+    assert problem.code == "unreadable" and problem.mend and ("folder" if kind == "folder" else "pipe") in problem.what
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "nowhere"])
+@pytest.mark.parametrize("words", [["validate", "{}"], ["config", "check", "{}"], ["run", "data", "--config", "{}"], ["sweep", "{}"]])
+def test_commands_say_what_is_no_file(tmp_path, monkeypatch, capsys, kind, words):
+    monkeypatch.chdir(tmp_path)
+    path = odd_path(tmp_path, kind, ".yaml")
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)  # which only the main thread may call
+    assert answered(lambda: cli.main([word.format(path.name) for word in words])) == (1 if words[0] == "validate" else 2)
+    told = "".join(capsys.readouterr())
+    assert "a.yaml" in told and "Errno" not in told and "Traceback" not in told
+    assert ("not there" in told or "no such file" in told) if kind == "nowhere" else ("expected a file" in told)
+
+
+def test_a_file_and_what_is_not_there_are_not_odd(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    assert [no_file(path) for path in (tmp_path / "a", tmp_path / "b", "a\0b", "a" * 5000, tmp_path / "a" / "b")] == [None] * 5
+
+
+HALF = "the line may be half written"
+
+
+@pytest.mark.parametrize("last, mend", [
+    (b'{"a": "b', HALF), (b'{"a":', HALF), (b'{"a": 1', HALF), (b"{", HALF), (b"Entry not found", "one line of JSON"), (b"404: Not Found", "nothing behind it"),
+    (b'cb({"a": 1})', "one line of JSON"), (b'{"a": 1}{"a": 2}', "nothing behind it"), (b'{"a": 1} // note', "nothing behind it"),
+    (b"{'a': 1}", "double quotes"), (b'{"a": 1,}', "comma"), (b"\0\0\0", "restore"), (b'{"a": 1}\0\0', "restore"), (b"\x1a", "one line of JSON"),
+    (b"null", "{...}"), (b"3", "{...}"), (b'"a"', "{...}")])
+def test_the_mend_of_a_line_is_that_of_its_cause(tmp_path, last, mend):
+    problems = []
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + last)
+    list(iter_jsonl(tmp_path / "a.jsonl", "a.jsonl", problems))
+    assert [mend in problem.mend for problem in problems] == [True] and (HALF in problems[0].mend) is (mend == HALF)
+    assert "NoneType" not in problems[0].what and "a str," not in problems[0].what
+
+
+def test_byte_order_marks_of_joined_files_are_named_and_their_lines_read(tmp_path):
+    problems = []
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}\n\xef\xbb\xbf{"a": 2}\n')
+    assert [row for _, row in iter_jsonl(tmp_path / "a.jsonl", "a.jsonl", problems)] == [{"a": 1}, {"a": 2}]
+    assert [(problem.where, problem.code) for problem in problems] == [("a.jsonl, line 1", "bom"), ("a.jsonl, line 2", "bom")]
+
+
+def test_records_inside_of_an_object_are_found(tmp_path):
+    [problem] = validate_records(written(tmp_path, {"data": [good_record()]})).problems
+    assert "each object of data on a line of its own" in problem.mend
+
+
+def table_of(tmp_path, text):
+    problems = []
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    return read_csv(tmp_path / "a.csv", "a.csv", problems), [(problem.where, problem.what, problem.mend) for problem in problems]
+
+
+@pytest.mark.parametrize("text, where, word", [
+    ("\ufeffa,b\n1,2\n\ufeffa,b\n", "row 3", "headings once more"), ("a,b\n1,2\n\0\0\0", "row 3", "U+0000"), ("a,b\n1,2\n\x1a", "row 3", "U+001A"),
+    ("\0\0a,b\n1,2\n", "row 1", "U+0000"), ("\0\0", "row 1", "U+0000"), ("# exported\na,b\n1,2\n", "row 1", "above"),
+    ("Mine,,,\na,b,c,d\n1,2,3,4\n", "row 1", "3 columns have no name"), ("a,b\n1,2\nTotal\n", "row 3", "1 cell, expected 2"), ("a\tb\n1\t2\n", "row 1", "a tab")])
+def test_what_other_programs_leave_in_a_csv_is_one_problem(tmp_path, text, where, word):
+    _, [(place, what, mend)] = table_of(tmp_path, text)
+    assert place == f"a.csv, {where}" and word in what and mend and "\t" not in mend
+
+
+@pytest.mark.parametrize("text", ["\ufeff\ufeffa,b\n1,2\n", "a,b\n1,2\n", "a,b\r\n1,2\r\n,\r\n"])
+def test_marks_and_blank_ends_are_passed_over(tmp_path, text):
+    assert table_of(tmp_path, text) == ([(2, {"a": "1", "b": "2"})], [])
+
+
+def test_a_great_cell_is_read_and_its_field_says_how_long_it_may_be(tmp_path):
+    limit = csv.field_size_limit()
+    assert table_of(tmp_path, "a,b\n1," + "x" * 1_000_000 + "\n")[0] == [(2, {"a": "1", "b": "x" * 1_000_000})]
+    assert table_of(tmp_path, 'a,b\n1,"' + "x\n" * 100_000)[1][0][1] == "not CSV: unexpected end of data"
+    assert csv.field_size_limit() == limit
+
+
+def csv_of(chunk):
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(chunk))
+    writer.writeheader()
+    writer.writerow(chunk)
+    return file.getvalue()
+
+
+def told_of(tmp_path, content, suffix=".csv"):
+    problems, path = [], tmp_path / f"a{suffix}"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [chunk for _, chunk in load_rows(path, Chunk, problems)], problems
+
+
+@pytest.mark.parametrize("mark", ["~", ":", "^", " "])
+def test_a_table_whose_first_row_names_no_field_is_one_problem(tmp_path, mark):
+    for text in (f"chunk{mark}text\n1{mark}2\n", "c-1,d-1,Title\nc-2,d-2,Title\n"):
+        rows, [problem] = told_of(tmp_path, text)
+        assert not rows and problem.code == "no_heading" and "data.fields" in problem.mend
+
+
+@pytest.mark.parametrize("cell, tags", [
+    ('["a", "b"]', ("a", "b")), ("[]", ()), ("a|b", ("a", "b")), ("[draft]", ("[draft]",)), ("['a' 'b']", None), ("['a', 'b']", None), ('["a", 1]', None), ('["a"', None)])
+def test_a_list_as_an_export_writes_it_is_a_list_or_named(tmp_path, cell, tags):
+    rows, problems = told_of(tmp_path, csv_of(CHUNK | {"tags": cell}))
+    assert [row.tags for row in rows] == ([] if tags is None else [tags])
+    assert [("tags" in problem.where, "a|b" in problem.mend) for problem in problems] == ([(True, True)] if tags is None else [])
+
+
+@pytest.mark.parametrize("value, year", [
+    ("1,961", 1961), ("1 961", 1961), ("1.961", 1961), ("1\u202f961", 1961), ("01/02/1961", 1961), ("1961-02-03 04:05:06", 1961), ("'1961", 1961), ("c. 1961", 1961),
+    ("1961年", 1961), (1961.0, 1961), (date(1961, 2, 3), 1961), (datetime(1961, 2, 3), 1961), (["1961"], 1961), ("1961-1965", None), ("-1961", None), ("1.961E3", None),
+    (True, None), (None, None), ("19610", None), ({"a": 1961}, None), ("x" * 10**6, None)])
+def test_the_year_that_is_meant(value, year):
+    assert year_meant(value) == year
+
+
+def test_a_date_in_a_column_of_years_has_its_mend(tmp_path):
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([CHUNK | {"year": date(1961, 2, 3)}]), file)
+    _, [problem] = told_of(tmp_path, file.getvalue(), ".parquet")
+    assert "found 1961-02-03" in problem.what and problem.mend == "write 1961"
+
+
+def test_parquet_that_is_empty_locked_or_no_text(tmp_path, monkeypatch):
+    file, text = io.BytesIO(), pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    pq.write_table(pa.table({"text": text}), file)
+    content = file.getvalue()
+    for held, what in ((b"", "holds no records"), (content[:-4] + b"PARE", "encrypted"), (content, "holds what can not be read"), (content[:-9], "not Parquet")):
+        _, [problem] = told_of(tmp_path, held, ".parquet")
+        assert what in problem.what and problem.mend, what
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    _, [problem] = told_of(tmp_path, content, ".parquet")
+    assert "pyarrow is not installed" in problem.what and "pip install 'kwanzaa_nb[train]'" in problem.mend

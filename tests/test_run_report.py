@@ -9,7 +9,7 @@ import pytest
 from kwanzaa_nb import cli
 from kwanzaa_nb.overview import different_settings, find_runs, write_overview, write_reports
 from kwanzaa_nb.metrics import HEADLINES
-from kwanzaa_nb.run_report import chosen_samples, evaluation_verdict, read_run, run_page, verdict_sentence
+from kwanzaa_nb.run_report import RunFacts, chosen_samples, costs_html, evaluation_verdict, read_run, run_page, verdict_sentence
 from kwanzaa_nb.show_answer import answer_html, highlighted
 from made_run import EVIL, make_run
 
@@ -117,3 +117,12 @@ def test_the_overview_in_a_browser(runs):
                               capture_output=True, text=True, timeout=300, check=True)
         assert wanted in done.stdout and "CONSOLE" not in done.stderr
         assert "window.evil" not in re.sub(r"&lt;.*?&gt;|<script type=.*?</script>", "", done.stdout, flags=re.DOTALL) or "<img" not in done.stdout
+
+
+@pytest.mark.parametrize("costs, told", [
+    ({"new_tokens_total": 90, "new_tokens_known": 2, "seconds_total": 3}, "base: 90 tokens in"), ({"new_tokens_total": 90, "seconds_total": 3}, "base: 90 tokens in"),
+    ({"new_tokens_total": 90, "new_tokens_known": 1}, r"base: 90 tokens \(of 1 outputs; of the others it is not known\)"),
+    *[({"new_tokens_total": odd, "new_tokens_known": 0}, "base: an unknown number of tokens") for odd in (None, float("nan"), float("inf"), "9")]])
+def test_tokens_that_nobody_counted_are_unknown(tmp_path, costs, told):
+    facts = RunFacts(tmp_path, {"stages": {}}, {"arms": {"base": {"rates": {}, "costs": costs, "records": [{"id": "a"}, {"id": "b"}]}}}, {}, {}, ())
+    assert re.search(told, costs_html(facts)) and "nan" not in costs_html(facts)

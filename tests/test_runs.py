@@ -358,7 +358,7 @@ def test_followed_lines_are_whole_and_new(tmp_path):
 
 def test_a_table_escapes_what_would_break_it():
     table = runs.Table(["a|b"], [["x\ny"], [None]])
-    assert table._repr_markdown_() == "| a\\|b |\n| --- |\n| x<br>y |\n|  |"
+    assert table._repr_markdown_() == "| a\\|b |\n| --- |\n| x ↵ y |\n|  |"
 
 
 # ---- the command

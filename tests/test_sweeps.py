@@ -39,6 +39,15 @@ def test_wrong_files_are_refused(project, change, words):
         read_sweep(written(project, GOOD | change))
 
 
+@pytest.mark.parametrize("content, words", [
+    (b"", "configs/sweeps"), (b"3", "write name:, config: and grid:"), (b"a: [", "not YAML"), (b"\xff", "UTF-8"), (b"name: a\nname: b\n", "written twice"), (None, "no such file")])
+def test_files_that_are_no_sweep_are_refused(project, content, words):
+    if content is not None:
+        (project / "sweep.yaml").write_bytes(content)
+    with pytest.raises(SweepError, match=words):
+        read_sweep(project / "sweep.yaml")
+
+
 def test_every_combination_must_be_a_config(project):
     with pytest.raises(ConfigError, match="adapter.r"):
         read_sweep(written(project, GOOD | {"grid": {"adapter.r": [8, -1]}}))

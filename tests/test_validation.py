@@ -77,7 +77,7 @@ def test_a_field_of_another_type_has_its_mend(report_of, field, value, mend):
 
 
 @pytest.mark.parametrize("content, what, mend", [
-    ([{"type": "text", "text": "Which day?"}], "found [{", "write the texts of its parts as one text"), (None, "found null", "write what was said"),
+    ([{"type": "text", "text": "Which day?"}], "found [{", "join its parts into one text"), (None, "found null", "write what was said"),
     (" \n", "found ' \\n'", "write what was said"), ("Which \ud83d day?", "half a surrogate pair, U+D83D at character 7", "write the whole character"),
 ])
 def test_a_message_without_text_is_told_with_its_mend(report_of, content, what, mend):
@@ -228,7 +228,7 @@ def test_the_command(report_of, tmp_path, capsys, monkeypatch):
     report_of(record())
     assert cli.main(["validate", str(tmp_path / "a.jsonl"), "--preview", "3"]) == 0
     shown = capsys.readouterr().out
-    assert "1 records, no problems" in shown and '⟦{"citations"' in shown
+    assert "1 record, no problems" in shown and '⟦{"citations"' in shown
     report_of(record(), record("Monday."))
     assert cli.main(["validate", str(tmp_path / "a.jsonl")]) == 1
     assert "contradiction" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import pytest
 from tiny import ROOT, chat, tiny_config, tiny_tokenizer
 
 from kwanzaa_nb.config import load_config
+from kwanzaa_nb.errors import KwanzaaError
 from kwanzaa_nb.generate import Decoding, generate_pass, open_log
 from kwanzaa_nb.grammar import record_grammar
 from kwanzaa_nb.model import Effective
@@ -91,3 +92,25 @@ def test_what_vllm_cannot_do_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(EngineError, match="pip install vllm"):
         start_engine(tiny_config(**{"model.base_model_id": "owner/name"}), GPU, None)
+
+
+def test_a_prompt_that_the_engine_would_refuse_loses_no_other(library, tmp_path):
+    tokenizer = tiny_tokenizer()
+    engine, log, told = Engine(tokenizer), tmp_path / "samples.jsonl", []
+    open_log(log, {"engine": "vllm"})
+    backend = VllmBackend(engine, tokenizer, [tokenizer.eos_token_id])
+    lengths = [len(prompt.tokens) for prompt in backend.prompts(RECORDS)]
+    backend.longest = lengths[2]
+    samples = generate_pass(backend, RECORDS, Decoding(9, 3), log, "base", report=told.append)
+    assert [sample["finish_reason"] for sample in samples] == ["stop", "stop", "refused"] and len(engine.calls[0][0]) == 2
+    assert f"its prompt has {lengths[2]} tokens" in samples[2]["problem"] and "r2" in told[-1]
+    with pytest.raises(KwanzaaError, match="raise data.max_seq_length.*Not one was answered"):
+        generate_pass(VllmBackend(engine, tokenizer, [], longest=3), RECORDS, Decoding(9, 3), log, "adapter", report=told.append)
+
+
+@pytest.mark.parametrize("reason, kept, odd", [("abort", "abort", True), (None, "unknown", False)])
+def test_how_vllm_ended_an_output_is_kept(library, reason, kept, odd):
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer("abc", add_special_tokens=False)["input_ids"]
+    written = VllmBackend(None, tokenizer, [tokenizer.eos_token_id])._written(SimpleNamespace(token_ids=ids, finish_reason=reason))
+    assert (written.raw, written.reason, bool(written.problem)) == ("abc", kept, odd)
