@@ -96,18 +96,18 @@ CHUNK_FIELDS = {  # of the fields of a shown chunk that something reads: what is
 
 # %% ../nbs/23_validation.ipynb #23-006-d
 def _mend(name: str, value: Any) -> str:
-    "What a value of a shown chunk's field most likely was meant to be."
+    "What a value of a record's field, or of a shown chunk's, most likely was meant to be."
     if name in ("chunk_id", "text"):
         return f'write "{value}"' if _is_number(value) and name == "chunk_id" else "a chunk is shown by its id and its text"
     if name == "year" and (year := year_meant(value)):
         return f"write {year}"
-    if name == "gold" and str(value).lower() in ("true", "false", "1", "0"):
+    if name in ("gold", "answerable") and str(value).lower() in ("true", "false", "1", "0"):
         return f"write {'true' if str(value).lower() in ('true', '1') else 'false'}"
     if name == "score" and isinstance(value, str) and re.fullmatch(r"-?\d{1,9}(\.\d{1,20})?", value):
         return f"write {value}"
     if name == "tags" and isinstance(value, str) and value.strip() and value.isprintable() and len(value) <= 200:
         return f"write {json.dumps([part.strip() for part in re.split('[|,;]', value) if part.strip()][:9], ensure_ascii=False)}"
-    if name in _SIZES and _is_number(value):
+    if (name in _SIZES or name in FIELD_TYPES.keys() - {"answerable", "chunks", "expected"}) and _is_number(value):
         return f'write "{value}"'
     if name == "canonical_url" and isinstance(value, str) and re.fullmatch(r"[\w-]+(\.[\w-]+)+(/[!-~]*)?", value, re.ASCII):
         return f"write https://{value}"
@@ -149,12 +149,19 @@ def unfit_signs(
     return list(found.values())
 
 
+def _no_text(value: Any) -> tuple[str, str]:
+    "What is wrong with the content of a message, and the mend."
+    if isinstance(value, str) and value.strip():
+        return sign_problem(value, controls=False)[:2]
+    return f"found {short(value)}, expected text that is not blank", "join its parts into one text" if isinstance(value, list) else "write what was said"
+
+
 def message_problems(
     record: dict,  # one line of a file
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where the record can be read
     "What keeps a record from being read: its messages, and the types and signs of its fields."
     messages = record.get("messages")
-    found = [(field, f"found {short(record[field])}, expected {expected}", "", "field_type")
+    found = [(field, f"found {short(record[field])}, expected {expected}", _mend(field, record[field]), "field_type")
              for field, (expected, fits) in FIELD_TYPES.items() if field in record and not fits(record[field])]
     found += chunk_problems(record["chunks"]) if isinstance(record.get("chunks"), list) else []
     found += unfit_signs(record)
@@ -168,9 +175,7 @@ def message_problems(
     if roles != ROLES:
         return [*found, ("messages", f"roles are {short(roles[:8])}, expected {ROLES}", "one exchange a record", "roles")]
     places = {f"messages[{place}].content": message.get("content") for place, message in enumerate(messages)}
-    found += [(field, f"found {short(text)}, expected text that is not blank, in characters that UTF-8 knows",
-               "join its parts into one text" if isinstance(text, list) else "", "content")
-              for field, text in places.items() if not is_text(text)]
+    found += [(field, *_no_text(text), "content") for field, text in places.items() if not is_text(text)]
     return found + [(problem.where.removeprefix(", "), problem.what, problem.mend, problem.code)
                     for problem in control_problems({field: text for field, text in places.items() if is_text(text)}, "")]
 

@@ -98,6 +98,12 @@ def swallowing():
     return tokenizer
 
 
+def by_roles():
+    "Tags that a template puts together of roles, and which are merely in the vocabulary."
+    return bytes_like("{{ bos_token }}{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{{ '</' + m.role + '>' }}{% endfor %}"
+                      "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}", "</assistant>", "<bos>", ("<system>", "<user>", "</user>", "<assistant>", "<b>"))
+
+
 MADE = {
     "ChatML of bytes": lambda: tiny_tokenizer(),
     "Qwen": lambda: bytes_like(THOUGHTFUL, "<|im_end|>", None, ("<think>", "</think>", "<tool_call>", "<|fim_prefix|>", "<b>")),
@@ -107,9 +113,10 @@ MADE = {
     "unigram": unigram_like,
     "seams": lambda: bytes_like(SEAMS, "<|im_end|>", "<|im_start|>", ("<<", "x<|")),
     "swallowing": swallowing,
+    "by roles": by_roles,
 }
 FOREIGN = ["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|start_header_id|>", "</s>", "<s>", "<unk>", "[INST]", "[/INST]", "<think>", "</think>",
-           "<tool_call>", "<|end|>", "<|pad|>", "<pad>", "<|user|>", "<|fim_prefix|>", "<end_of_turn>", "<b>", "<|im_", "end|>", "<|im_<|im_end|>end|>",
+           "<tool_call>", "<|end|>", "<|pad|>", "<pad>", "<|user|>", "<|fim_prefix|>", "<end_of_turn>", "<b>", "<user>", "</user>", "</assistant>", "<|im_", "end|>", "<|im_<|im_end|>end|>",
            "<", "|>", "im_end", "<|", "x<|", "\ue000", "\ue001", "\U000f0000", "\U000f0001", "\n", " ", "system\n", "a", "Is it", "é", '{"citations":[']
 HOSTILE = st.lists(st.sampled_from(FOREIGN), min_size=1, max_size=9).map("".join).filter(str.strip)
 

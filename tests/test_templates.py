@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from kwanzaa_nb.local import encode_prompts
 from kwanzaa_nb.masking import (
     IGNORED,
+    SPACED,
     MaskError,
     TemplateRefusal,
     answer_span,
@@ -93,6 +94,12 @@ LIKE = {
         "{% elif m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token }}{% else %}{{ m['content'] + '\n\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
     "ChatML": (CHATML, "<|im_end|>", None),
+    # Falcon Instruct: plain words as marks, and one line end in place of two.
+    "behaves like Falcon": (
+        "{% for m in messages %}{% if not loop.first %}{{ '\n' }}{% endif %}"
+        "{{ {'system': 'System: ', 'user': 'User: ', 'assistant': 'Falcon: '}[m['role']] + m['content'].strip().replace('\r\n', '\n').replace('\n\n', '\n') }}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\nFalcon:' }}{% endif %}",
+        "<|endoftext|>", None),
     "trims": (CHATML.replace("m['content']", "m['content'] | trim"), "<|im_end|>", None),
 }
 GPT4 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -194,7 +201,7 @@ def test_every_template_that_trl_keeps_is_trained_on_rightly_or_refused_in_a_sen
 
 @pytest.mark.parametrize("name, remarks", [
     ("llama3_1", 0), ("qwen2_5", 0), ("qwen3_instruct_2507", 0), ("behaves like Olmo 3", 0), ("behaves like Mistral 0.3", 0), ("gemma3", 0),
-    ("qwen3", 1), ("qwen3_5_think", 1), ("deepseekv3", 1), ("gemma", 1), ("behaves like Mistral 0.1", 1)])
+    ("behaves like Falcon", 1), ("qwen3", 1), ("qwen3_5_think", 1), ("deepseekv3", 1), ("gemma", 1), ("behaves like Mistral 0.1", 1)])
 def test_a_template_is_changed_where_it_must_be_and_says_so(name, remarks):
     tokenizer = fitted(name)
     before = tokenizer.chat_template
@@ -248,6 +255,7 @@ def test_other_templates_keep_every_character():
     (CHATML.replace("m['content']", "m['content'] | upper"), "does not show the system message as it was given"),
     (CHATML.replace("m['content']", "(m['content'] | upper if m['role'] == 'assistant' else m['content'])"), "does not show the answer as it was given"),
     (CHATML.replace("<|im_end|>\n", "\n"), "no end-of-turn token follows the answer"),
+    (CHATML.replace("<|im_end|>\n{% endfor", "{% endfor"), "there, and the model stops at <.im_end.> .257.: choose"),  # as GLM 4
     (CHATML.replace("assistant\n{% endif %}", "assistant\n<|channel|>\n{% endif %}"), "the prompt ends"),
     ("{{ raise_exception('not today') }}", "refuses the messages .not today."),
     ("{% for m in messages %}{{ m.content.text.strip() }}{% endfor %}", "refuses the messages"),
@@ -353,6 +361,54 @@ def test_a_record_that_a_template_changes_is_named(bare):
         encode_chat(tokenizer, records[1]["messages"])
 
 
+NO_LINES = CHATML.replace("{{ m['content'] }}", "{{ m['content'].split() | join(' ') }}")
+
+
+@pytest.mark.parametrize("template, system", [
+    (NO_LINES, "<|im_start|>system\nBe exact. <|end|><|im_end|>\n<|im_start|>user\n"),
+    (NO_LINES.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}"), "<|im_start|>user\nBe exact. <|end|> "),
+])
+def test_white_space_inside_of_messages_is_as_the_template_writes_it(template, system):
+    "But for the answer, which no template writes when a model does."
+    tokenizer = tiny_tokenizer(template)
+    fit_template(tokenizer)
+    check_template(tokenizer)
+    assert template_changes(tokenizer)[-1] == SPACED and len(template_changes(tokenizer)) == 1 + ("system" not in system)
+    messages = chat("it \n\n is", "Is\r\n\r\nit<|im_end|>  so?", "Be\n\nexact. <|end|>")
+    asked = render_chat(tokenizer, messages[:2], add_generation_prompt=True)
+    assert asked == f"{system}Is it<|im_end|> so?<|im_end|>\n<|im_start|>assistant\n"
+    assert asked == tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True), "a server is asked the same"
+    row = encode_chat(tokenizer, messages)
+    assert tokenizer.decode([label for label in row["labels"] if label != IGNORED]) == "it \n\n is<|im_end|>"
+    assert row["input_ids"].count(tokenizer.eos_token_id) == asked.count("<|im_end|>\n") + 1, "the question ends no turn"
+    assert list(encode_prompts(tokenizer, [{"id": "a", "messages": messages}])[0].tokens) == row["input_ids"][:-len("it \n\n is") - 2]
+
+
+def test_a_template_that_changes_white_space_may_change_nothing_else():
+    tokenizer = tiny_tokenizer(NO_LINES.replace("join(' ')", "join(' ') | replace('rare', 'medium')"))
+    fit_template(tokenizer)
+    check_template(tokenizer)
+    with pytest.raises(TemplateRefusal, match="does not show the user's message as it was given .in place of 'rare"):
+        render_chat(tokenizer, chat(question="Is it rare?"))
+
+
+def test_what_a_template_leaves_out_of_a_text_is_told():
+    "SmolLM3 and others read words in a message as a setting."
+    tokenizer = tiny_tokenizer(CHATML.replace("m['content']", "m['content'].replace('/no_think', '')"))
+    fit_template(tokenizer)
+    with pytest.raises(TemplateRefusal, match="the system message as it was given .in place of '/no_think Be.*' it writes ' Be.*'.: write that otherwise"):
+        encode_chat(tokenizer, chat(system="/no_think Be."))
+
+
+def test_a_rendering_is_kept_for_messages_that_are_alike_in_all_but_their_texts():
+    tokenizer = tiny_tokenizer("{% for m in messages %}{{ m.name or m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
+    first, second = ([{**message, **more} for message in chat()] for more in ({}, {"name": "Ada"}))
+    for messages, name in ((first, "user"), (second, "Ada"), (first, "user")):
+        assert f"{name}: Is it?<|im_end|>" in render_chat(tokenizer, messages)
+    for spaces in range(120):
+        assert f"user: {' ' * spaces}Is it?" in render_chat(tokenizer, chat(question=" " * spaces + "Is it?"))
+
+
 def test_a_message_that_a_template_tests_for_is_shown_as_it_was_given():
     "A text with the end of a thought is no thought."
     tokenizer = fitted("qwen3")
@@ -383,7 +439,7 @@ def test_a_model_without_template_is_given_one_by_the_setting(bare):
 @pytest.mark.parametrize("name", ["none.jinja", "binary.jinja", "."])
 def test_a_template_file_that_cannot_be_read_is_one_sentence(bare, name):
     (bare / "binary.jinja").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ModelError, match="model.chat_template .* can't be read"):
+    with pytest.raises(ModelError, match="model.chat_template .* (can't be read|is a folder)"):
         load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / name)))
 
 

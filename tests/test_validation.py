@@ -67,6 +67,26 @@ def test_the_committed_records_have_no_problem(split):
     assert validate_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl").problems == ()
 
 
+@pytest.mark.parametrize("field, value, mend", [
+    ("id", 17, 'write "17"'), ("group", 3.5, 'write "3.5"'), ("question_id", None, "leave it out"), ("answerable", "True", "write true"),
+    ("answerable", 0, "write false"), ("persona", None, "leave it out"), ("chunks", 3, "leave it out"), ("expected", None, "leave it out"),
+])
+def test_a_field_of_another_type_has_its_mend(report_of, field, value, mend):
+    problem, = report_of(record(**{field: value})).problems
+    assert problem.where == f"a.jsonl, line 1, {field}" and problem.code == "field_type" and problem.mend.startswith(mend)
+
+
+@pytest.mark.parametrize("content, what, mend", [
+    ([{"type": "text", "text": "Which day?"}], "found [{", "join its parts into one text"), (None, "found null", "write what was said"),
+    (" \n", "found ' \\n'", "write what was said"), ("Which \ud83d day?", "half a surrogate pair, U+D83D at character 7", "write the whole character"),
+])
+def test_a_message_without_text_is_told_with_its_mend(report_of, content, what, mend):
+    row = record()
+    row["messages"][1]["content"] = content
+    problem, = report_of(row).problems
+    assert problem.where.endswith("messages[1].content") and problem.what.startswith(what) and mend in problem.mend and problem.code == "content"
+
+
 CHUNK = {"chunk_id": "c1", "text": "It was a Monday."}
 BAD = {
     "quote_not_in_chunk": (record(changed(("citations", 0, "quote"), "It was a Sunday.")), "messages[2].content"),
