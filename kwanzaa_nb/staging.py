@@ -14,11 +14,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from io import StringIO
 from pathlib import Path
 
 from .card import failure_examples, render_card
-from .config import Config, Difference
+from .config import Config, Difference, to_yaml
 from .errors import Problem
 from .gate import Finding, PublishError, gate_findings, gate_verdict
 from .generate import is_headline, read_log
@@ -106,18 +105,16 @@ def public_training_config(
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    writer, written = YAML(typ="safe", pure=True), StringIO()
-    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = False, False, 1_000_000
     try:
-        values = writer.load(text)
+        values = YAML(typ="safe", pure=True).load(text)
         named = values["model"]["base_model_id"]
         if base and Path(Path(root), Path(named).expanduser()).is_dir():
             values["model"]["base_model_id"] = base
         _check_texts(values, root)
-        writer.dump(portable_config(values, root), written)
+        return to_yaml(portable_config(values, root))
     except (YAMLError, KeyError, TypeError) as error:
         raise PublishError(f"{TRAINING_CONFIG} can't be read: run the stage train again.") from error
-    return written.getvalue()
+
 
 def _check_texts(values: Mapping, root: "str | Path") -> None:
     "Raise OutgoingError with each text of a config that holds a path of this machine or a secret."

@@ -15,7 +15,7 @@ from kwanzaa_nb.runs import Stage, StageError
 MODULES = sorted(Path(runs.__file__).parent.glob("*.py"))
 EVIL = ["my files", "it's", 'a "b"', "$HOME", "a & b", "x;rm", "(1)", "*", "a\\b", "#1", "`id`", "é ü", "a|b", "x~", "!1", "plain"]
 COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|init|sweep|config)|\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
-PLAIN = {"made_by", "NOTEBOOKS[made_by]", "best", "name"}  # a stage, its notebook, an extra, a package
+PLAIN = {"made_by", "NOTEBOOKS[made_by]", "best", "name", "version", "','.join(needed)"}  # a stage, its notebook, an extra, a package, its version, extras
 
 
 def advised(source):
@@ -34,8 +34,8 @@ def advised(source):
 
 def quoted(value, source):
     "Whether a value goes through shlex.quote, at once or where its name was given."
-    if isinstance(value, ast.Call):
-        return ast.unparse(value.func) in ("quote", "shlex.quote")
+    if isinstance(value, ast.Call) and ast.unparse(value.func) in ("quote", "shlex.quote"):
+        return True
     named = isinstance(value, ast.Name) and re.search(rf"\b{value.id} = (?:shlex\.)?quote\(", source)
     return bool(named) or ast.unparse(value) in PLAIN
 

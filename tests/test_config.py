@@ -544,6 +544,7 @@ IMPOSSIBLE = [
     ({"data.questions": "q"}, "data.questions"),
     ({"data.max_seq_length": 800}, "evaluation.generation_defaults.max_new_tokens"),
     ({"data.chunk_words": 91, "data.max_chunk_words": 90}, "data.chunk_words"),
+    ({"data.system_prompt": "\x85"}, "data.system_prompt"),
     ({"data.system_prompt": "As {persona}: {shema}"}, "data.system_prompt"),
     ({"data.system_prompt": "{Rule}"}, "data.system_prompt"),
     ({"publishing.hf_repo": "a/b", "publishing.include": ["adapter_config.json"]}, "publishing.include"),
