@@ -45,13 +45,13 @@ fresh: setup  ## run NOTEBOOK=nbs/20_corpus.ipynb from top to bottom and store i
 	$(BIN)/nbdev_clean --fname $(NOTEBOOK)
 
 pytest: setup  ## edge cases, and fuzzing with the same cases each time
-	$(BIN)/python -m pytest -q -m "not end_to_end and not docs" --hypothesis-profile=ci
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not end_to_end and not docs" --hypothesis-profile=ci
 
 fuzz: setup  ## the same tests, and fuzzing with new cases
 	$(BIN)/python -m pytest -q -m "not end_to_end and not docs"
 
-smoke: setup  ## all four stages by papermill on the real small model, a few steps
-	$(BIN)/python -m pytest -q -m end_to_end -s
+smoke: setup  ## all four stages on the real small model, a few steps; the core in an empty environment; a folder that is no checkout
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m end_to_end
 
 docs: setup  ## the docs site in _docs, with the executed reports of the demo where there are some
 	$(BIN)/python .ci/docs.py
