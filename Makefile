@@ -33,6 +33,7 @@ test: setup lint export-check notebooks pytest smoke docs-check  ## everything t
 
 lint: setup  ## names that are not defined, and other plain mistakes
 	$(BIN)/ruff check
+	$(BIN)/ruff check --isolated --select F821 --config 'builtins = ["In", "display"]' nbs
 
 export-check: setup  ## the package is what the notebooks export, and the notebooks are clean
 	$(BIN)/python .ci/check_export.py
@@ -51,7 +52,7 @@ fuzz: setup  ## the same tests, and fuzzing with new cases
 	$(BIN)/python -m pytest -q -m "not end_to_end and not docs"
 
 smoke: setup  ## all four stages on the real small model, a few steps; the core in an empty environment; a folder that is no checkout
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m end_to_end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m end_to_end
 
 docs: setup  ## the docs site in _docs, with the executed reports of the demo where there are some
 	$(BIN)/python .ci/docs.py
