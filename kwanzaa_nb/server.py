@@ -396,7 +396,7 @@ DOUBTS = 5  # questions in a row without an answer, of which it can't be told wh
 
 
 def sort_out(
-    backend: "ServerBackend",  # counts answers and doubts
+    backend: Any,  # a `ServerBackend`, which counts answers and doubts
     came: "Iterable[tuple[Question, Written | BaseException]]",  # of one batch
 ) -> "Iterator[tuple[Question, Written | ServerError]]":
     "Hand on outputs, and errors that blame a record; raise at the end where the server is to blame, when nothing is lost by it."

@@ -56,7 +56,7 @@ def sampling_arguments(
             "stop_token_ids": sorted(ends), "skip_special_tokens": False, "detokenize": True}
 
 # %% ../nbs/47_vllm_engine.ipynb #47-101
-def vllm_outputs(backend: "VllmBackend", batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
+def vllm_outputs(backend: Any, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
     "The outputs of prompts that fit."
     import vllm
     from vllm.lora.request import LoRARequest
