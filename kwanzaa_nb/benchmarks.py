@@ -96,7 +96,7 @@ def build_made_up(
     return {"chunks": size, "questions": len(questions), "records": records, "loading_seconds": loaded - started,
             "building_seconds": done - loaded, "records_per_second": records / (done - started), "peak_gb": peak / 1e9}
 
-
+# %% ../nbs/90_benchmarks.ipynb #90-007-p2
 def measure_builder(size: int) -> dict[str, float]:
     "`build_made_up` in a process of its own."
     done = subprocess.run([sys.executable, "-m", "kwanzaa_nb.benchmarks", str(size)], stdout=subprocess.PIPE, encoding="utf-8", check=True)

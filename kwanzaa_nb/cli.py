@@ -106,7 +106,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     print(f"\nThe evaluation of the run that you choose: cd {quote(str(written.parent.parent))} && kwanzaa run evaluate --config {config}\n{written}")
     return int(any(row["problem"] for row in rows))
 
-
+# %% ../nbs/70_cli.ipynb #70-009-p2
 def init_command(arguments: argparse.Namespace) -> None:
     "Start a project folder."
     from kwanzaa_nb.start import StartError, start_project
@@ -177,7 +177,7 @@ def _count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of records; write one such as 3")
     return int(text)
 
-
+# %% ../nbs/70_cli.ipynb #70-012-p2
 def _reading(commands: Any) -> None:
     "The commands that read what is there."
     for name, command, text in (("verdict", verdict_command, "show the results of a run"),

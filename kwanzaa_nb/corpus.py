@@ -152,7 +152,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
     if held or gone:
         yield number + 1, held, gone + len(held)
 
-
+# %% ../nbs/20_corpus.ipynb #20-006-p2
 def _content(path: "str | Path", name: str, problems: list, is_head: bool = False) -> "bytes | None":
     "What a file holds, its first bytes only with `is_head` or where it is another format; None, with a problem, where it can't be read. MissingFile: it is not there."
     if not Path(path).exists():
@@ -258,7 +258,7 @@ def _no_json(error: json.JSONDecodeError, is_whole: bool) -> tuple[str, str]:
     is_cut = text.startswith("{") and (error.pos >= len(text) or error.msg.startswith("Unterminated"))
     return f"not JSON at column {error.colno}: {error.msg}", "the line may be half written" if is_cut and not is_whole else mend
 
-
+# %% ../nbs/20_corpus.ipynb #20-009-p2
 def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | None":
     "One line as an object, or None with a problem added."
     def problem(what: str, mend: str, code: str) -> None:
@@ -370,7 +370,7 @@ def _heading_problems(number: int, cells: list[str], filled: set[int], name: str
     return found + [Problem(where, f"column {short(cell)} is there {count} times", "keep one", "bad_column")
                     for cell, count in Counter(cells).items() if count > 1 and cell.strip()]
 
-
+# %% ../nbs/20_corpus.ipynb #20-013-p2
 def _row_shape(cells: list[str], header: list[str], where: str) -> "Problem | None":
     "What keeps a row of a CSV from being read by its headings."
     if [cell.lstrip("\ufeff") for cell in cells] == header:
@@ -754,7 +754,7 @@ def _list_of(text: str) -> "list | str":
         return text
     return found if isinstance(found, list) and all(isinstance(part, str) for part in found) else text
 
-
+# %% ../nbs/20_corpus.ipynb #20-033-p2
 def _cell(name: str, value: Any) -> Any:
     "What a cell of a table stands for: lists are parted at |, years are numbers, blank is nothing."
     if is_missing(value):
@@ -771,7 +771,7 @@ def _cell(name: str, value: Any) -> Any:
     is_whole = name == "year" and isinstance(value, (Real, Decimal)) and not isinstance(value, int) and math.isfinite(value) and value == int(value)
     return int(value) if is_whole else value
 
-
+# %% ../nbs/20_corpus.ipynb #20-033-p3
 def _arranged(row: Row, kind: type[BaseModel], options: CorpusOptions) -> dict:
     "A row's values by our names, with defaults."
     columns = options.columns(kind) if row.kind != "text" else {}
@@ -842,7 +842,7 @@ def _row_problem(item: Mapping[str, Any], where: str) -> Problem:
     wanted = f", expected {EXPECTED[name]}" if name in EXPECTED else f": {item['msg']}"
     return Problem(f"{where}, {path}", ("missing" if is_gone else f"found {short(value)}") + wanted, mend, item["type"])
 
-
+# %% ../nbs/20_corpus.ipynb #20-034-b-p2
 def _check_row(values: dict, kind: type[BaseModel], where: str, problems: list, told: Iterable[str] = ()) -> "BaseModel | None":
     "Values as a row of the kind, or None with its problems added, but for fields whose absence has been told."
     before = len(problems)
@@ -952,7 +952,7 @@ def read_rows(
     problems += [*_columns_problems(names, kind, options, shown), *gaps.values()]
     return rows, set(gaps)
 
-
+# %% ../nbs/20_corpus.ipynb #20-039-p2
 def _jsonl_rows(file: Path, shown: str, kind: type[BaseModel], options: CorpusOptions, problems: list) -> Iterator[Row]:
     "Rows of a JSONL file, each with the problems of its own fields."
     for number, values in iter_jsonl(file, shown, problems):
@@ -1198,7 +1198,7 @@ def _lacks_chunk(problem: Problem) -> bool:
     return problem.code == "unknown_chunk_id" or problem.where.endswith((".chunk_id", ", evidence")) and problem.code in ("quote_not_in_chunk", "shape") \
         and not problem.what.startswith("not verbatim")
 
-
+# %% ../nbs/20_corpus.ipynb #20-051-p2
 def load_corpus(
     corpus: "str | Path",  # chunks: a JSONL, CSV or Parquet file, a folder of them, or a folder of .md and .txt files
     questions: "str | Path",  # questions on them: a JSONL, CSV or Parquet file, or a folder of them

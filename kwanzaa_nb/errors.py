@@ -85,7 +85,7 @@ def _encoding(head: bytes) -> str:
         return "UTF-32"
     return "UTF-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) or zeros in ((False, True) * 2, (True, False) * 2) else ""
 
-
+# %% ../nbs/05_errors.ipynb #05-009-c-p2
 def other_format(
     head: bytes,  # the first bytes of a file that should be text or a table
 ) -> "tuple[str, str] | None":  # what it is, and what to do; None where nothing tells

@@ -152,7 +152,7 @@ def _by_vllm(config: Config, effective: Any, adapter: "Path | None") -> "Iterato
     yield from ((arm, VllmBackend(engine, tokenizer, ends, folder, longest)) for arm, folder in (("base", None), ("adapter", adapter))
                 if arm == "base" or folder)
 
-
+# %% ../nbs/44_evaluation.ipynb #44-013-b-p2
 def _by_model(config: Config, effective: Any, adapter: "Path | None") -> "Iterator[tuple[str, Backend]]":
     "The arms that a model in this process writes."
     from kwanzaa_nb.local import LocalBackend

@@ -156,7 +156,7 @@ def _is_json(value: Any) -> bool:
     except (ValueError, TypeError):
         return False
 
-
+# %% ../nbs/40_generate.ipynb #40-103-p2
 def append(path: "str | Path", row: dict) -> None:
     "Append one line and push it to the disk; raises `LogError` before anything is written."
     line = log_line(row)

@@ -295,7 +295,7 @@ def probability(
     found = torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
     return found if math.isfinite(found) else None
 
-
+# %% ../nbs/45_local.ipynb #45-016-p2
 def decide(
     logits: torch.Tensor,  # [vocabulary], of one row
     prompt: Prompt,

@@ -124,7 +124,7 @@ def hold(
             raise
         print(f"{folder} lies where files can't be locked ({error.strerror}), so nobody is kept out: let one process at a time work there.", file=sys.stderr)
 
-
+# %% ../nbs/59_lock.ipynb #59-009-p2
 def _say(folder: "str | Path", mine: _Held, what: str) -> None:
     "Write down who works here, since when."
     mine.what = what
@@ -156,7 +156,7 @@ def leave(
         for end in ("json", "lock"):
             Path(key, AT_WORK, f"{mine.name}.{end}").unlink(missing_ok=True)
 
-
+# %% ../nbs/59_lock.ipynb #59-010-p2
 @contextlib.contextmanager
 def at_work(
     folder: "str | Path",  # the run's

@@ -71,7 +71,7 @@ def _twins(tag: str) -> tuple[str, str]:
     "A tag, and the one that closes or opens it."
     return tag, tag[0] + (tag[2:] if tag[1] == "/" else "/" + tag[1:])
 
-
+# %% ../nbs/31_masking.ipynb #31-113-p2
 class Control:
     "A tokenizer's tokens of control."
 
@@ -157,7 +157,7 @@ def _filled(
         made += texts.get(part, part)
     return _rendered(made, given)
 
-
+# %% ../nbs/31_masking.ipynb #31-115-p2
 def spare_signs(
     text: str,
 ) -> Iterator[str]:  # more than are ever needed
@@ -377,7 +377,7 @@ def _replaced(
         place = right
     return "".join([*made, text[place:]]), [*origins, *range(place, len(text) + 1)]
 
-
+# %% ../nbs/31_masking.ipynb #31-121-p2
 def _by_signs(
     control: Control,
     tokenizer: Any,

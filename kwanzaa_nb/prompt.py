@@ -141,7 +141,7 @@ def _before_question(chunks: Iterable) -> str:
     context = "\n\n".join(shown) or NO_CONTEXT
     return f"{CONTEXT_HEADING}\n{context}\n\n{INSTRUCTION_HEADING}\n"
 
-
+# %% ../nbs/11_prompt.ipynb #11-017-p2
 def render_user(
     question: str,  # shown without its outer white space
     chunks: Iterable,  # mappings or objects with chunk_id, source_org, year and text, in the order to show
@@ -209,7 +209,7 @@ def split_user(
     head = next((head for head in heads if head.start() >= max(known, default=0)), heads[-1])
     return user[:head.start()] + INSTRUCTION_HEADING, user[head.start() + len(INSTRUCTION_HEADING):].strip()
 
-
+# %% ../nbs/11_prompt.ipynb #11-026-b-p2
 def read_context(
     user: str,  # a user message
 ) -> list[dict]:  # chunks with chunk_id, source_org, year and text; empty where the layout is another

@@ -754,7 +754,7 @@ def gold_problems(
         found.append(("answerable", "true, and no chunk is shown that could be cited", "show one, or write false", "answerable"))
     return found
 
-
+# %% ../nbs/22_records.ipynb #22-049-p2
 def target_problems(
     record: dict,  # with "messages" and "chunks"; "answerable" and "expected" are compared where they are there
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where the target keeps the contract

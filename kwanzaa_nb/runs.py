@@ -58,7 +58,7 @@ def without_tokens(
             text = text.replace(os.environ[name], "<token>")
     return _TOKEN.sub("<token>", text)
 
-
+# %% ../nbs/60_runs.ipynb #60-007-p2
 def portable(
     value: object,  # text, or dicts and lists of it at any depth; NaN becomes None, other values stay as they are
     root: "str | Path",  # the project's root
@@ -496,6 +496,7 @@ def _after_cell(result: object) -> None:
         with contextlib.suppress(KwanzaaError, OSError):  # the cell's own error is what counts
             _current[-1].fail(error)
 
+
 def _at_exit() -> None:
     "What the kernel calls when it ends: a stage that it leaves unfinished was interrupted."
     for stage in _current[-1:]:
@@ -504,6 +505,7 @@ def _at_exit() -> None:
             if entry["status"] == "running" and entry["started"] == stage.entry["started"]:
                 stage.fail(KeyboardInterrupt("the kernel was stopped"))
 
+
 def _show_disk(shell: object, kind: type, error: OSError, trace: object, tb_offset: "int | None" = None) -> None:
     "What IPython calls for an OSError: the disk's faults are a sentence, others are shown as ever."
     if sentence := disk_sentence(error):
@@ -511,6 +513,7 @@ def _show_disk(shell: object, kind: type, error: OSError, trace: object, tb_offs
     else:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
 
+# %% ../nbs/60_runs.ipynb #60-041-p2
 def watch(
     stage: Stage,  # from now on the stage that cells belong to
 ) -> None:
@@ -599,7 +602,7 @@ def _end(managers: list) -> None:
             process.kill()
             process.wait()
 
-
+# %% ../nbs/60_runs.ipynb #60-046-p2
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     "Set environment variables that are not set yet, and take them back."
@@ -744,7 +747,7 @@ def brought_by(
         brought.setdefault(extra, []).append(name)
     return brought
 
-
+# %% ../nbs/60_runs.ipynb #60-056-p2
 def install_hint(
     module: str,  # that could not be imported
     extra: str = "",  # the one that brings all that is needed, of `extra_of`; "": not known
@@ -806,7 +809,7 @@ def _disk_error(error: Exception, text: str) -> BaseException:
     found = re.match(r"\[Errno (\d+)\] ([^:]*)(?:: '(.*)')?", text)
     return OSError(int(found[1]), found[2], found[3]) if found and not isinstance(error, OSError) else error
 
-
+# %% ../nbs/60_runs.ipynb #60-058-p2
 def _mark(folder: Path, root: Path, stage: str, status: str, sentence: str) -> None:
     "Write a status into the manifest from outside of the notebook; a manifest that can't be read stays as it is."
     with contextlib.suppress(StageError, OSError), unstoppable():
@@ -860,7 +863,7 @@ def run_stage(
         return _run_notebook(stage, notebook, folder, root, _parameters(config, overrides, sections, root),
                              extra_of(stage, settings), log)
 
-
+# %% ../nbs/60_runs.ipynb #60-060-p2
 @contextlib.contextmanager
 def _holding(folder: Path, stage: str) -> Iterator[None]:
     "Hold a run folder for a stage. FolderInUse: another process works there. StageError: the disk is full or read-only."

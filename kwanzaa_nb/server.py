@@ -101,7 +101,7 @@ def checked_url(
         raise ServerError(f"evaluation.server.url {wrong}. Write where the server listens, up to /v1, e.g. http://localhost:8000/v1.")
     return url
 
-
+# %% ../nbs/46_server.ipynb #46-102-p2
 def _host_problem(url: str) -> str:
     "What is wrong with an address's host or port; empty where nothing is."
     try:
@@ -197,7 +197,7 @@ def message_text(
         content = ""
     return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(content, str) else None
 
-
+# %% ../nbs/46_server.ipynb #46-110-p2
 def trouble(
     message: dict,  # of a choice
     text: str,  # what was written
@@ -386,7 +386,7 @@ def under_way(
         Thread(target=put, args=(question,), daemon=True).start()
     yield from (came.get() for _ in batch)
 
-
+# %% ../nbs/46_server.ipynb #46-119-p2
 def of_record(error: ServerError) -> ServerError:
     "An error as the log has it of one record."
     return error if error.blames == "unasked" else ServerError(f"The server refused it: {error}", "record")

@@ -115,7 +115,7 @@ def public_training_config(
     except (YAMLError, KeyError, TypeError) as error:
         raise PublishError(f"{TRAINING_CONFIG} can't be read: run the stage train again.") from error
 
-
+# %% ../nbs/57_staging.ipynb #57-009-p2
 def _check_texts(values: Mapping, root: "str | Path") -> None:
     "Raise OutgoingError with each text of a config that holds a path of this machine or a secret."
     problems, left = [], [((), values)]
@@ -262,7 +262,7 @@ def _examples(config: Config, folder: Path, metrics: "Mapping | None") -> list[d
     questions = {name: text for name, text in questions.items() if name not in private}
     return failure_examples(metrics, questions, outputs)
 
-
+# %% ../nbs/57_staging.ipynb #57-017-p2
 def run_card(
     config: Config,
     folder: "str | Path",  # the run folder

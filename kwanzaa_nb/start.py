@@ -24,7 +24,7 @@ lib_name = kwanzaa_nb
 class StartError(KwanzaaError):
     "A project that can't be started; the message says why."
 
-
+# %% ../nbs/64_start.ipynb #64-005-p2
 def start_project(
     folder: "str | Path" = ".",  # made where it is not there
 ) -> list[str]:  # what was written, relative to the folder; empty where nothing was missing

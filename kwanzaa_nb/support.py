@@ -689,7 +689,7 @@ def auroc(
         / len(negatives)
     )
 
-
+# %% ../nbs/41_support.ipynb #41-038-p2
 def _human_labels(path: Path) -> list[tuple[str, str, bool]]:  # claim, evidence, supported
     "Read one set in its public format."
     with path.open("rb") as file:

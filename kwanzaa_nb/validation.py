@@ -113,7 +113,7 @@ def _mend(name: str, value: Any) -> str:
         return f"write https://{value}"
     return "leave it out where it is not known"
 
-
+# %% ../nbs/23_validation.ipynb #23-006-d-p2
 def chunk_problems(
     chunks: list,  # of a record
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where every later stage can use them
@@ -155,7 +155,7 @@ def _no_text(value: Any) -> tuple[str, str]:
         return sign_problem(value, controls=False)[:2]
     return f"found {short(value)}, expected text that is not blank", "join its parts into one text" if isinstance(value, list) else "write what was said"
 
-
+# %% ../nbs/23_validation.ipynb #23-007-p2
 def message_problems(
     record: dict,  # one line of a file
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where the record can be read
