@@ -263,9 +263,9 @@ def check_scores(
         if where := named(row):
             found = "nothing but minus infinity" if best[row] == float("-inf") else "infinity" if best[row] == float("inf") else "NaN"
             raise GenerationError(
-                f"The model gives {found} for the tokens that may follow at {where}, computed in {str(scores.dtype).removeprefix('torch.')}, so nothing can be "
-                "chosen. Set run.mixed_precision to bf16 or fp32, with four-bit weights adapter.quantization.bnb_4bit_compute_dtype too; if it stays, "
-                "the weights of the model or the adapter are damaged.")
+                f"The model's scores for the next token are {found} at {where}, computed in {str(scores.dtype).removeprefix('torch.')}, so none can be "
+                "chosen. Set run.mixed_precision to bf16 or fp32, and with four-bit weights adapter.quantization.bnb_4bit_compute_dtype too; if that "
+                "changes nothing, the weights of the model or of the adapter are damaged.")
     return broken
 
 # %% ../nbs/45_local.ipynb #45-016

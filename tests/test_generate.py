@@ -330,7 +330,7 @@ def test_scores_that_are_none_stop_at_the_first_with_a_sentence(model, tokenizer
     append(log, {**SAMPLE, "pass": f"base, {decoding.name}"})
     before = log.read_bytes()
     records = [{**record, "chunks": [{"chunk_id": "c", "text": "One. Two."}]} for record in RECORDS[:2]]
-    with pytest.raises(GenerationError, match=rf"The model gives {told} .*the record r\d, token \d+, computed in float32.*run.mixed_precision.*bnb_4bit_compute_dtype"):
+    with pytest.raises(GenerationError, match=rf"scores for the next token are {told} at the record r\d, token \d+, computed in float32.*run.mixed_precision.*bnb_4bit_compute_dtype"):
         run(Broken(model, value, step, tokens), tokenizer, log, decoding, records=records)
     assert log.read_bytes() == before
 
