@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['JSON_ERRORS', 'RULE_ERRORS', 'COMPLETION_ERRORS', 'ERROR_STAGES', 'MAX_DEPTH', 'ANSWER_VERSION', 'Completeness',
-           'Persona', 'ModelMode', 'PERSONAS', 'MODEL_MODES', 'COMPLETENESS', 'ModelNotes', 'Uri', 'DateTime', 'Uuid',
-           'Share', 'Tone', 'RetrievalConfidence', 'FallbackBehavior', 'AnswerError', 'parse_strict_json', 'Citation',
+           'Persona', 'ModelMode', 'PERSONAS', 'MODEL_MODES', 'COMPLETENESS', 'Number', 'ModelNotes', 'Uri', 'DateTime',
+           'Uuid', 'Share', 'Tone', 'RetrievalConfidence', 'FallbackBehavior', 'AnswerError', 'parse_strict_json',
            'ModelAnswerText', 'ModelUnknowns', 'ModelAnswer', 'Toggles', 'AnswerText', 'Source', 'Result',
-           'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson', 'find_marks', 'rule_problems',
-           'parse_model_answer', 'validate_answer_json', 'complete_answer', 'model_answer_schema', 'answer_json_schema',
-           'record_schema', 'write_schemas', 'contract_table', 'error_table']
+           'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson', 'find_marks', 'shown_sentences',
+           'rule_problems', 'parse_model_answer', 'validate_answer_json', 'renumbered', 'complete_answer',
+           'model_answer_schema', 'answer_json_schema', 'record_schema', 'write_schemas', 'contract_table',
+           'error_table']
 
 # %% ../nbs/10_answer.ipynb #10-002
 import json
@@ -24,6 +25,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from .errors import Problem, ProblemList, write_atomically
+from .sentences import Sentence, SpanError, field_of, number_sentences
 
 # %% ../nbs/10_answer.ipynb #10-004
 JSON_ERRORS = {
@@ -48,15 +50,16 @@ JSON_ERRORS = {
     "bad_json": "this is not JSON",
 }
 RULE_ERRORS = {
-    "unknown_chunk_id": "a citation names a chunk that was not shown",
-    "quote_not_in_chunk": "a quote is not in its chunk, character for character",
-    "blank_quote": "a quote holds no letter and no digit",
-    "duplicate_citation": "the same quote of the same chunk is cited twice",
+    "number_not_shown": "the evidence names a sentence that was not shown",
+    "number_twice": "the evidence names a sentence twice",
     "blank_text": "the answer's text holds no letter and no digit beside its marks",
     "bad_mark": "a mark is not written as one plain number in square brackets",
-    "mark_without_citation": "a mark in the text refers to no citation",
-    "citation_without_mark": "no mark in the text refers to a citation",
-    "refusal_with_citations": "a refusal cites",
+    "mark_without_evidence": "a mark in the text names a sentence that the evidence does not",
+    "evidence_without_mark": "no mark in the text names a sentence of the evidence",
+    "answer_without_evidence": "an answer names no evidence",
+    "complete_with_missing": "a complete answer lists missing context",
+    "partial_without_missing": "a partial answer does not say what is missing",
+    "refusal_with_evidence": "a refusal names evidence",
     "refusal_with_marks": "the text of a refusal holds marks",
     "refusal_without_reason": "a refusal names neither missing context nor a clarifying question",
 }
@@ -64,6 +67,7 @@ RULE_ERRORS = {
 # %% ../nbs/10_answer.ipynb #10-005
 COMPLETION_ERRORS = {
     "bad_chunk": "a chunk has no chunk_id or no text, or an id is there twice",
+    "bad_spans": "the spans of a chunk do not fit its text",
     "missing_provenance": "a chunk lacks what a source must state",
     "bad_score": "a retrieval score is not within 0 and 1",
     "missing_namespaces": "nothing was retrieved and nobody said where it was looked for",
@@ -341,18 +345,13 @@ def _text(longest: int, shortest: int = 1, **more: Any) -> Any:
     return Annotated[str, Field(min_length=shortest, max_length=longest, **more)]
 
 # %% ../nbs/10_answer.ipynb #10-024
-class Citation(_Strict):
-    "One piece of evidence: its words, and which chunk they stand in; in this order, so that the id is read off the quote."
-    quote: _text(400, description="verbatim from the chunk that is named next")
-    chunk_id: _text(200, description="the id shown above that chunk")
-
-
 class ModelAnswerText(_Strict):
     "How completely it is answered, and the answer."
-    completeness: Annotated[Completeness, Field(description="insufficient_data is a refusal")]
-    text: _text(10000, description="marks such as [1] refer to citations by position")
+    completeness: Annotated[Completeness, Field(description="insufficient_data is a refusal; partial says what is missing")]
+    text: _text(10000, description="marks such as [4] name sentences of the evidence")
 
 
+Number = Annotated[int, Field(ge=1)]
 ModelNotes = Annotated[list[_text(500)], Field(max_length=8)]
 
 
@@ -365,7 +364,8 @@ class ModelUnknowns(_Strict):
 
 class ModelAnswer(_Strict):
     "What the model writes, evidence first."
-    citations: Annotated[list[Citation], Field(max_length=8, description="the evidence, in the order of the marks")]
+    evidence: Annotated[list[Number], Field(
+        max_length=8, description="different numbers of sentences shown, as plain integers", examples=[[4, 9]])]
     answer: ModelAnswerText
     unknowns: ModelUnknowns
 
@@ -531,7 +531,7 @@ _BRACKETED_NUMBER = re.compile(r"\[[\s,;\u2013-]*\d[\d\s,;\u2013-]*\]")
 def find_marks(
     text: str,  # an answer's text, or a sentence of it
 ) -> list[int]:  # the numbers in the order of the text, repeats included
-    "The marks `[n]` of a text, whether or not a citation stands behind them."
+    "The marks `[n]` of a text, whether or not such a sentence was shown."
     return [int(mark[1]) for mark in _MARK.finditer(text)]
 
 
@@ -539,24 +539,24 @@ def _has_words(text: str) -> bool:
     "At least one letter or digit, marks aside."
     return any(sign.isalnum() for sign in _BRACKETED_NUMBER.sub("", text))
 
-
-def _field(chunk: object, name: str) -> object:
-    "A chunk's field, or None; the chunk is a mapping or an object with attributes."
-    return chunk.get(name) if isinstance(chunk, Mapping) else getattr(chunk, name, None)
-
 # %% ../nbs/10_answer.ipynb #10-037
-def _texts_by_id(chunks: Iterable) -> dict[str, str]:
-    "The shown texts by chunk id; raises `AnswerError` for chunks that can't be told apart."
-    texts, problems = {}, []
+def shown_sentences(
+    chunks: Iterable,  # those that were shown, in their order: mappings or objects with chunk_id, text and perhaps spans
+) -> list[Sentence]:  # number n stands at n - 1
+    "Number what was shown; raises `AnswerError` for chunks that can't be told apart, or whose spans don't fit."
+    chunks, problems, seen = list(chunks), [], set()
     for place, chunk in enumerate(chunks, 1):
-        chunk_id, text = _field(chunk, "chunk_id"), _field(chunk, "text")
-        if not isinstance(chunk_id, str) or not isinstance(text, str) or chunk_id in texts:
+        chunk_id, text = field_of(chunk, "chunk_id"), field_of(chunk, "text")
+        if not isinstance(chunk_id, str) or not isinstance(text, str) or chunk_id in seen:
             problems.append(Problem(f"chunk {place}", COMPLETION_ERRORS["bad_chunk"], "mend the chunk", "bad_chunk"))
         else:
-            texts[chunk_id] = text
+            seen.add(chunk_id)
     if problems:
         raise AnswerError("chunks", problems)
-    return texts
+    try:
+        return number_sentences(chunks)
+    except SpanError as error:
+        raise AnswerError("chunks", error.problems) from None
 
 # %% ../nbs/10_answer.ipynb #10-038
 def _rule(where: str, code: str, found: object) -> Problem:
@@ -564,49 +564,58 @@ def _rule(where: str, code: str, found: object) -> Problem:
     return Problem(where, f"{RULE_ERRORS[code]}: {found!r}", code=code)
 
 
-def _citation_problems(answer: ModelAnswer, texts: dict[str, str]) -> list[Problem]:
-    "What is wrong with the evidence."
-    problems, seen = [], set()
-    for place, citation in enumerate(answer.citations, 1):
-        where = f"citations, {place}"
-        if citation.chunk_id not in texts:
-            problems.append(_rule(where, "unknown_chunk_id", citation.chunk_id))
-        elif citation.quote not in texts[citation.chunk_id]:
-            problems.append(_rule(where, "quote_not_in_chunk", citation.quote))
-        if not any(sign.isalnum() for sign in citation.quote):
-            problems.append(_rule(where, "blank_quote", citation.quote))
-        if (citation.chunk_id, citation.quote) in seen:
-            problems.append(_rule(where, "duplicate_citation", citation.quote))
-        seen.add((citation.chunk_id, citation.quote))
-    return problems
+def _evidence_problems(evidence: list[int], count: int) -> list[Problem]:
+    "What is wrong with the numbers, of sentences from 1 to `count`."
+    return [
+        *(_rule("evidence", "number_not_shown", number) for number in dict.fromkeys(evidence) if number > count),
+        *(_rule("evidence", "number_twice", number) for number in dict.fromkeys(evidence) if evidence.count(number) > 1),
+    ]
 
 # %% ../nbs/10_answer.ipynb #10-039
 def _mark_problems(answer: ModelAnswer) -> list[Problem]:
-    "What is wrong between the marks and the citations; a refusal has neither."
-    text, known = answer.answer.text, range(1, len(answer.citations) + 1)
-    brackets = [found.group() for found in _BRACKETED_NUMBER.finditer(text)]
-    if answer.answer.completeness == "insufficient_data":
-        problems = [_rule("answer.text", "refusal_with_marks", brackets)] if brackets else []
-        if answer.citations:
-            problems.append(_rule("citations", "refusal_with_citations", len(answer.citations)))
-        reasons = answer.unknowns.missing_context + answer.unknowns.clarifying_questions
-        if not any(_has_words(reason) for reason in reasons):
-            problems.append(_rule("unknowns", "refusal_without_reason", reasons))
-        return problems
-    marks = list(dict.fromkeys(find_marks(text)))
+    "What is wrong between the marks of an answer and its evidence."
+    text = answer.answer.text
+    brackets, marks = [found.group() for found in _BRACKETED_NUMBER.finditer(text)], list(dict.fromkeys(find_marks(text)))
     return [
         *(_rule("answer.text", "bad_mark", found) for found in brackets if not _MARK.fullmatch(found)),
-        *(_rule("answer.text", "mark_without_citation", f"[{mark}]") for mark in marks if mark not in known),
-        *(_rule(f"citations, {place}", "citation_without_mark", f"[{place}]") for place in known if place not in marks),
+        *(_rule("answer.text", "mark_without_evidence", f"[{mark}]") for mark in marks if mark not in answer.evidence),
+        *(_rule("evidence", "evidence_without_mark", number) for number in dict.fromkeys(answer.evidence) if number not in marks),
     ]
+
+
+def _refusal_problems(answer: ModelAnswer) -> list[Problem]:
+    "What is wrong with a refusal: it names no evidence and holds no marks, and it gives a reason."
+    problems, text = [], answer.answer.text
+    if marks := [found.group() for found in _BRACKETED_NUMBER.finditer(text)]:
+        problems.append(_rule("answer.text", "refusal_with_marks", marks))
+    if answer.evidence:
+        problems.append(_rule("evidence", "refusal_with_evidence", answer.evidence))
+    reasons = answer.unknowns.missing_context + answer.unknowns.clarifying_questions
+    if not any(_has_words(reason) for reason in reasons):
+        problems.append(_rule("unknowns", "refusal_without_reason", reasons))
+    return problems
+
+# %% ../nbs/10_answer.ipynb #10-039-b
+def _answered_problems(answer: ModelAnswer, creative: bool) -> list[Problem]:
+    "What is wrong with an answer that is none of a refusal."
+    problems, missing = _mark_problems(answer), answer.unknowns.missing_context
+    if not answer.evidence and not creative:
+        problems.append(_rule("evidence", "answer_without_evidence", answer.evidence))
+    if answer.answer.completeness == "complete" and missing:
+        problems.append(_rule("unknowns.missing_context", "complete_with_missing", missing))
+    if answer.answer.completeness == "partial" and not any(map(_has_words, missing)):
+        problems.append(_rule("unknowns.missing_context", "partial_without_missing", missing))
+    return problems
 
 # %% ../nbs/10_answer.ipynb #10-040
 def rule_problems(
     answer: ModelAnswer,  # an answer that fits the schema
-    chunks: Iterable,  # the chunks that were shown: mappings or objects with chunk_id and text
+    chunks: Iterable,  # the chunks that were shown, in their order: mappings or objects with chunk_id, text and perhaps spans
+    creative: bool = False,  # whether the mode is creative, in which an answer may do without evidence
 ) -> list[Problem]:  # empty when every rule is kept
     "Check the rules beside the schema; raises `AnswerError` only when the chunks themselves can't be used."
-    problems = _citation_problems(answer, _texts_by_id(chunks)) + _mark_problems(answer)
+    problems = _evidence_problems(answer.evidence, len(shown_sentences(chunks)))
+    problems += _refusal_problems(answer) if answer.answer.completeness == "insufficient_data" else _answered_problems(answer, creative)
     if not _has_words(answer.answer.text):
         problems.append(_rule("answer.text", "blank_text", answer.answer.text))
     return problems
@@ -615,7 +624,8 @@ def rule_problems(
 def _schema_problems(error: ValidationError) -> list[Problem]:
     "Everything that pydantic found, in the order of the input."
     return [Problem(".".join(map(str, found["loc"])) or "the whole", f"{found['msg']}; found {_short(found['input'])}",
-                    code="schema") for found in error.errors(include_url=False)]
+                    "write the number of a sentence, such as 4" if found["loc"][:1] == ("evidence",) and len(found["loc"]) > 1 else "", "schema")
+            for found in error.errors(include_url=False)]
 
 
 def _short(value: object) -> str:
@@ -626,7 +636,8 @@ def _short(value: object) -> str:
 
 def parse_model_answer(
     raw: str | bytes,  # the model's whole output
-    chunks: Iterable,  # the chunks that were shown: mappings or objects with chunk_id and text
+    chunks: Iterable,  # the chunks that were shown, in their order: mappings or objects with chunk_id, text and perhaps spans
+    creative: bool = False,  # whether the mode is creative, in which an answer may do without evidence
 ) -> ModelAnswer:  # an answer that keeps the whole contract of layer 1
     "Read what the model wrote; raises `AnswerError` with stage json, schema or rules, and all problems of that stage."
     value = parse_strict_json(raw)
@@ -634,7 +645,7 @@ def parse_model_answer(
         answer = ModelAnswer.model_validate(value)
     except ValidationError as error:
         raise AnswerError("model answer", _schema_problems(error)) from None
-    if problems := rule_problems(answer, chunks):
+    if problems := rule_problems(answer, chunks, creative):
         raise AnswerError("model answer", problems)
     return answer
 
@@ -717,7 +728,7 @@ def _scores_by_id(chunks: list, scores: "Mapping | Iterable | None") -> dict[str
     "Known scores by chunk id, within 0 and 1; a cosine below 0 counts as 0."
     if scores is None:
         return {}
-    ids = [_field(chunk, "chunk_id") for chunk in chunks]
+    ids = [field_of(chunk, "chunk_id") for chunk in chunks]
     listed = scores if isinstance(scores, Mapping) else list(scores)
     if not isinstance(listed, Mapping) and len(listed) != len(ids):
         raise AnswerError("answer_json", [Problem("scores", f"{len(listed)} for {len(ids)} chunks", "give one for each",
@@ -741,27 +752,34 @@ def _missing_provenance(chunks: list, cited: set) -> list[Problem]:
     "What the chunks do not say and the sources must."
     problems = []
     for chunk in chunks:
-        chunk_id = _field(chunk, "chunk_id")
+        chunk_id = field_of(chunk, "chunk_id")
         names = _SOURCE_FIELDS if chunk_id in cited else _RESULT_FIELDS
         problems += [Problem(f"chunk {chunk_id}, {name}", "missing", "add it to the corpus", "missing_provenance")
-                     for name in names if _field(chunk, name) is None]
+                     for name in names if field_of(chunk, name) is None]
     return problems
 
 # %% ../nbs/10_answer.ipynb #10-053
-def _source(citation: Citation, chunk: object, scores: dict) -> dict:
-    "A cited chunk with its provenance and the place of the quote in its text."
-    start = _field(chunk, "text").index(citation.quote)
-    tags, score = _field(chunk, "tags"), scores.get(citation.chunk_id)
-    return {name: _field(chunk, name) for name in _SOURCE_FIELDS} | _without_none(
-        tags=None if tags is None else list(tags), relevance_score=score, quote=citation.quote, quote_start=start,
-        quote_end=start + len(citation.quote))
+def renumbered(
+    text: str,  # with marks that name sentences
+    evidence: list[int],  # numbers of sentences, in the order of the sources
+) -> str:
+    "Renumber the marks of a text: `[n]` becomes the place of n in the evidence, from 1; other marks stay as they are."
+    return _MARK.sub(lambda mark: f"[{evidence.index(int(mark[1])) + 1}]" if int(mark[1]) in evidence else mark[0], text)
+
+
+def _source(sentence: Sentence, chunk: object, scores: dict) -> dict:
+    "A cited sentence with the provenance of its chunk and its place in the text."
+    tags, score = field_of(chunk, "tags"), scores.get(sentence.chunk_id)
+    return {name: field_of(chunk, name) for name in _SOURCE_FIELDS} | _without_none(
+        tags=None if tags is None else list(tags), relevance_score=score, quote=sentence.text, quote_start=sentence.start,
+        quote_end=sentence.end)
 
 
 def _result(rank: int, chunk: object, scores: dict) -> dict:
     "A shown chunk; its score is 0 where none is known."
-    fields = {name: _field(chunk, name) for name in _RESULT_FIELDS}
+    fields = {name: field_of(chunk, name) for name in _RESULT_FIELDS}
     score = scores.get(fields["chunk_id"], 0.0)
-    return {"rank": rank, "score": score} | fields | {"snippet": _field(chunk, "text")[:2000]}
+    return {"rank": rank, "score": score} | fields | {"snippet": field_of(chunk, "text")[:2000]}
 
 
 def _fallback(answer: ModelAnswer) -> str:
@@ -811,9 +829,10 @@ def complete_answer(
 ) -> dict:  # plain values for `json.dumps`, valid by `validate_answer_json`
     "Fill an `AnswerJson` from the model's answer, the chunks and the run; raises `AnswerError` with all problems."
     chunks = list(chunks)
-    by_id = {_field(chunk, "chunk_id"): chunk for chunk in chunks}
-    problems = rule_problems(model_answer, chunks)
-    problems += _missing_provenance(chunks, {citation.chunk_id for citation in model_answer.citations})
+    shown, evidence = shown_sentences(chunks), model_answer.evidence
+    problems = rule_problems(model_answer, chunks, model_mode == "creative")
+    cited = [shown[number - 1] for number in evidence if number <= len(shown)]
+    problems += _missing_provenance(chunks, {sentence.chunk_id for sentence in cited})
     if namespaces is None and not chunks:
         problems.append(Problem("namespaces", COMPLETION_ERRORS["missing_namespaces"], "name the namespaces searched",
                                 "missing_namespaces"))
@@ -823,15 +842,15 @@ def complete_answer(
     if toggles is None:
         is_creative = model_mode == "creative"
         toggles = {"require_citations": not is_creative, "primary_sources_only": False, "creative_mode": is_creative}
-    sources = [_source(citation, by_id[citation.chunk_id], known) for citation in model_answer.citations]
+    sources = [_source(sentence, chunks[sentence.place], known) for sentence in cited]
     whole = _without_none(
         version=ANSWER_VERSION, persona=persona, model_mode=model_mode, toggles=dict(toggles),
-        answer=_without_none(text=model_answer.answer.text, confidence=confidence, tone=tone,
+        answer=_without_none(text=renumbered(model_answer.answer.text, evidence), confidence=confidence, tone=tone,
                              completeness=model_answer.answer.completeness),
         sources=sources,
         retrieval_summary=_without_none(
             query=query, top_k=max(1, len(chunks)) if top_k is None else top_k,
-            namespaces=list(dict.fromkeys(_field(chunk, "namespace") for chunk in chunks)) if namespaces is None
+            namespaces=list(dict.fromkeys(field_of(chunk, "namespace") for chunk in chunks)) if namespaces is None
             else list(namespaces),
             results=[_result(rank, chunk, known) for rank, chunk in enumerate(chunks, 1)],
             filters=filters, execution_time_ms=execution_time_ms, embedding_model=embedding_model),
@@ -879,15 +898,15 @@ def answer_json_schema() -> dict:  # `format` (uri, date-time, uuid) is checked 
 
 # %% ../nbs/10_answer.ipynb #10-063-c
 def record_schema(
-    chunks: Iterable[dict],  # those that were shown
+    chunks: Iterable,  # those that were shown: mappings or objects with chunk_id, text and perhaps spans
 ) -> dict:
-    "The JSON Schema of a record's answers."
-    schema, shown = model_answer_schema(), [chunk["chunk_id"] for chunk in chunks]
-    citations = schema["properties"]["citations"]
-    if shown:
-        citations["items"]["properties"]["chunk_id"] = {"type": "string", "enum": shown}
+    "Get the JSON Schema of a record's answers, with the numbers of its own sentences."
+    schema, count = model_answer_schema(), len(number_sentences(chunks))
+    evidence = schema["properties"]["evidence"]
+    if count:
+        evidence["items"]["maximum"] = count
     else:
-        citations["maxItems"] = 0
+        evidence["maxItems"] = 0
     return schema
 
 # %% ../nbs/10_answer.ipynb #10-064

@@ -98,19 +98,37 @@ def _object(schema: dict) -> Reader:
         raise Dead
 
 # %% ../nbs/12_prefix.ipynb #12-008
-def _array(schema: dict) -> Reader:
-    "An array after its bracket, with at most `maxItems` items."
-    char, count = (yield from _visible()), 0
-    while char != "]":
-        count += 1
-        if count > schema.get("maxItems", count):
+def _integer(schema: dict, char: str) -> Reader:
+    "An integer within the schema's bounds, its first character read already; returns it with the character behind it."
+    _expect(char, "123456789" if schema.get("minimum", 0) > 0 else "0123456789")
+    digits = ""
+    while char in "0123456789":
+        digits += char
+        if len(digits) > 1 and digits[0] == "0" or int(digits) > schema.get("maximum", float("inf")):
             raise Dead
-        yield from _value(schema["items"], char)
-        char = yield from _visible()
+        char = yield
+    return int(digits), char
+
+
+def _array(schema: dict) -> Reader:
+    "An array after its bracket, with at most `maxItems` items, and of integers with different ones."
+    char, items = (yield from _visible()), []
+    while char != "]":
+        if len(items) >= schema.get("maxItems", float("inf")):
+            raise Dead
+        if schema["items"]["type"] == "integer":
+            number, char = yield from _integer(schema["items"], char)
+            if number in items:
+                raise Dead
+            items.append(number)
+            char = (yield from _visible()) if char in WHITE else char
+        else:
+            items.append((yield from _value(schema["items"], char)))
+            char = yield from _visible()
         _expect(char, ",]")
         if char == ",":
             char = yield from _visible()
-            _expect(char, '"{[')
+            _expect(char, '"{[0123456789')
 
 # %% ../nbs/12_prefix.ipynb #12-009
 def _value(schema: dict, first: str = "") -> Reader:
