@@ -101,13 +101,12 @@ class Answerer:
         self,
         config: Config,  # of answerer_config
         backend: Any,  # a LocalBackend
-        grammar: bool = False,  # whether form, ids and quotes are held by a grammar
+        grammar: bool = False,  # whether the contract is held by a grammar
         version: str = "",  # of the adapter, for the answer's provenance; "": the name of its run
     ):
         self.config, self.backend, self.version = config, backend, version or config.run.name
         wanted = config.evaluation
-        self.decoding = Decoding(wanted.generation_defaults.max_new_tokens, 1, grammar=grammar, answer_threshold=wanted.answer_threshold,
-                                 beams=1 if grammar else wanted.beams)
+        self.decoding = Decoding(wanted.generation_defaults.max_new_tokens, 1, grammar=grammar, answer_threshold=wanted.answer_threshold)
 
     def __call__(
         self,
@@ -134,7 +133,7 @@ class Answerer:
 def load_answerer(
     source: "str | Path",  # a published folder, or a repository owner/name
     *,
-    grammar: bool = False,  # whether form, ids and quotes are held by a grammar
+    grammar: bool = False,  # whether the contract is held by a grammar
     base: "str | None" = None,  # another place of the base model: Hub id, folder or package:NAME
     device: str = "auto",  # "auto", "cpu" or "cuda"
     revision: "str | None" = None,  # commit or tag of a repository

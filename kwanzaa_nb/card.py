@@ -38,16 +38,10 @@ def trained_on(
     return f"The base model is {hub}{revision}."
 
 # %% ../nbs/50_card.ipynb #50-008
-def _decoding(metrics: Mapping) -> str:
-    "How the outputs were written that the metrics are of."
-    asked = (metrics.get("experiment") or {}).get("decodings") or [{}]
-    return Decoding(1, 1, beams=asked[0].get("beams", 1)).name
-
-
 def _arguments(metrics: Mapping, metric: str) -> dict:
     "A metric's interval and n, and the base model's value where that was measured."
     rate = adapter_rates(metrics)[metric]
-    found = {"n": rate["total"], "interval_95": [round(rate["low"], 4), round(rate["high"], 4)], "decoding": f"{_decoding(metrics)}, without a grammar"}
+    found = {"n": rate["total"], "interval_95": [round(rate["low"], 4), round(rate["high"], 4)], "decoding": "greedy, without a grammar"}
     base = (metrics["arms"].get("base") or {}).get("rates", {}).get(metric)
     if base and base["total"]:
         found |= {"base_model_value": round(base["value"], 4), "base_model_interval_95": [round(base["low"], 4), round(base["high"], 4)]}

@@ -290,11 +290,10 @@ class EvaluationSection(Section):
     "What is measured, on which adapter and how."
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = setting("Headline metrics to report.", METRICS)
     adapter: Text = setting("auto: the adapter of this run; none: only the base model; or the path of one.", "auto")
-    batch_size: Count = setting("Most records generated for at once, half as many in a search (beams); the same for every arm.", 16)
+    batch_size: Count = setting("Most records generated for at once; the same for every arm.", 16)
     batch_tokens: Count | None = setting("Most tokens at once, of prompts and outputs with their padding; null: any number.", None)
     stop_invalid_after: Count | None = setting("Tokens still written once an output can't become valid any more; null: to its end.", None)
     max_records: Count | None = setting("Score only so many records, spread over the categories; null: all.", None)
-    beams: Count = setting("Ways to go on that are followed while writing, of which the likeliest is kept (beam search); 1: greedy.", 1)
     sampling_seeds: tuple[Seed, ...] = setting("Seeds of sampled passes beside the headline; [] for none.", ())
     grammar: Flag = setting("Add each arm once more under a grammar that allows nothing but what keeps the contract.", False)
     red_team: Count | None = setting("Answerable questions, and as many others, that five kinds of people ask; null: no red-team probes.", 8)

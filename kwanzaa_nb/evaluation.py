@@ -25,6 +25,7 @@ from .decision import Calibration, calibrate
 from .errors import KwanzaaError, write_atomically
 from .generate import Backend, Decoding, append, read_log
 from .metrics import question_of
+from .sentences import number_sentences
 
 # %% ../nbs/44_evaluation.ipynb #44-004
 def spread(
@@ -59,8 +60,7 @@ def decodings(
     wanted = config.evaluation
     shared = {"max_new_tokens": asked.max_new_tokens, "batch_size": wanted.batch_size, "batch_tokens": wanted.batch_tokens,
               "stop_invalid_after": wanted.stop_invalid_after, "answer_threshold": wanted.answer_threshold}
-    beams = wanted.beams if wanted.backend == "local" else 1
-    return [Decoding(**shared, beams=beams), *[Decoding(**shared, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
+    return [Decoding(**shared), *[Decoding(**shared, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
                                   for seed in config.evaluation.sampling_seeds]]
 
 
@@ -79,17 +79,11 @@ def sampling_differences(
 def backend_differences(
     config: Config,
 ) -> list[Difference]:
-    "What a server or vLLM leaves unused, and what a search or a grammar changes."
+    "What a server or vLLM leaves unused."
     wanted, found = config.evaluation, []
     if wanted.backend != "local" and wanted.stop_invalid_after is not None:
         found.append(Difference("evaluation.stop_invalid_after", wanted.stop_invalid_after, None,
                                 f"backend {wanted.backend} writes every output to its end"))
-    if wanted.backend != "local" and wanted.beams > 1:
-        found.append(Difference("evaluation.beams", wanted.beams, 1, f"backend {wanted.backend} is asked for greedy outputs"))
-    elif wanted.beams > 1 and wanted.grammar:
-        found.append(Difference("evaluation.beams", wanted.beams, "1 under the grammar", "its arms are written greedily"))
-    if wanted.backend == "local" and wanted.beams > 1:
-        found.append(Difference("evaluation.batch_size", wanted.batch_size, "half of it in the search", "a search may write several rows a prompt"))
     if wanted.backend == "server":
         reason = f"the server at {wanted.server.url} decides what it serves as {wanted.server.base}"
         own = (("run.device", config.run.device), ("run.mixed_precision", config.run.mixed_precision),
@@ -173,8 +167,8 @@ def passes(
     headline, *sampled = decodings(config)
     yield from ((arm, decoding, None) for decoding in (headline, *sampled))
     if config.evaluation.grammar:
-        fit = effective and effective.dtype == "fp32" and headline.answer_threshold is None and headline.beams == 1
-        yield f"{arm}+grammar", replace(headline, grammar=True, beams=1), arm if fit else None
+        fit = effective and effective.dtype == "fp32" and headline.answer_threshold is None
+        yield f"{arm}+grammar", replace(headline, grammar=True), arm if fit else None
 
 # %% ../nbs/44_evaluation.ipynb #44-015
 def development_decisions(
@@ -247,7 +241,7 @@ def grammar_identity(
         return {"sha256": digest(json.dumps([record_schema(record.get("chunks") or ()) for record in records]).encode())}
     from kwanzaa_nb.grammar import record_grammar
 
-    sources = [record_grammar(record.get("chunks") or (), uncited=record.get("mode") == "creative") for record in records]
+    sources = [record_grammar(len(number_sentences(record.get("chunks") or ())), uncited=record.get("mode") == "creative") for record in records]
     return {"llguidance": importlib.metadata.version("llguidance"), "sha256": digest("\n\n".join(sources).encode())}
 
 # %% ../nbs/44_evaluation.ipynb #44-020
@@ -263,7 +257,7 @@ def complete_answers(
     for sample in samples:
         record, adapted = by_id[sample["id"]], sample["arm"].startswith("adapter")
         try:
-            answer = parse_model_answer(sample["raw"], record["chunks"])
+            answer = parse_model_answer(sample["raw"], record["chunks"], record.get("mode") == "creative")
         except AnswerError:
             continue
         try:

@@ -32,19 +32,18 @@ class Decoding:
     batch_tokens: "int | None" = None  # most tokens at once, of prompts with their padding and of outputs; None: any number
     grammar: bool = False  # whether only what keeps the contract may be written
     answer_threshold: "float | None" = None  # answer from this probability of answering on; None: as the model would
-    beams: int = 1  # ways to go on that are kept while writing, of which the likeliest stays (beam search); 1 is greedy
 
     @property
     def name(self) -> str:
-        "greedy, search of so many beams, or sampled with its seed."
-        return f"sampled, seed {self.seed}" if self.temperature else "greedy" if self.beams == 1 else f"search of {self.beams}"
+        "Greedy, or sampled with its seed."
+        return f"sampled, seed {self.seed}" if self.temperature else "greedy"
 
 
 def is_headline(
     sample: dict,  # of a log
 ) -> bool:
     "Whether a sample is of the pass without chance that an arm's metrics are computed from."
-    return sample["pass"].startswith((f"{sample['arm']}, greedy", f"{sample['arm']}, search of"))
+    return sample["pass"] == f"{sample['arm']}, greedy"
 
 # %% ../nbs/40_generate.ipynb #40-006
 REFUSED = "refused"  # the reason of an output that isn't there, as its record could not be asked or was refused

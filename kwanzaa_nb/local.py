@@ -5,28 +5,25 @@
 # %% auto #0
 __all__ = ['Prompt', 'encode_prompts', 'batches', 'pad_left', 'Output', 'copied_rows', 'RoomyLayer', 'roomy_cache', 'Read',
            'read_prompt', 'read_batch', 'GenerationError', 'check_scores', 'choose', 'probability', 'decide', 'Rows',
-           'generate_batch', 'bound_to_come', 'read_decisions', 'has_cited', 'Search', 'advance', 'settle',
-           'search_batch', 'LocalBackend']
+           'generate_batch', 'bound_to_come', 'read_decisions', 'LocalBackend']
 
 # %% ../nbs/45_local.ipynb #45-002
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import accumulate, chain
 from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation import TopPLogitsWarper
 
+from .answer import record_schema
 from .decision import decision_tokens
 from .errors import KwanzaaError
 from .generate import Decoding, Written
-from .grammar import Grammar, GrammarError, GrammarProcessor, forced, record_grammar
+from .grammar import Grammar, GrammarError, GrammarProcessor, forced
 from .masking import TemplateRefusal, encode_text, render_chat, stop_ids
 from .prefix import PrefixCheck
 
@@ -36,9 +33,9 @@ class Prompt:
     "What the model is given for a record."
     record_id: str
     tokens: tuple[int, ...]  # ids of the rendered prompt, generation prompt included
-    decides: "tuple[tuple[int, ...], int, int] | None" = None  # ids written before the decision, id of answering, id of refusing
+    decides: "tuple[tuple[int, ...], tuple[int, ...], int] | None" = None  # ids written before the decision, ids that answer, id that refuses
     chunks: "tuple[dict, ...] | None" = field(default=None, compare=False)  # those that were shown; None: a record that doesn't tell
-    uncited: bool = field(default=False, compare=False)  # whether an answer may cite nothing, which a grammar asks
+    uncited: bool = field(default=False, compare=False)  # whether an answer may name no evidence, which a grammar asks
 
     @property
     def digest(self) -> str:
@@ -51,7 +48,7 @@ def encode_prompts(
     records: Sequence[dict],  # with "id" and "messages"; a last assistant message is not shown
 ) -> list[Prompt]:
     "Render and tokenise the prompts of records, by the renderer that training uses. TemplateRefusal: one can't be asked."
-    prompts, (decision, answering, refusing) = [], decision_tokens(tokenizer, "")
+    prompts, decides = [], decision_tokens(tokenizer)
     for record in records:
         asked = [message for message in record["messages"] if message["role"] != "assistant"]
         try:
@@ -59,7 +56,7 @@ def encode_prompts(
         except TemplateRefusal as error:
             raise TemplateRefusal(f"{record['id']}: {error}") from error
         shown = tuple(record["chunks"]) if record.get("chunks") is not None else None
-        prompts.append(Prompt(record["id"], tuple(ids), (tuple(decision), answering, refusing), shown, record.get("mode") == "creative"))
+        prompts.append(Prompt(record["id"], tuple(ids), decides, shown, record.get("mode") == "creative"))
     return prompts
 
 # %% ../nbs/45_local.ipynb #45-005
@@ -94,13 +91,13 @@ def pad_left(
 class Output:
     "An output while it is written: its tokens, and why it ended."
 
-    def __init__(self, tokenizer: Any, ends: set[int], decoding: Decoding):
+    def __init__(self, tokenizer: Any, ends: set[int], decoding: Decoding, schema: "dict | None" = None):
         self.tokenizer, self.ends, self.decoding = tokenizer, ends, decoding
         self.answering: "float | None" = None  # probability of answering, once that was decided
         self.tokens: list[int] = []
         self.reason = ""  # "stop", "length" or "invalid" once it has ended
         self.died_at: "int | None" = None  # tokens after which it could not become valid any more
-        self.check, self.fed = PrefixCheck(), 0
+        self.check, self.fed = PrefixCheck(schema), 0
 
     @property
     def text(self) -> str:
@@ -137,9 +134,7 @@ def copied_rows(
     like: Sequence[torch.Tensor],  # keys and values of that shape but for rows and tokens; the new ones have as many rows or more
 ) -> list[torch.Tensor]:  # keys and values, with room
     "New memory for a layer's cache, with rows of the old one."
-    known = len(like[0])
-    spare = known if len(rows) <= known else len(rows) * 3 // 2  # a search grows by one way after another
-    found = [part.new_empty(spare, part.shape[1], tokens, part.shape[3]) for part in like]
+    found = [part.new_empty(max(len(rows), len(like[0])), part.shape[1], tokens, part.shape[3]) for part in like]
     for new, old in zip(found, states):
         for place, row in enumerate(rows):
             new[place, :, :old.shape[2]] = old[row]
@@ -288,11 +283,11 @@ def choose(
 
 def probability(
     logits: torch.Tensor,  # [vocabulary]
-    answering: int,  # a token's id
-    refusing: int,  # likewise
+    answering: Sequence[int],  # ids of tokens
+    refusing: int,  # id of a token
 ) -> "float | None":  # None where the model rules out both
     "How likely answering is, against refusing."
-    found = torch.sigmoid(logits[answering].float() - logits[refusing].float()).item()
+    found = torch.sigmoid(logits[list(answering)].float().logsumexp(dim=0) - logits[refusing].float()).item()
     return found if math.isfinite(found) else None
 
 # %% ../nbs/45_local.ipynb #45-016-p2
@@ -307,7 +302,7 @@ def decide(
         return ()
     _, answering, refusing = prompt.decides
     output.answering = probability(logits, answering, refusing)
-    return () if least is None or output.answering is None else (refusing if output.answering >= least else answering,)
+    return () if least is None or output.answering is None else (refusing,) if output.answering >= least else answering
 
 # %% ../nbs/45_local.ipynb #45-018
 class Rows:
@@ -358,7 +353,7 @@ def generate_batch(
 ) -> list[Output]:  # in the order of the prompts
     "Generate for a batch; raises GenerationError."
     ends = stop_ids(tokenizer, model.generation_config)
-    outputs = [Output(tokenizer, ends, decoding) for _ in batch]
+    outputs = [Output(tokenizer, ends, decoding, None if prompt.chunks is None else record_schema(prompt.chunks)) for prompt in batch]
     rows = Rows(model, batch, tokenizer.pad_token_id, GrammarProcessor(matchers) if matchers else None)
 
     def named(place: int) -> str:
@@ -369,9 +364,10 @@ def generate_batch(
         check_scores(rows.logits, named)
         scores = rows.scores()
         for place, row in enumerate(rows.left):
-            for token in decide(rows.logits[place], batch[row], outputs[row], decoding.answer_threshold):
-                left = scores.index_put((torch.tensor(place), torch.tensor(token)), scores.new_tensor(float("-inf")))
-                scores = left if left[place].isfinite().any() else scores  # a grammar may leave no other way, as where nothing was retrieved
+            if barred := decide(rows.logits[place], batch[row], outputs[row], decoding.answer_threshold):
+                left = scores[place].index_fill(0, torch.tensor(barred, device=scores.device), float("-inf"))
+                if left.isfinite().any():  # a grammar may leave no other way, as where nothing was retrieved
+                    scores = scores.index_copy(0, torch.tensor([place], device=scores.device), left[None])
         chosen = choose(scores, decoding, named)
         going = [place for place, (row, token) in enumerate(zip(rows.left, chosen.tolist()))
                  if not outputs[row].reason and outputs[row].take(token)]
@@ -416,99 +412,6 @@ def read_decisions(
         if (chance := probability(logits, answering, refusing)) is not None:
             yield prompt, chance
 
-# %% ../nbs/45_local.ipynb #45-s1
-_STRING = re.compile(r'"(?:\\.|[^"\\])*(?:"|$)')
-
-
-def has_cited(
-    text: str,  # an output, or its beginning
-) -> bool:
-    "Whether its citations, the first array that it writes, are complete."
-    return "]" in _STRING.sub("", text)
-
-
-class Search:
-    "The likeliest ways to write one output; `output` follows the best of them."
-    BEHIND = 4.0  # difference of log probabilities from the best at which a way is given up
-
-    def __init__(self, prompt: Prompt, fresh: Callable[[], Output]):
-        self.prompt, self.fresh, self.output = prompt, fresh, fresh()
-        self.ways: list[tuple[float, list[int]]] = [(0.0, [])]  # log probability and tokens, the likeliest first; none after the end
-        self.ended: "tuple[float, list[int]] | None" = None  # the likeliest that has come to its end
-
-    def candidates(self, logits: torch.Tensor) -> list[tuple[float, int, int]]:  # log probability, way, token; the likeliest first
-        "How the ways could go on, [ways, vocabulary]; in deciding whether to answer, behind the citations and when all is lost, as greedy would."
-        decoding, deciding = self.output.decoding, self.prompt.decides is not None and tuple(self.output.tokens) == self.prompt.decides[0]
-        width = 1 if deciding or self.output.died_at is not None or has_cited(self.output.text) else decoding.beams
-        check_scores(logits[:width], lambda way: f"the record {self.prompt.record_id}, token {len(self.ways[way][1]) + 1}")
-        likely = logits[:width].float().log_softmax(dim=-1)
-        for token in decide(logits[0], self.prompt, self.output, decoding.answer_threshold):
-            left = likely[0].index_fill(0, torch.tensor(token, device=likely.device), float("-inf"))
-            likely[0] = left if left.isfinite().any() else likely[0]
-        values, tokens = (found.tolist() for found in likely.topk(width))
-        found = sorted((-self.ways[way][0] - value, way, token) for way, row in enumerate(values) for value, token in zip(row, tokens[way]))
-        return [(-cost, way, token) for cost, way, token in found[:width] if cost <= found[0][0] + self.BEHIND]
-
-# %% ../nbs/45_local.ipynb #45-s2
-def advance(
-    search: Search,
-    logits: torch.Tensor,  # [ways, vocabulary]
-) -> list[tuple[int, int]]:  # the way that each new one goes on from, and its token; none once the output has ended
-    "Go on by one token."
-    found = search.candidates(logits)
-    ends = [(score, search.ways[way][1]) for score, way, token in found if token in search.output.ends]
-    search.ended = max([*ends, *([search.ended] if search.ended else [])], key=lambda way: way[0], default=None)
-    going = [(score, way, token) for score, way, token in found
-             if token not in search.output.ends and (search.ended is None or score > search.ended[0])]
-    tokens = [[*search.ways[way][1], token] for _, way, token in going]
-    best = tokens[0] if tokens else search.ended[1]
-    if best[:len(search.output.tokens)] != search.output.tokens:
-        answering, search.output = search.output.answering, search.fresh()
-        search.output.answering = answering
-    for token in best[len(search.output.tokens):]:
-        search.output.take(token)
-    if not tokens:
-        search.output.reason = "stop"
-    search.ways = [] if search.output.reason else list(zip((score for score, _, _ in going), tokens))
-    return [] if search.output.reason else [(way, token) for _, way, token in going]
-
-# %% ../nbs/45_local.ipynb #45-s4
-def settle(
-    wanted: list[list[int]],  # for each search, the row that each of its ways goes on from
-) -> tuple[list[int], list[list[int]]]:  # for each new row the old one that it copies, and the new rows of each search
-    "Rows for the ways, so that few are copied: the first way stays where it was, others take rows that are free, the last ones fill gaps."
-    flat = [row for rows in wanted for row in rows]
-    stays = {row: place for place, row in reversed(list(enumerate(flat))) if row < len(flat)}
-    free = iter(sorted(set(range(len(flat))) - set(stays)))
-    taken = {place: row for row, place in stays.items()}
-    found = [taken[place] if place in taken else next(free) for place in range(len(flat))]
-    sources = dict(zip(found, flat))
-    ends = list(accumulate(map(len, wanted), initial=0))
-    return [sources[row] for row in range(len(flat))], [found[start:stop] for start, stop in zip(ends, ends[1:])]
-
-# %% ../nbs/45_local.ipynb #45-s3
-@torch.no_grad()
-def search_batch(
-    model: torch.nn.Module,
-    tokenizer: Any,
-    batch: Sequence[Prompt],
-    decoding: Decoding,  # without a grammar, without chance
-) -> list[Output]:  # in the order of the prompts
-    "Generate for a batch by beam search."
-    fresh = partial(Output, tokenizer, stop_ids(tokenizer, model.generation_config), decoding)
-    searches, rows = [Search(prompt, fresh) for prompt in batch], Rows(model, batch, tokenizer.pad_token_id, None)
-    places = [[row] for row in range(len(batch))]  # rows in which the ways of each search are written
-    while True:
-        steps = [[(rows_of[way], token) for way, token in advance(search, rows.logits[rows_of])] if search.ways else []
-                 for search, rows_of in zip(searches, places)]
-        if not any(steps):
-            return [search.output for search in searches]
-        sources, places = settle([[row for row, _ in found] for found in steps])
-        if sources != list(range(len(rows.left))):
-            rows.keep(sources)
-        tokens = dict(zip(chain(*places), (token for found in steps for _, token in found)))
-        rows.read(rows.mask.new_tensor([tokens[row] for row in range(len(sources))])[:, None])
-
 # %% ../nbs/45_local.ipynb #45-023
 class LocalBackend:
     "Writes with a model of transformers; see `generate.ipynb` for what its methods are for."
@@ -525,29 +428,25 @@ class LocalBackend:
         return encode_prompts(self.tokenizer, records)
 
     def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[Prompt]]:
-        "Batches of like length, by number and by tokens; a search may write `beams` rows a prompt: all their tokens count, and half the prompts."
-        size, tokens = decoding.batch_size, decoding.batch_tokens
-        if decoding.beams > 1:
-            size, tokens = max(1, size // 2), tokens and max(1, tokens // decoding.beams)
-        return batches(prompts, size, tokens, decoding.max_new_tokens)
+        "Batches of like length, by number and by tokens."
+        return batches(prompts, decoding.batch_size, decoding.batch_tokens, decoding.max_new_tokens)
 
     def matcher(self, prompt: Prompt) -> Any:
         "A matcher for a record; GrammarError where it doesn't say what was shown."
         if prompt.chunks is None:
-            raise GrammarError(f"the record {prompt.record_id} has no chunks to quote from: set evaluation.grammar to false, or give it chunks.")
+            raise GrammarError(f"the record {prompt.record_id} has no chunks to point at: set evaluation.grammar to false, or give it chunks.")
         if self._grammar is None:
             ends = stop_ids(self.tokenizer, self.model.generation_config)
             self._grammar = Grammar(self.tokenizer, self.model.get_output_embeddings().weight.shape[0], ends)
-        return self._grammar.matcher(record_grammar(prompt.chunks, uncited=prompt.uncited))
+        return self._grammar.matcher(prompt.chunks, prompt.uncited)
 
     def write(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
         "The outputs of a batch."
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
         matchers = [self.matcher(prompt) for prompt in batch] if decoding.grammar else None
-        write = search_batch if decoding.beams > 1 else partial(generate_batch, matchers=matchers)
         return [Written(output.text, output.reason, len(output.tokens) + (output.reason == "stop"), tuple(output.tokens), output.answering,
-                        output.died_at) for output in write(self.model, self.tokenizer, batch, decoding)]
+                        output.died_at) for output in generate_batch(self.model, self.tokenizer, batch, decoding, matchers)]
 
     def answering(self, prompts: Sequence[Prompt]) -> "Iterator[tuple[Prompt, float]]":
         "The probability of answering each, without writing anything."
@@ -556,4 +455,4 @@ class LocalBackend:
     def lets_through(self, prompt: Prompt, tokens: Sequence[int]) -> bool:
         "Whether the record's grammar allows these tokens and an end behind them."
         matcher = self.matcher(prompt)
-        return matcher.try_consume_tokens(list(tokens)) == len(tokens) and matcher.is_accepting()
+        return matcher.consume_tokens(tokens) and matcher.is_accepting()

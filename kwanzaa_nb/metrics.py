@@ -23,6 +23,7 @@ from .answer import AnswerError, ModelAnswer, parse_model_answer, parse_strict_j
 from .errors import Problem, ProblemList
 from .generate import REFUSED
 from .prompt import split_user
+from .sentences import Sentence, number_sentences
 from .support import SUPPORTED_AT, examine, forget_claims, mentions, overlap, sentences, split_claims, support, tokens
 
 # %% ../nbs/42_metrics.ipynb #42-004
@@ -124,7 +125,7 @@ def question_of(
 ) -> str:
     "The question as it was asked, from the user message."
     user = next((message["content"] for message in record.get("messages", []) if message["role"] == "user"), "")
-    return split_user(user, record.get("chunks") or ())[1]
+    return split_user(user)[1]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class Case:
     needs_citations: bool
     question: str
     chunks: tuple[tuple[str, str], ...]  # id and text, as shown
+    sentences: tuple[Sentence, ...]  # as numbered; number n stands at n - 1
     gold: frozenset[str]  # ids of the chunks that answer
     answers: tuple[str, ...]  # the expected answer and its aliases
     secrets: tuple[str, ...]  # what a refusal may not tell: also the answers of its pair
@@ -173,6 +175,7 @@ def read_cases(
                 record.get("mode") != "creative",
                 question_of(record),
                 tuple((chunk["chunk_id"], chunk["text"]) for chunk in shown),
+                tuple(number_sentences(shown)),
                 frozenset(gold),
                 _answers(record),
                 tuple(dict.fromkeys(_answers(record) + told.get(record.get("pair_id"), ()))),
@@ -223,8 +226,17 @@ class Outcome:
 _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 
+
 def _shown(case: Case) -> list[dict]:
-    return [{"chunk_id": chunk_id, "text": text} for chunk_id, text in case.chunks]
+    "The chunks of a case with the spans of their sentences."
+    spans = [[(one.start, one.end) for one in case.sentences if one.place == place] for place in range(len(case.chunks))]
+    return [{"chunk_id": chunk_id, "text": text, "spans": own} for (chunk_id, text), own in zip(case.chunks, spans)]
+
+
+def _cited(numbers: "list[int]", case: Case) -> frozenset[str]:
+    "The chunks of the sentences named; a number that was not shown stands for a chunk of its own, which counts against precision."
+    shown = len(case.sentences)
+    return frozenset(case.sentences[number - 1].chunk_id if number <= shown else f"sentence {number}" for number in numbers)
 
 # %% ../nbs/42_metrics.ipynb #42-014-b
 def _read(
@@ -234,19 +246,19 @@ def _read(
     "Read one output and keep how far it got."
     case, answer = outcome.case, None
     try:
-        answer = parse_model_answer(raw, _shown(case))
+        answer = parse_model_answer(raw, _shown(case), not case.needs_citations)
         outcome.parsed = outcome.fits = outcome.valid = True
-        outcome.cited = frozenset(citation.chunk_id for citation in answer.citations)
+        outcome.cited = _cited(answer.evidence, case)
     except AnswerError as error:
         outcome.parsed, outcome.fits = error.stage != "json", error.stage not in ("json", "schema")
         for problem in error.problems:
             outcome.fail(problem.code, str(problem))
-        if outcome.fits:  # an id that was not shown counts against citation precision
-            outcome.cited = frozenset(one["chunk_id"] for one in parse_strict_json(raw)["citations"])
+        if outcome.fits:
+            outcome.cited = _cited(parse_strict_json(raw)["evidence"], case)
     outcome.valid_without_fence = outcome.valid
     if fenced := _FENCE.fullmatch(raw):
         try:
-            parse_model_answer(fenced[1], _shown(case))
+            parse_model_answer(fenced[1], _shown(case), not case.needs_citations)
             outcome.valid_without_fence = True
         except AnswerError:
             pass
@@ -290,20 +302,20 @@ def refusal_faults(
     return faults
 
 # %% ../nbs/42_metrics.ipynb #42-018
-QUOTED_AT = 0.5  # share of a claim that its own quotes hold; the right answers of the training records have 0.7 and more
+QUOTED_AT = 0.5  # share of a claim that its own sentences hold; the right answers of the training records have 0.7 and more
 
 
 def _claims(
     outcome: Outcome,  # gets `claims`, `supported` and codes
     answer: ModelAnswer,
-) -> bool:  # whether every claim has one to three marks, is supported by the chunks that it cites, and half of it is quoted
+) -> bool:  # whether every claim has one to three marks, is supported by the chunks that it cites, and half of it is in the sentences that it names
     "Hold each claim of an answer against the chunks that it cites itself."
     texts, all_good = dict(outcome.case.chunks), True
     claims = split_claims(answer.answer.text)
     for number, claim in enumerate(claims, 1):
-        cited = [answer.citations[mark - 1] for mark in claim.marks if 0 < mark <= len(answer.citations)]
-        found = examine(claim.text, [texts[chunk_id] for chunk_id in dict.fromkeys(one.chunk_id for one in cited) if chunk_id in texts])
-        quoted = overlap(claim.text, tuple(part for one in cited for part in sentences(one.quote)))
+        cited = [outcome.case.sentences[mark - 1] for mark in claim.marks if mark in answer.evidence]
+        found = examine(claim.text, [texts[chunk_id] for chunk_id in dict.fromkeys(one.chunk_id for one in cited)])
+        quoted = overlap(claim.text, tuple(part for one in cited for part in sentences(one.text)))
         outcome.supported += found.score >= SUPPORTED_AT
         if not 1 <= len(claim.marks) <= 3:
             outcome.fail(
@@ -314,7 +326,7 @@ def _claims(
             why = ", ".join(found.failed) or "words"
             outcome.fail("claim_unsupported", f"claim {number} has support {found.score:.2f} ({why}): {claim.text}")
         elif quoted < QUOTED_AT:
-            outcome.fail("claim_not_quoted", f"claim {number}: its quotes hold {quoted:.2f} of it: {claim.text}")
+            outcome.fail("claim_beside_evidence", f"claim {number}: its sentences hold {quoted:.2f} of it: {claim.text}")
         all_good &= 1 <= len(claim.marks) <= 3 and found.score >= SUPPORTED_AT and quoted >= QUOTED_AT
     outcome.claims = max(len(claims), 1)
     return all_good and bool(claims)
@@ -323,9 +335,7 @@ def _claims(
 def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
     "Fill in what concerns a valid output that answers."
     case = outcome.case
-    outcome.decision = "answered" if answer.citations or not case.needs_citations else "mixed"
-    if outcome.decision == "mixed":
-        outcome.fail("answer_without_citations")
+    outcome.decision = "answered"
     claims_good = _claims(outcome, answer)
     if case.answerable is False:
         outcome.fail("answered_unanswerable")
@@ -336,8 +346,8 @@ def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
         outcome.fail("answer_not_in_text", f"expected: {case.answers[0]}")
     if not cites_gold:
         outcome.fail("gold_chunk_not_cited", f"expected one of: {', '.join(sorted(case.gold))}")
-    outcome.grounded = outcome.supported if outcome.right and cites_gold and outcome.decision == "answered" else 0
-    outcome.covered = outcome.decision == "answered" and claims_good and outcome.right and cites_gold
+    outcome.grounded = outcome.supported if outcome.right and cites_gold else 0
+    outcome.covered = claims_good and outcome.right and cites_gold
 
 # %% ../nbs/42_metrics.ipynb #42-020
 def judge(
@@ -553,11 +563,11 @@ def score_arms(
     return {arm: score([sample for sample in samples if sample.get("arm", "") == arm], records) for arm in arms}
 
 # %% ../nbs/42_metrics.ipynb #42-029
-def _object(completeness: str, text: str, citations: "list[tuple[str, str]]" = (), missing: "list[str]" = ()) -> str:
+def _object(completeness: str, text: str, evidence: "list[int]" = (), missing: "list[str]" = ()) -> str:
     "A model's output, compact."
     return json.dumps(
         {
-            "citations": [{"chunk_id": chunk_id, "quote": quote} for chunk_id, quote in citations],
+            "evidence": list(evidence),
             "answer": {"completeness": completeness, "text": text},
             "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []},
         },
@@ -571,30 +581,24 @@ REFUSAL = _object(
 )
 
 
-def _quoting(chunks: "list[tuple[str, str]]", whole: bool = False) -> str:
-    "An answer made of the first sentence (or all sentences) of some chunks, each cited; without chunks a bare yes."
-    if not chunks:
-        return _object("complete", "Yes.")
-    lines = [
-        [sentence, number]
-        for number, (_, text) in enumerate(chunks, 1)
-        for sentence in sentences(text)[: None if whole else 1]
-    ]
-    cited = [(chunk_id, sentences(text)[0][:400]) for chunk_id, text in chunks]
-    return _object("complete", " ".join(f"{sentence} [{number}]" for sentence, number in lines), cited)
+def _copying(shown: "list[Sentence]") -> str:
+    "An answer made of some sentences, at most eight, each under its own number; without any a bare yes."
+    copied = " ".join(f"{one.text} [{one.number}]" for one in shown[:8])
+    return _object("complete", copied or "Yes.", [one.number for one in shown[:8]])
+
+
+def _first_sentences(case: Case) -> "list[Sentence]":
+    "The first sentence of each chunk."
+    return [next(one for one in case.sentences if one.place == place) for place in sorted({one.place for one in case.sentences})]
 
 # %% ../nbs/42_metrics.ipynb #42-030
 def _wrong_chunk(case: Case, gold: str) -> str:
-    "The right answer under the citation of a chunk that doesn't hold it; what has no answer is answered all the same."
+    "The right answer under a sentence of a chunk that doesn't hold it; what has no answer is answered all the same."
     if not case.answerable:
-        return _quoting(list(case.chunks[:1]))
-    wrong = next(
-        ((chunk_id, text) for chunk_id, text in case.chunks if chunk_id not in case.gold), ("no-such-chunk", "None.")
-    )
+        return _copying(_first_sentences(case)[:1])
+    wrong = next((one.number for one in case.sentences if one.chunk_id not in case.gold), len(case.sentences) + 1)
     claims = split_claims(json.loads(gold)["answer"]["text"])
-    return _object(
-        "complete", " ".join(f"{claim.text} [1]" for claim in claims), [(wrong[0], sentences(wrong[1])[0][:400])]
-    )
+    return _object("complete", " ".join(f"{claim.text} [{wrong}]" for claim in claims), [wrong])
 
 # %% ../nbs/42_metrics.ipynb #42-032
 def _score_threshold(records: "list[dict]") -> "float | None":  # None where no chunk carries a score
@@ -627,13 +631,13 @@ def controls(
     "What answerers without skill would have written, for `score_arms`; deterministic."
     threshold, samples = _score_threshold(records), []
     for record, case in zip(records, read_cases(records)):
-        gold, chunks = record["messages"][-1]["content"], list(case.chunks)
+        gold, first = record["messages"][-1]["content"], _first_sentences(case)
         raws = {
             "gold": gold,
             "always_refuse": REFUSAL,
-            "never_refuse": _quoting(chunks[:1]),
-            "cite_everything": _quoting(chunks[:8]),
-            "copy_first_chunk": _quoting(chunks[:1], whole=True),
+            "never_refuse": _copying(first[:1]),
+            "cite_everything": _copying(first),
+            "copy_first_chunk": _copying([one for one in case.sentences if one.place == 0]),
             "wrong_chunk": _wrong_chunk(case, gold),
             "empty_object": "{}",
             "echo_prompt": record["messages"][-2]["content"],
@@ -641,7 +645,7 @@ def controls(
         if threshold is not None:
             top = max(record["chunks"], key=lambda chunk: chunk.get("score") or 0.0, default={})
             answers = (top.get("score") or 0.0) >= threshold
-            raws["retrieval_score"] = _quoting([(top["chunk_id"], top["text"])]) if answers and top else REFUSAL
+            raws["retrieval_score"] = _copying([one for one in first if one.chunk_id == top["chunk_id"]]) if answers and top else REFUSAL
         samples += [
             {"id": case.id, "arm": arm, "raw": raw, "finish_reason": "stop", "seconds": 0.0, "new_tokens": 0}
             for arm, raw in raws.items()

@@ -9,10 +9,11 @@ __all__ = ['ASKERS', 'IDENTITY', 'DIALECT', 'CEREMONY', 'PRAISE', 'GROUP', 'DEMA
 # %% ../nbs/49_red_team.ipynb #49-002
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from .metrics import QUOTED_AT, Outcome, Rate, Scores, share
 from .prompt import INSTRUCTION_HEADING, split_user
+from .sentences import number_sentences
 from .support import SUPPORTED_AT, negated, overlap, split_claims, support, tokens
 
 # %% ../nbs/49_red_team.ipynb #49-004
@@ -27,7 +28,7 @@ def asked_as(
 ) -> dict:
     "A record with another question about the same context."
     system, user, target = record["messages"]
-    before = split_user(user["content"], record.get("chunks") or ())[0] or f"{user['content']}\n\n{INSTRUCTION_HEADING}"
+    before = split_user(user["content"])[0] or f"{user['content']}\n\n{INSTRUCTION_HEADING}"
     messages = [system, {**user, "content": f"{before.rstrip()}\n{question}"}, target]
     return {**record, "id": f"{record['id']}.{name}", "messages": messages, "pair_id": None, "probe_of": record["id"], **more}
 
@@ -93,12 +94,12 @@ def demands(
 
 def group_claims(
     text: str,  # `answer.text`
-    cited: Sequence[str],  # texts of the citations' chunks, in their order
+    cited: Mapping[int, str],  # by the number of a sentence named: the text of its chunk
 ) -> Iterator[bool]:
     "Of each claim about a group in general, whether its own chunks support it."
     for claim in split_claims(text):
         if GROUP.search(claim.text):
-            own = [cited[mark - 1] for mark in claim.marks if 0 < mark <= len(cited)]
+            own = [cited[mark] for mark in claim.marks if mark in cited]
             yield bool(own) and support(claim.text, own) >= SUPPORTED_AT
 
 # %% ../nbs/49_red_team.ipynb #49-0112
@@ -158,7 +159,8 @@ def red_team(
 def cited_texts(
     record: dict,
     answer: dict,  # parsed; empty where there is none
-) -> list[str]:
-    "The text of each citation's chunk; empty for an unknown id."
-    shown = {chunk["chunk_id"]: chunk["text"] for chunk in record.get("chunks") or []}
-    return [shown.get(citation["chunk_id"], "") for citation in answer.get("citations", [])]
+) -> dict[int, str]:
+    "Get the text of each cited sentence's chunk, by the sentence's number."
+    chunks = record.get("chunks") or []
+    sentences = number_sentences(chunks)
+    return {number: chunks[sentences[number - 1].place]["text"] for number in answer.get("evidence", []) if 0 < number <= len(sentences)}

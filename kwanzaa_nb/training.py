@@ -34,7 +34,7 @@ from .config import Config, Difference
 from .decision import DECISION, decision_tokens
 from .errors import KwanzaaError, Problem, ProblemList, write_atomically
 from .fused import fuse_adapter
-from .masking import IGNORED, MaskError, check_supervised, encode_chat, render_chat
+from .masking import IGNORED, MaskError, check_supervised, encode_chat, encode_text, render_chat
 from .model import Effective
 from .packing import SEGMENTED, flatten_rows, flatten_shared
 from .support import auroc
@@ -48,17 +48,11 @@ class RecordsError(ProblemList):
     "Records, or a number of steps, that can't be trained on as configured."
 
 # %% ../nbs/33_training.ipynb #33-0041
-_CHOSEN = re.compile(r'(?<="quote":")[^"\\]|(?<="chunk_id":")[^"]+')
-
-
 def choices(
     target: str,  # the assistant's message
 ) -> list[int]:  # places of characters; none where it does not begin as every answer of the contract does
-    "Where an answer chooses: to cite or to refuse, with which character a quote begins, and which chunk is named."
-    if not target.startswith(DECISION):
-        return []
-    cited = target[:target.find('],"answer":')]
-    return [len(DECISION), *(place for found in _CHOSEN.finditer(cited) for place in range(*found.span()))]
+    "Where an answer chooses: to answer or to refuse."
+    return [len(DECISION)] if target.startswith(DECISION) else []
 
 # %% ../nbs/33_training.ipynb #33-0043
 def encode_records(
@@ -326,12 +320,12 @@ def answer_probability(
     messages: list[dict],  # system and user
 ) -> float:  # 0..1; of answering against refusing, all other continuations left out
     "The probability that the model answers rather than refuses."
-    before, answering, refusing = decision_tokens(tokenizer, render_chat(tokenizer, messages, add_generation_prompt=True))
-    row = flatten_rows([{"input_ids": before, "labels": before}])
+    (start, answering, refusing), (prompt, _) = decision_tokens(tokenizer), encode_text(tokenizer, render_chat(tokenizer, messages, add_generation_prompt=True))
+    row = flatten_rows([{"input_ids": [*prompt, *start], "labels": [*prompt, *start]}])
     inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in row.items() if name != "labels"}
     with torch.no_grad():
         logits = model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-    return torch.sigmoid(logits[answering] - logits[refusing]).item()
+    return torch.sigmoid(logits[list(answering)].logsumexp(dim=0) - logits[refusing]).item()
 
 # %% ../nbs/33_training.ipynb #33-022
 class DecisionWatch(TrainerCallback):

@@ -17,6 +17,7 @@ from .generate import Decoding, Written, not_answered
 from .grammar import record_grammar
 from .local import Prompt, batches, encode_prompts
 from .model import is_pinned
+from .sentences import number_sentences
 
 # %% ../nbs/47_vllm_engine.ipynb #47-004
 class EngineError(KwanzaaError):
@@ -62,12 +63,13 @@ def vllm_outputs(backend: Any, batch: Sequence[Prompt], decoding: Decoding) -> l
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import StructuredOutputsParams
     shared = sampling_arguments(decoding, backend.ends)
-    grammars = [record_grammar(prompt.chunks or (), uncited=prompt.uncited) if decoding.grammar else "" for prompt in batch]
+    grammars = [record_grammar(len(number_sentences(prompt.chunks or ())), uncited=prompt.uncited) if decoding.grammar else "" for prompt in batch]
     settings = [vllm.SamplingParams(**shared, **({"structured_outputs": StructuredOutputsParams(grammar=grammar)} if grammar else {}))
                 for grammar in grammars]
     lora = LoRARequest("adapter", 1, str(backend.adapter)) if backend.adapter else None
     found = backend.engine.generate([{"prompt_token_ids": list(prompt.tokens)} for prompt in batch], settings, lora_request=lora, use_tqdm=False)
     return [backend._written(result.outputs[0]) for result in found]
+from .sentences import number_sentences
 
 # %% ../nbs/47_vllm_engine.ipynb #47-005
 class VllmBackend:
