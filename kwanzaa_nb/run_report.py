@@ -22,7 +22,7 @@ from .generate import is_headline
 from .metrics import HEADLINES, METRICS, question_of
 from .runs import NOTEBOOKS, STAGES, StageError, clock, path_text, rate_text, read_manifest, read_metrics, sentence_of
 from .show_answer import STYLE as ANSWER_STYLE
-from .show_answer import answer_html
+from .show_answer import answer_html, read_object
 
 # %% ../nbs/62_run_report.ipynb #62-005
 def last_config(
@@ -257,13 +257,8 @@ def chosen_samples(
 
 def _written_html(raw: str, chunks: list[dict]) -> str:
     "An output: as an answer where it is one, else as it came."
-    try:
-        answer = json.loads(raw)
-    except (ValueError, RecursionError):
-        answer = None
-    if isinstance(answer, dict) and isinstance(answer.get("answer"), dict):
-        return answer_html(answer, chunks)
-    return f"<pre>{escape(raw) or '(nothing)'}</pre>"
+    answer = read_object(raw) or {}
+    return answer_html(answer, chunks) if isinstance(answer.get("answer"), dict) else f"<pre>{escape(raw) or '(nothing)'}</pre>"
 
 # %% ../nbs/62_run_report.ipynb #62-018-b
 def sample_html(
@@ -273,12 +268,12 @@ def sample_html(
 ) -> str:
     "One record: the question, what the arm wrote, and what was expected."
     record = facts.records.get(str(row["id"]), {})
-    messages = record.get("messages") or [{}]
+    messages, chunks = record.get("messages") or [{}], record.get("chunks") or []
     notes = [*(row.get("codes") or []), *(row.get("notes") or [])]
     return (f'<details open><summary>{escape(question_of(record) or str(row["id"]))}</summary><p class="facts">{escape(str(row["id"]))} · '
             f'{"answerable" if row.get("answerable") else "no answer in its context"} · {escape("; ".join(map(str, notes)) or "passed")}</p>'
-            f"{_written_html(facts.outputs.get((arm, str(row['id'])), ''), record.get('chunks') or [])}"
-            f"<details><summary>expected</summary>{_written_html(str(messages[-1].get('content', '')), [])}</details></details>")
+            f"{_written_html(facts.outputs.get((arm, str(row['id'])), ''), chunks)}"
+            f"<details><summary>expected</summary>{_written_html(str(messages[-1].get('content', '')), chunks)}</details></details>")
 
 # %% ../nbs/62_run_report.ipynb #62-019
 def samples_html(

@@ -1,22 +1,24 @@
 "Failures by code: each record once, every code named, and nothing that was written breaks out."
 
+import html
 import json
 import re
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.failures import marked_output, show_failures
+from kwanzaa_nb.failures import failure_html, marked_output, show_failures
 from kwanzaa_nb.metrics import REFUSAL, controls, score_arms
+from kwanzaa_nb.sentences import number_sentences
 from kwanzaa_nb.validation import read_records
 from tiny import ROOT
 
 RECORDS = read_records(ROOT / "data/training/kwanzaa_eval.jsonl")[:30]
-TEXTS = {"c1": "It opened in 1966, they say: \"on time\"."}
+CHUNKS = [{"chunk_id": "c1", "text": "It opened in 1966, they say. \"On time\", they say. It opened in 1966, they say."}, {"chunk_id": "c2", "text": "It closed <early>."}]
 
 
-def written(*citations, text="It did. [1]"):
-    return json.dumps({"citations": [{"quote": quote, "chunk_id": chunk_id} for quote, chunk_id in citations], "answer": {"completeness": "complete", "text": text},
+def written(evidence, text="It did. [1]"):
+    return json.dumps({"evidence": evidence, "answer": {"completeness": "complete", "text": text},
                        "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}}, ensure_ascii=False)
 
 
@@ -46,28 +48,42 @@ def test_the_prompt_the_output_and_the_target_are_there():
         assert chunk["chunk_id"] in shown
 
 
-def test_quotes_are_green_where_they_stand_and_red_elsewhere():
-    for quote, chunk_id, kind in (("in 1966", "c1", "there"), ('say: "on time"', "c1", "there"), ("in 1967", "c1", "not-there"), ("in 1966", "c2", "not-there")):
-        shown = marked_output(written((quote, chunk_id)), TEXTS)
-        assert re.findall('class="([a-z-]+)"', shown) == [kind]
-    assert "<mark" not in marked_output(written(("", "c1")), TEXTS) and marked_output("", TEXTS) == ""
-    assert marked_output("x" * 2000, {}).endswith("x …") and marked_output(REFUSAL, {}).count("<") == 0
+def test_numbers_and_marks_are_coloured_by_whether_they_lead_to_a_sentence():
+    for evidence, text, kinds in (([1, 4], "It did. [4][1]", "1 there, 4 there, [4] there, [1] there"), ([5], "So. [5]", "5 astray, [5] astray"),
+                                  ([2], "In 1966. [3] [2] [2, 3]", "2 there, [3] astray, [2] there, [2, 3] astray"), ([], "No. [1]", "[1] astray"), (["x 3"], "a", "3 astray")):
+        shown = marked_output(written(evidence, text), CHUNKS)
+        assert ", ".join(f"{piece} {kind}" for kind, piece in re.findall('<b class="([a-z]+)">(.*?)</b>', shown)) == kinds
+        assert html.unescape(re.sub("<[^>]*>", "", shown)) == written(evidence, text)
+    assert marked_output("", CHUNKS) == "" and marked_output("x" * 2000, []).endswith("x …") and marked_output(REFUSAL, []).count("<") == 0
+    assert marked_output("Sure. [1]", CHUNKS) == "Sure. [1]" and marked_output('[{"evidence":[1]}]', CHUNKS).count("<") == 0
+    cut = marked_output(written([1], "In 1966. [1]"), CHUNKS, longest=15)
+    assert cut == '{&quot;evidence&quot;: [<b class="there">1</b> …'
+
+
+def test_every_sentence_stands_behind_its_number_and_the_named_ones_are_highlighted():
+    failed = {"id": "r", "codes": ["c"], "notes": ["n"], "question": "When?", "expected": REFUSAL, "raw": written([3, 9], "In 1966. [3]")}
+    shown = failure_html(failed, {"chunks": CHUNKS})
+    numbers = [int(number) for number in re.findall(r'<small class="number">\[(\d+)\]</small> ', shown)]
+    assert numbers == [sentence.number for sentence in number_sentences(CHUNKS)] == [1, 2, 3, 4]
+    assert re.findall("<mark>.*?</sup>", shown) == ["<mark>It opened in 1966, they say.</mark><sup>[3]</sup>"]
+    assert '<small class="number">[3]</small> <mark>' in shown and "It closed &lt;early&gt;." in shown
+    assert "<mark>" not in failure_html({**failed, "raw": "Sure! [3]"}, {"chunks": CHUNKS}) and "nothing was retrieved" in failure_html(failed, {})
 
 
 ANYTHING = st.recursive(st.none() | st.integers() | st.text(max_size=20), lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(max_size=8), one, max_size=3))
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.one_of(st.text(max_size=80), ANYTHING.map(json.dumps), ANYTHING.map(lambda one: json.dumps({"citations": one})),
-                 st.text(max_size=30).map(lambda text: written((text, "c1"), text=text + "</pre><script>"))))
+@given(st.one_of(st.text(max_size=80), ANYTHING.map(json.dumps), ANYTHING.map(lambda one: json.dumps({"evidence": one})),
+                 st.text(max_size=30).map(lambda text: written([1, text], text=text + "</pre><script>"))))
 def test_nothing_that_was_written_breaks_out(raw):
-    shown = marked_output(raw, TEXTS)
-    assert not re.search(r"<(?!mark class=\"(?:not-)?there\">|/mark>)", shown)
+    shown = marked_output(raw, CHUNKS)
+    assert not re.search(r"<(?!b class=\"(?:there|astray)\">|/b>)", shown)
     samples = [{"id": RECORDS[0]["id"], "arm": "a", "raw": raw, "finish_reason": "stop"}]
     show_failures(score_arms(samples, RECORDS[:1])["a"], RECORDS[:1], samples)._repr_html_().encode()
 
 
 def test_half_a_surrogate_pair_and_depth_are_shown_too():
-    for raw in ('{"citations":[{"quote":"\\ud800","chunk_id":"c1"}]}', "[" * 100_000):
+    for raw in ('{"evidence":["\\ud800"],"answer":{"text":"\ud800"}}', "[" * 100_000):
         samples = [{"id": RECORDS[0]["id"], "arm": "a", "raw": raw, "finish_reason": "stop"}]
         assert show_failures(score_arms(samples, RECORDS[:1])["a"], RECORDS[:1], samples)._repr_html_().encode()

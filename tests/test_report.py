@@ -2,19 +2,22 @@
 
 import json
 import re
+import shutil
+import subprocess
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwanzaa_nb.metrics import HEADLINES, METRICS, REFUSAL, compare, controls, score_arms
 from kwanzaa_nb.report import TABLE_HEAD, arms_table, evaluation_page, p_text, page_rows
 
-CHUNK = {"chunk_id": "c1", "text": "It opened in 1966.", "gold": True, "citation_label": "a label"}
+CHUNK = {"chunk_id": "c1", "text": "It opened in 1966. It closed.", "gold": True, "citation_label": "a label"}
 
 
 def records(question="When?", text=CHUNK["text"]):
     target = json.dumps({
-        "citations": [{"chunk_id": "c1", "quote": "It opened in 1966."}], "answer": {"completeness": "complete", "text": "In 1966. [1]"},
+        "evidence": [1], "answer": {"completeness": "complete", "text": "In 1966. [1]"},
         "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}})
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": f"c\n### Instruction:\n{question}"}, {"role": "assistant", "content": target}]
     answered = {"id": "r1", "category": "citation_required", "answerable": True, "chunks": [{**CHUNK, "text": text}], "messages": messages,
@@ -37,7 +40,7 @@ def test_every_record_and_arm_is_in_the_page():
     data = data_of(page)
     assert data["arms"] == ["base", "adapter"] and [row["id"] for row in data["rows"]] == ["r1", "r2"]
     first = data["rows"][0]
-    assert first["question"] == "When?" and first["chunks"] == [{"id": "c1", "text": "It opened in 1966.", "gold": True, "label": "a label"}]
+    assert first["question"] == "When?" and first["chunks"] == [{"id": "c1", "text": CHUNK["text"], "gold": True, "label": "a label", "spans": [[0, 18], [19, 29]]}]
     assert first["arms"]["base"]["raw"] == "Sure!" and first["arms"]["base"]["answering"] == 0.25 and first["arms"]["base"]["codes"]
     assert "A &lt;title&gt;" in page and "always_refuse" in page
 
@@ -50,6 +53,33 @@ def test_nothing_that_was_written_breaks_out(raw, question):
         assert page.count("<script") == 2 and page.count("</script>") == 2 and "<!--" not in page
         row = data_of(page)["rows"][0]
         assert row["arms"]["adapter"]["raw"] == odd and row["chunks"][0]["text"] == "A chunk. " + odd
+
+
+def answer(evidence, text):
+    return json.dumps({"evidence": evidence, "answer": {"completeness": "complete", "text": text},
+                       "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}}, ensure_ascii=False)
+
+
+def test_the_page_is_told_which_sentences_are_named():
+    rows = data_of(page_of(answer([2, 9, "1"], "It closed. [2]")))["rows"]
+    assert rows[0]["expected_numbers"] == [1] and rows[0]["arms"]["base"]["numbers"] == [2] and rows[1]["expected_numbers"] == []
+    assert rows[1]["chunks"] == [] and rows[1]["arms"]["base"]["numbers"] == [] and data_of(page_of("Sure! [1]"))["rows"][0]["arms"]["base"]["numbers"] is None
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_the_page_in_a_browser_draws_what_was_told(tmp_path):
+    "Characters beyond two bytes count once, marks are coloured, hostile text stays text."
+    page = page_of(answer([1, 7], "It \N{GRINNING FACE} opened. [1] <img src=x> [7] [2]"), text="\N{GRINNING FACE} It opened in 1966. It <b>closed</b>.")
+    opening = "<script>document.querySelectorAll('details').forEach(one => { one.open = true; })</script>"
+    (tmp_path / "page.html").write_text(page.replace("</html>", f"{opening}</html>"), encoding="utf-8")
+    done = subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom",
+                           (tmp_path / "page.html").as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=300, check=True)
+    assert "CONSOLE" not in done.stderr
+    drawn = done.stdout[done.stdout.index('<div id="list">'):done.stdout.index('<script type="application/json"')]
+    assert ('<small class="number">[1]</small> <mark>\N{GRINNING FACE} It opened in 1966.</mark><sup>expected, base, adapter</sup> '
+            '<small class="number">[2]</small> <span>It &lt;b&gt;closed&lt;/b&gt;.</span></div>') in drawn
+    evidence = '{"evidence": [<b class="there">1</b>, <b class="astray">7</b>], '
+    assert drawn.count(evidence) == 2 and drawn.count('<b class="there">[1]</b> &lt;img src=x&gt; <b class="astray">[7]</b> <b class="astray">[2]</b>') >= 2
 
 
 def test_the_page_loads_nothing():

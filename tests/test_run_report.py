@@ -5,12 +5,15 @@ import shutil
 import subprocess
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kwanzaa_nb import cli
 from kwanzaa_nb.overview import different_settings, find_runs, write_overview, write_reports
 from kwanzaa_nb.metrics import HEADLINES
 from kwanzaa_nb.run_report import RunFacts, chosen_samples, costs_html, evaluation_verdict, read_run, run_page, verdict_sentence
-from kwanzaa_nb.show_answer import answer_html, highlighted
+from kwanzaa_nb.sentences import Sentence, number_sentences
+from kwanzaa_nb.show_answer import answer_html, follow_evidence, follow_sources, highlighted, named_sentences, readable_chunks, show_answer
 from made_run import EVIL, make_run
 
 
@@ -92,11 +95,76 @@ def test_samples_are_the_commonest_failures():
     assert [row["id"] for row in failed] == ["0", "3", "1"] and len(passed) == 3 and {row["answerable"] for row in passed} == {0, 1}
 
 
-def test_marks_and_quotes():
-    assert highlighted("a.b a.b", [(1, "a.b")]) == "<mark>a.b</mark><sup>[1]</sup> a.b"
-    shown = answer_html({"citations": [{"chunk_id": "x", "quote": "never"}, 7], "answer": {"text": f"{EVIL} [1] [9]"}}, [{"chunk_id": "x", "text": "said"}])
-    assert '<b class="mark">[1]</b>' in shown and '<b class="stray">[9]</b>' in shown and "does not stand in x" in shown and "<img" not in shown
-    assert answer_html({}, []) and answer_html({"answer": 3, "citations": {"a": 1}, "unknowns": []}, [])
+TWICE = {"chunk_id": "x", "text": "It rained. They sang. It rained. Then <they> left.", "spans": [[0, 10], [11, 21], [22, 32], [33, 50]]}
+
+
+def said(text, evidence):
+    return {"evidence": evidence, "answer": {"completeness": "complete", "text": text}, "unknowns": {}}
+
+
+def test_the_sentence_that_was_named_is_highlighted_and_not_one_that_reads_the_same():
+    shown = answer_html(said("It did. [3]", [3]), [TWICE])
+    assert "It rained. They sang. <mark>It rained.</mark><sup>[3]</sup> Then &lt;they&gt; left." in shown and '<b class="there">[3]</b>' in shown
+    source = {"chunk_id": "x", "quote": "It rained.", "quote_start": 22, "quote_end": 32}
+    complete = answer_html({"answer": {"text": "It did. [1]"}, "sources": [source]}, [TWICE])
+    assert "<mark>It rained.</mark><sup>[1]</sup> Then" in complete and complete.count("<mark>") == 1 and "wrong" not in complete
+    other = {"chunk_id": "y", "text": "One. Two."}
+    assert follow_evidence([5, 6], [TWICE, other])["[6]"] == Sentence(6, 1, "y", 5, 9, "Two.")
+
+
+def test_overlapping_spans_are_joined_and_every_sentence_can_have_its_number():
+    first, second, third = (Sentence(number, 0, "x", start, end, "…") for number, start, end in ((1, 11, 32), (2, 0, 21), (3, 33, 50)))
+    assert highlighted(TWICE["text"], [first, second, third]) == (
+        "<mark>It rained. They sang. It rained.</mark><sup>[2][1]</sup> <mark>Then &lt;they&gt; left.</mark><sup>[3]</sup>")
+    numbered = highlighted(TWICE["text"], [], number_sentences([TWICE]))
+    assert re.sub("<[^>]*>", "", numbered) == "[1] It rained. [2] They sang. [3] It rained. [4] Then &lt;they&gt; left." and "<mark>" not in numbered
+
+
+def test_what_leads_nowhere_is_told():
+    shown = answer_html(said(f"{EVIL} [1] [9] [2, 3]", [1, 7, "4", True, 0]), [TWICE])
+    assert re.findall('<b class="([a-z]+)">([^<]*)</b>', shown) == [("there", "[1]"), ("astray", "[9]"), ("astray", "[2, 3]")]
+    wrong = re.findall('<p class="wrong">([^<]*)</p>', shown)
+    assert wrong == ["[9] leads nowhere", "[2, 3] leads nowhere", "[7] was not shown", "[&#x27;4&#x27;] is not the number of a sentence",
+                     "[True] is not the number of a sentence", "[0] was not shown"]
+    assert "<img" not in shown and "evidence is not a list" in answer_html(said("a", 4), [])
+
+
+@pytest.mark.parametrize("source, wrong", [
+    ({"chunk_id": "y", "quote_start": 0, "quote_end": 10}, "leads to no chunk that was shown, but to 'y'"), ({}, "leads to no chunk that was shown, but to NoneType"),
+    ({"chunk_id": "x", "quote_start": 0, "quote_end": 51}, "does not stand at 0 to 51 of x"), ({"chunk_id": "x", "quote_start": 5}, "does not stand at 5 to NoneType of x"),
+    ({"chunk_id": "x", "quote_start": 0, "quote_end": 10, "quote": "It snowed."}, "does not stand at 0 to 10 of x"),
+    ({"chunk_id": "x"}, ""), ({"chunk_id": "x", "quote_start": 0, "quote_end": 10, "quote": "It rained."}, "")])
+def test_a_source_stands_where_it_says_or_is_told_to_be_wrong(source, wrong):
+    found = follow_sources([source], [TWICE])["[1]"]
+    assert found == wrong if wrong else isinstance(found, Sentence)
+    assert ('class="wrong"' in answer_html({"sources": [source], "answer": {"text": "a [1]"}}, [TWICE])) == bool(wrong)
+
+
+ODD = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["\ud800", EVIL, "[1]", 10 ** 400]),
+                   lambda one: st.lists(one, max_size=4) | st.dictionaries(st.sampled_from(["chunk_id", "text", "spans", "quote_start", "quote_end", "quote", "year"]), one), max_leaves=9)
+ODD_ANSWERS = ODD | st.fixed_dictionaries({}, optional={name: ODD for name in ("evidence", "sources")} | {
+    "answer": ODD | st.fixed_dictionaries({}, optional={name: ODD for name in ("text", "completeness", "confidence")}),
+    "unknowns": ODD | st.fixed_dictionaries({}, optional={name: ODD for name in ("missing_context", "out_of_scope")})})
+
+
+@settings(max_examples=200, deadline=None)
+@given(ODD_ANSWERS, st.lists(ODD, max_size=3))
+def test_whatever_is_odd_is_shown_and_escaped(answer, chunks):
+    shown = show_answer(answer, chunks)._repr_html_()
+    assert shown.encode() and set(re.findall("<[^>]*>", shown.split("</style>")[1])) <= {
+        '<div class="answer">', "</div>", '<p class="said">', '<p class="facts">', '<p class="wrong">', "<p>", "</p>", "<b>", '<b class="there">', '<b class="astray">',
+        "</b>", '<div class="chunk">', '<div class="chunk used">', "<small>", "</small>", "<mark>", "</mark>", "<sup>", "</sup>"}
+    assert readable_chunks(readable_chunks(chunks)) == [{**chunk, "source": "", "spans": chunk["spans"]} for chunk in readable_chunks(chunks)]
+
+
+def test_an_output_as_deep_as_a_parser_reads_is_shown():
+    for depth in (900, 100_000):
+        raw = '{"evidence":' + "[" * depth + "]" * depth + ',"answer":{"text":"a"},"unknowns":{"missing_context":' + "[" * depth + "]" * depth + "}}"
+        assert not named_sentences(raw, [TWICE])
+    nested = []
+    for _ in range(5000):
+        nested = [nested]
+    assert "[list] is not the number" in answer_html(said("a", nested) | {"unknowns": {"missing_context": nested}}, [])
 
 
 def test_the_commands(runs, monkeypatch, capsys):
