@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_setting', 'run_command', 'verdict_command', 'runs_command', 'report_command', 'sweep_command', 'init_command',
-           'config_command', 'validate_command', 'parser', 'steady_streams', 'main']
+           'config_command', 'validate_command', 'convert_command', 'parser', 'steady_streams', 'main']
 
 # %% ../nbs/70_cli.ipynb #70-003
 import argparse
@@ -146,6 +146,17 @@ def validate_command(arguments: argparse.Namespace) -> int:
             print(f"\n{preview_record(tokenizer, record)}")
     return int(any(report.problems for report in reports))
 
+# %% ../nbs/70_cli.ipynb #70-010-b
+def convert_command(arguments: argparse.Namespace) -> None:
+    "Turn a record file of the first edition into the new form."
+    from kwanzaa_nb.convert import convert_file
+    from kwanzaa_nb.errors import problem_lines
+
+    path, converted, passed, warnings = convert_file(arguments.old, arguments.new)
+    for line in problem_lines(warnings):
+        print(line, file=sys.stderr)
+    print(f"{converted:,} record{'' if converted == 1 else 's'} converted, {passed:,} {'was' if passed == 1 else 'were'} in the new form already: {path}")
+
 # %% ../nbs/70_cli.ipynb #70-011
 _CHANGE = {"metavar": "KEY=VALUE", "action": "append", "type": read_setting, "default": [],
            "help": "change a setting by its dotted key, as in training.epochs=1; may be repeated"}
@@ -193,6 +204,10 @@ def _reading(commands: Any) -> None:
     config.add_argument("path", metavar="FILE", help="a YAML file")
     config.add_argument("--set", **_CHANGE)
     config.set_defaults(command=config_command)
+
+# %% ../nbs/70_cli.ipynb #70-012-c
+def _checking(commands: Any) -> None:
+    "The commands on record files."
     validate = commands.add_parser("validate", help="check record files", description="Check files of training or evaluation records: every problem "
                                    "by line and field. Status 1: there are problems.")
     validate.add_argument("paths", nargs="+", metavar="FILE", help="JSONL, a record with messages on each line")
@@ -200,6 +215,11 @@ def _reading(commands: Any) -> None:
     validate.add_argument("--preview", type=_count, default=0, metavar="N", help="show the first N records, what is trained on in ⟦ ⟧")
     validate.add_argument("--set", **_CHANGE)
     validate.set_defaults(command=validate_command)
+    convert = commands.add_parser("convert", help="bring records of the first edition to the new form", description="Turn records with citations and quotes "
+                                  "into records that name numbered sentences. Where a line can't be turned, that is told, and nothing is written.")
+    convert.add_argument("old", metavar="OLD", help="JSONL; records in the new form already stay as they are")
+    convert.add_argument("new", nargs="?", metavar="NEW", help="where to write, a file that is not there yet (default: OLD, its name ending in .converted.jsonl)")
+    convert.set_defaults(command=convert_command)
 
 # %% ../nbs/70_cli.ipynb #70-012-b
 def parser() -> argparse.ArgumentParser:
@@ -209,6 +229,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     _running(commands)
     _reading(commands)
+    _checking(commands)
     return top
 
 # %% ../nbs/70_cli.ipynb #70-014-b

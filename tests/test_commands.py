@@ -14,7 +14,7 @@ from kwanzaa_nb.runs import Stage, StageError
 
 MODULES = sorted(Path(runs.__file__).parent.glob("*.py"))
 EVIL = ["my files", "it's", 'a "b"', "$HOME", "a & b", "x;rm", "(1)", "*", "a\\b", "#1", "`id`", "é ü", "a|b", "x~", "!1", "plain"]
-COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|init|sweep|config)|\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
+COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|convert|init|sweep|config)|\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
 PLAIN = {"made_by", "NOTEBOOKS[made_by]", "best", "name", "version", "','.join(needed)"}  # a stage, its notebook, an extra, a package, its version, extras
 
 
