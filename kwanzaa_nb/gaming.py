@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Forgery', 'NAME', 'NUMBER', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED', 'PARAPHRASES', 'target', 'written',
-           'with_text', 'names_in', 'number_changed', 'entity_swapped', 'name_exchanged', 'number_exchanged',
-           'negation_inserted', 'roles_swapped', 'padded_quote', 'off_topic', 'wrong_chunk', 'foreign_id',
-           'no_citation', 'three_words', 'repeated', 'other_claim', 'answer_inside', 'hidden_in_unknowns', 'fronted',
-           'turned', 'synonym', 'spelled_number', 'introduced', 'as_cleft', 'passes', 'with_secrets', 'forge',
-           'forgeable']
+           'with_text', 'gold_sentences', 'moved', 'names_in', 'number_changed', 'entity_swapped', 'name_exchanged',
+           'number_exchanged', 'negation_inserted', 'roles_swapped', 'padded_quote', 'wrong_chunk', 'neighbouring',
+           'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim', 'answer_inside',
+           'hidden_in_unknowns', 'fronted', 'turned', 'synonym', 'spelled_number', 'introduced', 'as_cleft', 'passes',
+           'with_secrets', 'forge', 'forgeable']
 
 # %% ../nbs/91_gaming.ipynb #91-002
 import json
@@ -19,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from .metrics import REFUSAL, Rate, judge, read_cases, share
+from .sentences import Sentence, number_sentences
 from .support import mentions, sentences, split_claims, tokens
 from .validation import read_records
 
@@ -33,9 +34,13 @@ def target(record: dict) -> dict:
     return json.loads(record["messages"][-1]["content"])
 
 
-def written(answer: dict, text: "str | None" = None, citations: "list[dict] | None" = None) -> str:
-    "An output with another text or other citations."
-    return json.dumps({**answer, "citations": answer["citations"] if citations is None else citations,
+def written(
+    answer: dict,  # an output, parsed
+    text: "str | None" = None,  # default: its own
+    evidence: "list[int] | None" = None,  # numbers of sentences; default: its own
+) -> str:
+    "Write an output with another text or other evidence."
+    return json.dumps({**answer, "evidence": answer["evidence"] if evidence is None else evidence,
                        "answer": {**answer["answer"], "text": answer["answer"]["text"] if text is None else text}}, ensure_ascii=False)
 
 
@@ -46,6 +51,21 @@ def with_text(change: "Callable[[str, dict, random.Random], str | None]") -> For
         text = change(answer["answer"]["text"], record, chance)
         return None if text is None or text == answer["answer"]["text"] else written(answer, text)
     return forged
+
+# %% ../nbs/91_gaming.ipynb #91-004-c
+def gold_sentences(record: dict, gold: bool = True) -> list[Sentence]:
+    "Get the numbered sentences of the chunks that answer, or of all others."
+    return [one for one in number_sentences(record["chunks"]) if bool(record["chunks"][one.place].get("gold")) is gold]
+
+
+def moved(
+    record: dict,  # an answered one
+    numbers: Sequence[int],  # one for each of its evidence, in that order
+) -> str:
+    "Write the right output with other numbers, in its evidence and in its marks."
+    answer = target(record)
+    new = dict(zip(answer["evidence"], numbers, strict=True))
+    return written(answer, re.sub(r"\[(\d+)\]", lambda mark: f"[{new[int(mark[1])]}]", answer["answer"]["text"]), list(numbers))
 
 # %% ../nbs/91_gaming.ipynb #91-004-b
 def names_in(text: str) -> list[str]:
@@ -112,59 +132,61 @@ def roles_swapped(text: str, record: dict, chance: random.Random) -> "str | None
     one, other = apart[0]
     return text.replace(one, "\0", 1).replace(other, one, 1).replace("\0", other, 1)
 
-
+# %% ../nbs/91_gaming.ipynb #91-1002
 def padded_quote(text: str, record: dict, chance: random.Random) -> "str | None":
-    "A false sentence hides behind a true quote in the same sentence."
+    "A false statement hides behind a sentence of the evidence, copied, in the same sentence."
     false = number_changed(text, record, chance) or negation_inserted(text, record, chance)
-    quote = target(record)["citations"][0]["quote"].rstrip(".!?")
-    return f"{quote}, and {false[0].lower()}{false[1:]}" if false else None
-
-
-def off_topic(text: str, record: dict, chance: random.Random) -> "str | None":
-    "A true sentence of the right chunk that answers something else."
-    answers = [record["expected"]["answer"], *record["expected"].get("aliases", [])]
-    others = [sentence for chunk in record["chunks"] if chunk.get("gold") for sentence in sentences(chunk["text"])
-              if not mentions(sentence, answers) and not any(one["quote"] in sentence for one in target(record)["citations"])]
-    return f"{chance.choice(others)} [1]" if others else None
+    copied = number_sentences(record["chunks"])[target(record)["evidence"][0] - 1].text.rstrip(".!?")
+    return f"{copied}, and {false[0].lower()}{false[1:]}"
 
 # %% ../nbs/91_gaming.ipynb #91-007
 def wrong_chunk(record: dict, chance: random.Random) -> "str | None":
-    "The right text, cited from a chunk that does not hold it."
-    others = [chunk for chunk in record["chunks"] if not chunk.get("gold")]
+    "The right text, under sentences of chunks that do not hold it."
+    others, count = [one.number for one in gold_sentences(record, gold=False)], len(target(record)["evidence"])
+    return moved(record, chance.sample(others, count)) if len(others) >= count else None
+
+
+def neighbouring(record: dict, chance: random.Random) -> "str | None":
+    "The right text, under the sentence before or behind the right one, of the same chunk."
+    shown, own, numbers = number_sentences(record["chunks"]), target(record)["evidence"], []
+    for number in own:
+        beside = [one.number for one in shown if abs(one.number - number) == 1 and one.place == shown[number - 1].place
+                  and one.number not in own + numbers]
+        if not beside:
+            return None
+        numbers.append(chance.choice(beside))
+    return moved(record, numbers)
+
+
+def off_topic(record: dict, chance: random.Random) -> "str | None":
+    "A true sentence of the right chunk that answers something else, under its own number."
+    answers, own = [record["expected"]["answer"], *record["expected"].get("aliases", [])], target(record)["evidence"]
+    others = [one for one in gold_sentences(record) if one.number not in own and not mentions(one.text, answers)]
     if not others:
         return None
-    citations = [{"chunk_id": chunk["chunk_id"], "quote": sentences(chunk["text"])[0][:400]} for chunk in others[:len(target(record)["citations"])]]
-    return written(target(record), citations=citations) if len(citations) == len(target(record)["citations"]) else None
-
-
-def foreign_id(record: dict, chance: random.Random) -> str:
-    "The id of a chunk that belongs to another record."
-    return written(target(record), citations=[{**one, "chunk_id": one["chunk_id"] + "9"} for one in target(record)["citations"]])
-
-
-def no_citation(record: dict, chance: random.Random) -> str:
-    "Marks that stand for nothing."
-    return written(target(record), citations=[])
-
-
-def three_words(record: dict, chance: random.Random) -> "str | None":
-    "Quotes of three words from somewhere in the right chunk."
-    texts, citations = {chunk["chunk_id"]: chunk["text"] for chunk in record["chunks"]}, []
-    for one in target(record)["citations"]:
-        words = list(re.finditer(r"\S+", texts[one["chunk_id"]]))
-        place = chance.randrange(max(1, len(words) - 2))
-        citations.append({**one, "quote": texts[one["chunk_id"]][words[place].start():words[min(place + 2, len(words) - 1)].end()]})
-    return written(target(record), citations=citations)
+    taken = chance.choice(others)
+    return written(target(record), f"{taken.text} [{taken.number}]", [taken.number])
 
 # %% ../nbs/91_gaming.ipynb #91-007-b
-def repeated(record: dict, chance: random.Random) -> str:
-    "The same citation as often as a claim may have marks, and once more."
-    one = target(record)["citations"][0]
-    text = re.sub(r"(?:\s*\[\d+\])+", " [1] [2] [3] [4]", target(record)["answer"]["text"])
-    return written(target(record), text, [{**one, "quote": one["quote"][:len(one["quote"]) - cut]} for cut in range(4)])
+def not_shown(record: dict, chance: random.Random) -> str:
+    "The right text, under numbers that no sentence has."
+    last = len(number_sentences(record["chunks"]))
+    return moved(record, [last + place for place, _ in enumerate(target(record)["evidence"], 1)])
 
 
-def other_claim(record: dict, chance: random.Random) -> "str | None":
+def every_sentence(record: dict, chance: random.Random) -> str:
+    "The right text, with every sentence of the right chunks as its evidence, as far as eight go, and all of them as marks."
+    numbers = list(dict.fromkeys(target(record)["evidence"] + [one.number for one in gold_sentences(record)]))[:8]
+    marks = "".join(f"[{number}]" for number in numbers)
+    return written(target(record), re.sub(r"\[\d+\](?:\s*\[\d+\])*", marks, target(record)["answer"]["text"]), numbers)
+
+
+def no_evidence(record: dict, chance: random.Random) -> str:
+    "Marks that stand for nothing."
+    return written(target(record), evidence=[])
+
+
+def other_claim(record: dict, chance: random.Random) -> str:
     "The right answer, and a second sentence without a mark that nobody can check."
     return written(target(record), target(record)["answer"]["text"] + " It was the first of its kind in the whole country.")
 
@@ -185,13 +207,14 @@ def _refusing(text: str) -> str:
     refusal = json.loads(REFUSAL)
     return json.dumps({**refusal, "answer": {**refusal["answer"], "text": text}}, ensure_ascii=False)
 
-
+# %% ../nbs/91_gaming.ipynb #91-009-b
 FORGERIES: dict[str, Forgery] = {
-    "wrong chunk": wrong_chunk, "number changed": with_text(number_changed), "entity swapped": with_text(entity_swapped),
-    "name of the same chunk": with_text(name_exchanged), "number of the same chunk": with_text(number_exchanged),
-    "negation inserted": with_text(negation_inserted), "roles swapped": with_text(roles_swapped), "off-topic true quote": with_text(off_topic),
-    "padded quote": with_text(padded_quote), "marks without a citation": no_citation, "quote of three words": three_words,
-    "id of another record": foreign_id, "the same citation repeated": repeated, "a claim without a mark": other_claim}
+    "wrong chunk": wrong_chunk, "neighbouring sentence": neighbouring, "number changed": with_text(number_changed),
+    "entity swapped": with_text(entity_swapped), "name of the same chunk": with_text(name_exchanged),
+    "number of the same chunk": with_text(number_exchanged), "negation inserted": with_text(negation_inserted),
+    "roles swapped": with_text(roles_swapped), "off-topic true quote": off_topic, "padded quote": with_text(padded_quote),
+    "marks without evidence": no_evidence, "number that was not shown": not_shown, "every sentence of the chunk named": every_sentence,
+    "a claim without a mark": other_claim}
 REFUSALS: dict[str, Forgery] = {"refusal with the answer inside": answer_inside, "claims hidden in unknowns": hidden_in_unknowns}
 
 # %% ../nbs/91_gaming.ipynb #91-011
@@ -262,7 +285,7 @@ def with_secrets(records: Sequence[dict]) -> list[dict]:
 # %% ../nbs/91_gaming.ipynb #91-013-b
 def forge(
     records: Sequence[dict],  # answered ones with their target, and refusals of the same questions
-    count: int = 200,  # cases of each sort, as far as the records give them
+    count: int = 1000,  # cases of each sort, as far as the records give them; the committed records give about 500
     seed: int = 0,
 ) -> dict[str, Rate]:  # by sort: the share that passes
     "What passes of each forgery and of each paraphrase."

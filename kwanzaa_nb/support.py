@@ -54,8 +54,8 @@ _OPENERS = frozenset(
     its their there then as but and however although some many most no not both each
     """)
 )
-_MARK = re.compile(r"\[(\d{1,3})\]")
-_MARKS_RUN = re.compile(r"(?:\s*\[\d{1,3}\])+")
+_MARK = re.compile(r"\[(\d{1,9})\]")
+_MARKS_RUN = re.compile(r"(?:\s*\[\d{1,9}\])+")
 _END = re.compile(r"[.!?…]+[\"'”’»)\]]*")
 
 # %% ../nbs/41_support.ipynb #41-005

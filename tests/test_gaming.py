@@ -1,12 +1,16 @@
 "Forged answers by the hundred: what passes of them, and that true paraphrases do."
 
+import json
 import random
 
 import pytest
 from tiny import ROOT
 
-from kwanzaa_nb.gaming import FORGERIES, PARAPHRASES, REFUSALS, forge, forgeable, passes
+from kwanzaa_nb.answer import find_marks
+from kwanzaa_nb.gaming import FORGERIES, PARAPHRASES, REFUSALS, forge, forgeable, passes, target
 from kwanzaa_nb.metrics import judge, read_cases
+from kwanzaa_nb.sentences import number_sentences
+from kwanzaa_nb.support import split_claims
 
 
 OPEN = {"name of the same chunk"}  # not yet under one in twenty
@@ -28,7 +32,7 @@ def test_gold_passes(records):
 
 @pytest.mark.parametrize("sort", [*FORGERIES, *REFUSALS])
 def test_a_forgery_passes_in_less_than_one_case_of_twenty_but_for_what_is_open(rates, sort):
-    assert rates[sort].total >= 100 and rates[sort].value < (0.12 if sort in OPEN else 0.05), str(rates[sort])
+    assert rates[sort].total >= 100 and rates[sort].value < (0.1 if sort in OPEN else 0.05), str(rates[sort])
 
 
 @pytest.mark.parametrize("sort", PARAPHRASES)
@@ -52,5 +56,36 @@ def test_forgeries_are_whole_outputs_that_the_rest_of_the_scoring_reads(records)
                 assert outcome.parsed and outcome.fits, (sort, outcome.notes)
                 if outcome.valid:
                     readable.add(sort)
-    assert readable == set(FORGERIES) - {"marks without a citation", "id of another record", "the same citation repeated"} | (
-        readable & {"the same citation repeated"})
+    assert readable == set(FORGERIES) - {"marks without evidence", "number that was not shown"}
+
+
+@pytest.mark.parametrize("sort, code", [
+    ("wrong chunk", "gold_chunk_not_cited"), ("neighbouring sentence", "claim_beside_evidence"), ("off-topic true quote", "answer_not_in_text"),
+    ("marks without evidence", "answer_without_evidence"), ("number that was not shown", "number_not_shown"),
+    ("every sentence of the chunk named", "too_many_marks"), ("every sentence of the chunk named", "idle_marks"),
+    ("a claim without a mark", "claim_without_mark")])
+def test_a_forgery_of_the_evidence_fails_by_what_it_forges(records, sort, code):
+    chance, codes = random.Random(2), []
+    for record in records[:200]:
+        raw = FORGERIES[sort](record, chance) if record["answerable"] else None
+        if raw:
+            codes.append(judge(read_cases([record])[0], {"id": record["id"], "raw": raw, "finish_reason": "stop"}).codes)
+    assert sum(code in found for found in codes) > len(codes) / 10 > 1
+
+
+def test_moved_evidence_and_marks_agree(records):
+    "A neighbour is of the same chunk, a wrong chunk is another one, and in both the text stays but for its marks."
+    chance, met = random.Random(3), set()
+    for record in [one for one in records if one["answerable"]][:100]:
+        shown, right = number_sentences(record["chunks"]), target(record)
+        for sort in ("neighbouring sentence", "wrong chunk"):
+            raw = FORGERIES[sort](record, chance)
+            if raw:
+                forged = json.loads(raw)
+                assert set(find_marks(forged["answer"]["text"])) == set(forged["evidence"]) and not set(forged["evidence"]) & set(right["evidence"])
+                said, meant = ([claim.text for claim in split_claims(one["answer"]["text"])] for one in (forged, right))
+                assert said == meant
+                places = [[shown[number - 1].place for number in one["evidence"]] for one in (forged, right)]
+                assert places[0] == places[1] if sort == "neighbouring sentence" else not set(places[0]) & set(places[1])
+                met.add(sort)
+    assert len(met) == 2

@@ -6,9 +6,11 @@ from math import comb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import ROOT
 
 import kwanzaa_nb.metrics as metrics
 import kwanzaa_nb.support as support
+from kwanzaa_nb.answer import RULE_ERRORS, find_marks
 from kwanzaa_nb.metrics import (
     HEADLINES,
     METRICS,
@@ -27,6 +29,8 @@ from kwanzaa_nb.metrics import (
     share,
     wilson,
 )
+from kwanzaa_nb.prompt import render_user
+from kwanzaa_nb.validation import read_records
 
 FACTS = [
     ("press", "Freedom's Journal", "New York City", "in 1827", "Samuel Cornish"),
@@ -39,23 +43,31 @@ FACTS = [
 def chunk(slug, thing, place, year, person):
     return {
         "chunk_id": f"{slug}-01",
+        "source_org": "x",
+        "year": 1900,
         "text": f"A weekly issue of {thing} cost six cents and reached many homes. "
         f"{person} founded {thing} in {place} {year}.",
     }
 
 
-def output(completeness="complete", text="x", citations=(), missing=()):
+def output(completeness="complete", text="x", evidence=(), missing=()):
     return json.dumps(
         {
-            "citations": [{"chunk_id": one, "quote": quote} for one, quote in citations],
+            "evidence": list(evidence),
             "answer": {"completeness": completeness, "text": text},
             "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []},
         }
     )
 
 
+def cited(text):
+    "An answer whose evidence is what its marks name."
+    return output(text=text, evidence=dict.fromkeys(find_marks(text)))
+
+
 def make_records():
-    "A minimal pair for each fact; the gold chunk stands first in one record of three."
+    """A minimal pair for each fact, the gold chunk in each place. Each chunk has two sentences, so that in the first record [1] and [2] are
+    of the gold chunk, [3] to [6] of others."""
     records = []
     for number, fact in enumerate(FACTS):
         slug, thing, place, year, person = fact
@@ -65,10 +77,7 @@ def make_records():
             if answerable:
                 shown.insert(number % 3, {**chunk(*fact), "gold": True})
             target = (
-                output(
-                    text=f"{person} founded {thing} in {place}. [1]",
-                    citations=[(f"{slug}-01", f"founded {thing} in {place}")],
-                )
+                cited(f"{person} founded {thing} in {place}. [{2 * (number % 3) + 2}]")
                 if answerable
                 else output(
                     "insufficient_data",
@@ -76,10 +85,7 @@ def make_records():
                     missing=["the place of founding"],
                 )
             )
-            context = "\n\n".join(
-                f"[chunk_id: {one['chunk_id']} | source: x | year: 1900]\n{one['text']}" for one in shown
-            )
-            user = f"### Retrieved Context:\n{context}\n\n### Instruction:\nWhere was {thing} founded?"
+            user = render_user(f"Where was {thing} founded?", shown)
             records.append(
                 {
                     "id": f"{slug}-{answerable}",
@@ -115,11 +121,7 @@ def one(raw, record=FIRST, finish_reason="stop"):
     return scores.outcomes[0], scores
 
 
-def cited(text, chunk_id="press-01", quote="founded Freedom's Journal in New York City"):
-    return output(text=text, citations=[(chunk_id, quote)])
-
-
-GOOD = "Samuel Cornish founded Freedom's Journal in New York City. [1]"
+GOOD = "Samuel Cornish founded Freedom's Journal in New York City. [2]"
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,42 @@ def by_control():
 def test_gold_reads_one(by_control):
     assert {name: by_control["gold"].rates[name].value for name in HEADLINES} == dict.fromkeys(HEADLINES, 1.0)
     assert by_control["gold"].codes == {}
+
+
+@pytest.mark.parametrize("split", ["dev", "eval", "train"])
+def test_the_targets_of_the_committed_records_read_one(split):
+    records = read_records(ROOT / f"data/training/kwanzaa_{split}.jsonl")
+    scores = score([{"id": record["id"], "raw": record["messages"][-1]["content"]} for record in records], records)
+    assert scores.codes == {}
+    assert {rate.value for name, rate in scores.rates.items() if name != "minimal_pair_accuracy" or split != "train"} == {1.0}
+    refused = [outcome for outcome in scores.outcomes if outcome.case.answerable is False]
+    assert len(refused) > 50 and {outcome.decision for outcome in refused} == {"refused"}
+
+
+@pytest.mark.parametrize("arm, expected", [
+    ("always_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
+    ("never_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
+    ("wrong_chunk", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
+    ("cite_everything", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5, "citation_coverage_rate": 0.25, "yield": 0.25,
+                         "retrieval_groundedness_rate": 3 / 20}),  # the Chicago Defender tells its place in its name
+    ("empty_object", {}), ("echo_prompt", {})])
+def test_what_each_control_earns(by_control, arm, expected):
+    assert {name: by_control[arm].rates[name].value for name in HEADLINES} == dict.fromkeys(HEADLINES, 0.0) | expected
+
+
+def test_a_copied_chunk_earns_what_the_place_of_the_answer_gives(by_control):
+    "The gold chunk stands first in two records of four, and holds a sentence beside the point."
+    rates = by_control["copy_first_chunk"].rates
+    assert (rates["citation_coverage_rate"].value, rates["refusal_correctness_rate"].value) == (0.5, 0.5)
+
+
+def test_controls_copy_what_was_shown():
+    "Without context, or with a bracketed number in a text."
+    bare = {**REFUSABLE, "chunks": []}
+    odd = {**FIRST, "id": "odd", "chunks": [{"chunk_id": "c", "text": "Row [7] names Ada Reed. It was printed in Boston."}]}
+    codes = {(sample["arm"], sample["id"]): score([sample], [record]).codes for record in (bare, odd) for sample in controls([record])}
+    assert codes["never_refuse", bare["id"]] == codes["cite_everything", bare["id"]] == {"answer_without_evidence": 1}
+    assert codes["never_refuse", "odd"].keys() == {"answer_not_in_text", "gold_chunk_not_cited"}
 
 
 def test_no_other_control_tops_a_headline(by_control):
@@ -166,10 +204,7 @@ def test_retrieval_score_rule():
         ("", "stop", "empty"),
         ("```json\n" + cited(GOOD) + "\n```", "stop", "markdown_fence"),
         ("{}", "stop", "schema"),
-        (cited(GOOD, "defender-99"), "stop", "unknown_chunk_id"),
-        (cited(GOOD, quote="never written"), "stop", "quote_not_in_chunk"),
-        (cited(GOOD.replace("[1]", "[1] [0]")), "stop", "mark_without_citation"),
-        (cited(GOOD.replace("[1]", "[1] [2]")), "stop", "mark_without_citation"),
+        (output(text=GOOD, evidence=["2"]), "stop", "schema"),
     ],
 )
 def test_invalid_output_fails_everything(raw, finish_reason, code):
@@ -177,6 +212,29 @@ def test_invalid_output_fails_everything(raw, finish_reason, code):
     assert code in outcome.codes
     assert [scores.rates[name].value for name in HEADLINES] == [0.0] * 6
     assert scores.rates["retrieval_groundedness_rate"].total == 1
+
+
+BROKEN = {
+    "number_not_shown": cited(GOOD.replace("[2]", "[7]")),
+    "number_twice": output(text=GOOD, evidence=[2, 2]),
+    "blank_text": cited("[2]"),
+    "bad_mark": output(text=GOOD + "[2, 3]", evidence=[2]),
+    "mark_without_evidence": output(text=GOOD + "[1]", evidence=[2]),
+    "evidence_without_mark": output(text=GOOD, evidence=[2, 1]),
+    "answer_without_evidence": cited(GOOD.replace(" [2]", "")),
+    "complete_with_missing": output(text=GOOD, evidence=[2], missing=["the year"]),
+    "partial_without_missing": output("partial", GOOD, [2]),
+    "refusal_with_evidence": output("insufficient_data", "It is not said.", [2], ["the place"]),
+    "refusal_with_marks": output("insufficient_data", "It is not said. [2]", [], ["the place"]),
+    "refusal_without_reason": output("insufficient_data", "It is not said."),
+}
+
+
+@pytest.mark.parametrize("code", RULE_ERRORS)
+def test_each_broken_rule_is_an_invalid_output_that_is_counted(code):
+    outcome, scores = one(BROKEN[code])
+    assert outcome.codes == [code] and outcome.fits and not outcome.valid and outcome.decision == "invalid"
+    assert [(scores.rates[name].value, scores.rates[name].total) for name in HEADLINES if name != "minimal_pair_accuracy"] == [(0.0, 1)] * 5
 
 
 def test_no_sample_stays_in_every_denominator(by_control):
@@ -197,45 +255,72 @@ def test_fence_is_a_diagnostic_only():
 def test_stages_stand_apart():
     rates = [
         [one(raw)[1].rates[name].value for name in ("strict_json_rate", "schema_rate", "json_valid_rate")]
-        for raw in ("{", "{}", cited(GOOD, "no-such-id"), cited(GOOD))
+        for raw in ("{", "{}", BROKEN["number_not_shown"], cited(GOOD))
     ]
     assert rates == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
-def test_unknown_id_counts_against_precision():
-    text = GOOD.replace("[1]", "[1] [2]")
-    both = [("press-01", "founded Freedom's Journal in New York City"), ("made-up", "x")]
-    _, scores = one(output(text=text, citations=both))
-    assert (scores.rates["citation_precision"].passed, scores.rates["citation_precision"].total) == (1, 2)
-    assert scores.rates["citation_recall"].value == 1.0
-    assert scores.rates["citation_f1"].value == pytest.approx(2 / 3)
+@pytest.mark.parametrize("marks, found, named", [
+    ("[2]", 1, 1), ("[1][2]", 1, 1), ("[2][7]", 1, 2), ("[2][7][8]", 1, 3), ("[2][4]", 1, 2), ("[4]", 0, 1)])
+def test_precision_counts_chunks_and_numbers_that_were_not_shown(marks, found, named):
+    outcome, scores = one(cited(GOOD.replace("[2]", marks)))
+    assert outcome.valid is ("7" not in marks)
+    assert (scores.rates["citation_precision"].passed, scores.rates["citation_precision"].total) == (found, named)
+    assert scores.rates["citation_recall"].value == found
+    assert scores.rates["citation_f1"].value == pytest.approx(2 * found / (1 + named))
+
+
+TWIN = FIRST | {"chunks": [*FIRST["chunks"], {**chunk(*FACTS[0]), "chunk_id": "twin-01", "gold": False}]}
 
 
 @pytest.mark.parametrize(
-    "text, code",
+    "text, code, record",
     [
-        (GOOD + " It was a weekly.", "claim_without_mark"),
-        (GOOD + " Robert Abbott read Freedom's Journal. [1]", "claim_unsupported"),
-        ("A weekly issue of Freedom's Journal cost six cents. [1]", "answer_not_in_text"),
-        ("Samuel Cornish never founded Freedom's Journal in New York City. [1]", "claim_unsupported"),
+        (GOOD + " It was a weekly.", "claim_without_mark", FIRST),
+        (GOOD.replace("[2]", "[2][1][3][4]"), "too_many_marks", FIRST),
+        (GOOD + " Robert Abbott read Freedom's Journal. [2]", "claim_unsupported", FIRST),
+        ("Samuel Cornish never founded Freedom's Journal in New York City. [2]", "claim_unsupported", FIRST),
+        (GOOD.replace("[2]", "[1]"), "claim_beside_evidence", FIRST),
+        (GOOD.replace("[2]", "[1][2][3]"), "idle_marks", FIRST),
+        ("A weekly issue of Freedom's Journal cost six cents. [1]", "answer_not_in_text", FIRST),
+        (GOOD.replace("[2]", "[8]"), "gold_chunk_not_cited", TWIN),
     ],
 )
-def test_coverage_needs_every_claim(text, code):
-    outcome, scores = one(cited(text))
-    assert outcome.valid and code in outcome.codes
-    assert scores.rates["citation_coverage_rate"].value == scores.rates["yield"].value == 0.0
+def test_each_fault_of_an_answer_alone_costs_its_coverage(text, code, record):
+    outcome, scores = one(cited(text), record)
+    assert outcome.valid and outcome.codes == [code] and len(outcome.notes) == 1
+    assert scores.rates["citation_coverage_rate"].value == 0.0
+    pointing = code in ("too_many_marks", "claim_beside_evidence", "idle_marks")  # the claim is true, and its chunk the right one
+    assert scores.rates["yield"].value == float(pointing) and (scores.rates["retrieval_groundedness_rate"].value == 1.0) is pointing
+
+
+@pytest.mark.parametrize("text, covered", [
+    ("Ada Reed printed the almanacs of Lena Hill in Boston. [1][2]", True), ("Ada Reed printed the almanacs of Lena Hill in Boston. [2][1]", True),
+    ("Ada Reed printed the almanacs in Boston. [2][4]", True), ("Ada Reed printed the almanacs in Boston. [2][4][5]", True),
+    ("Ada Reed printed the almanacs in Boston. [2][3]", True), ("Ada Reed printed the almanacs in Boston. [1][2][3]", False),
+    ("Ada Reed printed the almanacs in Boston. [3]", False), ("Ada Reed printed the almanacs in Boston. [1][3]", False)])
+def test_most_of_the_sentences_named_for_a_claim_are_of_use(text, covered):
+    "A sentence is that brings something, or holds half of the claim as another one does; one idle sentence beside a useful one is let pass."
+    texts = ["Lena Hill wrote almanacs. Ada Reed printed the almanacs in Boston. The first one cost a dime.",
+             "In Boston Ada Reed printed the almanacs. The almanacs were printed by Ada Reed in Boston."]
+    record = FIRST | {"chunks": [{"chunk_id": f"c{place}", "text": one, "gold": True} for place, one in enumerate(texts)],
+                      "expected": {"answer": "Boston", "gold_chunk_ids": ["c0", "c1"]}}
+    outcome, _ = one(cited(text), record)
+    assert outcome.valid and outcome.covered is covered, outcome.notes
+
+
+def test_marks_of_long_contexts_are_marks():
+    text = " ".join(f"Line {number} is about nothing." for number in range(1100)) + " Ada Reed printed it in Boston."
+    record = FIRST | {"chunks": [{"chunk_id": "c", "text": text}], "expected": {"answer": "Boston", "gold_chunk_ids": ["c"]}}
+    outcome, _ = one(cited("Ada Reed printed it in Boston. [1101]"), record)
+    assert outcome.covered, outcome.notes
+    assert one(cited("Ada Reed printed it. [1101]"), record | {"expected": {"answer": "1101", "gold_chunk_ids": ["c"]}})[0].codes == ["answer_not_in_text"]
 
 
 def test_a_claim_is_held_against_its_own_chunk_only():
     "The other chunk supports the second sentence, but the sentence doesn't cite it."
-    both = [
-        ("press-01", "founded Freedom's Journal in New York City"),
-        ("defender-01", "founded the Chicago Defender in Chicago"),
-    ]
-    right = output(text=GOOD + " Robert Abbott founded the Chicago Defender in Chicago. [2]", citations=both)
-    crossed = output(
-        text=GOOD.replace("[1]", "[2]") + " Robert Abbott founded the Chicago Defender in Chicago. [1]", citations=both
-    )
+    right = cited(GOOD + " Robert Abbott founded the Chicago Defender in Chicago. [4]")
+    crossed = cited(GOOD.replace("[2]", "[4]") + " Robert Abbott founded the Chicago Defender in Chicago. [2]")
     assert one(right)[0].supported == 2
     assert one(crossed)[0].supported == 0
 
@@ -247,7 +332,7 @@ def test_off_topic_truth_is_supported_but_not_grounded():
 
 
 def test_groundedness_counts_claims():
-    outcome, scores = one(cited(GOOD + " Robert Abbott read Freedom's Journal. [1]"))
+    outcome, scores = one(cited(GOOD + " Robert Abbott read Freedom's Journal. [2]"))
     assert (outcome.claims, outcome.grounded) == (2, 1)
     assert scores.rates["retrieval_groundedness_rate"].value == 0.5
     assert scores.rates["yield"].value == 0.0
@@ -284,19 +369,21 @@ def test_a_leak_in_the_unknowns_counts():
     assert scores.outcomes[1].codes == ["answer_leaked"]
 
 
-def test_an_answer_without_citations_is_no_answer():
-    outcome, scores = one(output(text="It was founded in New York City."))
-    assert outcome.decision == "mixed"
-    assert [scores.rates[name].value for name in HEADLINES[1:]] == [0.0] * 5
+def test_a_refusal_that_claims_has_that_fault_alone():
+    raw = output("insufficient_data", "The context does not say where. It may be Boston.", missing=["where"])
+    assert one(raw, REFUSABLE)[0].codes == ["refusal_with_claim"]
+
+
+def test_an_answer_without_evidence_is_none_unless_the_mode_is_creative():
+    raw = output(text="It was founded in New York City.")
+    assert one(raw)[0].codes == ["answer_without_evidence"]
+    outcome, scores = one(raw, FIRST | {"mode": "creative"})
+    assert outcome.valid and outcome.decision == "answered" and scores.rates["citation_coverage_rate"].total == 0
+    assert scores.rates["retrieval_groundedness_rate"].value == 0.0
 
 
 def test_answering_the_unanswerable_earns_nothing():
-    raw = cited(
-        "Robert Abbott founded the Chicago Defender in Chicago. [1]",
-        "defender-01",
-        "founded the Chicago Defender in Chicago",
-    )
-    outcome, scores = one(raw, REFUSABLE)
+    outcome, scores = one(cited("Robert Abbott founded the Chicago Defender in Chicago. [2]"), REFUSABLE)
     assert outcome.codes == ["answered_unanswerable"]
     assert scores.rates["retrieval_groundedness_rate"].value == scores.rates["citation_precision"].value == 0.0
 
