@@ -560,8 +560,9 @@ def shown_sentences(
 
 # %% ../nbs/10_answer.ipynb #10-038
 def _rule(where: str, code: str, found: object) -> Problem:
-    "A broken rule and what broke it."
-    return Problem(where, f"{RULE_ERRORS[code]}: {found!r}", code=code)
+    "A broken rule and what broke it, not longer than a line or two."
+    shown = repr(found)
+    return Problem(where, f"{RULE_ERRORS[code]}: {shown if len(shown) <= 200 else f'{shown[:197]}...'}", code=code)
 
 
 def _evidence_problems(evidence: list[int], count: int) -> list[Problem]:

@@ -165,6 +165,10 @@ class AnswerMatcher:
         "Take several tokens; False where one is not allowed."
         return all(self.consume_token(token) for token in tokens)
 
+    def try_consume_tokens(self, tokens: Sequence[int]) -> int:
+        "Take tokens up to the first that is not allowed; the matcher is of no use behind that. Returns how many were taken."
+        return next((place for place, token in enumerate(tokens) if not self.consume_token(token)), len(tokens))
+
     def _settle(self) -> None:
         "Go over to the second grammar once the evidence is complete."
         named = _EVIDENCE.match(self.read(self.tokens))

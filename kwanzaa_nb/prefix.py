@@ -104,7 +104,8 @@ def _integer(schema: dict, char: str) -> Reader:
     digits = ""
     while char in "0123456789":
         digits += char
-        if len(digits) > 1 and digits[0] == "0" or int(digits) > schema.get("maximum", float("inf")):
+        too_long = len(digits) > 309  # no double holds as many, so strict JSON has no such number
+        if too_long or len(digits) > 1 and digits[0] == "0" or int(digits) > schema.get("maximum", float("inf")):
             raise Dead
         char = yield
     return int(digits), char

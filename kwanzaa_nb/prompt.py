@@ -107,8 +107,8 @@ def _chunk_problems(chunks: list) -> list[Problem]:
             value, code = field_of(chunk, name), f"bad_{name}"
             if not _is_shown_text(value):
                 problems.append(Problem(f"{where}, {name}", "missing, blank or not text", "give it a text", code))
-            elif name == "source_org" and not _is_one_line(value):
-                problems.append(Problem(f"{where}, {name}", "a line break or outer white space", "remove it", code))
+            elif name == "source_org" and (not _is_one_line(value) or value.startswith("###")):
+                problems.append(Problem(f"{where}, {name}", "a line break, outer white space or ### at its beginning", "remove it", code))
         if isinstance(year, bool) or not isinstance(year, int) or abs(year) >= 10 ** 9:
             problems.append(Problem(f"{where}, year", "missing or not an integer", "give it as 1863", "bad_year"))
         if isinstance(text, str) and spans is not None and (wrong := span_problem(text, spans)):
@@ -121,19 +121,19 @@ def _chunk_problems(chunks: list) -> list[Problem]:
 # %% ../nbs/11_prompt.ipynb #11-017
 SHOWN_AS = "[{number}] {text} [{number}]"  # a sentence, on a line of its own
 INDENT = "  "  # before the further lines of a sentence that has several, so that no text can begin a line
-_BRACKETED = re.compile(r"\[([\s\d,;\u2013-]*\d[\s\d,;\u2013-]*)\]")
+_BRACKETED = re.compile(r"\[([\s,;\u2013-]*\d[\s\d,;\u2013-]*)\]")
 
 
 def shown_text(
-    text: str,  # of a sentence
-) -> str:  # as long as the text but for the indents
-    "Prepare a sentence for being shown: a number in square brackets gets round ones, and further lines are indented."
-    return re.sub(r"\r\n?|\n", f"\n{INDENT}", _BRACKETED.sub(r"(\1)", text))
+    text: str,  # of a sentence, or a source's name
+) -> str:  # without outer white space
+    "Prepare a sentence for being shown: a number in square brackets gets round ones, and lines behind any kind of line break are indented."
+    return f"\n{INDENT}".join(_BRACKETED.sub(r"(\1)", text.strip()).splitlines())
 
 
 def _before_question(chunks: Sequence, form: str = SHOWN_AS) -> str:
     "A user message up to its question."
-    lines: list[list[str]] = [[f"{field_of(chunk, 'source_org')}, {field_of(chunk, 'year')}"] for chunk in chunks]
+    lines: list[list[str]] = [[f"{shown_text(field_of(chunk, 'source_org'))}, {field_of(chunk, 'year')}"] for chunk in chunks]
     for sentence in number_sentences(chunks):
         lines[sentence.place].append(form.format(number=sentence.number, text=shown_text(sentence.text)))
     context = "\n\n".join("\n".join(part) for part in lines) or NO_CONTEXT
@@ -181,17 +181,16 @@ _HEADER = re.compile(r"(?P<source_org>\S.*), (?P<year>-?[0-9]{1,9})")
 def _sentence_of(line: str, number: int) -> "str | None":
     "The text of a line that shows the sentence of that number; None for another line."
     before, behind = SHOWN_AS.format(number=number, text="\0").split("\0")
-    fits = line.startswith(before) and line.endswith(behind) and len(line) > len(before) + len(behind)
-    return line[len(before):len(line) - len(behind)].replace(f"\n{INDENT}", "\n") if fits else None
+    text = line[len(before):len(line) - len(behind)].replace(f"\n{INDENT}", "\n")
+    return text if line.startswith(before) and line.endswith(behind) and text.strip() else None
 
 # %% ../nbs/11_prompt.ipynb #11-026-b
 def read_context(
     user: str,  # a user message
 ) -> "list[dict] | None":  # chunks with source_org, year, text and spans; None where the layout is another
-    "Read the chunks that a user message shows, the inverse of `render_user`; their sentences stand on lines of their own."
-    before, (context, chunks, number) = split_user(user)[0], ("", [], 1)
-    if before.startswith(f"{CONTEXT_HEADING}\n") and before.rstrip(" \t\r").endswith(f"\n\n{INSTRUCTION_HEADING}"):
-        context = before[len(CONTEXT_HEADING) + 1:before.rindex(f"\n\n{INSTRUCTION_HEADING}")]
+    "Read the chunks that a user message shows, each sentence on a line of its own; `render_user` of them writes the same context."
+    before, chunks, number = split_user(user)[0].rstrip(" \t\r"), [], 1
+    context = before.removeprefix(f"{CONTEXT_HEADING}\n").removesuffix(f"\n\n{INSTRUCTION_HEADING}")
     for part in context.split("\n\n") if context != NO_CONTEXT else ():
         header, *lines = re.split(rf"\n(?!{INDENT})", part)
         found = _HEADER.fullmatch(header)
@@ -202,7 +201,7 @@ def read_context(
         chunks.append({**found.groupdict(), "year": int(found["year"]), "text": "\n".join(texts),
                        "spans": [[start, start + len(text)] for start, text in zip(starts, texts)]})
         number += len(texts)
-    return chunks
+    return chunks if _before_question(chunks) == f"{before}\n" else None
 
 # %% ../nbs/11_prompt.ipynb #11-029
 def target_json(

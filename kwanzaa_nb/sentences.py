@@ -18,7 +18,7 @@ from .errors import Problem, ProblemList
 
 # %% ../nbs/14_sentences.ipynb #14-005
 _FENCE = re.compile(r"[ \t]*(?:```|~~~)")
-_WHOLE = re.compile(r"[ \t]*#{1,6}[ \t]|[ \t]*\|.*\||[^\t\n]*[^\t\n ][^\t\n]*\t[^\n]*\S")  # a heading, a row of a table
+_WHOLE = re.compile(r"[ \t]*#{1,6}[ \t]|[ \t]*\|.*\|| *[^\t\n ][^\t\n]*\t[^\n]*\S")  # a heading, a row of a table
 _ITEM = re.compile(r"[ \t]*(?:[-*+•‣▪◦·–—]|\d{1,3}[.)]|\(?[A-Za-z0-9]{1,3}\))[ \t]+\S")  # of a list; "A." is an initial
 
 
@@ -83,7 +83,7 @@ def _prose(
 ) -> Iterator[tuple[int, int]]:
     "The sentences of a paragraph."
     for left, right in _shorter(text, start, end, _WINDOW):
-        plain = "".join(" " if sign.isspace() else sign for sign in text[left:right])
+        plain = "".join(" " if sign.isspace() else "?" if "\ud800" <= sign <= "\udfff" else sign for sign in text[left:right])
         for found in sentencex.get_sentence_boundaries(language, plain):
             yield left + found["start_index"], left + found["end_index"]
 

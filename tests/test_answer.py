@@ -1,5 +1,6 @@
 "Edge cases of the contract: strict JSON against a list and against random input, the rules, both layers."
 import copy
+import hashlib
 import json
 import time
 from datetime import datetime, timedelta, timezone
@@ -28,7 +29,10 @@ from kwanzaa_nb.answer import (
     model_answer_schema,
     parse_model_answer,
     parse_strict_json,
+    record_schema,
+    renumbered,
     rule_problems,
+    shown_sentences,
     validate_answer_json,
     write_schemas,
 )
@@ -241,70 +245,94 @@ CHUNKS = [
      "source_org": "Library of Congress", "namespace": "kwanzaa_teaching_kits", "tags": [],
      "text": "Maulana Karenga created Kwanzaa in 1966. The holiday runs from December 26 to January 1."},
 ]
-QUOTE = "was ratified on December 6, 1865"
+SHOWN = ["The Thirteenth Amendment was ratified on December 6, 1865.", "It abolished slavery in the United States.",
+         "Maulana Karenga created Kwanzaa in 1966.", "The holiday runs from December 26 to January 1."]
 
 
 def answered(**changes):
-    parts = {"citations": [{"chunk_id": "a13-1865-01", "quote": QUOTE}], "completeness": "complete",
-             "text": "It was ratified on December 6, 1865. [1]", "missing": [], "questions": []} | changes
-    return {"citations": parts["citations"],
+    parts = {"evidence": [1], "completeness": "complete", "text": "It was ratified on December 6, 1865. [1]",
+             "unsupported": [], "missing": [], "questions": []} | changes
+    return {"evidence": parts["evidence"],
             "answer": {"completeness": parts["completeness"], "text": parts["text"]},
-            "unknowns": {"unsupported_claims": [], "missing_context": parts["missing"],
+            "unknowns": {"unsupported_claims": parts["unsupported"], "missing_context": parts["missing"],
                          "clarifying_questions": parts["questions"]}}
 
 
+def partly(**changes):
+    return answered(**({"completeness": "partial", "missing": ["the hour"]} | changes))
+
+
 def refusing(**changes):
-    return answered(**({"citations": [], "completeness": "insufficient_data", "text": "The context does not say.",
+    return answered(**({"evidence": [], "completeness": "insufficient_data", "text": "The context does not say.",
                         "missing": ["the price"]} | changes))
 
 
-def codes_of(value, chunks=CHUNKS):
+def codes_of(value, chunks=CHUNKS, creative=False):
     try:
-        parse_model_answer(json.dumps(value), chunks)
+        parse_model_answer(json.dumps(value), chunks, creative)
     except AnswerError as error:
         assert error.code == error.problems[0].code
         return [problem.code for problem in error.problems]
     return []
 
 
-CITED = [{"chunk_id": "a13-1865-01", "quote": QUOTE}, {"chunk_id": "kz-1966-01", "quote": "created Kwanzaa in 1966"}]
+def test_the_chunks_of_these_tests_have_four_sentences():
+    assert [sentence.text for sentence in shown_sentences(CHUNKS)] == SHOWN
+
+
 RULE_CASES = [
     ([], answered()),
-    ([], answered(citations=CITED, text="One. [1] Two. [2]")),
-    ([], answered(citations=CITED, text="Both. [2][1] Again. [1]")),
-    ([], answered(completeness="partial", missing=["the hour"])),
-    ([], answered(citations=[], text="Plain.")),
+    ([], answered(evidence=[3, 1], text="One. [1] Two. [3]")),
+    ([], answered(evidence=[1, 4], text="Both. [4][1] Again. [1]")),
+    ([], answered(evidence=[4, 2, 1, 3], text="All four. [1][2][3][4]")),
     ([], answered(text="It is [sic] so. [1]")),
+    ([], answered(text="It is [[1]] so, in [18th] of [A1].")),
+    ([], answered(text="[1] It is so.")),
+    ([], answered(text="It was ratified [1]", unsupported=["that it was in 1863"], questions=["Which one?"])),
+    ([], partly()),
     ([], refusing()),
     ([], refusing(missing=[], questions=["Which amendment?"])),
-    (["unknown_chunk_id"], answered(citations=[{"chunk_id": "a13-1865-02", "quote": QUOTE}])),
-    (["unknown_chunk_id"], answered(citations=[{"chunk_id": "A13-1865-01", "quote": QUOTE}])),
-    (["quote_not_in_chunk"], answered(citations=[{"chunk_id": "kz-1966-01", "quote": QUOTE}])),
-    (["quote_not_in_chunk"], answered(citations=[{"chunk_id": "a13-1865-01", "quote": QUOTE.upper()}])),
-    (["quote_not_in_chunk"], answered(citations=[{"chunk_id": "a13-1865-01", "quote": QUOTE.replace(" ", "\u00a0")}])),
-    (["quote_not_in_chunk"], answered(citations=[{"chunk_id": "a13-1865-01", "quote": QUOTE + " "}])),
-    (["blank_quote"], answered(citations=[{"chunk_id": "a13-1865-01", "quote": " "}])),
-    (["blank_quote"], answered(citations=[{"chunk_id": "a13-1865-01", "quote": ". "}])),
-    (["duplicate_citation"], answered(citations=[CITED[0]] * 2, text="One. [1] [2]")),
-    (["mark_without_citation"], answered(text="One. [1] [2]")),
-    (["mark_without_citation"], answered(text="One. [1] [0]")),
-    (["mark_without_citation"], answered(text="In [1865] so. [1]")),
-    (["mark_without_citation"], answered(citations=[], text="One. [1]")),
-    (["citation_without_mark"], answered(text="No mark.")),
-    (["citation_without_mark"], answered(citations=CITED, text="One. [1]")),
+    ([], refusing(text="Not said [sic].", missing=[" ", "the price"])),
+    (["number_not_shown"], answered(evidence=[5], text="One. [5]")),
+    (["number_not_shown"], answered(evidence=[1, 10 ** 8], text=f"One. [1][{10 ** 8}]")),
+    (["number_twice"], answered(evidence=[1, 1])),
+    (["number_twice", "number_twice"], answered(evidence=[2, 1, 1, 2, 1], text="One. [1][2]")),
+    (["mark_without_evidence"], answered(text="One. [1] [2]")),
+    (["mark_without_evidence"], answered(text="One. [1] [0]")),
+    (["mark_without_evidence"], answered(text="In [1865] so. [1]")),
+    (["evidence_without_mark"], answered(text="No mark.")),
+    (["evidence_without_mark"], answered(evidence=[1, 4], text="One. [1]")),
     (["bad_mark"], answered(text="One. [1] [01]")),
-    (["bad_mark", "citation_without_mark", "citation_without_mark"], answered(citations=CITED, text="One. [1, 2]")),
+    (["bad_mark"], answered(text="One. [1] [1,2]")),
+    (["bad_mark"], answered(text="One. [1] [1, 2]")),
     (["bad_mark"], answered(text="One. [1] [1-2]")),
-    (["bad_mark"], answered(text="One. [1] [２]")),
+    (["bad_mark"], answered(text="One. [1] [1\u20132]")),
+    (["bad_mark"], answered(text="One. [1] [ 1 ]")),
+    (["bad_mark"], answered(text="One. [1] [1\n]")),
+    (["bad_mark"], answered(text="One. [1] [\uff12]")),
+    (["bad_mark"], answered(text="One. [1] [\u0661]")),
     (["bad_mark"], answered(text="One. [1] [" + "9" * 9000 + "]")),
     (["bad_mark"], answered(text="One. [1] [-1]")),
     (["blank_text"], answered(text="[1]")),
-    (["blank_text"], answered(citations=[], text=" . ")),
-    (["refusal_with_citations"], refusing(citations=CITED)),
+    (["blank_text"], answered(text=" \u2026 [1].")),
+    (["answer_without_evidence"], answered(evidence=[], text="Plain.")),
+    (["answer_without_evidence"], partly(evidence=[], text="Plain.")),
+    (["complete_with_missing"], answered(missing=["the hour"])),
+    (["complete_with_missing"], answered(missing=[" "])),
+    (["partial_without_missing"], partly(missing=[])),
+    (["partial_without_missing"], partly(missing=["?", " "], questions=["Which hour?"])),
+    (["refusal_with_evidence"], refusing(evidence=[1])),
     (["refusal_with_marks"], refusing(text="Not said. [1]")),
-    (["refusal_with_marks", "refusal_with_citations"], refusing(text="Not said. [1]", citations=CITED[:1])),
+    (["refusal_with_marks"], refusing(text="Not said. [1, 2]")),
     (["refusal_without_reason"], refusing(missing=[])),
     (["refusal_without_reason"], refusing(missing=[" "], questions=["?"])),
+    (["refusal_without_reason"], refusing(missing=[], unsupported=["that it has a price"])),
+    (["mark_without_evidence", "answer_without_evidence"], answered(evidence=[])),
+    (["bad_mark", "evidence_without_mark", "evidence_without_mark"], answered(evidence=[1, 2], text="One. [1, 2]")),
+    (["bad_mark", "evidence_without_mark"], answered(evidence=[4], text="One. [04]")),
+    (["bad_mark", "evidence_without_mark"], answered(evidence=[4], text="One. [4-6]")),
+    (["refusal_with_marks", "refusal_with_evidence"], refusing(text="Not said. [1]", evidence=[1])),
+    (["answer_without_evidence", "blank_text"], answered(evidence=[], text=" . ")),
 ]
 
 
@@ -313,28 +341,50 @@ def test_rules_beside_the_schema(codes, value):
     assert codes_of(value) == codes
 
 
-def test_every_rule_has_a_case():
-    assert {code for codes, _ in RULE_CASES for code in codes} == set(RULE_ERRORS)
+def test_every_rule_is_broken_alone_by_some_case():
+    assert {codes[0] for codes, _ in RULE_CASES if len(codes) == 1} == set(RULE_ERRORS)
 
 
 def test_all_rules_at_once_and_stage():
-    value = answered(citations=[{"chunk_id": "x", "quote": "y"}, {"chunk_id": "kz-1966-01", "quote": "zz"}],
-                     text="A. [3]")
+    value = answered(evidence=[9, 2, 9], text="A. [3]", missing=["b"])
     with pytest.raises(AnswerError) as caught:
         parse_model_answer(json.dumps(value), CHUNKS)
     assert caught.value.stage == "rules" and caught.value.position is None
     assert [problem.code for problem in caught.value.problems] == [
-        "unknown_chunk_id", "quote_not_in_chunk", "mark_without_citation", "citation_without_mark",
-        "citation_without_mark"]
+        "number_not_shown", "number_twice", "mark_without_evidence", "evidence_without_mark", "evidence_without_mark",
+        "complete_with_missing"]
 
 
-def test_citing_with_nothing_shown_is_unknown():
-    assert codes_of(answered(), []) == ["unknown_chunk_id"]
+def test_a_number_of_any_size_is_refused_with_a_short_message():
+    with pytest.raises(AnswerError) as caught:
+        parse_model_answer(json.dumps(answered(evidence=[10 ** 300], text="A.")), CHUNKS)
+    assert caught.value.code == "number_not_shown" and len(str(caught.value)) < 700
+    assert codes_of(answered(evidence=[10 ** 400])) == ["number_out_of_range"]
+
+
+def test_only_a_creative_answer_may_do_without_evidence():
+    for value in (answered(evidence=[], text="Plain."), partly(evidence=[], text="Plain.")):
+        assert codes_of(value) == ["answer_without_evidence"] and codes_of(value, creative=True) == []
+    assert codes_of(answered(evidence=[]), creative=True) == ["mark_without_evidence"]
+    assert codes_of(answered(text="A."), creative=True) == ["evidence_without_mark"]
+    assert codes_of(refusing(missing=[]), creative=True) == ["refusal_without_reason"]
+
+
+def test_with_nothing_shown_no_number_was_shown():
+    assert codes_of(answered(), []) == ["number_not_shown"] and codes_of(refusing(), []) == []
+
+
+def test_numbers_count_the_spans_that_a_chunk_stores():
+    halves = [CHUNKS[0] | {"spans": [[0, 24], [25, 58], [59, 101]]}, CHUNKS[1]]
+    assert codes_of(answered(evidence=[5], text="A. [5]")) == ["number_not_shown"]
+    assert codes_of(answered(evidence=[5], text="A. [5]"), halves) == []
+    assert [sentence.text for sentence in shown_sentences(halves)] == [SHOWN[0][:24], SHOWN[0][25:], *SHOWN[1:]]
 
 
 def test_chunks_may_be_objects_and_bytes_may_come_in():
     chunks = [SimpleNamespace(**chunk) for chunk in CHUNKS]
-    assert parse_model_answer(json.dumps(answered()).encode(), chunks).citations[0].quote == QUOTE
+    assert parse_model_answer(json.dumps(answered()).encode(), chunks).evidence == [1]
+    assert parse_model_answer(json.dumps(answered()), iter(chunks)).evidence == [1]
 
 
 @pytest.mark.parametrize("chunks", [[{"chunk_id": "a"}], [{"text": "a"}], [CHUNKS[0], CHUNKS[0]], [{}], ["text"]])
@@ -342,6 +392,20 @@ def test_unusable_chunks_are_no_fault_of_the_answer(chunks):
     with pytest.raises(AnswerError) as caught:
         rule_problems(ModelAnswer.model_validate(answered()), chunks)
     assert (caught.value.code, caught.value.stage) == ("bad_chunk", "completion")
+
+
+BAD_SPANS = ["all", 3, {}, [1], [[1]], [[0, 1, 2]], [["0", "1"]], [[0, True]], [[0.0, 9.0]], [[0, 10 ** 6]], [[-1, 4]], [[4, 4]], [[9, 4]],
+             [[0, 9], [8, 12]], [[9, 12], [0, 4]], [[3, 4]], []]
+
+
+@pytest.mark.parametrize("spans", BAD_SPANS)
+def test_spans_that_do_not_fit_their_text_are_named(spans):
+    chunks = [CHUNKS[1], CHUNKS[0] | {"spans": spans}]
+    for use in (lambda: rule_problems(ModelAnswer.model_validate(answered()), chunks),
+                lambda: complete_answer(ModelAnswer.model_validate(answered()), chunks, query="When?")):
+        with pytest.raises(AnswerError, match="a13-1865-01, spans") as caught:
+            use()
+        assert (caught.value.code, caught.value.stage) == ("bad_spans", "completion")
 
 
 def changed(value, path, new):
@@ -357,13 +421,14 @@ def changed(value, path, new):
 
 
 SCHEMA_CASES = [
-    (("citations",), KeyError), (("answer",), KeyError), (("unknowns",), KeyError), (("answer", "text"), KeyError),
-    (("unknowns", "missing_context"), KeyError), (("extra",), 1), (("answer", "extra"), 1),
-    (("unknowns", "extra"), []), (("citations", 0, "year"), 1865), (("citations",), None), (("citations",), {}),
-    (("citations",), CITED * 5), (("answer", "completeness"), "Complete"), (("answer", "completeness"), True),
+    (("evidence",), KeyError), (("answer",), KeyError), (("unknowns",), KeyError), (("answer", "text"), KeyError),
+    (("unknowns", "missing_context"), KeyError), (("extra",), 1), (("answer", "extra"), 1), (("unknowns", "extra"), []),
+    (("evidence",), None), (("evidence",), {}), (("evidence",), 1), (("evidence",), "1"), (("evidence",), [[1]]),
+    (("evidence",), [0]), (("evidence",), [-1]), (("evidence",), ["1"]), (("evidence",), ["[1]"]), (("evidence",), [1.5]),
+    (("evidence",), [True]), (("evidence",), [None]), (("evidence",), [{"number": 1}]), (("evidence",), list(range(1, 10))),
+    (("evidence",), [1] * 9), (("citations",), []),
+    (("answer", "completeness"), "Complete"), (("answer", "completeness"), True),
     (("answer", "text"), ""), (("answer", "text"), "a" * 10001), (("answer", "text"), 1),
-    (("citations", 0, "quote"), ""), (("citations", 0, "quote"), "a" * 401),
-    (("citations", 0, "chunk_id"), "a" * 201), (("citations", 0, "chunk_id"), None),
     (("unknowns", "missing_context"), [""]), (("unknowns", "missing_context"), ["a"] * 9),
     (("unknowns", "missing_context"), ["a" * 501]), (("unknowns", "missing_context"), "a"),
     (("unknowns", "clarifying_questions"), [1]),
@@ -375,6 +440,20 @@ def test_schema_of_layer_1(path, new):
     value = changed(answered(), path, new)
     assert set(codes_of(value)) == {"schema"}
     assert not Draft202012Validator(model_answer_schema()).is_valid(value)
+
+
+@pytest.mark.parametrize("number", ["1.0", "1e0", "10e-1", "-0", "0", "-1", "-0.0", "true", "null", '"1"', "[1]"])
+def test_evidence_is_written_as_a_plain_integer(number):
+    raw = json.dumps(answered()).replace('"evidence": [1]', f'"evidence": [{number}]')
+    with pytest.raises(AnswerError, match=r"evidence\.0.*write the number of a sentence, such as 4") as caught:
+        parse_model_answer(raw, CHUNKS)
+    assert (caught.value.code, caught.value.stage) == ("schema", "schema")
+
+
+def test_eight_numbers_are_the_most():
+    chunks = [{"chunk_id": "a", "text": "word. " * 9, "spans": [[6 * place, 6 * place + 5] for place in range(9)]}]
+    for numbers, codes in (([*range(1, 9)], []), ([*range(1, 10)], ["schema"])):
+        assert codes_of(answered(evidence=numbers, text="So " + "".join(f"[{number}]" for number in numbers)), chunks) == codes
 
 
 @pytest.mark.parametrize("raw", ["{}", "[]", "null", '"text"', "1", "[{}]"])
@@ -392,6 +471,8 @@ def test_all_schema_problems_at_once():
 
 
 def bounded(node):
+    if node.get("type") == "integer":
+        return node["minimum"] == 1  # a record's own schema says how many there are
     if node.get("type") == "string":
         return "enum" in node or "maxLength" in node
     if node.get("type") == "array":
@@ -403,16 +484,23 @@ def bounded(node):
 def test_schema_for_the_grammar_is_closed_bounded_and_in_order():
     schema = model_answer_schema()
     assert bounded(schema) and "$ref" not in json.dumps(schema)
-    assert [list(schema["properties"]), list(schema["properties"]["citations"]["items"]["properties"]),
-            list(schema["properties"]["answer"]["properties"]),
+    assert [list(schema["properties"]), list(schema["properties"]["answer"]["properties"]),
             list(schema["properties"]["unknowns"]["properties"])] == [
-        ["citations", "answer", "unknowns"], ["quote", "chunk_id"], ["completeness", "text"],
+        ["evidence", "answer", "unknowns"], ["completeness", "text"],
         ["unsupported_claims", "missing_context", "clarifying_questions"]]
     assert schema["properties"]["answer"]["properties"]["completeness"]["enum"] == list(COMPLETENESS)
 
 
+def test_the_schema_of_a_record_has_its_own_numbers():
+    evidence = record_schema(CHUNKS)["properties"]["evidence"]
+    assert evidence["items"] == {"type": "integer", "minimum": 1, "maximum": 4} and evidence["maxItems"] == 8
+    for chunks, numbers, good in ((CHUNKS, [4, 1], True), (CHUNKS, [5], False), (CHUNKS, [0], False), ([], [], True), ([], [1], False)):
+        assert Draft202012Validator(record_schema(chunks)).is_valid(answered(evidence=numbers)) is good
+    assert "maximum" not in model_answer_schema()["properties"]["evidence"]["items"], "the schema of all is left alone"
+
+
 def test_find_marks():
-    assert find_marks("A [1][12], [0] [01] [a] [1,2] [ 3 ] [1000]") == [1, 12, 0, 1000]
+    assert find_marks("A [1][12], [0] [01] [a] [1,2] [ 3 ] [1000] [[7]] [\u0663] [1234567890]") == [1, 12, 0, 1000, 7]
 
 
 # ---------------------------------------------------------------- layer 2
@@ -422,7 +510,7 @@ UUID = "123e4567-e89b-12d3-a456-426614174000"
 
 
 def whole(value=None, **more):
-    model_answer = ModelAnswer.model_validate(value or answered(citations=CITED, text="One. [1] Two. [2]"))
+    model_answer = ModelAnswer.model_validate(value or answered(evidence=[1, 3], text="One. [1] Two. [3]"))
     return complete_answer(model_answer, CHUNKS, **({"query": "When?", "generated_at": WHEN} | more))
 
 
@@ -445,7 +533,7 @@ def test_complete_answer_fills_every_key():
     assert Draft202012Validator(answer_json_schema()).is_valid(value)
     for place, source in enumerate(value["sources"]):
         text = CHUNKS[place]["text"]
-        assert text[source["quote_start"]:source["quote_end"]] == source["quote"] == CITED[place]["quote"]
+        assert text[source["quote_start"]:source["quote_end"]] == source["quote"] == SHOWN[2 * place]
     assert [source["relevance_score"] for source in value["sources"]] == [0.9, 0.5]
     results = value["retrieval_summary"]["results"]
     assert [(result["rank"], result["score"]) for result in results] == [(1, 0.9), (2, 0.5)]
@@ -463,10 +551,42 @@ def test_defaults_claim_nothing_that_is_not_known():
     assert value["retrieval_summary"]["namespaces"] == ["kwanzaa_primary_sources", "kwanzaa_teaching_kits"]
 
 
-def test_two_quotes_of_one_chunk_are_two_sources():
-    citations = [CITED[0], {"chunk_id": "a13-1865-01", "quote": "abolished slavery"}]
-    value = whole(answered(citations=citations, text="One. [1] Two. [2]"))
-    assert [source["quote"] for source in value["sources"]] == [QUOTE, "abolished slavery"]
+def test_two_sentences_of_a_chunk_are_two_sources_in_the_order_of_the_evidence():
+    value = whole(answered(evidence=[4, 2, 1], text="One. [1] Two. [2][4] Three. [1]"))
+    assert value["answer"]["text"] == "One. [3] Two. [2][1] Three. [3]"
+    assert [source["quote"] for source in value["sources"]] == [SHOWN[3], SHOWN[1], SHOWN[0]]
+    assert [source["chunk_id"] for source in value["sources"]] == ["kz-1966-01", "a13-1865-01", "a13-1865-01"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_mark_leads_to_the_sentence_that_the_model_meant(data):
+    texts = data.draw(st.lists(st.text(st.sampled_from("aé🙂. \n[3]?!"), min_size=1, max_size=60).filter(str.strip), min_size=1, max_size=12))
+    chunks = [CHUNKS[0] | {"chunk_id": f"c{place}", "text": text} for place, text in enumerate(texts)]
+    shown = shown_sentences(chunks)
+    evidence = data.draw(st.lists(st.integers(1, len(shown)), min_size=1, max_size=8, unique=True))
+    marks = data.draw(st.permutations(evidence)) + data.draw(st.lists(st.sampled_from(evidence), max_size=5))
+    answer = ModelAnswer.model_validate(answered(evidence=evidence, text="So " + " ".join(f"[{mark}]" for mark in marks)))
+    value = complete_answer(answer, chunks, query="When?")
+    assert len(value["sources"]) == len(evidence)
+    for mark, place in zip(marks, find_marks(value["answer"]["text"]), strict=True):
+        source, text = value["sources"][place - 1], next(chunk["text"] for chunk in chunks if chunk["chunk_id"] == shown[mark - 1].chunk_id)
+        assert source["quote"] == text[source["quote_start"]:source["quote_end"]] == shown[mark - 1].text
+        assert source["chunk_id"] == shown[mark - 1].chunk_id
+
+
+def test_numbers_of_two_digits_become_positions():
+    chunks = [CHUNKS[0] | {"text": "word. " * 30, "spans": [[6 * place, 6 * place + 5] for place in range(30)]}]
+    value = complete_answer(ModelAnswer.model_validate(answered(evidence=[12, 2, 1], text="A [1][2] and [12], [12].")), chunks, query="When?")
+    assert value["answer"]["text"] == "A [3][2] and [1], [1]."
+    assert [source["quote_start"] for source in value["sources"]] == [66, 6, 0]
+    assert renumbered("[2][12][1] [3] [02]", [1, 12, 2]) == "[3][2][1] [3] [02]"
+
+
+def test_stored_spans_give_the_quote():
+    chunks = [CHUNKS[0] | {"spans": [[0, 24], [29, 37], [59, 101]]}]
+    value = complete_answer(ModelAnswer.model_validate(answered(evidence=[2], text="So. [2]")), chunks, query="When?")
+    assert [(source["quote"], source["quote_start"], source["quote_end"]) for source in value["sources"]] == [("ratified", 29, 37)]
 
 
 def test_refusals():
@@ -490,9 +610,11 @@ def test_completion_errors():
     bare = [{"chunk_id": "a13-1865-01", "text": CHUNKS[0]["text"]}, {"chunk_id": "b", "text": "b"}]
     assert completion_codes(good, bare) == ["missing_provenance"] * (8 + 4)
     assert completion_codes(refusal, []) == ["missing_namespaces"]
-    assert completion_codes(good, []) == ["unknown_chunk_id", "missing_namespaces"]
-    assert completion_codes(ModelAnswer.model_validate(answered(citations=[], text="A.")),
-                            CHUNKS) == ["sources_required"]
+    assert completion_codes(good, []) == ["number_not_shown", "missing_namespaces"]
+    plain = ModelAnswer.model_validate(answered(evidence=[], text="A."))
+    assert completion_codes(plain, CHUNKS) == ["answer_without_evidence"]
+    required = {"require_citations": True, "primary_sources_only": False, "creative_mode": True}
+    assert completion_codes(plain, CHUNKS, model_mode="creative", toggles=required) == ["sources_required"]
     for scores in ([7.3, 0.1], [True, 0.1], ["1", 0], [float("nan"), 0], [0.5], {"a13-1865-01": -2}, [None, 1]):
         assert set(completion_codes(good, CHUNKS, scores=scores)) == {"bad_score"}
     for more in (dict(query=""), dict(query="a" * 1001), dict(persona="nobody"), dict(top_k=0), dict(top_k=101),
@@ -509,7 +631,7 @@ def test_scores_may_round_and_modes_set_toggles():
     good = ModelAnswer.model_validate(answered())
     value = complete_answer(good, CHUNKS, query="When?", scores={"a13-1865-01": 1.0000001, "kz-1966-01": -0.2})
     assert [result["score"] for result in value["retrieval_summary"]["results"]] == [1.0, 0.0]
-    plain = ModelAnswer.model_validate(answered(citations=[], text="A."))
+    plain = ModelAnswer.model_validate(answered(evidence=[], text="A."))
     creative = complete_answer(plain, CHUNKS, query="When?", model_mode="creative")
     assert creative["toggles"] == {"require_citations": False, "primary_sources_only": False, "creative_mode": True}
 
@@ -703,6 +825,11 @@ def test_schema_files_are_those_of_the_models(tmp_path):
         committed = ROOT / "configs" / "schemas" / path.name
         assert path.read_bytes() == committed.read_bytes(), f"run write_schemas('configs/schemas') for {path.name}"
         Draft202012Validator.check_schema(json.loads(committed.read_text(encoding="utf-8")))
+
+
+def test_layer_2_has_not_changed():
+    committed = (ROOT / "configs" / "schemas" / "answer_json.schema.json").read_bytes()
+    assert hashlib.sha256(committed).hexdigest() == "48eb07993a284b04a33e61bf9891a9385a83abc3542c1795b21fd31aec42cd8c", "consumers of kwanzaa.answer.v1 validate by these bytes"
 
 
 def test_tables_name_every_key_and_code():

@@ -1,13 +1,15 @@
 """Units that can be cited: whatever the text, each is a span of it, nothing but white space is left between them, none is too long."""
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwanzaa_nb.sentences import LONGEST, blocks, sentence_spans
+from kwanzaa_nb.sentences import LONGEST, SpanError, blocks, chunk_spans, field_of, number_sentences, sentence_spans, span_problem
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = [json.loads(line) for line in (ROOT / "data" / "benchmarks" / "sentences.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -52,9 +54,21 @@ def test_a_text_without_a_space_is_split_all_the_same():
     assert "".join(units("字" * 1000)) == "字" * 1000 and max(map(len, units("字" * 1000))) <= LONGEST
 
 
-@pytest.mark.parametrize("text", ["W.\u00a0E.\u00a0B. Du Bois", "a.\u2028B. C", "“" * 2000 + "Yes.", "(" * 5000 + " a. B. " * 5000, "", " \n", "…", "\ufeff"])
+@pytest.mark.parametrize("text", ["W.\u00a0E.\u00a0B. Du Bois", "a.\u2028B. C", "“" * 2000 + "Yes.", "(" * 5000 + " a. B. " * 5000, "", " \n", "…", "\ufeff",
+                                  "One\0. Two.", "Half \ud83d. Other \udc00 half.", "A.\x85B.\x0bC.\x0cD.\u2029E."])
 def test_texts_that_stop_splitters(text):
     assert "".join("".join(unit.split()) for unit in units(text)) == "".join(text.split())
+
+
+def test_half_a_character_is_no_reason_to_stop():
+    assert units("Half \ud83d. Other \udc00 half.") == ["Half \ud83d.", "Other \udc00 half."]
+
+
+@pytest.mark.parametrize("unit", ["seven ", "He saw it. ", "a\n", "| a |\n", "a\t", " ", "\t", "! ", "(a. B. ", "- \n", "```\n", "[", ";", "שלום. "])
+def test_time_grows_with_the_length_only(unit):
+    start = time.perf_counter()
+    sentence_spans(unit * (200_000 // len(unit)))
+    assert time.perf_counter() - start < 8, "each takes a tenth of a second; looking for a tab at every letter took a minute"
 
 
 def test_what_marks_of_ours_and_headings_hold_stays():
@@ -68,3 +82,51 @@ def test_most_hard_cases_are_right():
     wrong = [case["text"] for case in CASES
              if units(case["text"].replace("¦", "")) != [unit.strip() for unit in case["text"].split("¦")]]
     assert len(wrong) <= 4, "\n".join(wrong)
+
+
+# ---------------------------------------------------------------- numbers and spans
+
+CHUNKS = [{"chunk_id": "a", "text": "One. Two."}, {"chunk_id": "b", "text": "Three four five.", "spans": [[0, 5], [6, 16]]}]
+
+
+def test_sentences_are_counted_through():
+    found = number_sentences(CHUNKS)
+    assert [(part.number, part.place, part.chunk_id, part.text) for part in found] == [
+        (1, 0, "a", "One."), (2, 0, "a", "Two."), (3, 1, "b", "Three"), (4, 1, "b", "four five.")]
+    assert number_sentences(SimpleNamespace(**chunk) for chunk in CHUNKS) == found and number_sentences([]) == []
+
+
+@given(st.lists(st.text(st.sampled_from(HARD), max_size=60), max_size=5))
+def test_a_number_leads_to_its_sentence(texts):
+    chunks = [{"chunk_id": str(place), "text": text} for place, text in enumerate(texts)]
+    for place, found in enumerate(number_sentences(chunks)):
+        assert found.number == place + 1 and found.chunk_id == str(found.place) and found.text == texts[found.place][found.start:found.end] != ""
+    stored = [chunk | {"spans": [list(span) for span in sentence_spans(chunk["text"])]} for chunk in chunks]
+    assert number_sentences(stored) == number_sentences(chunks), "spans that were stored are the ones that would be made"
+
+
+def test_stored_spans_are_taken_as_they_are():
+    cut = {"chunk_id": "a", "text": "See [3] there.", "spans": [(0, 6), (6, 14)]}
+    assert [part.text for part in number_sentences([cut])] == ["See [3", "] there."] and chunk_spans(cut) == ((0, 6), (6, 14))
+    assert chunk_spans({"text": " ", "spans": []}) == () == chunk_spans({"text": ""})
+
+
+@pytest.mark.parametrize("spans, words", [
+    ("0-4", "pairs"), (3, "pairs"), ({0: 4}, "pairs"), ([4], "pairs"), ([[4]], "pairs"), ([[0, 1, 2]], "pairs"), ([["0", "4"]], "pairs"), ([[0, True]], "pairs"),
+    ([[0.0, 4.0]], "pairs"), ([None], "pairs"), ([[-1, 4]], "0 <= start"), ([[4, 4]], "start < end"), ([[5, 4]], "start < end"), ([[0, 10]], "end <= 9"),
+    ([[0, 4], [3, 9]], "4 <= start"), ([[5, 9], [0, 4]], "9 <= start"), ([[4, 5]], "white space"), ([], "none")])
+def test_spans_that_do_not_fit_are_described(spans, words):
+    assert words in span_problem("One. Two.", spans)
+    with pytest.raises(SpanError, match="chunk a, spans") as caught:
+        number_sentences([{"chunk_id": "a", "text": "One. Two.", "spans": spans}])
+    assert caught.value.problems[0].code == "bad_spans"
+
+
+@given(st.text(st.sampled_from(HARD), max_size=80))
+def test_spans_of_ours_fit(text):
+    assert span_problem(text, sentence_spans(text)) == ""
+
+
+def test_a_field_of_a_mapping_or_an_object():
+    assert field_of({"text": "a"}, "text") == field_of(SimpleNamespace(text="a"), "text") == "a"
+    assert field_of({}, "text") is field_of(SimpleNamespace(), "text") is field_of("a", "text") is None
