@@ -68,7 +68,7 @@ def written_after(
 ) -> list[dict]:  # samples, one for each record asked
     "Train an adapter on some records and have it answer others."
     effective, tokenizer = effective_settings(config, detect_hardware(config.run.device)), load_tokenizer(config)
-    rows = encode_records(tokenizer, training, config, stop_ids(tokenizer), config.training.decision_weight)
+    rows = encode_records(tokenizer, training, config, stop_ids(tokenizer))
     set_seed(config.run.seed)
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
@@ -89,18 +89,16 @@ def measure_layout(
     config_file: str,  # whose model and records are used
     name: str,  # of `LAYOUTS`
     steps: int,  # of the training
-    weight: float = 1.0,  # training.decision_weight
 ) -> dict[str, Any]:  # JSON values
     "Train and ask in one layout."
     config = load_config(config_file, {
-        "training.max_steps": steps, "training.decision_weight": weight, "run.logging_steps": 10, "run.save_steps": 10 * steps,
-        "run.eval_steps": steps, "training.warmup_ratio": 0.03})
+        "training.max_steps": steps, "run.logging_steps": 10, "run.save_steps": 10 * steps, "run.eval_steps": steps})
     paths, started = (config.path(config.data.train_file), config.path(config.data.dev_file)), time.time()
     training, asked = ([relaid(record, LAYOUTS[name]) for record in read_records(path)] for path in paths)
     samples = written_after(config, training, asked)
     scores, (right, answered) = score(samples, asked), points_right(samples, asked)
     rates = {key: {"value": rate.value, "low": rate.low, "high": rate.high, "n": rate.total} for key, rate in scores.rates.items()}
-    return {"layout": name, "steps": steps, "weight": weight, "right": right, "answered": answered, "rates": rates, "codes": scores.codes,
+    return {"layout": name, "steps": steps, "right": right, "answered": answered, "rates": rates, "codes": scores.codes,
             "tokens": sum(sample["new_tokens"] for sample in samples) / len(samples), "minutes": (time.time() - started) / 60}
 
 # %% ../nbs/94_layouts.ipynb #94-013
@@ -109,11 +107,10 @@ def main(
 ) -> None:
     "Measure all layouts, each followed by a line, and store them."
     config_file, steps, rows = arguments[0], int(arguments[1]), []
-    chosen = next(name for name, form in LAYOUTS.items() if form == SHOWN_AS)
-    for name, weight in [(chosen, 1.0), (chosen, 3.0), *((name, 1.0) for name in LAYOUTS if name != chosen)]:
-        rows.append(measure_layout(config_file, name, steps, weight))
+    for name in sorted(LAYOUTS, key=lambda name: LAYOUTS[name] != SHOWN_AS):
+        rows.append(measure_layout(config_file, name, steps))
         store("layouts", rows)
-        print(f"{name}, weight {weight:g}: points right in {rows[-1]['right']} of {rows[-1]['answered']}, {rows[-1]['minutes']:.1f} minutes", flush=True)
+        print(f"{name}: points right in {rows[-1]['right']} of {rows[-1]['answered']}, {rows[-1]['minutes']:.1f} minutes", flush=True)
 
 
 if __name__ == "__main__" and globals().get("__spec__"):  # run by python -m; a notebook has no spec
