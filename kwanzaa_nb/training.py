@@ -16,7 +16,6 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -316,7 +315,7 @@ def trainer_arguments(
 # %% ../nbs/33_training.ipynb #33-021
 def answer_probability(
     model: torch.nn.Module,
-    tokenizer: Any,
+    tokenizer: Any,  # one in which the decision has a place of its own
     messages: list[dict],  # system and user
 ) -> float:  # 0..1; of answering against refusing, all other continuations left out
     "The probability that the model answers rather than refuses."
@@ -338,7 +337,8 @@ class DecisionWatch(TrainerCallback):
         report: Callable[[str], None],  # takes one line of progress
     ):
         self.tokenizer, self.report = tokenizer, report
-        self.records = [record for record in records if record.get("answerable") is not None]
+        known = [record for record in records if record.get("answerable") is not None]
+        self.records = known if decision_tokens(tokenizer) else []
         self.history: list[dict] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
