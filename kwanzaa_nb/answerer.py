@@ -111,7 +111,7 @@ class Answerer:
     def __call__(
         self,
         question: str,
-        chunks: Iterable[dict],  # what was retrieved, in the order to show, with the corpus's provenance fields
+        chunks: Iterable[dict],  # what was retrieved, in the order to show, with the corpus's provenance fields and perhaps spans
         persona: str = "educator",  # educator, researcher, creator or builder
         **completion: Any,  # further arguments of `complete_answer`, such as scores or generated_at
     ) -> dict:  # answer_json

@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 from .config import METRICS, Config, Difference
 from .gate import adapter_rates, gate_table
-from .generate import Decoding
 from .licence import base_licence, base_model, is_hub_id, licence_notice
 from .runs import RATES, STAGES, Table, as_markdown, code_span, metrics_table, portable, without_tokens
 
@@ -184,15 +183,16 @@ print(found["answer"]["text"], found["sources"])
 ```
 
 `kwanzaa_nb` is the package of {PROJECT}. It renders the prompt that the adapter was trained on, loads the base model as in training,
-and completes what the model writes to an `answer_json` with provenance. `grammar=True` holds form, ids and quotes by a
-grammar; the columns of base and adapter below were measured without it. An output that is invalid all the same raises an error that holds it.'''
+looks up the sentences whose numbers the model writes, and completes its output to an `answer_json` with quotes and provenance.
+`grammar=True` holds the form, the numbers and their marks by a grammar; the columns of base and adapter below were measured without
+it. An output that is invalid all the same raises an error that holds it.'''
 
 # %% ../nbs/50_card.ipynb #50-022
 PROJECT = "[Kwanzaa Notebooks](https://github.com/ainative/kwanzaa-notebooks)"
 INTRODUCTION = f"""\
-An adapter that makes an instruct model answer from retrieved chunks: it cites the chunks that carry its claims with
-verbatim quotes, it refuses when the evidence is not among them, and it always writes one JSON object, `answer_json`.
-It was trained and measured with {PROJECT}."""
+An adapter that makes an instruct model answer from retrieved chunks. It names the numbers of the sentences that carry its claims,
+and code puts their verbatim text and their source in the numbers' place. It refuses when the evidence is not among the chunks, and it
+always writes one JSON object, which becomes an `answer_json`. It was trained and measured with {PROJECT}."""
 READING = """\
 Each rate with its 95 % interval and the number of records it counts (of claims, for `retrieval_groundedness_rate`).
 Base and adapter decode greedily without a grammar.
@@ -205,7 +205,7 @@ Base and adapter decode greedily without a grammar.
 - `yield`: of answerable records, answered, right and wholly supported."""
 LIMITS = """\
 - It answers from the chunks in its prompt. It does not retrieve them, and it does not know whether they are true.
-- A valid answer with verbatim quotes can still be wrong: a quote may be beside the point, or a claim may go beyond it.
+- A valid answer with verbatim quotes can still be wrong: a sentence may be beside the point, or a claim may go beyond it.
 - Chunks that are close to the question and lack the fact are the hardest to refuse. Measure on records of your own
   before you rely on it.
 - The metrics are computed by rules, without a judge. The intervals say how far the number of records carries; they say

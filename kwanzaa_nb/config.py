@@ -240,7 +240,6 @@ class TrainingSection(Section):
     max_steps: Count | None = setting("Stop after so many optimiser steps; null: run all epochs.", None)
     strict_steps: Flag = setting(
         "Stop where an interval of logging, evaluating or saving is too long for the run, instead of shortening it.", False)
-    decision_weight: number(ge=1) = setting("Weight in the loss of the tokens that choose: to answer or refuse, where a quote begins, which chunk is named.", 1.0)
     loraplus_ratio: number(ge=1) = setting(
         "Learning rate of the adapter's second matrices over that of the first (LoRA+, Hayou et al. 2024); 1: the same.", 1.0)
     learning_rate: number(gt=0) = setting("Peak learning rate.", 0.0002)

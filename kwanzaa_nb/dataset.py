@@ -34,7 +34,7 @@ def split_files(
 
 # %% ../nbs/58_dataset.ipynb #58-005
 DATA_INTRODUCTION = f"""\
-Records that teach an instruct model to answer from retrieved chunks, to cite what carries its claims with verbatim quotes, and to refuse when
+Records that teach an instruct model to answer from retrieved chunks, to point at the sentences that carry its claims, and to refuse when
 the evidence is not there. Each line is a JSON object with `messages` (system, user, assistant), the `chunks` that were shown with their
 provenance, and whether the question is `answerable` from them. They were built with {PROJECT}."""
 DATA_LIMITS = """\

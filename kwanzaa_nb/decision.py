@@ -19,19 +19,19 @@ from .support import auroc
 # %% ../nbs/36_decision.ipynb #36-004
 DECISION = '{"evidence":['  # what every output begins with; the next character decides: a number, or none
 REFUSING = DECISION + '],"answer":'
-NUMBERS = 999  # sentences that may be named first, one after the other tokenised
+NUMBERS = 999  # sentences, of which each may be the first that is named
 
 
 def decision_tokens(
     tokenizer: Any,  # a fast tokenizer with a chat template
-) -> tuple[tuple[int, ...], tuple[int, ...], int]:  # ids written before the decision, ids that answer, id that refuses
-    "Find where answering and refusing part, in tokens."
-    def find() -> tuple[tuple[int, ...], tuple[int, ...], int]:
+) -> "tuple[tuple[int, ...], tuple[int, ...], int] | None":  # ids before the decision, ids that answer, id that refuses; None: it has no place of its own
+    "Find where answering and refusing part, in tokens: at the same place for every number."
+    def find() -> "tuple[tuple[int, ...], tuple[int, ...], int] | None":
         texts = [REFUSING, *(f'{DECISION}{number}],"answer":' for number in range(1, NUMBERS + 1))]
         refusing, *answering = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        parts = [next(place for place, pair in enumerate(zip(refusing, ids)) if pair[0] != pair[1]) for ids in answering]
-        place = min(parts)
-        return tuple(refusing[:place]), tuple(sorted({ids[place] for ids in answering} - {refusing[place]})), refusing[place]
+        places = {next(place for place, (one, other) in enumerate(zip(refusing, ids)) if one != other) for ids in answering}
+        place = min(places)
+        return (tuple(refusing[:place]), tuple(sorted({ids[place] for ids in answering})), refusing[place]) if len(places) == 1 else None
     return control_of(tokenizer).keep("decision", find)
 
 # %% ../nbs/36_decision.ipynb #36-006

@@ -236,12 +236,13 @@ def grammar_identity(
     records: Sequence[dict],
     served: bool = False,  # whether a server writes, which is given schemas
 ) -> dict[str, str]:
-    "A hash of the records' grammars, and the library; always part of a log, so that arms under a grammar can be added to it."
+    "A hash of the records' grammars, and the library; always part of a log, so that arms under a grammar can be added to it later."
     if served:
         return {"sha256": digest(json.dumps([record_schema(record.get("chunks") or ()) for record in records]).encode())}
     from kwanzaa_nb.grammar import record_grammar
 
     sources = [record_grammar(len(number_sentences(record.get("chunks") or ())), uncited=record.get("mode") == "creative") for record in records]
+    sources.append(record_grammar(2, evidence=[1, 2]))  # that which follows the evidence
     return {"llguidance": importlib.metadata.version("llguidance"), "sha256": digest("\n\n".join(sources).encode())}
 
 # %% ../nbs/44_evaluation.ipynb #44-020
@@ -256,15 +257,16 @@ def complete_answers(
     lines, incomplete = [], {}
     for sample in samples:
         record, adapted = by_id[sample["id"]], sample["arm"].startswith("adapter")
+        creative = record.get("mode") == "creative"
         try:
-            answer = parse_model_answer(sample["raw"], record["chunks"], record.get("mode") == "creative")
+            answer = parse_model_answer(sample["raw"], record["chunks"], creative)
         except AnswerError:
             continue
         try:
             whole = complete_answer(
                 answer, record["chunks"], query=question_of(record)[:1000], persona=record["persona"] or None,
                 namespaces=searched_namespaces(record["chunks"]),
-                model_mode="base_adapter_rag" if adapted else "base_only", confidence=confidence_of(sample, calibrations or {}),
+                model_mode="creative" if creative else "base_adapter_rag" if adapted else "base_only", confidence=confidence_of(sample, calibrations or {}),
                 model_version=config.model.base_model_id, adapter_version=config.run.name if adapted else None)
         except AnswerError as error:
             incomplete[f"{sample['arm']}, {sample['id']}"] = str(error.problems[-1])

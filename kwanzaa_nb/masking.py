@@ -434,8 +434,7 @@ def encode_chat(
     tokenizer: Any,  # a fast tokenizer with a chat template
     messages: list[dict],  # system, user, assistant
     ends: "set[int] | None" = None,  # ids that end a turn; default: those of `stop_ids`
-    weights: "dict[int, float] | None" = None,  # character of the answer -> weight of the token that holds it
-) -> dict[str, list]:  # "input_ids", "labels" and, where weights are given, "loss_weights", all of the record's length
+) -> dict[str, list[int]]:  # "input_ids" and "labels", both of the record's length
     """Tokenise a conversation and supervise the assistant's tokens and the end-of-turn token, nothing else.
 
     Nothing is cut. Raises `MaskError` where no end-of-turn token follows the answer: such a model would never learn
@@ -453,10 +452,7 @@ def encode_chat(
         raise MaskError(f"no end-of-turn token follows the answer: the chat template writes {repr(text[stop:][:40]) if ends_so else 'nothing'} there, "
                         f"and the model stops at {known or 'no token'}: {ends_so}{_MEND}")
     labels = [IGNORED] * len(before) + tokens[:trained] + [IGNORED] * (len(tokens) - trained)
-    if not weights:
-        return {"input_ids": before + tokens, "labels": labels}
-    factors = [next((factor for place, factor in weights.items() if left <= place < right), 1.0) for left, right in offsets]
-    return {"input_ids": before + tokens, "labels": labels, "loss_weights": [1.0] * len(before) + factors}
+    return {"input_ids": before + tokens, "labels": labels}
 
 # %% ../nbs/31_masking.ipynb #31-012
 def check_supervised(

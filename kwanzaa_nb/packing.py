@@ -23,7 +23,7 @@ FLEX = "kwanzaa_flex"
 
 # %% ../nbs/32_packing.ipynb #32-004
 def flatten_rows(
-    rows: list[dict],  # each with "input_ids", "labels" and, where they are used, "seq_lengths" and "loss_weights"
+    rows: list[dict],  # each with "input_ids", "labels" and, where several records are packed, "seq_lengths"
 ) -> dict[str, Any]:  # tensors of shape [1, tokens], and cu_seq_lens of shape [records + 1]
     "Lay rows end to end as one row; a record's first token is never a target, for nothing before it is its own."
     lengths = [length for row in rows for length in (row.get("seq_lengths") or [len(row["input_ids"])])]
@@ -32,8 +32,7 @@ def flatten_rows(
     positions = torch.cat([torch.arange(length) for length in lengths])
     starts = torch.nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
     labels[positions == 0] = IGNORED
-    weights = [weight for row in rows for weight in row.get("loss_weights", [])]
-    return ({"loss_weights": torch.tensor(weights)[None]} if weights else {}) | {
+    return {
         "input_ids": tokens[None], "labels": labels[None], "position_ids": positions[None],
         "cu_seq_lens_q": starts, "cu_seq_lens_k": starts,
         "max_length_q": max(lengths), "max_length_k": max(lengths),
@@ -155,15 +154,14 @@ def flatten_shared(
 ) -> dict[str, Any]:  # like `flatten_rows`, with "segments" in place of cu_seq_lens; for segmented attention only
     "Lay records end to end with common beginnings of prompts once."
     records = [record for row in rows for record in split_packed(row)]
-    plan, segments, tokens, labels, positions, weights = share_prompts(records), [], [], [], [], []
+    plan, segments, tokens, labels, positions = share_prompts(records), [], [], [], []
     for member, start, stop, before in plan:
         record = records[member]
         segments.append((len(tokens), len(tokens) + stop - start, before))
         tokens += record["input_ids"][start:stop]
         labels += [IGNORED, *record["labels"][start + 1:stop]]
         positions += range(start, stop)
-        weights += record.get("loss_weights", [])[start:stop]
-    named = {"input_ids": tokens, "labels": labels, "position_ids": positions} | ({"loss_weights": weights} if weights else {})
+    named = {"input_ids": tokens, "labels": labels, "position_ids": positions}
     return {name: torch.tensor(values)[None] for name, values in named.items()} | {"segments": Segments(segments)}
 
 
@@ -172,8 +170,7 @@ def split_packed(row: dict) -> list[dict]:
     bounds = [0]
     for length in row.get("seq_lengths") or [len(row["input_ids"])]:
         bounds.append(bounds[-1] + length)
-    columns = [name for name in ("input_ids", "labels", "loss_weights") if name in row]
-    return [{name: row[name][left:right] for name in columns} for left, right in zip(bounds, bounds[1:])]
+    return [{name: row[name][left:right] for name in ("input_ids", "labels")} for left, right in zip(bounds, bounds[1:])]
 
 # %% ../nbs/32_packing.ipynb #9ecad581
 def segment_mask(
@@ -237,8 +234,7 @@ def pack_rows(
     too_long = [len(row["input_ids"]) for row in rows if len(row["input_ids"]) > max_seq_length]
     if too_long:
         raise ValueError(f"{len(too_long)} records are longer than {max_seq_length} tokens, the longest {max(too_long)}: none is cut")
-    columns = [name for name in ("input_ids", "labels", "loss_weights") if name in rows[0]]
-    table = Dataset.from_list([{name: row[name] for name in columns} for row in rows])
+    table = Dataset.from_list([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
     packed = pack_dataset(table, max_seq_length, strategy="bfd", map_kwargs={"batch_size": len(rows)})
     return packed.to_list()
 

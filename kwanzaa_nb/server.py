@@ -34,7 +34,7 @@ class Question:
     "What a server is asked for a record."
     record_id: str
     messages: tuple[dict, ...]
-    chunks: tuple[dict, ...] = field(default=(), compare=False)
+    chunks: tuple[dict, ...] = field(default=(), compare=False)  # those that the messages show
 
     @property
     def digest(self) -> str:
@@ -157,7 +157,7 @@ def check_sendable(
         raise ServerError(f"It was not asked: its {found[0]} message holds {found[1]}, which a server may read as a control token, so that a turn would be "
                           "forged. Take that out of the record, or set evaluation.backend to local, where text stays text.", "unasked")
     try:
-        json.dumps([question.messages, question.chunks], ensure_ascii=False).encode()
+        json.dumps(question.messages, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ServerError("It was not asked: it holds half a surrogate pair, which no server can be sent. Write the whole character.", "unasked") from None
 

@@ -34,12 +34,11 @@ def rows_key(
     records: Sequence[dict],  # with "id" and "messages"
     config: Config,
     ends: set[int],  # ids that end a turn
-    weight: float = 1.0,  # of the decision
 ) -> str:  # SHA-256
     "A key of everything that the rows of `encode_records` depend on."
     digest = hashlib.sha256()
     code = [inspect.getsource(module) for module in (kwanzaa_nb.masking, kwanzaa_nb.training, kwanzaa_nb.decision)]
-    settings = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map, sorted(ends), weight,
+    settings = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map, sorted(ends),
                 config.data.max_seq_length, config.evaluation.generation_defaults.max_new_tokens, tokenizers.__version__,
                 transformers.__version__, code]
     for part in (settings, *([record["id"], record.get("group"), record["messages"]] for record in records)):
@@ -52,17 +51,16 @@ def cached_rows(
     records: Sequence[dict],
     config: Config,
     ends: set[int],
-    weight: float = 1.0,
     folder: "str | Path | None" = None,  # None: "tokens" in the user's cache folder (KWANZAA_CACHE names another)
 ) -> tuple[list[dict], bool]:  # rows as of `encode_records`, and whether they were read instead of made
     "Read the rows of these records, or make and keep them; raises `RecordsError`."
-    place = Path(folder or cache_folder() / "tokens") / rows_key(tokenizer, records, config, ends, weight)
+    place = Path(folder or cache_folder() / "tokens") / rows_key(tokenizer, records, config, ends)
     try:
         if place.is_dir():
             return load_from_disk(str(place)).to_list(), True
     except Exception:  # damaged: whatever the format's reader raises
         shutil.rmtree(place, ignore_errors=True)
-    rows = encode_records(tokenizer, records, config, ends, weight)
+    rows = encode_records(tokenizer, records, config, ends)
     if rows:
         _keep(rows, place)
     return rows, False

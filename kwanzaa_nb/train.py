@@ -99,7 +99,7 @@ def encode_training(
     ends = stop_ids(tokenizer)
     fitting, shortened = fit_records(tokenizer, records, config.data.max_seq_length, config.data.over_length)
     watched, shortened_watched = fit_records(tokenizer, watched, config.data.max_seq_length, config.data.over_length)
-    rows, kept = cached_rows(tokenizer, fitting, config, ends, config.training.decision_weight)
+    rows, kept = cached_rows(tokenizer, fitting, config, ends)
     stage.progress(f"tokens of {len(rows)} records {'were kept from an earlier run' if kept else 'made and kept'}")
     packed = pack_rows(rows, config.data.max_seq_length) if config.data.packing else rows
     return TrainingData(tokenizer, ends, rows, packed, watched, cached_rows(tokenizer, watched, config, ends)[0],

@@ -61,7 +61,7 @@ def arm_config(
     return load_config("configs/demo.cpu.yaml", {
         "model.base_model_id": str(model), "adapter.method": method, "adapter.quantization.load_in_4bit": arm.four_bit, "data.packing": arm.packed,
         "training.max_steps": steps, "training.gradient_accumulation_steps": rows, "training.lr_scheduler": "constant",
-        "training.warmup_ratio": 0, "training.decision_weight": 1, **({"training.per_device_train_batch_size": 1} if arm.alone else {})})
+        "training.warmup_ratio": 0, **({"training.per_device_train_batch_size": 1} if arm.alone else {})})
 
 # %% ../nbs/92_training_benchmark.ipynb #92-005
 def stock_arguments(

@@ -10,22 +10,23 @@ import pytest
 import torch
 from hub_server import TOKEN, Hub
 from huggingface_hub import HfApi
-from tiny import ROOT, tiny_config, tiny_model, tiny_tokenizer
+from tiny import ROOT, short_spoken, tiny_config, tiny_tokenizer
 
 import kwanzaa_nb
-from kwanzaa_nb.answer import AnswerError, validate_answer_json
-from kwanzaa_nb.answerer import AnswererError, answerer_config, fetch, load_answerer
+from kwanzaa_nb.answer import AnswerError, find_marks, validate_answer_json
+from kwanzaa_nb.answerer import Answerer, AnswererError, answerer_config, fetch, load_answerer
 from kwanzaa_nb.card import usage
 from kwanzaa_nb.config import config_to_yaml
 from kwanzaa_nb.hub import Destination, upload
 from kwanzaa_nb.model import ModelError, add_adapter
+from kwanzaa_nb.sentences import number_sentences
 from kwanzaa_nb.staging import stage_publication
 from kwanzaa_nb.training import save_adapter
 
 QUESTION = "How long is green tea steeped?"
 CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998", "canonical_url": "https://tea.example.org/steeping",
          "source_org": "Tea Board", "year": 1998, "content_type": "summary", "license": "CC0-1.0", "namespace": "tea",
-         "text": "Green tea is steeped for two minutes."}
+         "text": "Tea is a drink. Green tea is steeped for two minutes."}
 OTHER = CHUNK | {"chunk_id": "tea-02", "text": "Black tea is steeped for four minutes, and oolong for three."}
 QUESTIONS, CHUNKS = [QUESTION, "Who drinks it?", "Is oolong steeped longer than green tea?"], [CHUNK, OTHER]
 WHEN = "2026-01-01T00:00:00Z"
@@ -38,17 +39,14 @@ print(json.dumps([answer(question, {CHUNKS!r}, generated_at={WHEN!r}) for questi
 """
 
 
-def short_spoken(tokenizer):
-    "A random model that ends strings and lists as soon as a grammar lets it; what else it writes hangs on its prompt and on its adapter."
-    model = tiny_model()
-    ends = tokenizer.convert_tokens_to_ids(['"', "]", "["])
-    with torch.no_grad():
-        model.get_input_embeddings().weight[:, 0] = 8.0
-        output = model.get_output_embeddings().weight
-        output[:, 0] = 0
-        output[ends] = 0
-        output[ends, 0] = torch.tensor([5.0, 4.5, 4.0])
-    return model
+def check_sources(found, chunks):
+    "The marks are positions of the sources, and each source quotes one sentence of a chunk, word for word, with its place."
+    texts = {chunk["chunk_id"]: chunk["text"] for chunk in chunks}
+    sentences = [(one.chunk_id, one.start, one.end) for one in number_sentences(chunks)]
+    assert set(find_marks(found["answer"]["text"])) == set(range(1, len(found["sources"]) + 1))
+    for source in found["sources"]:
+        assert source["quote"] == texts[source["chunk_id"]][source["quote_start"]:source["quote_end"]]
+        assert (source["chunk_id"], source["quote_start"], source["quote_end"]) in sentences
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +91,7 @@ def test_published_downloaded_by_another_process_and_the_same_answers(run, serve
     for found in here:
         validate_answer_json(found)
         assert found["sources"] and found["provenance"]["generated_at"] == WHEN
+        check_sources(found, CHUNKS)
     assert list((tmp_path / "empty").rglob("adapter_model.safetensors"))
 
 
@@ -119,7 +118,62 @@ def test_without_chunks_nothing_is_cited_whatever_the_threshold(run):
     config, base, staged = run
     answer = load_answerer(staged, base=str(base), grammar=True)
     assert answer.decoding.answer_threshold == 0
-    assert all(raw.startswith('{"citations":[],"answer":') and raw.endswith("}") for raw in written(answer, []))
+    assert all(raw.startswith('{"evidence":[],"answer":') and raw.endswith("}") for raw in written(answer, []))
+
+
+class Told:
+    "Writes the same for every prompt, and keeps how it was asked."
+
+    def __init__(self, raw):
+        self.raw, self.decodings = raw, []
+
+    def prompts(self, records):
+        return records
+
+    def write(self, batch, decoding):
+        self.decodings.append(decoding)
+        return [self]
+
+
+def output(evidence, completeness, text, missing=()):
+    return json.dumps({"evidence": evidence, "answer": {"completeness": completeness, "text": text},
+                       "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []}})
+
+
+def test_numbers_become_sources_with_quotes_and_their_places():
+    answer = Answerer(tiny_config(), Told(output([3, 2], "complete", "Black tea: four minutes. [3] Green tea: two. [2][3]")))
+    found = answer(QUESTION, CHUNKS, scores=[0.5, 0.25], generated_at=WHEN)
+    validate_answer_json(found)
+    check_sources(found, CHUNKS)
+    assert found["answer"]["text"] == "Black tea: four minutes. [1] Green tea: two. [2][1]"
+    assert [(one["chunk_id"], one["quote"], one["quote_start"], one["relevance_score"]) for one in found["sources"]] == [
+        ("tea-02", OTHER["text"], 0, 0.25), ("tea-01", "Green tea is steeped for two minutes.", 16, 0.5)]
+
+
+def test_spans_of_ones_own_decide_what_a_number_stands_for():
+    chunk = CHUNK | {"spans": [[0, 3], [4, 15], [16, 53]]}
+    found = Answerer(tiny_config(), Told(output([1], "complete", "It is tea. [1]")))(QUESTION, [chunk])
+    assert [(one["quote"], one["quote_start"], one["quote_end"]) for one in found["sources"]] == [("Tea", 0, 3)]
+
+
+@pytest.mark.parametrize("raw, code", [
+    (output([4], "complete", "Two. [4]"), "number_not_shown"), (output([2, 2], "complete", "Two. [2]"), "number_twice"),
+    (output([2], "complete", "Two. [1][2]"), "mark_without_evidence"), (output([1, 2], "complete", "Two. [2]"), "evidence_without_mark"),
+    (output([], "complete", "Two."), "answer_without_evidence"), (output([], "insufficient_data", "No."), "refusal_without_reason"),
+    ('{"evidence":[2', "unfinished"), ('{"citations":[]}', "schema")])
+def test_what_breaks_the_contract_is_an_error_that_holds_it(raw, code):
+    with pytest.raises(AnswerError) as error:
+        Answerer(tiny_config(), Told(raw))(QUESTION, CHUNKS)
+    assert error.value.raw == raw and code in {problem.code for problem in error.value.problems}
+
+
+def test_only_where_nothing_was_retrieved_no_probability_is_enough():
+    told = Told(output([], "insufficient_data", "Not known.", ["how long tea is steeped"]))
+    answer = Answerer(tiny_config(**{"evaluation.answer_threshold": 0.25}), told)
+    for chunks, namespaces in ((CHUNKS, ["tea"]), ([], ["unknown"])):
+        found = answer(QUESTION, chunks)
+        assert found["sources"] == [] and found["retrieval_summary"]["namespaces"] == namespaces
+    assert [decoding.answer_threshold for decoding in told.decodings] == [0.25, float("inf")]
 
 
 def test_what_is_not_valid_is_in_the_error(run):

@@ -236,7 +236,7 @@ RANGES = {
 } | {key: ([1, 7], [0, -1]) for key in (
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit", "run.processes",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
-    "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.beams", "evaluation.max_records",
+    "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
     "evaluation.stop_invalid_after", "evaluation.batch_tokens", "evaluation.red_team", "budget.measured_steps", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
     "data.chunk_words": ([1, 400], [0, -1]), "data.max_chunk_words": ([90, 10**6], [0, -1])}
 
@@ -630,7 +630,7 @@ def test_what_is_no_system_prompt(write, value):
         ("override, data.system_prompt", "wrong_value")]
 
 
-@pytest.mark.parametrize("value", ["As {persona}, {rule}:\n{schema}\n", "Start with {\"citations\": …", "no fields", "{x} {0} {}"])
+@pytest.mark.parametrize("value", ["As {persona}, {rule}:\n{schema}\n", "Start with {\"evidence\": …", "no fields", "{x} {0} {}"])
 def test_system_prompts_of_ones_own(write, value):
     config = load_config(write(MINIMAL), {"data.system_prompt": value})
     assert config.data.system_prompt == value

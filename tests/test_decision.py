@@ -6,8 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import ROOT, tiny_tokenizer
+from tokenizers import Regex, pre_tokenizers
 
-from kwanzaa_nb.decision import Calibration, calibrate, calibration_error, curve, judge_decision, threshold
+from kwanzaa_nb.config import load_config
+from kwanzaa_nb.decision import (
+    DECISION,
+    NUMBERS,
+    REFUSING,
+    Calibration,
+    calibrate,
+    calibration_error,
+    curve,
+    decision_tokens,
+    judge_decision,
+    threshold,
+)
+from kwanzaa_nb.model import load_tokenizer
 
 PAIRS = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=40).filter(lambda rows: len({side for _, side in rows}) == 2)
 
@@ -68,3 +83,51 @@ def test_the_judgement_of_an_arm():
     found = judge_decision(pairs, Calibration(1.0, 0.0, 7))
     assert found["auroc"] == pytest.approx(8 / 9) and found["reached"] == 6 and found["calibrated_on"] == 7
     assert found["balanced_at_half"] == pytest.approx(2 / 3) and found["balanced_at_best"] == pytest.approx(5 / 6)
+
+
+# where it stands in tokens
+
+DIGITS = "0123456789"
+PAIRS_OF_DIGITS = [(left, right) for left in DIGITS for right in DIGITS]
+THREES = [("".join(pair), right) for pair in PAIRS_OF_DIGITS for right in DIGITS]
+
+
+def grouped():
+    "A tokenizer that cuts numbers into groups of up to three digits, as that of Llama 3 does."
+    made = tiny_tokenizer(merges=[*PAIRS_OF_DIGITS, *THREES])
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"[0-9]{1,3}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.backend_tokenizer.model.ignore_merges = True
+    return made
+
+
+TOKENIZERS = {
+    "single digits": (lambda: tiny_tokenizer(), '{"evidence":[', list("123456789"), "]"),
+    "groups of digits": (grouped, '{"evidence":[', [str(number) for number in range(1, NUMBERS + 1)], "]"),
+    "SmolLM2": (lambda: load_tokenizer(load_config(ROOT / "configs" / "demo.cpu.yaml")), '{"evidence":[', list("123456789"), "]"),
+    "[] is one token": (lambda: tiny_tokenizer(merges=[("[", "]")]), '{"evidence":', ["["], "[]"),
+    "\":[ is one token": (lambda: tiny_tokenizer(merges=[('"', ":"), ('":', "[")]), '{"evidence":[', list("123456789"), "]"),
+    "\":[] is one token": (lambda: tiny_tokenizer(merges=[('"', ":"), ('":', "["), ('":[', "]")]), '{"evidence', ['":['], '":[]'),
+    "[] before \":[": (lambda: tiny_tokenizer(merges=[("[", "]"), ('"', ":"), ('":', "[")]), '{"evidence', ['":['], '":'),
+    "], is one token": (lambda: tiny_tokenizer(merges=[("]", ",")]), '{"evidence":[', list("123456789"), "],"),
+    "[] and 1, are tokens": (lambda: tiny_tokenizer(merges=[("[", "]"), ("1", ",")]), '{"evidence":', ["["], "[]"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_deciding_tokens_of_tokenizers_that_cut_differently(name):
+    make, before, answers, refusal = TOKENIZERS[name]
+    tokenizer = make()
+    start, answering, refusing = decision_tokens(tokenizer)
+    assert tokenizer.decode(start) == before and tokenizer.decode([refusing]) == refusal
+    assert {tokenizer.decode([token]) for token in answering} == set(answers) and len(answering) == len(set(answering)) == len(answers)
+    for evidence in ([1], [7, 12], [10, 9], [99], [412, 3], [999]):
+        target = DECISION + ",".join(map(str, evidence)) + '],"answer":{"completeness":"partial"'
+        tokens = tokenizer(target, add_special_tokens=False)["input_ids"]
+        assert tuple(tokens[:len(start)]) == start and tokens[len(start)] in answering
+    tokens = tokenizer(REFUSING + '{"completeness":"insufficient_data"', add_special_tokens=False)["input_ids"]
+    assert tuple(tokens[:len(start)]) == start and tokens[len(start)] == refusing
+
+
+def test_a_decision_that_has_no_place_of_its_own_is_not_found():
+    assert decision_tokens(tiny_tokenizer(merges=[("[", "1")])) is None

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT, tiny_config
 
-from kwanzaa_nb.answer import validate_answer_json
+from kwanzaa_nb.answer import find_marks, validate_answer_json
 from kwanzaa_nb.decision import Calibration, calibrate
 from kwanzaa_nb.evaluation import (
     adapter_to_evaluate,
@@ -17,6 +17,7 @@ from kwanzaa_nb.evaluation import (
     decodings,
     development_decisions,
     experiment,
+    grammar_identity,
     passes,
     sampling_differences,
     spread,
@@ -26,6 +27,7 @@ from kwanzaa_nb.generate import is_headline, open_log, read_log
 from kwanzaa_nb.local import LocalBackend
 from kwanzaa_nb.metrics import question_of
 from kwanzaa_nb.model import Effective
+from kwanzaa_nb.sentences import number_sentences
 from kwanzaa_nb.validation import read_records
 
 CPU = Effective("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
@@ -206,7 +208,7 @@ def test_a_namespace_of_another_type_stops_nothing(answered):
 
 def test_bare_records_can_be_completed(answered):
     refusal = (
-        '{"citations":[],"answer":{"completeness":"insufficient_data","text":"It is not there."},"unknowns":'
+        '{"evidence":[],"answer":{"completeness":"insufficient_data","text":"It is not there."},"unknowns":'
         '{"unsupported_claims":[],"missing_context":["the year"],"clarifying_questions":[]}}'
     )
     bare = {"id": "line-1", "persona": "", "chunks": [], "messages": answered["messages"]}
@@ -261,22 +263,9 @@ def test_the_passes_of_an_arm():
     moved = tiny_config(**{"evaluation.grammar": True, "evaluation.answer_threshold": 0.3})
     assert [same for _, _, same in passes(moved, "base", CPU)] == [None, None]
     assert len(list(passes(tiny_config(), "base", CPU))) == 1
-
-
-def test_a_search_is_the_headline_and_a_grammar_stays_greedy():
-    asked = {"evaluation.beams": 4, "evaluation.sampling_seeds": [1], "evaluation.grammar": True}
-    found = list(passes(tiny_config(**asked), "adapter", CPU))
-    assert [(name, decoding.name, same) for name, decoding, same in found] == [
-        ("adapter", "search of 4", None), ("adapter", "sampled, seed 1", None), ("adapter+grammar", "greedy", None)]
     assert [is_headline({"arm": name, "pass": f"{name}, {decoding.name}"}) for name, decoding, _ in found] == [True, False, True]
-    assert not is_headline({"arm": "adapter", "pass": "adapter, development"})
-    beams, batch = backend_differences(tiny_config(**asked))
-    assert beams.key == "evaluation.beams" and beams.used == "1 under the grammar"
-    assert [batch] == backend_differences(tiny_config(**{"evaluation.beams": 4})) and batch.key == "evaluation.batch_size"
-    assert backend_differences(tiny_config()) == []
-    served = tiny_config(**{"evaluation.beams": 4, "evaluation.backend": "vllm", "evaluation.stop_invalid_after": None})
-    assert [(item.key, item.used) for item in backend_differences(served)] == [("evaluation.beams", 1)]
-    assert [decoding.beams for decoding in decodings(served)] == [1]
+    assert not is_headline({"arm": "adapter", "pass": "adapter, development"}) and not is_headline({"arm": "adapter", "pass": "adapter, greedy, twice"})
+    assert backend_differences(config) == []
 
 
 def test_what_a_grammar_was_made_of_is_part_of_an_experiment(records):
@@ -284,8 +273,40 @@ def test_what_a_grammar_was_made_of_is_part_of_an_experiment(records):
     plain, same = experiment(tiny_config(), CPU, records[:4], None), experiment(with_grammar, CPU, records[:4], None)
     assert plain == same and set(same["grammar"]) == {"llguidance", "sha256"}
     changed = deepcopy(records[:4])
-    changed[0]["chunks"][0]["text"] += " More."
+    chunk = changed[0]["chunks"][0]
+    chunk["text"] += " More."
+    chunk["spans"].append([len(chunk["text"]) - 5, len(chunk["text"])])
     assert experiment(with_grammar, CPU, changed, None)["grammar"] != same["grammar"]
+    freer = [{**record, "mode": "creative"} for record in records[:4]]
+    assert grammar_identity(freer) != grammar_identity(records[:4]) == same["grammar"]
+    assert grammar_identity(records[:4], served=True) != grammar_identity(changed, served=True)
+
+
+def test_a_source_of_a_completed_answer_is_a_sentence_of_its_chunk(records):
+    lines, _ = complete_answers(samples(records), records, tiny_config())
+    by_id = {record["id"]: record for record in records}
+    counted = 0
+    for line in lines:
+        record = by_id[line["id"]]
+        texts = {chunk["chunk_id"]: chunk["text"] for chunk in record["chunks"]}
+        shown = {(one.chunk_id, one.start, one.end) for one in number_sentences(record["chunks"])}
+        marks = find_marks(line["answer_json"]["answer"]["text"])
+        sources = line["answer_json"]["sources"]
+        assert set(marks) == set(range(1, len(sources) + 1))
+        for source in sources:
+            assert source["quote"] == texts[source["chunk_id"]][source["quote_start"]:source["quote_end"]]
+            assert (source["chunk_id"], source["quote_start"], source["quote_end"]) in shown
+            counted += 1
+    assert counted > len(records) / 3
+
+
+def test_a_creative_answer_may_do_without_a_source(answered):
+    raw = ('{"evidence":[],"answer":{"completeness":"complete","text":"A river sings."},"unknowns":'
+           '{"unsupported_claims":[],"missing_context":[],"clarifying_questions":[]}}')
+    rows = [{"id": answered["id"], "arm": "adapter", "raw": raw}]
+    (line,), incomplete = complete_answers(rows, [{**answered, "mode": "creative"}], tiny_config())
+    assert incomplete == {} and line["answer_json"]["sources"] == [] and line["answer_json"]["model_mode"] == "creative"
+    assert complete_answers(rows, [answered], tiny_config()) == ([], {})
 
 
 def test_a_valid_answer_states_its_calibrated_confidence(records):

@@ -20,7 +20,7 @@ TEMPLATES = {
 }
 ANSWERS = {
     "plain": "yes",
-    "json": '{"citations":[],"answer":{"text":"…"}}',
+    "json": '{"evidence":[],"answer":{"text":"…"}}',
     "unicode": "Ọjọ́ kìíní 🕯️ – «Umoja»",
     "newline": "one\ntwo\n\nthree",
     "in the prompt": "Is it?",

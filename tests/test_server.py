@@ -18,6 +18,7 @@ from kwanzaa_nb.evaluation import arms, backend_differences, experiment
 from kwanzaa_nb.generate import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, sample_row
 from kwanzaa_nb.metrics import score
 from kwanzaa_nb.model import Effective
+from kwanzaa_nb.sentences import number_sentences
 from kwanzaa_nb.server import Question, ServerBackend, ServerError, ask, control_text, read_completion, request
 from kwanzaa_nb.validation import read_records
 
@@ -86,16 +87,16 @@ def test_a_pass_over_a_server_is_logged_like_any_other(serve, tmp_path):
 
 
 def test_what_is_asked():
-    question = Question("r", ({"role": "user", "content": "why"},), ({"chunk_id": "c", "text": "One."},))
+    question = Question("r", ({"role": "user", "content": "why"},), ({"chunk_id": "c", "text": "One. Two."},))
     plain = request(question, GREEDY, "m")
     assert "seed" not in plain and "response_format" not in plain
     sampled = request(question, Decoding(5, 1, temperature=0.2, top_p=0.9, seed=4, grammar=True), "m")
     assert (sampled["temperature"], sampled["top_p"], sampled["seed"], sampled["max_tokens"]) == (0.2, 0.9, 4, 5)
     asked = sampled["response_format"]["json_schema"]["schema"]
     assert asked == record_schema(question.chunks)
-    assert asked["properties"]["citations"]["items"]["properties"]["chunk_id"] == {"type": "string", "enum": ["c"]}
-    assert record_schema([])["properties"]["citations"]["maxItems"] == 0
-    assert record_schema([]) == record_schema([]) and "enum" not in json.dumps(record_schema([])["properties"]["citations"])
+    assert asked["properties"]["evidence"]["items"]["maximum"] == 2 and "One." not in json.dumps(sampled["response_format"])
+    nothing = request(Question("r", question.messages), Decoding(5, 1, grammar=True), "m")["response_format"]["json_schema"]["schema"]
+    assert nothing == record_schema([]) and nothing["properties"]["evidence"]["maxItems"] == 0
 
 
 def test_a_schema_reaches_the_server_as_it_is(serve):
@@ -507,7 +508,7 @@ def test_a_real_server_writes_and_keeps_to_a_schema(llama, tmp_path):
     assert all(sample["raw"] and 0 < sample["new_tokens"] <= 25 for sample in free)
     for record, sample in zip(records, bound):
         if sample["finish_reason"] == "stop":
-            ids = {citation["chunk_id"] for citation in parse_strict_json(sample["raw"])["citations"]}
-            assert ids <= {chunk["chunk_id"] for chunk in record["chunks"]}
+            numbers = parse_strict_json(sample["raw"])["evidence"]
+            assert set(numbers) <= set(range(1, len(number_sentences(record["chunks"])) + 1))
         else:
             assert sample["raw"].lstrip().startswith("{")

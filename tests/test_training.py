@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 import kwanzaa_nb.training as training
 from kwanzaa_nb.config import RunSection, TrainingSection, load_config
-from kwanzaa_nb.decision import ANSWERING, REFUSING, decision_tokens
+from kwanzaa_nb.decision import DECISION, REFUSING, decision_tokens
 from kwanzaa_nb.live import LiveReport, Moment
-from kwanzaa_nb.masking import IGNORED, encode_chat, render_chat
+from kwanzaa_nb.local import encode_prompts
+from kwanzaa_nb.masking import IGNORED, encode_chat
 from kwanzaa_nb.model import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
 from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows
 from kwanzaa_nb.resume import MARK, Checkpoints, forget, last_whole, training_identity
@@ -71,6 +72,12 @@ def train(folder, rows=ROWS, effective=CPU, model=None, watched=(), callbacks=()
     return trainer, outcome, adapter_weights(adapted)
 
 
+def at_decision(tokenizer, messages):
+    "Tokens of a prompt and of what is written before the decision, ids that answer, id that refuses."
+    (prompt,), (start, answering, refusing) = encode_prompts(tokenizer, [{"id": "a", "messages": messages[:2]}]), decision_tokens(tokenizer)
+    return [*prompt.tokens, *start], answering, refusing
+
+
 def largest_difference(first, second):
     assert first.keys() == second.keys() and first
     return max((first[name] - second[name]).abs().max().item() for name in first)
@@ -117,7 +124,7 @@ def test_the_decision_weighs_more():
     tokenizer, model = tiny_tokenizer(), tiny_model()
     records = [
         {"id": str(place), "messages": chat(answer)}
-        for place, answer in enumerate(['{"citations":[{"page":"a"}]}', '{"citations":[]}', "plain text"])
+        for place, answer in enumerate(['{"evidence":[2,1],"answer":{}}', '{"evidence":[],"answer":{}}', "plain text"])
     ]
     config, ends = tiny_config(), {tokenizer.eos_token_id}
     plain, weighted = (encode_records(tokenizer, records, config, ends, weight) for weight in (1.0, 5.0))
@@ -128,10 +135,8 @@ def test_the_decision_weighs_more():
         decides = record["messages"][-1]["content"].startswith("{")
         assert len(heavy) == decides and len(other["loss_weights"]) == len(other["labels"])
         if decides:
-            before, answering, refusing = decision_tokens(
-                tokenizer, render_chat(tokenizer, record["messages"][:2], add_generation_prompt=True)
-            )
-            assert heavy == [len(before)] and other["labels"][heavy[0]] in (answering, refusing)
+            before, answering, refusing = at_decision(tokenizer, record["messages"])
+            assert heavy == [len(before)] and other["labels"][heavy[0]] in (*answering, refusing)
     with torch.no_grad():
         losses = [
             [supervised_loss(model, flatten_rows(part))[0].item() for part in (rows[:2], rows[2:], rows)]
@@ -179,32 +184,19 @@ def test_the_weight_reaches_training(whole, tmp_path):
     assert largest_difference(weights, whole[2]) > 1e-3
 
 
-def test_every_choice_of_the_committed_records_is_weighted_once(smollm):
+def test_the_decision_of_the_committed_records_is_weighted_and_nothing_else(smollm):
     config = load_config(ROOT / "configs" / "demo.cpu.yaml")
     records = read_records(ROOT / "data" / "training" / "kwanzaa_dev.jsonl")
     for record, one in zip(records, encode_records(smollm, records, config, {smollm.eos_token_id}, 5.0)):
-        before, answering, refusing = decision_tokens(
-            smollm, render_chat(smollm, record["messages"][:2], add_generation_prompt=True)
-        )
-        decision, *others = [place for place, factor in enumerate(one["loss_weights"]) if factor != 1.0]
-        assert decision == len(before) and set(one["loss_weights"]) == {1.0, 5.0}
-        assert one["labels"][decision] == (answering if record["answerable"] else refusing)
-        written = [smollm.decode([one["labels"][place]]) for place in others]
-        for citation in json.loads(record["messages"][-1]["content"])["citations"]:
-            if citation["quote"][0] != '"':
-                assert citation["quote"].startswith(written.pop(0).lstrip('"'))
-            while citation["chunk_id"]:
-                token = written.pop(0)
-                assert citation["chunk_id"].startswith(token)
-                citation["chunk_id"] = citation["chunk_id"].removeprefix(token)
-        assert not written
+        before, answering, refusing = at_decision(smollm, record["messages"])
+        (decision,) = [place for place, factor in enumerate(one["loss_weights"]) if factor != 1.0]
+        assert decision == len(before) and one["loss_weights"][decision] == 5.0
+        assert one["labels"][decision] in (answering if record["answerable"] else [refusing])
 
 
 @pytest.mark.parametrize("target, chosen", [
-    ('{"citations":[],"answer":{"text":"no \\"quote\\":\\"x"}}', "]"),
-    ('{"citations":[{"quote":"One.","chunk_id":"A1"}],"answer":{}}', "{OA1"),
-    ('{"citations":[{"quote":"One.","chunk_id":"A1"},{"quote":"\\"Two\\"","chunk_id":"b"}],"answer":{"quote":"x"}}', "{OA1b"),
-    ('{"answer":{}}', ""), ("", ""), ("plain", ""),
+    ('{"evidence":[],"answer":{"text":"no"}}', "]"), ('{"evidence":[4,9],"answer":{"text":"[4][9]"}}', "4"),
+    ('{"answer":{},"evidence":[4]}', ""), ("", ""), ("plain", ""),
 ])
 def test_what_an_answer_chooses(target, chosen):
     assert "".join(target[place] for place in choices(target)) == chosen
@@ -652,30 +644,29 @@ def test_arguments_are_ones_that_trl_takes(tmp_path):
 def test_the_decision_of_every_committed_target_is_at_the_measured_token(smollm):
     sides = set()
     for record in read_records(ROOT / "data" / "training" / "kwanzaa_eval.jsonl"):
-        prompt = render_chat(smollm, record["messages"][:2], add_generation_prompt=True)
-        before, answering, refusing = decision_tokens(smollm, prompt)
+        before, answering, refusing = at_decision(smollm, record["messages"])
         tokens = encode_chat(smollm, record["messages"])["input_ids"]
-        assert answering != refusing and tokens[: len(before)] == before
-        assert tokens[len(before)] == (answering if record["answerable"] else refusing), record["id"]
+        assert refusing not in answering and tokens[: len(before)] == before
+        assert tokens[len(before)] in (answering if record["answerable"] else [refusing]), record["id"]
         sides.add(record["answerable"])
     assert sides == {True, False}
 
 
 def test_every_committed_target_begins_one_of_two_ways():
     for record in read_records(ROOT / "data" / "training" / "kwanzaa_train.jsonl"):
-        assert record["messages"][-1]["content"].startswith(ANSWERING if record["answerable"] else REFUSING)
+        target = record["messages"][-1]["content"]
+        assert target.startswith(DECISION) and target.startswith(REFUSING) is not record["answerable"]
+        assert record["answerable"] is target[len(DECISION)].isdigit()
 
 
-def test_the_probability_is_that_of_the_two_tokens():
+def test_the_probability_is_that_of_every_number_against_the_refusal():
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    before, answering, refusing = decision_tokens(
-        tokenizer, render_chat(tokenizer, chat()[:2], add_generation_prompt=True)
-    )
-    assert tokenizer.decode(before).endswith('{"citations":[') and tokenizer.decode([answering, refusing]) == "{]"
+    before, answering, refusing = at_decision(tokenizer, chat())
+    assert tokenizer.decode(before).endswith(DECISION) and tokenizer.decode([*answering, refusing]) == "123456789]"
     eager = tiny_model(attention="eager")
     with torch.no_grad():
         chances = eager(torch.tensor([before])).logits[0, -1].softmax(-1)
-    expected = (chances[answering] / (chances[answering] + chances[refusing])).item()
+    expected = (chances[list(answering)].sum() / (chances[list(answering)].sum() + chances[refusing])).item()
     assert answer_probability(model, tokenizer, chat()[:2]) == pytest.approx(expected, abs=1e-5)
 
 
@@ -695,6 +686,9 @@ def test_the_watch_keeps_both_sides_and_the_models_mode():
     assert seen["answerable"] == pytest.approx((chances[0] + chances[2]) / 2) and seen["unanswerable"] == pytest.approx(
         chances[1]
     )
+    without = DecisionWatch(tiny_tokenizer(merges=[("[", "1")]), records, said.append)
+    without.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model)
+    assert without.history == []
     one_sided = DecisionWatch(tokenizer, records[:1], said.append)
     one_sided.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model)
     assert one_sided.history == []

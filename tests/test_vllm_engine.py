@@ -56,7 +56,7 @@ def test_a_pass_hands_over_prompts_settings_and_adapter(library, tmp_path):
     prompts, settings, lora = engine.calls[0]
     assert lora == ("adapter", 1, "outputs/adapter")
     assert prompts[0]["prompt_token_ids"] == list(backend.prompts(RECORDS)[0].tokens)
-    assert settings[0].structured_outputs.grammar == record_grammar(RECORDS[0]["chunks"]) and settings[0].max_tokens == 9
+    assert settings[0].structured_outputs.grammar == record_grammar(2) and settings[0].max_tokens == 9
     assert settings[0].temperature == 0.0 and settings[0].stop_token_ids == [tokenizer.eos_token_id]
 
 

@@ -28,10 +28,10 @@ NO_END = (
 THINKING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
 
 
-def tiny_tokenizer(template=CHATML, eos="<|im_end|>"):
-    "A tokenizer of single bytes and a few special tokens."
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    plain = Tokenizer(models.BPE(vocab={sign: place for place, sign in enumerate(alphabet)}, merges=[]))
+def tiny_tokenizer(template=CHATML, eos="<|im_end|>", merges=()):
+    "A tokenizer of single bytes, of what pairs of them merge to, and of a few special tokens."
+    signs = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    plain = Tokenizer(models.BPE(vocab={sign: place for place, sign in enumerate(signs)}, merges=list(merges)))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     plain.decoder = decoders.ByteLevel()
     plain.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
@@ -52,6 +52,18 @@ def tiny_model(seed=0, attention=SEGMENTED, heads=4, key_value_heads=2, layers=2
     }
     model = LlamaForCausalLM(LlamaConfig(**{**config, **settings})).eval()
     model.set_attn_implementation(attention)
+    return model
+
+
+def short_spoken(tokenizer, likes=(('"', 5.0), ("]", 4.5), ("[", 4.0)), **settings):
+    "A tiny model that likes some signs at every place, so that it ends strings and lists as soon as a grammar lets it; the rest hangs on its prompt."
+    model = tiny_model(**settings)
+    ids = tokenizer.convert_tokens_to_ids([sign for sign, _ in likes])
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 8.0
+        output = model.get_output_embeddings().weight
+        output[:, 0] = 0
+        output[ids, 0] = torch.tensor([liking for _, liking in likes])
     return model
 
 
