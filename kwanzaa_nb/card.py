@@ -205,7 +205,7 @@ Base and adapter decode greedily without a grammar.
 - `yield`: of answerable records, answered, right and wholly supported."""
 LIMITS = """\
 - It answers from the chunks in its prompt. It does not retrieve them, and it does not know whether they are true.
-- A valid answer with verbatim quotes can still be wrong: a sentence may be beside the point, or a claim may go beyond it.
+- A valid answer whose quotes are verbatim can still be wrong: a sentence may be beside the point, or a claim may go beyond it.
 - Chunks that are close to the question and lack the fact are the hardest to refuse. Measure on records of your own
   before you rely on it.
 - The metrics are computed by rules, without a judge. The intervals say how far the number of records carries; they say
