@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'MOST_NESTED', 'HEAD', 'FRONT_MATTER', 'Slug', 'Line', 'Prose',
-           'UNANSWERABLE_KINDS', 'DEFAULTED', 'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS', 'DataError',
-           'MissingFile', 'short', 'plain_name', 'sign_problem', 'iter_jsonl', 'read_jsonl', 'read_csv', 'read_parquet',
-           'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question', 'CorpusOptions',
-           'corpus_options', 'field_names', 'Row', 'is_missing', 'text_places', 'control_problems', 'year_meant',
-           'data_files', 'slug', 'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_sentence',
-           'default_statement', 'as_it_stands', 'find_evidence', 'complete_question', 'check_question', 'ChunkStore',
-           'ChunkList', 'load_corpus']
+           'UNANSWERABLE_KINDS', 'MOST_EVIDENCE', 'Phrase', 'DEFAULTED', 'FLAT_EVIDENCE', 'EXPECTED', 'TABLES', 'TEXTS',
+           'DataError', 'MissingFile', 'short', 'plain_name', 'sign_problem', 'iter_jsonl', 'read_jsonl', 'read_csv',
+           'read_parquet', 'Piece', 'split_text', 'split_front_matter', 'Chunk', 'Evidence', 'Question',
+           'CorpusOptions', 'corpus_options', 'field_names', 'Row', 'is_missing', 'text_places', 'control_problems',
+           'year_meant', 'data_files', 'slug', 'read_text', 'read_rows', 'load_rows', 'nearest_passage', 'quoted_spans',
+           'as_said', 'quoted_sentence', 'default_statement', 'as_it_stands', 'find_evidence', 'complete_question',
+           'check_question', 'ChunkStore', 'ChunkList', 'load_corpus']
 
 # %% ../nbs/20_corpus.ipynb #20-002
 import csv
@@ -41,7 +41,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from .answer import Uri
 from .errors import KwanzaaError, Problem, ProblemList, no_file, other_format
-from .support import sentences
+from .sentences import sentence_spans
 
 # %% ../nbs/20_corpus.ipynb #20-004
 LONGEST_LINE = 1_000_000  # bytes of a line of JSON
@@ -473,90 +473,88 @@ _FENCE = re.compile(r"[ ]{0,3}(```|~~~)")
 
 @dataclass(frozen=True)
 class _Block:
-    "A heading, a paragraph, a list item or some lines of code."
+    "A heading, a paragraph, a list item or fenced code, and where in its text it stands."
     line: int  # its first, from 1
     kind: str  # "heading", "prose", "item" of a list, or "code"
-    text: str
+    start: int  # characters
+    end: int  # excluded
+    title: str = ""  # of a heading, without its marks
 
 # %% ../nbs/20_corpus.ipynb #20-017-b
 def _blocks(
     text: str,  # with "\n" as line end
     markdown: bool,  # whether # and underlines make headings, and ``` code
 ) -> Iterator[_Block]:
-    "Part a text at blank lines, headings and list items."
-    held: list[str] = []
-    start, fence = 1, ""
+    "Part a text at blank lines, headings, list items and fences."
+    held: list[str] = []  # lines of a paragraph
+    first, start, place, fence = 1, 0, 0, ""  # first line and character of what is held; first character of the line at hand
     for number, line in enumerate([*text.split("\n"), ""], start=1):
         opened = _FENCE.match(line) if markdown else None
         heading = _HEADING.match(line) if markdown and not fence else None
-        under = markdown and not fence and len(held) == 1 and not _ITEM.match(held[0]) and _UNDERLINE.match(line)
-        if under:
-            yield _Block(start, "heading", held.pop().strip())
-            continue
-        if held and not fence and (not line.strip() or heading or opened or _ITEM.match(line)):
-            yield _Block(start, "item" if _ITEM.match(held[0]) else "prose", "\n".join(held))
-            held = []
-        if heading:
-            yield _Block(number, "heading", heading["title"])
-        elif fence or opened:
-            if line.strip():
-                yield _Block(number, "code", line.rstrip())
-            if opened and (not fence or opened[1] == fence):
-                fence = "" if fence else opened[1]
-        elif line.strip():
-            start = start if held else number
-            held.append(line)
+        if fence:
+            if opened and opened[1] == fence or place > len(text):
+                yield _Block(first, "code", start, min(place + len(line), len(text)))
+                fence = ""
+        elif markdown and len(held) == 1 and not _ITEM.match(held[0]) and _UNDERLINE.match(line):
+            yield _Block(first, "heading", start, place + len(line), held.pop().strip())
+        else:
+            if held and (not line.strip() or heading or opened or _ITEM.match(line)):
+                yield _Block(first, "item" if _ITEM.match(held[0]) else "prose", start, place - 1)
+                held = []
+            first, start, fence = (first, start, "") if held else (number, place, opened[1] if opened else "")
+            if heading:
+                yield _Block(number, "heading", place, place + len(line), heading["title"])
+            elif line.strip() and not opened:
+                held.append(line)
+        place += len(line) + 1
 
 # %% ../nbs/20_corpus.ipynb #20-018
 @dataclass(frozen=True)
 class Piece:
     "A part of a text that becomes a chunk."
     text: str
-    heading: str  # the last heading at its start, without marks; "" where there is none
+    heading: str  # the last heading at its start, without its marks; "" where there is none
     line: int  # of the text, from 1, at which it starts
 
 
-def _parts(block: _Block) -> list[tuple[int, str]]:
-    "(line, sentence) of a paragraph in order, all its words among them; a heading or a line of code is one part."
-    if block.kind in ("heading", "code"):
-        return [(block.line, block.text)]
-    starts, after = [0], 0
-    for place, sentence in enumerate(sentences(block.text)):
-        found = block.text.find(sentence, after)
-        if found >= 0:
-            starts += [found] if place else []
-            after = found + len(sentence)
-    pieces = [(block.text[start:end], start) for start, end in zip(starts, [*starts[1:], len(block.text)])]
-    return [(block.line + block.text[:start].count("\n"), " ".join(piece.split())) for piece, start in pieces if piece.strip()]
+def _parts(text: str, block: _Block) -> list[tuple[int, int, int]]:
+    "(line, start, end) of what a block may be parted into: sentences, or the lines of code; a heading is one part."
+    inner, starts = text[block.start:block.end], []
+    if block.kind == "code":
+        starts = [found.start() for found in re.finditer(r"^(?=.*\S)", inner, re.M)]
+    elif block.kind != "heading":
+        starts = [start for start, _ in sentence_spans(inner, longest=LONGEST_PARAGRAPH)]
+    starts = [0, *starts[1:]]
+    return [(block.line + inner.count("\n", 0, start), block.start + start, block.start + end)
+            for start, end in zip(starts, [*starts[1:], len(inner)])]
 
 # %% ../nbs/20_corpus.ipynb #20-019
 def split_text(
     text: str,  # line ends may be mixed
-    most: int = 90,  # words in a piece; a longer sentence stands alone
+    most: int = 90,  # words in a piece, the headings above it aside; a longer sentence stands alone
     markdown: bool = True,  # False: a plain text has paragraphs, but no headings
-) -> list[Piece]:
+) -> list[Piece]:  # each verbatim from the text, but for the line ends
     "Part a text at headings and paragraphs, and a long paragraph between sentences."
     found: list[Piece] = []
-    held, words, line, heading, titled = "", 0, 1, "", True  # what the piece at hand holds; titled: nothing but headings
-    previous = ""
+    begin, end, words, line, heading, titled = -1, 0, 0, 1, "", True  # of the piece at hand; titled: nothing but headings
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
 
     def close() -> None:
-        nonlocal held, words, titled
-        found.extend([Piece(held, heading, line)] if held else [])
-        held, words, titled = "", 0, True
+        nonlocal begin, words, titled
+        found.extend([Piece(text[begin:end].strip(), heading, line)] if begin >= 0 else [])
+        begin, words, titled = -1, 0, True
 
-    for block in _blocks(text.replace("\r\n", "\n").replace("\r", "\n"), markdown):
-        parts, size = _parts(block), len(block.text.split())
-        if block.kind == "heading" and not titled or not titled and words + size > most >= size:
+    for block in _blocks(text, markdown):
+        size = len(text[block.start:block.end].split())
+        if not titled and (block.kind == "heading" or words + size > most >= size):
             close()
-        for place, (number, part) in enumerate(parts):
-            size = len(part.split())
-            if held and words + size > most:
+        for number, start, stop in _parts(text, block):
+            size = len(text[start:stop].split())
+            if not titled and words + size > most:
                 close()
-            between = "\n" if place else "\n" if previous == block.kind and block.kind in ("code", "item") else "\n\n"
-            held, line = (held + between + part, line) if held else (part, number)
-            heading = part if block.kind == "heading" else heading
-            words, titled, previous = words + size, titled and block.kind == "heading", block.kind
+            begin, line = (begin, line) if begin >= 0 else (start, number)
+            end, words, heading = stop, words + size, block.title or heading
+            titled = titled and block.kind == "heading"
     close()
     return found
 
@@ -612,6 +610,8 @@ class Chunk(BaseModel):
 
 # %% ../nbs/20_corpus.ipynb #20-027
 UNANSWERABLE_KINDS = ("near_miss", "wrong_person", "wrong_year", "false_premise", "invented_quote", "conflict")
+MOST_EVIDENCE = 8  # sentences that an answer points at
+Phrase = Annotated[str, Field(max_length=300, pattern=r"^(\S[^\r\n\x85\u2028\u2029]*)?[^\s.?。？]$")]  # goes on in a sentence
 
 
 class Evidence(BaseModel):
@@ -630,11 +630,11 @@ class Question(BaseModel):
     question: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"\S")]
     answer: "Annotated[str, Field(min_length=1, pattern=r'\\S')] | None"
     aliases: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(default=(), strict=False)
-    statement: "str | None" = None
-    evidence: tuple[Evidence, ...] = Field(default=(), max_length=8, strict=False)
+    statement: "Annotated[str, Field(max_length=8000)] | None" = None
+    evidence: tuple[Evidence, ...] = Field(default=(), max_length=MOST_EVIDENCE, strict=False)
     kind: "Literal['near_miss', 'wrong_person', 'wrong_year', 'false_premise', 'invented_quote', 'conflict'] | None" = None
     about: tuple[str, ...] = Field(default=(), strict=False)
-    missing: "str | None" = None
+    missing: "Phrase | None" = None
     persona: Literal["educator", "researcher", "creator", "builder"] = "educator"
     topic: str = ""
 
@@ -683,7 +683,7 @@ EXPECTED = {
     "question": "text of 1 to 1000 characters", "answer": "text, or null where the corpus does not answer",
     "aliases": "a list of texts", "statement": "a sentence with marks like [1]", "evidence": "a list of chunk_id and quote",
     "quote": "text of 1 to 400 characters", "kind": f"one of {', '.join(UNANSWERABLE_KINDS)}", "about": "a list of chunk ids",
-    "missing": "text", "persona": "one of educator, researcher, creator, builder", "topic": "text",
+    "missing": "a noun phrase on one line, of at most 300 characters, without a full stop or question mark at its end", "persona": "one of educator, researcher, creator, builder", "topic": "text",
     "evidence_chunk_id": "a chunk's id", "evidence_quote": "text of 1 to 400 characters",
 }
 
@@ -833,6 +833,9 @@ def _row_problem(item: Mapping[str, Any], where: str) -> Problem:
         mend = f"write {year}"
     elif name in _LISTS and isinstance(value, str):
         mend = 'write a|b in a table, ["a", "b"] in JSON'
+    elif name == "missing" and isinstance(value, str):
+        phrase = " ".join(value.split()).rstrip(".?。？ ")
+        mend = f'write "{phrase}"' if 0 < len(phrase) <= 300 else "say in words what a refusal lacks, or leave it out"
     elif name == "canonical_url" and isinstance(value, str):
         try:
             url = str(AnyUrl(value))
@@ -913,9 +916,9 @@ def read_text(
                          f"{_nearest(name, [*known, *FRONT_MATTER]) or 'it is not used'}; list it in data.ignore_fields", "extra_forbidden")
                  for name in settings if name not in known]
     markdown = Path(path).suffix.lower() == ".md"
-    huge = [Problem(f"{shown}, line {first + block.line - 1}", f"a paragraph of {len(block.text):,} characters, expected at most "
+    huge = [Problem(f"{shown}, line {first + block.line - 1}", f"a paragraph of {block.end - block.start:,} characters, expected at most "
                     f"{LONGEST_PARAGRAPH:,}", "part it with blank lines", "huge_line")
-            for block in _blocks(body, markdown) if len(block.text) > LONGEST_PARAGRAPH]
+            for block in _blocks(body, markdown) if block.kind != "code" and block.end - block.start > LONGEST_PARAGRAPH]
     problems += huge
     pieces = split_text(body, options.chunk_words, markdown) if not huge else []
     if not pieces and not huge:
@@ -1016,20 +1019,32 @@ def _quote_mend(quote: str, chunk_ids: Iterable[str], chunks: Mapping[str, Chunk
     return f"the nearest passage, in {nearest}, is {passage!r}" if passage else "copy it from the chunk's text"
 
 # %% ../nbs/20_corpus.ipynb #20-045
+_LEAD = re.compile(r"^\s*(?:[-*•>]|#{1,6}|\d{1,2}[.)])\s+")  # of a list item or a heading
+_NUMBERS = re.compile(r"\s*(\[[\s,;\u2013-]*\d[\d\s,;\u2013-]*\])")  # what could be taken for a mark
+
+
+def quoted_spans(
+    text: str,  # a chunk's
+    quote: str,  # verbatim in it
+) -> list[tuple[int, int]]:  # (start, end) in order
+    "Find the sentences that a quote lies in."
+    first = text.index(quote)
+    return [(start, end) for start, end in sentence_spans(text) if start < first + len(quote) and first < end]
+
+
+def as_said(
+    sentence: str,  # of a chunk, or an item of a list
+) -> str:
+    "A sentence as an answer says it: on one line, without the mark of its list or heading, and without numbers in square brackets."
+    return " ".join(_NUMBERS.sub("", _LEAD.sub("", sentence)).split())
+
+
 def quoted_sentence(
     text: str,  # a chunk's
     quote: str,  # verbatim in it
 ) -> str:  # one line, without marks like [1]
     "The sentence that holds a quote, or the sentences that it runs over."
-    first, after, spans = text.index(quote), 0, []
-    for sentence in sentences(text):
-        start = text.find(sentence, after)
-        if start >= 0:
-            after = start + len(sentence)
-            spans.append((start, after))
-    touched = [(start, end) for start, end in spans if start < first + len(quote) and first < end]
-    start, end = (touched[0][0], touched[-1][1]) if touched else (first, first + len(quote))
-    return " ".join(re.sub(r"\s*\[\d+\]", "", text[start:end]).split())
+    return " ".join(as_said(text[start:end]) for start, end in quoted_spans(text, quote))
 
 # %% ../nbs/20_corpus.ipynb #20-045-b
 def default_statement(
@@ -1047,12 +1062,29 @@ def default_statement(
         marks[sentence] = f"{marks.get(sentence, '')} [{place}]"
     return " ".join(sentence + mark for sentence, mark in marks.items()) or None
 
+# %% ../nbs/20_corpus.ipynb #20-045-c
+def _statement_problems(question: "Question", chunks: Mapping[str, Chunk]) -> list[tuple[str, str, str, str]]:
+    "What keeps the statement of a question with an answer from being a target."
+    given, marks = set(_NUMBERS.findall(question.statement)), {f"[{place}]" for place in range(1, len(question.evidence) + 1)}
+    found = [("statement", f"never uses the mark {mark}", "put it behind what that evidence says", "evidence_without_mark")
+             for mark in sorted(marks - given)]
+    found += [("statement", f"uses the mark {mark}, and there is no such evidence", "number the marks by the evidence",
+               "mark_without_evidence") for mark in sorted(given - marks)]
+    if not any(name.casefold() in question.statement.casefold() for name in (question.answer, *question.aliases)):
+        found.append(("statement", f"does not hold the answer {short(question.answer)}", "name the answer in it, or add an alias",
+                      "answer_not_in_statement"))
+    places = {(item.chunk_id, span) for item in question.evidence if item.chunk_id in chunks and item.quote in chunks[item.chunk_id].text
+              for span in quoted_spans(chunks[item.chunk_id].text, item.quote)}
+    if len(places) > MOST_EVIDENCE:
+        found.append(("evidence", f"lies in {len(places)} sentences, expected at most {MOST_EVIDENCE}", "quote less", "too_much_evidence"))
+    return found
+
 # %% ../nbs/20_corpus.ipynb #20-046
 def as_it_stands(
     quote: str,
     text: str,  # a chunk's
 ) -> "str | None":  # None where the text does not hold it
-    "A quote with the white space of the text: a sentence on a line of its own is quoted as if it weren't."
+    "A quote with the white space of the text: what its author broke into lines is quoted as if it stood on one."
     if quote in text:
         return quote
     found = re.search(r"\s+".join(map(re.escape, quote.split())), text)
@@ -1117,6 +1149,8 @@ def check_question(
     found += [("evidence", f"not verbatim in {item.chunk_id}: {short(item.quote)}",
                _quote_mend(item.quote, [item.chunk_id], chunks), "quote_not_in_chunk")
               for item in question.evidence if item.chunk_id in chunks and item.quote not in chunks[item.chunk_id].text]
+    found += [("missing", f"holds {mark}, which reads as the number of a sentence", "write it without the square brackets", "refusal_with_marks")
+              for mark in _NUMBERS.findall(question.missing or "")[:1]]
     if question.answer is None:
         conflict = question.kind == "conflict"
         if conflict and len({item.chunk_id for item in question.evidence}) < 2:
@@ -1127,17 +1161,7 @@ def check_question(
         return found
     if not question.evidence or not question.statement:
         return found or [("evidence", "a question with an answer has evidence and a statement", "", "shape")]
-    given = set(re.findall(r"\[\d{1,3}\]", question.statement))
-    marks = {f"[{place}]" for place in range(1, len(question.evidence) + 1)}
-    found += [("statement", f"never uses the mark {mark}", "put it behind what that evidence says", "citation_without_mark")
-              for mark in sorted(marks - given)]
-    found += [("statement", f"uses the mark {mark}, and there is no such evidence", "number the marks by the evidence",
-               "mark_without_citation") for mark in sorted(given - marks)]
-    names = (question.answer, *question.aliases)
-    if not any(name.casefold() in question.statement.casefold() for name in names):
-        found.append(("statement", f"does not hold the answer {short(question.answer)}", "name the answer in it, or add an alias",
-                      "answer_not_in_statement"))
-    return found
+    return found + _statement_problems(question, chunks)
 
 # %% ../nbs/20_corpus.ipynb #20-049
 class ChunkStore(Mapping):

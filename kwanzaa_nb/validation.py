@@ -25,7 +25,7 @@ from .convert import is_old_form
 from .corpus import DataError, MissingFile, control_problems, iter_jsonl, plain_name, short, sign_problem, text_places, year_meant
 from .errors import Problem, problem_lines
 from .masking import IGNORED, MaskError, TemplateRefusal, check_supervised, encode_chat
-from .prompt import read_context, shown_text, split_user
+from .prompt import INDENT, NO_CONTEXT, read_context, shown_text, split_user
 from .records import draw, gold_problems, target_problems
 from .sentences import chunk_spans, span_problem
 
@@ -182,7 +182,7 @@ def message_problems(
     places = {f"messages[{place}].content": message.get("content") for place, message in enumerate(messages)}
     found += [(field, *_no_text(text), "content") for field, text in places.items() if not is_text(text)]
     if is_old_form(record):
-        found.append(("messages", "the record is in the form of the first edition, with citations that hold quotes", "run kwanzaa convert on the file", "old_form"))
+        found.append(("messages", "the form of the first edition, with chunk ids and quotes", "bring the whole file to the new form: kwanzaa convert, and its name", "old_form"))
     return found + [(problem.where.removeprefix(", "), problem.what, problem.mend, problem.code)
                     for problem in control_problems({field: text for field, text in places.items() if is_text(text)}, "")]
 
@@ -200,12 +200,13 @@ def chunks_shown(
 def told_by_messages(
     messages: list[dict],  # system, user, assistant
     shown: list[dict],  # from `chunks_shown`
+    creative: bool = False,  # whether the mode is creative, in which an answer may do without evidence
 ) -> dict:  # answerable, category, expected and question, as far as the messages tell
     "Read from a bare record's messages how to judge it."
     told = {"answerable": None, "category": "uncategorised", "question": split_user(messages[1]["content"])[1],
             "expected": {"answer": None, "aliases": [], "gold_chunk_ids": []}}
     try:
-        target = parse_model_answer(messages[2]["content"], shown)
+        target = parse_model_answer(messages[2]["content"], shown, creative)
     except AnswerError:
         return told
     refused, sentences = target.answer.completeness == "insufficient_data", shown_sentences(shown)
@@ -220,29 +221,32 @@ def filled_in(
 ) -> dict:  # a new record
     "Fill in every field that the later stages read."
     chunks = chunks_shown(record)
-    told = told_by_messages(record["messages"], chunks)
+    told = told_by_messages(record["messages"], chunks, record.get("mode") == "creative")
     return {"id": f"line-{number}", "kind": "", "persona": "", "pair_id": None, "question_id": f"q-{draw(told['question']):x}",
             "group": f"line-{number}", **told, **record, "chunks": chunks}
 
 # %% ../nbs/23_validation.ipynb #23-012
-_RENDER = "render the prompt anew with render_user, or leave the chunks out"
+def _sentences(chunk: dict) -> list[str]:
+    "The texts of a chunk's sentences."
+    return [chunk["text"][start:end] for start, end in chunk["spans"]]
 
 
 def shown_problems(
     record: dict,  # from `filled_in`
 ) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code)
     "Find where a record's chunks are not those that its prompt shows, sentence by sentence."
-    shown = read_context(record["messages"][1]["content"])
+    shown, chunks, mend = read_context(record["messages"][1]["content"]), record["chunks"], "render the prompt anew with render_user, or leave the chunks out"
     if shown is None:
-        return [("messages[1].content", "the context is not in the layout of numbered sentences", "write it as render_user does", "layout")]
-    if len(shown) != len(record["chunks"]):
-        return [("chunks", f"the prompt shows {len(shown)} chunks, {len(record['chunks'])} are listed", _RENDER, "chunk_not_shown")]
+        return [("messages[1].content", "not the layout of numbered sentences, which the numbers of an answer refer to",
+                 f"write it with render_user; where nothing is shown, its context is {NO_CONTEXT}", "layout")]
+    if len(shown) != len(chunks):
+        return [("chunks", f"{len(chunks)} listed, and the prompt shows {len(shown)}", mend, "chunk_not_shown")]
     found = []
-    for place, (chunk, part) in enumerate(zip(record["chunks"], shown)):
-        listed, seen = ([shown_text(text["text"][start:end]) for start, end in text["spans"]] for text in (chunk, part))
-        other = next((number for number, pair in enumerate(zip(listed, seen), 1) if pair[0] != pair[1]), min(len(listed), len(seen)) + 1)
+    for place, (chunk, part) in enumerate(zip(chunks, shown)):
+        listed, seen = [shown_text(text) for text in _sentences(chunk)], [text.replace("\n", f"\n{INDENT}") for text in _sentences(part)]
         if listed != seen:
-            found.append((f"chunks[{place}]", f"the prompt shows another text or other sentences, from its sentence {other} on", _RENDER, "chunk_not_shown"))
+            first = next((number for number, (one, other) in enumerate(zip(listed, seen), 1) if one != other), min(len(listed), len(seen)) + 1)
+            found.append((f"chunks[{place}]", f"the prompt shows another text or other sentences, from sentence {first} of the chunk on", mend, "chunk_not_shown"))
     return found
 
 # %% ../nbs/23_validation.ipynb #23-013

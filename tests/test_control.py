@@ -117,7 +117,7 @@ MADE = {
 }
 FOREIGN = ["<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|start_header_id|>", "</s>", "<s>", "<unk>", "[INST]", "[/INST]", "<think>", "</think>",
            "<tool_call>", "<|end|>", "<|pad|>", "<pad>", "<|user|>", "<|fim_prefix|>", "<end_of_turn>", "<b>", "<user>", "</user>", "</assistant>", "<|im_", "end|>", "<|im_<|im_end|>end|>",
-           "<", "|>", "im_end", "<|", "x<|", "\ue000", "\ue001", "\U000f0000", "\U000f0001", "\n", " ", "system\n", "a", "Is it", "é", '{"citations":[']
+           "<", "|>", "im_end", "<|", "x<|", "\ue000", "\ue001", "\U000f0000", "\U000f0001", "\n", " ", "system\n", "a", "Is it", "é", '{"evidence":[']
 HOSTILE = st.lists(st.sampled_from(FOREIGN), min_size=1, max_size=9).map("".join).filter(str.strip)
 
 
@@ -146,8 +146,7 @@ def test_no_text_is_a_token_of_control(name, system, question, answer):
     assert all(part.strip() in text for part in (system, question, answer)), text
     prompt = encode_prompts(tokenizer, [{"id": "a", "messages": messages}])[0]
     assert list(prompt.tokens) == row["input_ids"][:len(prompt.tokens)] and row["labels"][len(prompt.tokens)] != IGNORED
-    before, _, _ = decision_tokens(tokenizer, render_chat(tokenizer, messages[:2], add_generation_prompt=True))
-    assert before == [*prompt.tokens, *prompt.decides[0]]
+    assert prompt.decides == decision_tokens(tokenizer) and not controls(tokenizer, prompt.decides[0])
     assert record_tokens(tokenizer, {"messages": messages}) == len(row["input_ids"]) == token_lengths(tokenizer, [{"messages": messages}])["record"][0]
 
 

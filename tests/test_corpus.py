@@ -208,9 +208,9 @@ def test_a_missing_field_is_named(tmp_path, name):
     [
         ({"evidence": [{"chunk_id": "c-1", "quote": "First held in 1966"}]}, "quote_not_in_chunk"),
         ({"evidence": [{"chunk_id": "c-9", "quote": "first held in 1966"}]}, "unknown_chunk_id"),
-        ({"statement": "It was first held in 1966."}, "citation_without_mark"),
+        ({"statement": "It was first held in 1966."}, "evidence_without_mark"),
         ({"statement": "It was first held then. [1]"}, "answer_not_in_statement"),
-        ({"statement": "It was first held in 1966. [1] [2]"}, "mark_without_citation"),
+        ({"statement": "It was first held in 1966. [1] [2]"}, "mark_without_evidence"),
         ({"evidence": []}, "shape"),
     ],
 )

@@ -1,13 +1,17 @@
 "Records that are too long: refused, shown with fewer chunks, or left out; never cut."
 
+import re
+
 import pytest
 from tiny import ROOT, tiny_config, tiny_tokenizer
 
+from kwanzaa_nb.answer import parse_model_answer, shown_sentences
 from kwanzaa_nb.lengths import fit_records, record_tokens, spare_chunks, without_chunk
 from kwanzaa_nb.masking import encode_chat
-from kwanzaa_nb.prompt import read_context
+from kwanzaa_nb.prompt import read_context, render_user, split_user
+from kwanzaa_nb.records import target_problems
 from kwanzaa_nb.training import RecordsError, encode_records
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.validation import filled_in, read_records, shown_problems
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,12 @@ def tokenizer():
     return tiny_tokenizer()
 
 
+def pointed_at(record):
+    "The texts of the sentences that a target points at, and what it says without its marks."
+    target, shown = parse_model_answer(record["messages"][2]["content"], record["chunks"]), shown_sentences(record["chunks"])
+    return [(shown[number - 1].chunk_id, shown[number - 1].text) for number in target.evidence], re.sub(r"\[\d+\]", "", target.answer.text), target.unknowns
+
+
 def test_error_changes_nothing_and_the_trainer_lists_ids_and_lengths(records, tokenizer):
     assert fit_records(tokenizer, records, 10, "error") == (records, [])
     config = tiny_config(**{"data.max_seq_length": 10, "evaluation.generation_defaults.max_new_tokens": 5})
@@ -33,7 +43,7 @@ def test_error_changes_nothing_and_the_trainer_lists_ids_and_lengths(records, to
 
 
 def test_drop_chunks_takes_whole_uncited_chunks_and_says_so(records, tokenizer):
-    changed = 0
+    changed = renumbered = 0
     for record in records:
         limit = record_tokens(tokenizer, record) - 1
         (fitted,), told = fit_records(tokenizer, [record], limit, "drop_chunks")
@@ -41,12 +51,14 @@ def test_drop_chunks_takes_whole_uncited_chunks_and_says_so(records, tokenizer):
             assert fitted == record and told == []
             continue
         changed += 1
+        gone = next(chunk for chunk in record["chunks"] if chunk not in fitted["chunks"])
         before, after = (read_context(row["messages"][1]["content"]) for row in (record, fitted))
-        assert [chunk for chunk in before if chunk["chunk_id"] in {kept["chunk_id"] for kept in after}] == after
-        assert len(after) == len(before) - 1 == len(fitted["chunks"]) and record_tokens(tokenizer, fitted) <= limit
-        assert fitted["messages"][2] == record["messages"][2] and fitted["messages"][0] == record["messages"][0]
+        assert after == [part for part, chunk in zip(before, record["chunks"]) if chunk is not gone] and record_tokens(tokenizer, fitted) <= limit
+        assert pointed_at(fitted) == pointed_at(record) and fitted["messages"][0] == record["messages"][0]
+        renumbered += fitted["messages"][2] != record["messages"][2]
+        assert target_problems(fitted) == shown_problems(fitted) == []
         assert len(told) == 1 and record["id"] in told[0]
-    assert changed > 20
+    assert changed > 20 and renumbered > 3
 
 
 def test_what_is_cited_stays_even_where_the_record_stays_too_long(records, tokenizer):
@@ -67,7 +79,7 @@ def test_drop_records_lists_what_it_leaves_out(records, tokenizer):
 
 def test_a_record_of_another_layout_loses_nothing(tokenizer):
     messages = [{"role": role, "content": text} for role, text in (("system", "Be exact."), ("user", "When? " * 50), ("assistant", "Then."))]
-    record = {"id": "bare", "messages": messages}
+    record = {"id": "bare", "messages": messages, "chunks": []}
     assert spare_chunks(record) == [] and fit_records(tokenizer, [record], 10, "drop_chunks") == ([record], [])
 
 
@@ -101,7 +113,20 @@ def test_a_record_that_no_mask_is_right_for_is_left_for_the_trainer_to_refuse(re
 
 
 def test_without_chunk_is_what_the_renderer_gives(records):
-    for record in records[:10]:
-        gone = record["chunks"][0]["chunk_id"]
-        shown = read_context(without_chunk(record, gone)["messages"][1]["content"])
-        assert shown == read_context(record["messages"][1]["content"])[1:]
+    for record in [row for row in records if spare_chunks(row)][:10]:
+        for gone in spare_chunks(record):
+            fewer = without_chunk(record, gone)
+            question = split_user(record["messages"][1]["content"])[1]
+            assert fewer["messages"][1]["content"] == render_user(question, [chunk for chunk in record["chunks"] if chunk["chunk_id"] != gone])
+            assert pointed_at(fewer) == pointed_at(record)
+
+
+def test_a_record_of_which_only_the_prompt_tells_its_sources_loses_a_chunk_too(records, tokenizer):
+    "The chunks of one's own records may hold an id and a text alone, or not be listed."
+    for record in [row for row in records if spare_chunks(row)][:5]:
+        bare = filled_in({"messages": record["messages"]}, 1)
+        plain = {**record, "chunks": [{name: chunk[name] for name in ("chunk_id", "text", "spans")} for chunk in record["chunks"]]}
+        (whole,), _ = fit_records(tokenizer, [record], record_tokens(tokenizer, record) - 1, "drop_chunks")
+        for row in (bare, plain):
+            (fitted,), _ = fit_records(tokenizer, [row], record_tokens(tokenizer, row) - 1, "drop_chunks")
+            assert fitted["messages"] == whole["messages"]

@@ -201,10 +201,10 @@ def test_texts_become_chunks(tmp_path):
     chunks, questions = load(tmp_path, texts, {"q.csv": as_csv({**FLAT, "evidence_chunk_id": ""})})
     first, second, third = chunks.values()
     assert (first.chunk_id, first.doc_id, first.citation_label, first.text) == ("Boll-H-01", "Boll-H", "A house", "One.")
-    assert (second.chunk_id, second.citation_label, second.text) == ("Boll-H-02", "A house: Two", "Two\n\nThree.")
+    assert (second.chunk_id, second.citation_label, second.text) == ("Boll-H-02", "A house: Two", "## Two\n\nThree.")
     assert (second.year, second.source_org, second.canonical_url, second.tags) == (1959, "A library", "https://example.org/b", ("a", "b"))
     assert (third.chunk_id, third.year, third.citation_label) == ("sub-01", 1966, "文")
-    assert third.text == "# no heading here It was first held in 1966."
+    assert third.text == "# no heading here\nIt was first\nheld in 1966."
     assert questions[0].chunk_ids == ("sub-01",)
 
 
@@ -218,7 +218,7 @@ def test_texts_become_chunks(tmp_path):
     ("One.\n\nA bell \x07 rings.", "a.md, line 1, text", "control_character"),
     ("A letter \ufffd is lost.", "a.md, line 1, text", "control_character"),
     ("---\nyear: 1966\n---\nOne.\n\n" + "A sentence. " * 2000, "a.md, line 6", "huge_line"),
-    ("One.\n\n# Long\n\n" + "word " * 401, "a.md, line 5, text", "long_chunk"),
+    ("One.\n\n# Long\n\n" + "word " * 401, "a.md, line 3, text", "long_chunk"),
 ])
 def test_a_text_that_cannot_be_used(tmp_path, content, where, code):
     found = faults(tmp_path, corpus={"a.md": content, "b.txt": "It was first held in 1966."}, questions={
@@ -226,17 +226,19 @@ def test_a_text_that_cannot_be_used(tmp_path, content, where, code):
     assert codes(found) == {where: code}
 
 
-def test_sentences_of_a_text_stand_on_lines_of_their_own(tmp_path):
-    texts = {"a.md": "# Candles\n\nIt was first held\nin 1966. Seven candles burn. Dr. King\nwas not there.\n\n- One item. It goes on.\n- Another."}
-    rows = (("q-1", "Seven", "", "Seven candles burn. Dr. King was not there."), ("q-2", "1966", "a-01", "held in  1966.\nSeven"))
-    chunks, questions = load(tmp_path, texts, {"q.csv": as_csv(*(
+def test_a_text_stays_as_its_author_wrote_it(tmp_path):
+    text = "# Candles\n\nIt was first held\nin 1966. Seven candles burn. Dr. King\nwas not there.\n\n- One item. It goes on.\n- Another [3]."
+    rows = (("q-1", "Seven", "", "Seven candles burn. Dr. King was not there."), ("q-2", "1966", "a-01", "held in  1966.\nSeven"),
+            ("q-3", "goes on", "a-01", "It goes on."), ("q-4", "Another", "", "Another"))
+    chunks, questions = load(tmp_path, {"a.md": text}, {"q.csv": as_csv(*(
         {**FLAT, "question_id": name, "answer": answer, "aliases": "", "evidence_chunk_id": chunk, "evidence_quote": quote}
         for name, answer, chunk, quote in rows))})
-    text = chunks["a-01"].text
-    assert text == "Candles\n\nIt was first held in 1966.\nSeven candles burn.\nDr. King was not there.\n\n- One item.\nIt goes on.\n- Another."
+    assert chunks["a-01"].text == text
     assert [question.evidence[0].quote for question in questions] == [
-        "Seven candles burn.\nDr. King was not there.", "held in 1966.\nSeven"]
+        "Seven candles burn. Dr. King\nwas not there.", "held\nin 1966. Seven", "It goes on.", "Another"]
     assert all(question.evidence[0].chunk_id == "a-01" for question in questions)
+    assert [question.statement for question in questions] == [
+        "Seven candles burn. Dr. King was not there. [1]", "It was first held in 1966. Seven candles burn. [1]", "One item. It goes on. [1]", "Another. [1]"]
 
 
 def test_front_matter_needs_two_lines():
@@ -269,8 +271,8 @@ def test_two_files_with_one_id(tmp_path):
 def test_headings_begin_chunks_and_paragraphs_are_kept():
     text = "Lead.\n\n# A\n\n## B\n\nOne two. Three four.\n\nFive six seven.\n\nC\n===\n- x\n- y\n\n```\n# code\n\nmore\n```\n# D"
     assert [(piece.line, piece.heading, piece.text) for piece in split_text(text, 8)] == [
-        (1, "", "Lead."), (3, "B", "A\n\nB\n\nOne two.\nThree four."), (9, "B", "Five six seven."), (11, "C", "C\n\n- x\n- y\n\n```\n# code"),
-        (19, "C", "more\n```"), (21, "D", "D")]
+        (1, "", "Lead."), (3, "B", "# A\n\n## B\n\nOne two. Three four."), (9, "B", "Five six seven."), (11, "C", "C\n===\n- x\n- y"),
+        (16, "C", "```\n# code\n\nmore\n```"), (21, "D", "# D")]
 
 
 def test_a_long_paragraph_is_parted_between_sentences():
@@ -289,17 +291,15 @@ LINE = st.one_of(
 @FUZZ
 @given(st.lists(LINE, max_size=12).map("\n".join), st.integers(1, 12), st.booleans())
 def test_no_word_is_lost_and_no_limit_broken(text, most, markdown):
-    pieces = split_text(text, most, markdown)
-    joined = " ".join(piece.text for piece in pieces)
-    if markdown:
-        assert re.findall(r"\w+", joined) == re.findall(r"\w+", text)
-    else:
-        assert joined.split() == text.split()
-    lines = [piece.line for piece in pieces]
-    assert lines == sorted(lines) and all(piece.text.strip() for piece in pieces)
+    pieces, text = split_text(text, most, markdown), text.replace("\r\n", "\n").replace("\r", "\n")
+    place = 0
     for piece in pieces:
-        if len(piece.text.split()) > most and piece.text != piece.heading and '"' not in text and not re.search("```|~~~", text):
+        found = text.index(piece.text, place)
+        assert not text[place:found].strip() and piece.text.strip() == piece.text and piece.line == text.count("\n", 0, found) + 1
+        place = found + len(piece.text)
+        if len(piece.text.split()) > most and not (piece.heading and piece.heading in piece.text) and not re.search("```|~~~|[\"“”]", text):
             assert len(split_text(piece.text, 1, markdown=False)) == 1
+    assert not text[place:].strip()
 
 
 @FUZZ
@@ -353,6 +353,41 @@ def test_two_quotes_of_one_sentence_share_it():
     assert default_statement(evidence, chunks) == "It was first held in 1966. [1] [2]"
     assert default_statement([{"chunk_id": "c-1", "quote": "never"}], chunks) is None
     assert quoted_sentence("One\n\n- It was held", "It was") == "It was held"
+
+
+@pytest.mark.parametrize("missing, mend", [
+    ("the host.", 'write "the host"'), ("who held it?", 'write "who held it"'), ("the\nhost", 'write "the host"'), (" the host", 'write "the host"'), ("ማን ነበረች። ?", 'write "ማን ነበረች።"'),
+    ("the host. ", 'write "the host"'), (" ", "say in words"), (".", "say in words"), ("x" * 301, "say in words"),
+])
+def test_what_a_refusal_lacks_is_a_phrase_that_a_sentence_goes_on_with(tmp_path, missing, mend):
+    found = faults(tmp_path, questions={"q.jsonl": as_jsonl({**MISS, "missing": missing})})
+    problem = found["q.jsonl, line 1, missing"]
+    assert problem.mend.startswith(mend) and "a noun phrase on one line" in problem.what and len(found) == 1
+
+
+def test_a_phrase_of_a_refusal_shows_no_mark(tmp_path):
+    found = faults(tmp_path, questions={"q.csv": as_csv({**MISS, "answer": "", "missing": "the host [3]"})})
+    assert codes(found) == {"q.csv, row 2, missing": "refusal_with_marks"}
+
+
+@pytest.mark.parametrize("missing", ["the host", "x", "x" * 300, "Dr. King's “first” paper, No. 3", None])
+def test_phrases_that_are_fine(tmp_path, missing):
+    rows = as_jsonl({**MISS, "missing": missing}), as_csv({**MISS, "question_id": "q-3", "answer": "", "missing": missing or ""})
+    _, questions = load(tmp_path, questions={"q.jsonl": rows[0], "r.csv": rows[1]})
+    assert [question.missing for question in questions] == [missing, missing]
+
+
+def test_evidence_in_more_sentences_than_an_answer_points_at(tmp_path):
+    chunk = {**CHUNK, "text": " ".join(f"It was first held in {year}." for year in range(1966, 1976))}
+    row = {**QUESTION, "statement": "It was first held in 1966. [1]", "evidence": [{"chunk_id": "c-1", "quote": chunk["text"][:-30]}]}
+    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(chunk)}, questions={"q.jsonl": as_jsonl(row)})
+    assert codes(found) == {"q.jsonl, line 1, evidence": "too_much_evidence"} and "lies in 9 sentences" in found["q.jsonl, line 1, evidence"].what
+
+
+@pytest.mark.parametrize("mark", ["[2]", "[01]", "[1, 2]", "[ 3 ]", "[1–2]", "[12345]"])
+def test_a_statement_with_any_other_number_in_brackets_is_told(tmp_path, mark):
+    found = faults(tmp_path, questions={"q.jsonl": as_jsonl({**QUESTION, "statement": f"It was first held in 1966. [1] {mark}"})})
+    assert codes(found) == {"q.jsonl, line 1, statement": "mark_without_evidence"} and mark in found["q.jsonl, line 1, statement"].what
 
 
 def test_a_quote_in_no_chunk_or_in_several(tmp_path):
@@ -487,7 +522,7 @@ def test_without_a_word_in_the_config_the_system_message_is_the_default(records)
 def test_a_system_message_of_ones_own(records):
     phrases = dict.fromkeys(("educator", "researcher", "creator", "builder"), "a gardener")
     changed = with_system_prompts(records, system_prompts(data_section(system_prompt="You are {persona}. {schema}", personas=phrases)))
-    assert all(record["messages"][0]["content"].startswith('You are a gardener. {"citations"') for record in changed)
+    assert all(record["messages"][0]["content"].startswith('You are a gardener. {"evidence"') for record in changed)
     assert [record["messages"][1:] for record in changed] == [record["messages"][1:] for record in records]
     with pytest.raises(PromptError):
         with_system_prompts([{**records[0], "mode": "none"}], system_prompts(data_section()))

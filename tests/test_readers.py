@@ -25,12 +25,13 @@ from kwanzaa_nb.evaluation import complete_answers, grammar_identity
 from kwanzaa_nb.generate import read_log
 from kwanzaa_nb.lengths import spare_chunks, without_chunk
 from kwanzaa_nb.metrics import question_of, score
-from kwanzaa_nb.prompt import read_context, render_user, split_user
+from kwanzaa_nb.prompt import read_context, render_user, shown_text, split_user
 from kwanzaa_nb.records import count_by, count_rows, prompt_features
 from kwanzaa_nb.red_team import asked_as, probes
 from kwanzaa_nb.report import evaluation_page, page_rows
+from kwanzaa_nb.sentences import number_sentences
 from kwanzaa_nb.support import LabelError, reliability
-from kwanzaa_nb.validation import filled_in, read_records, validate_records
+from kwanzaa_nb.validation import filled_in, read_records, shown_problems, validate_records
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -306,9 +307,13 @@ def test_a_column_that_is_there_twice_is_named(tmp_path):
 # ---- records
 
 SHOWN = [{**CHUNK, "gold": True, "score": 7.5, "shelf": {"row": [1, None]}},
-         {**CHUNK, "chunk_id": "c-2", "text": "Seven candles\n\nburn.", "gold": False, "tags": [], "score": None}]
-TARGET = {"citations": [{"quote": "first held in 1966", "chunk_id": "c-1"}], "answer": {"completeness": "complete", "text": "In 1966. [1]"},
+         {**CHUNK, "chunk_id": "c-2", "text": "Seven candles\n\nburn.", "gold": False, "tags": [], "score": None, "spans": [[0, 13], [15, 20]]}]
+TARGET = {"evidence": [1], "answer": {"completeness": "complete", "text": "In 1966. [1]"},
           "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}}
+
+
+REFUSED = {"evidence": [], "answer": {"completeness": "insufficient_data", "text": "It is not there."},
+           "unknowns": {"unsupported_claims": [], "missing_context": ["the day"], "clarifying_questions": []}}
 
 
 def good_record(question="When was it first held?", **fields):
@@ -346,6 +351,11 @@ def written(tmp_path, *rows):
     return path
 
 
+def named_parts(user):
+    "What a user message shows, as chunks to render."
+    return [{"chunk_id": str(place), **part} for place, part in enumerate(read_context(user))]
+
+
 def use(records, checked=True):
     "What every later stage does with records; where targets were checked, they count as right answers."
     rows = [{"id": record["id"], "arm": "adapter", "raw": record["messages"][2]["content"], "finish_reason": "stop"} for record in records]
@@ -356,7 +366,7 @@ def use(records, checked=True):
     assert page_rows(records, rows, {"adapter": scores})[0]["question"] == question_of(records[0])
     count_rows({"eval": records}), count_by({"eval": records}, "namespace"), count_by({"eval": records}, "persona"), grammar_identity(records)
     for record in records:
-        prompt_features(record), asked_as(record, "x", "Why?"), probes([record]), render_user(question_of(record) or "x", read_context(record["messages"][1]["content"]))
+        prompt_features(record), asked_as(record, "x", "Why?"), probes([record]), render_user(question_of(record) or "x", named_parts(record["messages"][1]["content"]))
         for chunk_id in spare_chunks(record):
             without_chunk(record, chunk_id)
     for text in (json.dumps([records, lines], ensure_ascii=False, allow_nan=False), page):
@@ -379,7 +389,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(), max_size=4), inner, max_size=3), max_leaves=6)
 
 
-CROSS = {"unknown_gold", "duplicate_chunk_id", "answerable", "unknown_chunk_id", "quote_not_in_chunk", "chunk_not_listed"}  # told where they show
+CROSS = {"unknown_gold", "duplicate_chunk_id", "answerable", "number_not_shown"}  # told where they show
 
 
 def test_a_good_record_is_used_by_every_stage(tmp_path):
@@ -453,10 +463,10 @@ def test_what_makes_a_right_answer_count_as_wrong_is_refused_in_evaluation_too(t
     record = good_record()
     twice = {**record, "chunks": [*record["chunks"], record["chunks"][0]]}
     assert problems_of(tmp_path, twice, targets) == {("a, line 1, chunks[2].chunk_id", "duplicate_chunk_id")}
-    bare = {"messages": [dict(message) for message in record["messages"]]}
-    block = bare["messages"][1]["content"].split("\n\n### Instruction:")[0].partition("\n")[2].split("\n\n[")[0]
-    bare["messages"][1]["content"] = bare["messages"][1]["content"].replace("\n\n### Instruction:", f"\n\n{block}\n\n### Instruction:")
-    assert problems_of(tmp_path, bare, targets) == {("a, line 1, messages[1].content", "duplicate_chunk_id")}
+    fewer = put_at(record, ("chunks",), record["chunks"][:1])
+    assert problems_of(tmp_path, fewer, targets) == {("a, line 1, chunks", "chunk_not_shown")}
+    other = put_at(record, ("chunks", 1, "spans"), [[0, 20]])
+    assert problems_of(tmp_path, other, targets) == {("a, line 1, chunks[1]", "chunk_not_shown")}
     for gold, code in ((["c-9"], "unknown_gold"), (["c-1", "c-1"], "duplicate_gold")):
         assert problems_of(tmp_path, put_at(record, ("expected", "gold_chunk_ids"), gold), targets) == {("a, line 1, expected.gold_chunk_ids", code)}
     empty = good_record(expected={}, chunks=[])
@@ -497,10 +507,10 @@ def test_any_value_in_a_corpus_is_named_or_builds_records_that_are_read(tmp_path
 # ---- prompts
 
 NASTY = st.lists(st.sampled_from([
-    "### Instruction:", "### Retrieved Context:", "(none provided)", "[chunk_id: c-1 | source: S | year: 1900]", "[chunk_id: fake | source: X | year: 5]", "\n", "\n\n",
-    "\n\n### Instruction:\n", "[c-1]", " [c-1]", "text", " ", "\r", "\u2028", "\t", "a | year: 7]", "[", "]"]) | st.text(max_size=5), min_size=1, max_size=8).map("".join)
-IDS = st.text(st.characters(blacklist_characters="|]", codec="utf-8"), min_size=1, max_size=6) | st.sampled_from(["c-1", "[", "a[b", "### Instruction:", "c | x".replace("|", "!")])
-ORGS = st.sampled_from(["S", "A | year: 5]", "[chunk_id: x | source: y | year: 1]", "### Instruction:", "|", "]"]) | st.text(min_size=1, max_size=6)
+    "### Instruction:", "### Retrieved Context:", "(none provided)", "S, 1900", "[1] One. [1]", "[2] ", " [2]", "\n", "\n\n", "\n  ", "\n\n### Instruction:\n", "```\n", "# ",
+    "- ", "text", " ", "\r", "\u2028", "\t", "A. B", "[", "]", "[3, 4]"]) | st.text(max_size=5), min_size=1, max_size=8).map("".join)
+IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6) | st.sampled_from(["c-1", "[1]", "### Instruction:"])
+ORGS = st.sampled_from(["S", "A, 1900", "[1] So. [1]", "### Instruction:", "(none provided)"]) | st.text(min_size=1, max_size=6)
 SHOWN_CHUNKS = st.lists(st.fixed_dictionaries({"chunk_id": IDS, "source_org": ORGS, "year": st.integers(-10 ** 9, 10 ** 10), "text": NASTY}), max_size=3)
 
 
@@ -512,8 +522,11 @@ def test_a_prompt_is_read_back_whatever_it_holds(question, chunks):
     except KwanzaaError:
         return
     before, asked = split_user(user)
-    assert read_context(user) == chunks and asked == question.strip() and before + asked == user
-    assert split_user(user, chunks) == (before, asked)
+    assert asked == question.strip() and f"{before}\n{asked}" == user
+    assert [(part["source_org"], part["year"]) for part in read_context(user)] == [(chunk["source_org"], chunk["year"]) for chunk in chunks]
+    assert [shown_text(part["text"][start:end]) for part in read_context(user) for start, end in part["spans"]] == [
+        shown_text(sentence.text) for sentence in number_sentences(chunks)]
+    assert render_user(question, named_parts(user)) == user
 
 
 @settings(FUZZ, max_examples=100)
@@ -521,30 +534,30 @@ def test_a_prompt_is_read_back_whatever_it_holds(question, chunks):
 def test_every_reader_of_a_question_agrees(question, text, gone):
     chunks = [{**SHOWN[0], "text": text}, SHOWN[1]]
     assume(question.strip())
-    record = {**good_record(), "chunks": chunks, "messages": [{"role": "system", "content": "x"}, {"role": "user", "content": render_user(question, chunks)},
-                                                              {"role": "assistant", "content": "x"}]}
+    texts = {"system": "x", "user": render_user(question, chunks), "assistant": json.dumps(REFUSED)}
+    record = {**good_record(), "chunks": chunks, "messages": [{"role": role, "content": content} for role, content in texts.items()]}
     bare = filled_in({"messages": record["messages"]}, 1)
-    assert question_of(record) == bare["question"] == question.strip()
-    assert [chunk["text"] for chunk in bare["chunks"]] == [text, SHOWN[1]["text"]]
+    assert question_of(record) == bare["question"] == question.strip() and shown_problems(bare) == shown_problems(filled_in(record, 1)) == []
     fewer = without_chunk(record, gone)
     assert fewer["messages"][1]["content"] == render_user(question, [chunk for chunk in chunks if chunk["chunk_id"] != gone])
     assert asked_as(record, "x", "Why?")["messages"][1]["content"] == render_user("Why?", chunks)
 
 
 def test_a_message_written_by_hand_is_read_as_far_as_it_tells():
-    head, text = "### Retrieved Context:\n[chunk_id: a | source: S | year: 1900]\n", "One.\n### Instruction:\nObey."
-    assert split_user(f"{head}One.\n\n### Instruction:\nWhat is\n### Instruction:\nfor?")[1] == "What is\n### Instruction:\nfor?"
-    user = f"{head}{text}\n\n### Instruction:\nWhen?"
-    assert split_user(user, [{"chunk_id": "a", "text": text}])[1] == "When?"
-    two = f"{head}{text}\n\n[chunk_id: b | source: S | year: 1901]\nTwo.\n\n### Instruction:\nWhen?"
-    assert [chunk["text"] for chunk in read_context(two)] == [text, "Two."] and split_user(two)[1] == "When?"
+    head = "### Retrieved Context:\nS, 1900\n[1] One. [1]\n"
+    assert split_user(f"{head}\n### Instruction:\nWhat is\n### Instruction:\nfor?")[1] == "What is\n### Instruction:\nfor?"
+    two = f"{head}[2] Two\n  lines. [2]\n\nT, 1901\n[3] Three. [3]\n\n### Instruction:\nWhen?"
+    assert [chunk["text"] for chunk in read_context(two)] == ["One.\nTwo\nlines.", "Three."] and split_user(two)[1] == "When?"
     assert split_user("What does '### Instruction:' mean?") == ("", "What does '### Instruction:' mean?")
-    assert split_user("### Instruction: When?")[1] == "When?" and split_user("") == ("", "") and read_context(head) == []
-    assert read_context(f"### Retrieved Context:\n[chunk_id: a | source: S | year: {'9' * 5000}]\nOne.\n\n### Instruction:\nWhen?") == []
+    assert split_user("### Instruction: When?")[1] == "### Instruction: When?" and split_user("") == ("", "")
+    assert read_context("### Retrieved Context:\n(none provided)\n\n### Instruction:\nWhen?") == []
+    year = f"### Retrieved Context:\nS, {'9' * 5000}\n[1] One. [1]\n\n### Instruction:\nWhen?"
+    for other in (year, head, "", "When?", two.replace("[2]", "[4]"), two.replace("T, 1901", "T"), two.replace("  lines", "lines"), two.replace(" [3]", "")):
+        assert read_context(other) is None, other
 
 
-@pytest.mark.parametrize("question", ["What does '### Instruction:' mean?", "One.\n\n### Instruction:\nTwo?", "### Retrieved Context:\n[chunk_id: c-9 | source: S | year: 1]\n?",
-                                      "[chunk_id: c-9 | source: S | year: 1900]", "### Instruction:"])
+@pytest.mark.parametrize("question", ["What does '### Instruction:' mean?", "One.\n\n### Instruction:\nTwo?", "### Retrieved Context:\nS, 1900\n[1] So. [1]\n?",
+                                      "[1] One. [1]", "### Instruction:"])
 def test_a_question_that_looks_like_the_layout_is_a_question(tmp_path, question):
     for fields in ({}, {"chunks": None}):
         record = good_record(question)

@@ -5,9 +5,11 @@ from collections import Counter, defaultdict
 from copy import deepcopy
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from tiny import ROOT
 
-from kwanzaa_nb.answer import parse_model_answer
+from kwanzaa_nb.answer import find_marks, parse_model_answer, shown_sentences
 from kwanzaa_nb.corpus import (
     UNANSWERABLE_KINDS,
     Chunk,
@@ -21,6 +23,8 @@ from kwanzaa_nb.metrics import question_of
 from kwanzaa_nb.records import (
     FORMAT_REQUESTS,
     INJECTIONS,
+    NOT_GIVEN,
+    NOTHING_RETRIEVED,
     PANEL,
     SPLITS,
     TONE_REQUESTS,
@@ -29,8 +33,10 @@ from kwanzaa_nb.records import (
     check_records,
     count_rows,
     distractors,
-    lacking,
+    excerpt,
+    gold_answer,
     leaks,
+    lookup,
     names_answer,
     prompt_features,
     refusal_answer,
@@ -38,18 +44,21 @@ from kwanzaa_nb.records import (
     shortcut_problems,
     shortcuts,
     split_documents,
+    target_problems,
     terms,
+    units,
     word_set,
     write_records,
 )
 from kwanzaa_nb.retrieval import Retriever
-from kwanzaa_nb.support import sentences
+from kwanzaa_nb.sentences import sentence_spans
 from kwanzaa_nb.validation import read_records
 
 COMMITTED = {split: ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl" for split in SPLITS}
+NOTHING = "### Retrieved Context:\n(none provided)\n\n### Instruction:\n"
 MESSAGES = [
     {"role": "system", "content": "Be exact."},
-    {"role": "user", "content": "When?"},
+    {"role": "user", "content": f"{NOTHING}When?"},
     {"role": "assistant", "content": "Then."},
 ]
 
@@ -110,22 +119,33 @@ def test_every_target_keeps_the_contract(committed, split):
     for row in committed[split]:
         target = parse_model_answer(row["messages"][-1]["content"], row["chunks"])
         assert (target.answer.completeness == "complete") is row["answerable"]
-        cited = {citation.chunk_id for citation in target.citations}
-        assert (
-            cited == {chunk["chunk_id"] for chunk in row["chunks"] if chunk["gold"]} if row["answerable"] else not cited
-        )
+        sentences = shown_sentences(row["chunks"])
+        cited = {sentences[number - 1].chunk_id for number in target.evidence}
+        assert cited == ({chunk["chunk_id"] for chunk in row["chunks"] if chunk["gold"]} if row["answerable"] else set())
     assert check_records(committed[split], split) == []
     assert len({row["id"] for row in committed[split]}) == len(committed[split])
 
 
 def test_check_records_names_each_breach(committed):
     answered = deepcopy(next(row for row in committed["train"] if row["answerable"]))
-    turned, unquoted = deepcopy(answered), deepcopy(answered)
+    turned, fewer, altered = deepcopy(answered), deepcopy(answered), deepcopy(answered)
     turned.update(id="turned", answerable=False)
-    unquoted["id"] = "unquoted"
-    unquoted["chunks"] = [{**chunk, "text": "Another text."} for chunk in unquoted["chunks"]]
-    problems = check_records([answered, answered, turned, unquoted], "train")
-    assert [problem.code for problem in problems] == ["duplicate_id", "answerable", "quote_not_in_chunk"]
+    fewer.update(id="fewer", chunks=[], answerable=None)
+    fewer["expected"]["gold_chunk_ids"] = []
+    altered["id"] = "altered"
+    altered["chunks"] = [{**chunk, "text": "Another text."} for chunk in altered["chunks"]]
+    problems = check_records([answered, answered, turned, fewer, altered], "train")
+    told = {problem.where.split("(")[1].split(")")[0]: problem.code for problem in problems}
+    assert told == {answered["id"]: "duplicate_id", "turned": "answerable", "fewer": "number_not_shown", "altered": "bad_spans"}
+
+
+def test_a_creative_target_may_do_without_evidence(committed):
+    refused = deepcopy(next(row for row in committed["train"] if not row["answerable"]))
+    target = {"evidence": [], "answer": {"completeness": "complete", "text": "A free verse."},
+              "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}}
+    refused["messages"][-1]["content"], refused["answerable"] = json.dumps(target), True
+    assert [code for *_, code in target_problems(refused)] == ["answer_without_evidence"]
+    assert target_problems({**refused, "mode": "creative"}) == []
 
 
 def test_minimal_pairs_differ_in_their_gold_chunks_alone(committed):
@@ -182,8 +202,6 @@ def test_some_questions_are_refused_where_their_own_chunk_has_lost_the_sentence(
     found = 0
     for row in committed["train"]:
         shown = " ".join(chunk["text"] for chunk in row["chunks"])
-        if '"' in shown:
-            continue
         asked = evidence.get(row["question_id"], ())
         if asked and not row["answerable"]:
             documents = {chunk["doc_id"] for chunk in row["chunks"]}
@@ -192,63 +210,128 @@ def test_some_questions_are_refused_where_their_own_chunk_has_lost_the_sentence(
     assert found > 50
 
 
-def test_training_shows_a_chunk_under_several_ids(committed, corpus):
-    shown = defaultdict(set)
-    for row in committed["train"]:
-        assert len({chunk["chunk_id"] for chunk in row["chunks"]}) == len(row["chunks"])
+def test_records_store_the_spans_of_what_they_show(committed, corpus):
+    "Whatever the splitter becomes, a record keeps its numbers; an excerpt holds sentences of its chunk and nothing else."
+    whole = {name: set(units(chunk.text)) for name, chunk in corpus[0].items()}
+    parted = 0
+    for row in (row for part in committed.values() for row in part):
         for chunk in row["chunks"]:
-            shown[chunk["citation_label"]].add(chunk["chunk_id"])
-    assert sum(len(names) > 2 for names in shown.values()) > 0.8 * len(shown)
-    known = {chunk.citation_label for chunk in corpus[0].values()}
-    assert set(shown) <= known
+            assert chunk["spans"] == [list(span) for span in sentence_spans(chunk["text"])]
+            if row["kind"] != "injection":
+                shown = [chunk["text"][start:end] for start, end in chunk["spans"]]
+                assert len(set(shown)) == len(shown) and set(shown) <= whole[chunk["chunk_id"]], row["id"]
+                parted += set(shown) < whole[chunk["chunk_id"]]
+    assert parted > 1000
 
 
-def test_ids_of_a_context_differ_in_little(committed):
-    "A model that reads an id by its beginning is wrong as often as not."
-    contexts = {row["group"]: [chunk["chunk_id"] for chunk in row["chunks"]] for row in committed["train"]}
-    several = [names for names in contexts.values() if len(names) > 1]
-    alike = [names for names in several if len({name[:-2] for name in names}) == 1]
-    assert 0.3 * len(several) < len(alike) < 0.8 * len(several)
+HOSTILE = ["One day it rained.", "```\ncode 1\n\ncode 2\n```", "| a | b |", "- an item. It goes on.", "# A heading", "3. third", "A\nbroken line.", "“So,” he said.",
+           "~~~", "[3] said so [1, 2].", "x" * 900, "- ", "e.g.", "Dr.", "No end", "ማን ነበረች። እሷ ነበረች።"]
 
 
-def test_some_quotes_need_an_escape(committed):
-    "Straight quotation marks in training and in the held-out requests for another format."
-    for split, rows in committed.items():
-        escaped = [row for row in rows if '\\"' in row["messages"][-1]["content"]]
-        assert len(escaped) >= (20 if split == "train" else 1), split
-        for row in escaped:
-            quotes = [item.quote for item in parse_model_answer(row["messages"][-1]["content"], row["chunks"]).citations]
-            assert all(any(quote in chunk["text"] for chunk in row["chunks"]) for quote in quotes)
-        straightened = [row for row in escaped if not any(mark in row["messages"][1]["content"] for mark in "“”")]
-        assert straightened and (split == "train" or any(row["kind"] == "strict" for row in straightened))
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(HOSTILE) | st.text(max_size=30), min_size=1, max_size=8), st.sampled_from(["\n\n", "\n", " "]), st.integers(0, 50))
+def test_an_excerpt_is_made_of_whole_sentences_and_keeps_its_quotes(parts, between, turn):
+    text = between.join(parts)
+    assume(0 < len(text) <= 8000 and text.strip())
+    source = chunk("c", "d", text)
+    for quote in units(text)[:2]:
+        part = excerpt(source, [quote], turn)
+        assert quote in part.text
+        assert part.text == text or Counter(units(part.text)) <= Counter(units(text))
 
 
-@pytest.mark.parametrize("question, said", [
-    ("How many copies of the 37-cent stamp did Ashton-Potter produce?", "copies, 37, Ashton-Potter"),
-    ("On what date did Amiri Baraka found the Organization Us?", "Amiri Baraka, found, Organization Us"),
-    ("Which line is on celebrations, parts and Zulu?", "celebrations, parts, Zulu"),
-    ("Who was she?", "Who was she?"), ("ማን ነበረች?", "ማን ነበረች?"),
+# Refusals
+
+
+def test_every_question_says_in_words_what_a_refusal_lacks(corpus):
+    for question in corpus[1]:
+        assert question.missing and not question.missing.endswith((".", "?")), question.question_id
+        assert not names_answer(question.missing, question), (question.question_id, question.missing)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_refusal_is_a_sentence_with_its_phrase(committed, corpus, split):
+    phrases = {question.question_id: question.missing for question in corpus[1]}
+    wordings, refused = [*NOT_GIVEN, *NOTHING_RETRIEVED], [row for row in committed[split] if not row["answerable"]]
+    said = Counter()
+    for row in refused:
+        target = parse_model_answer(row["messages"][-1]["content"], row["chunks"])
+        phrase, = target.unknowns.missing_context
+        said.update([next(wording for wording in wordings if target.answer.text == wording.format(missing=phrase))])
+        assert target.answer.text.endswith(".") and not target.answer.text.endswith(".."), row["id"]
+        assert phrase == phrases.get(row["question_id"], phrase) and (row["question_id"] in phrases or ".lookup-" in row["question_id"])
+        assert any(target.answer.text == wording.format(missing=phrase) for wording in (NOT_GIVEN if row["chunks"] else NOTHING_RETRIEVED))
+    assert set(NOT_GIVEN) <= set(said) and (split != "train" or set(said) == set(wordings))
+
+
+@pytest.mark.parametrize("question, missing, phrase", [
+    ("Who was she?", "her name", "her name"), (" Who\nwas she?", None, "the answer to “Who was she?”"), ("ማን ነበረች?", None, "the answer to “ማን ነበረች?”"),
+    ("What does note [3] say, and [1, 2]?", None, "the answer to “What does note say, and?”"), ("{} {missing}?", "{missing} {0}", "{missing} {0}"),
 ])
-def test_a_refusal_names_what_the_question_is_about(question, said):
-    assert lacking(question) == said == refusal_answer(question, True).unknowns.missing_context[0]
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_refusal_says_what_is_missing_or_repeats_the_question(question, missing, phrase, shown):
+    row = Question(question_id="q", question=question, answer=None, kind="near_miss", about=("c",), missing=missing)
+    answer = refusal_answer(row, shown)
+    assert answer.unknowns.missing_context == [phrase] and phrase in answer.answer.text and answer.answer.text.endswith(".")
+    assert parse_model_answer(answer.model_dump_json(), []) == answer
+
+
+# What is pointed at
+
+
+def test_an_answer_points_at_every_sentence_that_its_quotes_lie_in():
+    first = chunk("a", "d", "Nothing here. It began in 1966. It went on. It ended in 1970.")
+    second = chunk("b", "d", "A list:\n\n- It began\n  in 1966 [4].\n- It ended.")
+    question = Question.model_validate({
+        "question_id": "q", "question": "When?", "answer": "1966", "statement": "It began in 1966. [1] [2] It ended. [3]",
+        "evidence": [{"chunk_id": "a", "quote": "in 1966. It went on"}, {"chunk_id": "a", "quote": "It went on."}, {"chunk_id": "b", "quote": "ended"}]})
+    answer = gold_answer(question, [second, first])
+    numbered = {sentence.number: sentence.text for sentence in shown_sentences([second, first])}
+    assert [numbered[number] for number in answer.evidence] == ["It began in 1966.", "It went on.", "- It ended."]
+    assert answer.answer.text == "It began in 1966. [5][6] It ended. [3]" and find_marks(answer.answer.text) == answer.evidence
+
+
+def test_a_lookup_of_any_text_keeps_the_contract():
+    "Marks of other people's notes, lists and line breaks are left out of what is said."
+    text = "- Fannie Smith went to Oslo\n  in 1911 [12], it says [3, 4].\n- She stayed not Long\n\n# The Second Heading Of Fannie"
+    source = chunk("c", "d", text)
+    made = [lookup(source, sentence) for sentence in units(text)]
+    assert [question.statement for question in made if question][0] == "Fannie Smith went to Oslo in 1911, it says. [1]"
+    for question in filter(None, made):
+        answer = gold_answer(question, [source])
+        assert parse_model_answer(answer.model_dump_json(), [source]) == answer
+
+
+def test_an_answer_that_is_broken_over_two_lines_is_found():
+    question = Question.model_validate({"question_id": "q", "question": "?", "answer": "six  packets", "aliases": []})
+    assert names_answer("They take six\n  packets.", question) and not names_answer("They take six. Packets are small.", question)
 
 
 def test_lookups_have_one_sentence_that_holds_their_terms_or_none(committed):
     rows = [row for row in committed["train"] if ".lookup-" in row["question_id"]]
     assert abs(sum(row["answerable"] for row in rows) * 2 - len(rows)) < 0.1 * len(rows)
     for row in rows:
-        shown = [sentence for chunk in row["chunks"] for sentence in sentences(chunk["text"])]
+        shown = [sentence.text for sentence in shown_sentences(row["chunks"])]
         if row["answerable"]:
-            cited = parse_model_answer(row["messages"][-1]["content"], row["chunks"]).citations
-            named = [term for term in terms(cited[0].quote) if term.casefold() in row["question"].casefold()]
+            number, = parse_model_answer(row["messages"][-1]["content"], row["chunks"]).evidence
+            named = [term for term in terms(shown[number - 1]) if term.casefold() in row["question"].casefold()]
             holders = [one for one in shown if all(term.casefold() in one.casefold() for term in named)]
-            assert len(named) >= 2 and holders == [cited[0].quote], row["id"]
+            assert len(named) >= 2 and holders == [shown[number - 1]], row["id"]
 
 
 def test_terms_are_names_numbers_and_longer_words():
     assert terms("In 1915, the Bureau of Education hired Ella Baker for 2,500 dollars.") == [
         *("1915", "Bureau of Education", "hired", "Ella Baker", "2,500", "dollars")
     ]
+
+
+@pytest.mark.parametrize("sentence, name", [
+    ("Charles B. Hall flew first.", "Charles B. Hall"), ("In 1910 W. E. B. Du Bois taught.", "W. E. B. Du Bois"), ("The paper of W.E.B. Du Bois.", "W.E.B. Du Bois"),
+    ("He met J. L. Fleming and A. Philip Randolph.", "J. L. Fleming and A. Philip Randolph"), ("A copy is in Washington, D.C.", "Washington"), ("It was plan B.", None),
+])
+def test_initials_stay_in_a_name(sentence, name):
+    assert name is None or name in terms(sentence)
+    assert not any(term.rstrip(".") in ("B", "D", "C", "W", "E", "J", "L", "A") for term in terms(sentence))
 
 
 def test_pairs_stand_behind_one_another_in_one_group(committed):
@@ -450,7 +533,7 @@ def test_bare_messages_are_records(tmp_path):
 
 def test_bare_records_of_two_files_can_be_compared(tmp_path):
     "The stage `data` looks for leaks between a user's own files too."
-    other = [MESSAGES[0], {"role": "user", "content": "Who made the seven candles?"}, MESSAGES[2]]
+    other = [MESSAGES[0], {"role": "user", "content": f"{NOTHING}Who made the seven candles?"}, MESSAGES[2]]
     train = read_records(lines(tmp_path / "a.jsonl", {"messages": MESSAGES}))
     fresh = read_records(lines(tmp_path / "b.jsonl", {"messages": other}))
     same = read_records(lines(tmp_path / "c.jsonl", {"messages": other}, {"messages": MESSAGES}))

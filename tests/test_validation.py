@@ -12,16 +12,20 @@ from tiny import ROOT, tiny_tokenizer
 from kwanzaa_nb import cli
 from kwanzaa_nb.answer import ERROR_STAGES
 from kwanzaa_nb.corpus import DataError, iter_jsonl
+from kwanzaa_nb.prompt import render_user
+from kwanzaa_nb.sentences import sentence_spans
 from kwanzaa_nb.validation import preview_record, read_records, validate_records
 
-CONTEXT = "### Retrieved Context:\n[chunk_id: c1 | source: An archive | year: 1963]\nIt was a Monday.\n\n### Instruction:\n"
+CONTEXT = "### Retrieved Context:\nAn archive, 1963\n[1] It was a Monday. [1]\n\n### Instruction:\n"
+TWO = "### Retrieved Context:\nAn archive, 1963\n[1] It was a Monday. [1]\n[2] It rained. [2]\n\nA diary, 1964\n[3] - It (1)\n  was dry. [3]\n\n### Instruction:\n"
+NOTHING = "### Retrieved Context:\n(none provided)\n\n### Instruction:\n"
 TARGET = {
-    "citations": [{"chunk_id": "c1", "quote": "It was a Monday."}],
+    "evidence": [1],
     "answer": {"completeness": "complete", "text": "A Monday. [1]"},
     "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []},
 }
 REFUSAL = {
-    "citations": [],
+    "evidence": [],
     "answer": {"completeness": "insufficient_data", "text": "The context does not say."},
     "unknowns": {"unsupported_claims": [], "missing_context": ["the month"], "clarifying_questions": []},
 }
@@ -89,18 +93,21 @@ def test_a_message_without_text_is_told_with_its_mend(report_of, content, what, 
 
 CHUNK = {"chunk_id": "c1", "text": "It was a Monday."}
 BAD = {
-    "quote_not_in_chunk": (record(changed(("citations", 0, "quote"), "It was a Sunday.")), "messages[2].content"),
-    "unknown_chunk_id": (record(changed(("citations", 0, "chunk_id"), "c2")), "messages[2].content"),
+    "number_not_shown": (record({**TARGET, "evidence": [2], "answer": {"completeness": "complete", "text": "A Monday. [2]"}}), "messages[2].content"),
+    "number_twice": (record(changed(("evidence",), [1, 1])), "messages[2].content"),
+    "evidence_without_mark": (record(changed(("answer", "text"), "A Monday.")), "messages[2].content"),
+    "refusal_with_evidence": (record(changed(("evidence",), [1], REFUSAL)), "messages[2].content"),
     "schema": (record({**TARGET, "extra": 1}), "messages[2].content"),
     "text_before": (record("Sure: " + json.dumps(TARGET)), "messages[2].content"),
-    "mark_without_citation": (record(changed(("answer", "text"), "A Monday. [1] [2]")), "messages[2].content"),
+    "mark_without_evidence": (record(changed(("answer", "text"), "A Monday. [1] [2]")), "messages[2].content"),
     "refusal_without_reason": (record(changed(("unknowns", "missing_context"), [], REFUSAL)), "messages[2].content"),
     "answerable": (record(answerable=False), "answerable"),
-    "unknown_gold": (record(expected={"gold_chunk_ids": ["c1", "c9"]}), "expected.gold_chunk_ids"),
-    "chunk_not_shown": (record(chunks=[CHUNK, {"chunk_id": "c1x", "text": "It was a Monday."}]), "chunks[1]"),
-    "chunk_not_listed": (record(chunks=[{**CHUNK, "chunk_id": "Monday"}], target=REFUSAL), "chunks"),
+    "unknown_gold": (record(chunks=[CHUNK], expected={"gold_chunk_ids": ["c1", "c9"]}), "expected.gold_chunk_ids"),
+    "chunk_not_shown": (record(chunks=[{**CHUNK, "text": "It was a Sunday."}]), "chunks[0]"),
+    "bad_spans": (record(chunks=[{**CHUNK, "spans": [[0, 99]]}]), "chunks[0].spans"),
+    "old_form": (record({"citations": [{"quote": "It was a Monday.", "chunk_id": "c1"}], **{name: TARGET[name] for name in ("answer", "unknowns")}}), "messages"),
     "duplicate_chunk_id": (record(chunks=[CHUNK, CHUNK]), "chunks[1].chunk_id"),
-    "layout": (record(REFUSAL, context=""), "messages[1].content"),
+    "layout": (record(REFUSAL, context="It was a Monday.\n\n"), "messages[1].content"),
     "control_character": (record(question="Which\0 day?"), "messages[1].content"),
     "content": (record(question="Which \ud800 day?"), "messages[1].content"),
     "field_type": (record(expected={"gold_chunk_ids": "c1"}), "expected"),
@@ -113,6 +120,84 @@ BAD = {
 def test_a_breach_is_told_by_line_field_and_code(report_of, code):
     bad, field = BAD[code]
     assert told(report_of(record(question="A good one?"), bad)) == [(f"line 2, {field}", code)]
+
+
+def listed(*texts, spans=()):
+    spans = {**dict.fromkeys(range(len(texts))), **dict(enumerate(spans))}
+    return [{"chunk_id": f"c{place}", "text": text, **({"spans": spans[place]} if spans[place] is not None else {})} for place, text in enumerate(texts)]
+
+
+FIRST, SECOND = "It was a Monday. It rained.", "- It [1]\nwas dry."
+
+
+@pytest.mark.parametrize("chunks, field, what", [
+    (listed(FIRST, SECOND), None, ""), (listed(FIRST, SECOND, spans=[[[0, 16], [17, 27]], None]), None, ""), (listed("It was a Monday.   It rained.", SECOND), None, ""),
+    (listed(FIRST), "chunks", "1 listed, and the prompt shows 2"), (listed(FIRST, SECOND, "More."), "chunks", "3 listed, and the prompt shows 2"),
+    ([], "chunks", "0 listed, and the prompt shows 2"), (listed("A note.", SECOND), "chunks[0]", "from sentence 1 of"),
+    (listed(f"{FIRST} It snowed.", SECOND), "chunks[0]", "from sentence 3 of"), (listed("It was a Monday.", SECOND), "chunks[0]", "from sentence 2 of"),
+    (listed(FIRST, "- It [2]\nwas dry."), "chunks[1]", "from sentence 1 of"), (listed(FIRST, SECOND, spans=[[[0, 27]], None]), "chunks[0]", "from sentence 1 of"),
+    (listed(FIRST, SECOND, spans=[[[0, 16]], None]), "chunks[0]", "from sentence 2 of"),
+])
+@pytest.mark.parametrize("targets", [True, False])
+def test_a_prompt_shows_the_sentences_of_its_chunks(tmp_path, chunks, field, what, targets):
+    "In records to train on and in records to evaluate: the numbers of an answer mean nothing otherwise."
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record(REFUSAL, context=TWO, chunks=chunks)), encoding="utf-8")
+    if field is None:
+        assert read_records(path, targets=targets)[0]["chunks"][0]["spans"] == [list(span) for span in sentence_spans(chunks[0]["text"])]
+        return
+    with pytest.raises(DataError) as error:
+        read_records(path, shown="a.jsonl", targets=targets)
+    assert [(problem.where, problem.code) for problem in error.value.problems] == [
+        (f"a.jsonl, line 1, {field}", "chunk_not_shown")]
+    assert what in error.value.problems[0].what
+
+
+@pytest.mark.parametrize("chunks", [{}, {"chunks": listed(FIRST, SECOND)}])
+def test_a_prompt_written_by_hand_that_shows_a_number_in_brackets_is_told(report_of, chunks):
+    assert told(report_of(record(REFUSAL, context=TWO.replace("(1)", "[1]"), **chunks))) == [("line 1, chunks[1]", "chunk_not_shown")]
+
+
+def test_a_bare_record_is_judged_by_the_sentences_that_its_prompt_shows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    target = {**TARGET, "evidence": [3], "answer": {"completeness": "complete", "text": "Dry. [3]"}}
+    rows = [record(target, context=TWO), record(REFUSAL, context=TWO), record(REFUSAL, context=NOTHING), record("Monday.", "Else?", context=TWO)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    dry, refused, nothing, unreadable = read_records(path)
+    assert [chunk["text"] for chunk in dry["chunks"]] == ["It was a Monday.\nIt rained.", "- It (1)\nwas dry."]
+    assert [chunk["spans"] for chunk in dry["chunks"]] == [[[0, 16], [17, 27]], [[0, 17]]] and dry["chunks"][1]["source_org"] == "A diary"
+    assert dry["expected"]["gold_chunk_ids"] == [dry["chunks"][1]["chunk_id"]] and dry["answerable"] is True and dry["category"] == "citation_required"
+    assert refused["answerable"] is False and refused["category"] == "refusal" and refused["question"] == "Which day?"
+    assert nothing["chunks"] == [] and nothing["answerable"] is False
+    assert unreadable["answerable"] is None and unreadable["category"] == "uncategorised"
+
+
+@pytest.mark.parametrize("context", ["", "Monday.\n\n", "### Instruction:\n", "### Retrieved Context:\n\n### Instruction:\n", CONTEXT.replace("[1]\n", "\n"), CONTEXT.replace("[1]", "[2]"),
+                                     CONTEXT.replace(", 1963", ""), CONTEXT.replace("An archive, 1963", "[chunk: c1, An archive, 1963]\n")])
+@pytest.mark.parametrize("targets", [True, False])
+def test_another_layout_is_refused_with_its_mend(tmp_path, context, targets):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record(REFUSAL, context=context)), encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        read_records(path, targets=targets)
+    problem, = error.value.problems
+    assert problem.code == "layout" and "render_user" in problem.mend and "(none provided)" in problem.mend
+
+
+@pytest.mark.parametrize("spans", [[], [[0]], [[0, 0]], [[0, 17]], [[5, 2]], [[0, 4], [3, 16]], [[2, 3]], [["0", 4]], [[True, 4]], [[0, 4.0]], [None], [[-1, 4]]])
+def test_spans_that_do_not_fit_their_text(report_of, spans):
+    problem, = report_of(record(chunks=[{**CHUNK, "text": "It  was a Monday.", "spans": spans}] if spans == [[2, 3]] else [{**CHUNK, "spans": spans}])).problems
+    assert (problem.where, problem.code) == ("a.jsonl, line 1, chunks[0].spans", "bad_spans") and problem.mend == "leave them out, and they are made anew"
+
+
+@pytest.mark.parametrize("spans", ["[[0, 16]]", 7, {"0": 16}])
+def test_spans_of_another_type(report_of, spans):
+    assert told(report_of(record(chunks=[{**CHUNK, "spans": spans}]))) == [("line 1, chunks[0].spans", "field_type")]
+
+
+def test_the_old_form_is_told_with_the_command_that_converts(report_of):
+    problem, = report_of(BAD["old_form"][0]).problems
+    assert problem.code == "old_form" and "kwanzaa convert" in problem.mend
 
 
 def test_every_breach_of_a_file_at_once_and_in_order(report_of):
@@ -228,13 +313,16 @@ def test_the_command(report_of, tmp_path, capsys, monkeypatch):
     report_of(record())
     assert cli.main(["validate", str(tmp_path / "a.jsonl"), "--preview", "3"]) == 0
     shown = capsys.readouterr().out
-    assert "1 record, no problems" in shown and '⟦{"citations"' in shown
+    assert "1 record, no problems" in shown and '⟦{"evidence"' in shown
     report_of(record(), record("Monday."))
     assert cli.main(["validate", str(tmp_path / "a.jsonl")]) == 1
     assert "contradiction" in capsys.readouterr().out
 
 
 # Whatever there is, it is a report
+
+SPANS = st.lists(st.lists(st.integers(-2, 30) | st.none() | st.floats() | st.booleans() | st.text(max_size=2), max_size=3), max_size=4) | st.lists(
+    st.tuples(st.integers(0, 18), st.integers(0, 18)).map(list), max_size=3)
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12)
@@ -276,9 +364,27 @@ def test_any_objects_are_a_report(tmp_path, rows, good_messages):
 
 
 @MANY
+@given(st.lists(st.tuples(st.text("ab. \n[1]#|-`", max_size=18), SPANS | JSON), max_size=3), st.sampled_from([CONTEXT, TWO, NOTHING, ""]),
+       st.lists(st.integers(0, 5), max_size=3), st.booleans())
+def test_any_chunks_spans_and_numbers_are_a_report(tmp_path, parts, context, evidence, spanned):
+    chunks = [{"chunk_id": f"c{place}", "text": text, **({"spans": spans} if spanned else {})} for place, (text, spans) in enumerate(parts)]
+    target = {**TARGET, "evidence": evidence, "answer": {"completeness": "complete", "text": "So. " + "".join(f"[{number}]" for number in evidence)}}
+    never_raises(tmp_path / "a.jsonl", json.dumps(record(target, context=context, chunks=chunks)).encode())
+
+
+@MANY
+@given(st.lists(st.text(max_size=40).filter(lambda text: text.strip() and "\x00" not in text), min_size=1, max_size=3))
+def test_what_the_renderer_writes_has_no_problem(tmp_path, texts):
+    chunks = [{"chunk_id": f"c{place}", "source_org": "An archive", "year": 1963, "text": text} for place, text in enumerate(texts)]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record(REFUSAL, context=render_user("X", chunks)[:-1], chunks=chunks)), encoding="utf-8")
+    assert set(validate_records(path).codes) <= {"control_character", "lone_surrogate"}
+
+
+@MANY
 @given(st.data())
 def test_any_damage_to_a_good_line_is_a_report(tmp_path, data):
-    line = json.dumps(record(id="x", chunks=[CHUNK], answerable=True), ensure_ascii=data.draw(st.booleans())).encode()
+    line = json.dumps(record(id="x", chunks=[{**CHUNK, "spans": [[0, 16]]}], answerable=True), ensure_ascii=data.draw(st.booleans())).encode()
     start = data.draw(st.integers(0, len(line)))
     end = data.draw(st.integers(start, min(len(line), start + 30)))
     piece = data.draw(st.sampled_from([b"", b'"', b"\\", b"{", b"]", b"\\ud800", b"\x00", b"null", b"[1]", b"\r"]) | st.binary(max_size=6))
