@@ -8,6 +8,7 @@ __all__ = ['NEEDED', 'AnswererError', 'fetch', 'answerer_config', 'Answerer', 'l
 # %% ../nbs/55_answerer.ipynb #55-002
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def fetch(
     token: "str | None" = None,  # None: the user's
 ) -> Path:  # a folder with the files
     "Find a published adapter. AnswererError: there is none, or a file is missing or not the one that was published."
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if not folder.is_dir():
         if not is_hub_id(str(source)):
             raise AnswererError(f"{source} is neither a folder nor a repository owner/name: name one of them.")

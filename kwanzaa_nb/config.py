@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkField', 'QuestionField', 'PersonaName', 'Phrase',
            'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'GATES', 'Export',
-           'PUBLISHED', 'RULES', 'DEFAULT_CONFIG', 'read_number', 'read_whole', 'number', 'whole', 'FrozenMap',
-           'mapping', 'Section', 'setting', 'RunSection', 'ModelSection', 'QuantizationSection', 'AdapterSection',
-           'DefaultsSection', 'DataSection', 'TrainingSection', 'BudgetSection', 'GenerationSection', 'ServerSection',
-           'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'Config', 'known_keys',
-           'expected', 'choices', 'ConfigError', 'shown', 'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule',
-           'same_file', 'unfilled', 'load_config', 'resolve_config', 'injected_names', 'check_injected', 'config_table',
-           'to_yaml', 'config_to_yaml', 'Difference', 'config_schema', 'write_schema']
+           'PUBLISHED', 'HOMELESS', 'WHOLE_PATH', 'PATHS', 'RULES', 'DEFAULT_CONFIG', 'read_number', 'read_whole',
+           'number', 'whole', 'FrozenMap', 'mapping', 'Section', 'setting', 'RunSection', 'ModelSection',
+           'QuantizationSection', 'AdapterSection', 'DefaultsSection', 'DataSection', 'TrainingSection',
+           'BudgetSection', 'GenerationSection', 'ServerSection', 'EvaluationSection', 'MetadataSection',
+           'PublishingSection', 'project_root', 'Config', 'known_keys', 'expected', 'choices', 'ConfigError', 'shown',
+           'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule', 'same_file', 'unfilled', 'homeless', 'load_config',
+           'resolve_config', 'injected_names', 'check_injected', 'config_table', 'to_yaml', 'config_to_yaml',
+           'Difference', 'config_schema', 'write_schema']
 
 # %% ../nbs/00_config.ipynb #00-002
 import ast
@@ -370,8 +371,10 @@ class Config(Section):
         return self._notes
 
     def path(self, value: "str | Path") -> Path:
-        "Absolute path of `value`: `~` is expanded, a relative path starts at the project root found on loading."
-        return self._root / Path(value).expanduser()
+        "Absolute path of `value`: `~` is expanded, a relative path starts at the project root found on loading. ConfigError: `~` of nobody."
+        if homeless(str(value)):
+            raise ConfigError("a path", [Problem(str(value), HOMELESS, WHOLE_PATH, "no_home")])
+        return self._root / os.path.expanduser(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
@@ -815,6 +818,18 @@ def _leaves_folder(names: tuple[str, ...]) -> bool:
     "Whether a file name is absolute or climbs out of its folder."
     return any(os.path.isabs(name) or "\\" in name or ".." in name.split("/") for name in names)
 
+# %% ../nbs/00_config.ipynb #00-064-c
+HOMELESS, WHOLE_PATH = "a path that begins with ~ and a name that no user of this machine has", "write the whole path"
+PATHS = ("run.output_dir", "run.accelerate_config", "model.base_model_id", "model.chat_template", "data.train_file", "data.eval_file", "data.dev_file",
+         "data.corpus", "data.questions", "evaluation.adapter", "publishing.metadata.base_model_id")  # keys whose values are paths, or can be
+
+
+def homeless(
+    path: str | None,  # as written
+) -> bool:
+    "Whether a path begins with `~` and leads to no home folder that is known here."
+    return path is not None and os.path.expanduser(path).startswith("~")
+
 # %% ../nbs/00_config.ipynb #00-065
 _FOUR_BIT = ("adapter.quantization.load_in_4bit", "adapter.method")
 RULES = (
@@ -876,7 +891,7 @@ RULES += (
          "an address with a password would stand in logs and reports", "name an environment variable in server.api_key_env instead"),
     Rule(("evaluation.answer_threshold", "evaluation.backend"), lambda least, backend: least is not None and backend != "local",
          "only backend local can move the decision to answer", "write answer_threshold: null, or backend: local"),
-)
+) + tuple(Rule((key,), homeless, HOMELESS, WHOLE_PATH) for key in PATHS)
 
 
 def _check_rules(state: _Pass) -> None:

@@ -32,7 +32,7 @@ SECTIONS = ("model", "adapter", "training")  # of a config; all of their keys de
 def training_identity(
     config: Config,
     effective: Effective,  # what is used of it on this hardware
-    rows: Sequence[dict],  # what is trained on, as token ids, labels and weights
+    rows: Sequence[dict],  # what is trained on, as token ids and labels
 ) -> str:  # 16 hexadecimal digits
     "A name for all that decides which adapter comes out: settings, seed, arithmetic, number of processes and data."
     digest = hashlib.sha256()
@@ -40,7 +40,7 @@ def training_identity(
     used = [config.run.seed, count_processes(), effective.device, effective.dtype, effective.compute_dtype, effective.attention, effective.four_bit, effective.optim]
     digest.update(json.dumps([settings, used, config.data.packing], sort_keys=True).encode())
     for row in rows:
-        digest.update(json.dumps([row.get(name) for name in ("input_ids", "labels", "loss_weights", "seq_lengths", "group")]).encode())
+        digest.update(json.dumps([row.get(name) for name in ("input_ids", "labels", "seq_lengths", "group")]).encode())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/35_resume.ipynb #35-006

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from .card import failure_examples, render_card
-from .config import Config, Difference, to_yaml
+from .config import PATHS, Config, Difference, to_yaml
 from .errors import Problem
 from .gate import Finding, PublishError, gate_findings, gate_verdict
 from .generate import is_headline, read_log
 from .licence import base_model
 from .metrics import question_of
 from .outgoing import OutgoingError, is_pickle, is_place, kinds_in, own_folders
-from .runs import PATHS, Table, file_record, files_of, portable, portable_config, read_manifest, read_metrics, without_tokens
+from .runs import Table, file_record, files_of, portable, portable_config, read_manifest, read_metrics, without_tokens
 from .validation import read_records
 
 # %% ../nbs/57_staging.ipynb #57-004
@@ -108,7 +108,7 @@ def public_training_config(
     try:
         values = YAML(typ="safe", pure=True).load(text)
         named = values["model"]["base_model_id"]
-        if base and Path(Path(root), Path(named).expanduser()).is_dir():
+        if base and Path(root, os.path.expanduser(named)).is_dir():
             values["model"]["base_model_id"] = base
         _check_texts(values, root)
         return to_yaml(portable_config(values, root))

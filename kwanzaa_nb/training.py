@@ -463,7 +463,7 @@ def save_adapter(
                               **({"state_dict": weights} if weights else {}))
         described = json.loads((beside / "adapter_config.json").read_text(encoding="utf-8"))
         named = base_model or described["base_model_name_or_path"]
-        described["base_model_name_or_path"] = None if Path(str(named)).expanduser().is_dir() else named
+        described["base_model_name_or_path"] = None if os.path.isdir(os.path.expanduser(str(named))) else named
         write_atomically(beside / "adapter_config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
         tokenizer.save_pretrained(beside)
         (beside / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the stage publish writes the real one

@@ -21,6 +21,7 @@ from kwanzaa_nb import config as module
 from kwanzaa_nb import corpus
 from kwanzaa_nb.answer import PERSONAS
 from kwanzaa_nb.config import (
+    PATHS,
     Config,
     ConfigError,
     Difference,
@@ -225,7 +226,7 @@ def test_what_is_no_text(write, value):
 
 
 RANGES = {
-    "training.decision_weight": ([1, 10.5], [0, 0.9]), "training.loraplus_ratio": ([1, 16], [0, 0.9]), "training.learning_rate": ([1e-9, 3], [0, -1e-4]), "adapter.dropout": ([0, 0.99], [1, -0.01]),
+    "training.loraplus_ratio": ([1, 16], [0, 0.9]), "training.learning_rate": ([1e-9, 3], [0, -1e-4]), "adapter.dropout": ([0, 0.99], [1, -0.01]),
     "training.warmup_ratio": ([0, 0.5], [1, -0.1]), "training.epochs": ([0.01, 3], [0, -1]),
     "training.weight_decay": ([0, 0.1], [-0.1]), "training.max_grad_norm": ([0, 5], [-1]),
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
@@ -562,6 +563,8 @@ IMPOSSIBLE = [
     ({"run.launcher": "accelerate"}, "run.launcher"),
     ({"run.processes": 2}, "run.launcher"),
     ({"run.accelerate_config": "configs/accelerate/ddp.yaml"}, "run.launcher"),
+    *(({"run.launcher": "accelerate", "run.processes": 2, "data.corpus": "c", "data.questions": "q", key: f"{start}/x"}, key)
+      for key in PATHS for start in ("~nobody-of-that-name", "~~~")),
 ]
 
 
@@ -747,6 +750,13 @@ def test_paths_start_at_the_root_found_on_loading(tmp_path, monkeypatch):
     assert config.path(config.run.output_dir) == ROOT / "outputs" / "kwanzaa-demo-cpu"
     assert config.path(tmp_path / "x") == tmp_path / "x"
     assert config.path("~/x") == Path("~/x").expanduser()
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "~~~", "~~", Path("~nobody-of-that-name")])
+def test_a_path_into_nobodys_home_is_told_in_a_sentence(path):
+    (found,) = problems_of(lambda: load_config(ROOT / "configs" / "demo.cpu.yaml").path(path))
+    assert (found.where, found.code) == (str(path), "no_home") and found.mend
+    assert [problem.code for problem in problems_of(lambda: load_config(path))] == ["missing_file"]
 
 
 def test_project_root(tmp_path, monkeypatch):

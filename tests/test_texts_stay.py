@@ -13,9 +13,9 @@ from made_run import make_run
 from ruamel.yaml import YAML
 
 from kwanzaa_nb import staging
-from kwanzaa_nb.config import Section, config_table, config_to_yaml, known_keys, load_config
+from kwanzaa_nb.config import PATHS, Section, config_table, config_to_yaml, known_keys, load_config
 from kwanzaa_nb.outgoing import OutgoingError, kinds_in
-from kwanzaa_nb.runs import PATHS, Stage, portable_config, read_manifest
+from kwanzaa_nb.runs import Stage, portable_config, read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIKE_PATHS = ["Answer by /api/v2/users.", "See /wiki/Help/Contents", r"Never name C:\Users or D:\Data\x.txt.", "and/or, him/her, 1/2", "/a/b/c", "~/notes/x",
@@ -88,7 +88,7 @@ def test_a_path_of_this_machine_and_a_token_are_refused_by_key(tmp_path, monkeyp
 def test_every_key_that_is_a_path_is_made_portable(tmp_path):
     described = {".".join(path) for path, info in known_keys().items()
                  if not (isinstance(info, type) and issubclass(info, Section)) and path[-1].endswith(("_file", "_dir", "corpus", "questions", "_template", "accelerate_config"))}
-    assert described <= PATHS
+    assert described <= set(PATHS)
     away = {key: f"/mnt/somewhere/{key}" for key in PATHS}
     config = config_of(tmp_path, **away, **{"run.launcher": "accelerate"})
     shown = dict(config_table(config))

@@ -24,11 +24,10 @@ def given():
     return tokenizer, read_records(ROOT / config.data.dev_file)[:8], config, stop_ids(tokenizer)
 
 
-@pytest.mark.parametrize("weight", [1.0, 3.0])
-def test_rows_are_those_of_encode_records(given, tmp_path, weight):
-    wanted = encode_records(*given, weight)
-    assert cached_rows(*given, weight, folder=tmp_path) == (wanted, False)
-    assert cached_rows(*given, weight, folder=tmp_path) == (wanted, True)
+def test_rows_are_those_of_encode_records(given, tmp_path):
+    wanted = encode_records(*given)
+    assert cached_rows(*given, folder=tmp_path) == (wanted, False)
+    assert cached_rows(*given, folder=tmp_path) == (wanted, True)
 
 
 def test_whatever_the_rows_depend_on_changes_the_key(given):
@@ -40,7 +39,7 @@ def test_whatever_the_rows_depend_on_changes_the_key(given):
     wider.add_tokens(["<new>"])
     said = json.loads(json.dumps(records))
     said[3]["messages"][1]["content"] += "?"
-    keys = [rows_key(*given), rows_key(*given, 3.0), rows_key(tokenizer, records, longer, ends), rows_key(other, records, config, ends),
+    keys = [rows_key(*given), rows_key(tokenizer, records, longer, ends), rows_key(other, records, config, ends),
             rows_key(wider, records, config, ends), rows_key(tokenizer, said, config, ends), rows_key(tokenizer, records[1:], config, ends),
             rows_key(tokenizer, records[::-1], config, ends), rows_key(tokenizer, records, config, ends | {5}),
             rows_key(tokenizer, [{**records[0], "group": "another"}, *records[1:]], config, ends)]

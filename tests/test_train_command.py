@@ -36,7 +36,7 @@ SETTINGS = {
     "run": {"seed": 3, "logging_steps": 1, "save_steps": 2, "eval_steps": 3, "save_total_limit": 2},
     "adapter": {"dropout": 0.1, "r": 4, "target_modules": "all-linear"},
     "training": {"epochs": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01,
-                 "lr_scheduler": "cosine", "warmup_ratio": 0.1, "decision_weight": 3.0},
+                 "lr_scheduler": "cosine", "warmup_ratio": 0.1},
     "data": {"max_seq_length": 4096},
     "evaluation": {"generation_defaults": {"max_new_tokens": 2000}},
 }

@@ -120,80 +120,6 @@ def test_a_batch_without_supervised_tokens_is_refused(tmp_path):
         train(tmp_path, bare)
 
 
-def test_the_decision_weighs_more():
-    tokenizer, model = tiny_tokenizer(), tiny_model()
-    records = [
-        {"id": str(place), "messages": chat(answer)}
-        for place, answer in enumerate(['{"evidence":[2,1],"answer":{}}', '{"evidence":[],"answer":{}}', "plain text"])
-    ]
-    config, ends = tiny_config(), {tokenizer.eos_token_id}
-    plain, weighted = (encode_records(tokenizer, records, config, ends, weight) for weight in (1.0, 5.0))
-    assert all("loss_weights" not in one for one in plain)
-    for one, other, record in zip(plain, weighted, records):
-        assert (one["input_ids"], one["labels"]) == (other["input_ids"], other["labels"])
-        heavy = [place for place, factor in enumerate(other["loss_weights"]) if factor != 1.0]
-        decides = record["messages"][-1]["content"].startswith("{")
-        assert len(heavy) == decides and len(other["loss_weights"]) == len(other["labels"])
-        if decides:
-            before, answering, refusing = at_decision(tokenizer, record["messages"])
-            assert heavy == [len(before)] and other["labels"][heavy[0]] in (*answering, refusing)
-    with torch.no_grad():
-        losses = [
-            [supervised_loss(model, flatten_rows(part))[0].item() for part in (rows[:2], rows[2:], rows)]
-            for rows in (plain, weighted)
-        ]
-        chances = [
-            model(**{name: value for name, value in flatten_rows([one]).items() if name != "labels"}, use_cache=False)
-            .logits[0]
-            .log_softmax(-1)
-            for one in plain[:2]
-        ]
-    place = weighted[0]["loss_weights"].index(5.0)
-    extra = -4 * sum(chance[place - 1, one["input_ids"][place]].item() for chance, one in zip(chances, plain))
-    assert losses[1][0] - losses[0][0] == pytest.approx(extra, rel=1e-4)
-    assert losses[1][1] == pytest.approx(losses[0][1]) and losses[1][2] - losses[0][2] == pytest.approx(extra, rel=1e-4)
-
-
-def test_the_weights_of_packed_rows_are_those_of_their_records():
-    rows = [{**one, "loss_weights": [1.0 + place % 3 for place in range(len(one["labels"]))]} for one in ROWS]
-    packed, model = pack_rows(rows, 32), tiny_model()
-    with torch.no_grad():
-        together = sum(supervised_loss(model, flatten_rows([one]))[0].item() for one in packed)
-        apart = sum(supervised_loss(model, flatten_rows([one]))[0].item() for one in rows)
-        unweighted = sum(supervised_loss(model, flatten_rows([one]))[0].item() for one in ROWS)
-    assert together == pytest.approx(apart, rel=1e-5) and apart > 1.2 * unweighted
-
-
-def test_the_weight_reaches_training(whole, tmp_path):
-    weighted = [{**one, "loss_weights": [3.0] * len(one["labels"])} for one in ROWS]
-    _, _, weights = train(
-        tmp_path,
-        weighted,
-        training__per_device_train_batch_size=4,
-        training__gradient_accumulation_steps=2,
-        training__epochs=2,
-    )
-    _, _, faster = train(
-        tmp_path,
-        training__per_device_train_batch_size=8,
-        training__gradient_accumulation_steps=1,
-        training__epochs=2,
-        training__learning_rate=0.06,
-    )
-    assert largest_difference(weights, faster) < 1e-5
-    assert largest_difference(weights, whole[2]) > 1e-3
-
-
-def test_the_decision_of_the_committed_records_is_weighted_and_nothing_else(smollm):
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml")
-    records = read_records(ROOT / "data" / "training" / "kwanzaa_dev.jsonl")
-    for record, one in zip(records, encode_records(smollm, records, config, {smollm.eos_token_id}, 5.0)):
-        before, answering, refusing = at_decision(smollm, record["messages"])
-        (decision,) = [place for place, factor in enumerate(one["loss_weights"]) if factor != 1.0]
-        assert decision == len(before) and one["loss_weights"][decision] == 5.0
-        assert one["labels"][decision] in (answering if record["answerable"] else [refusing])
-
-
 @pytest.mark.parametrize("target, chosen", [
     ('{"evidence":[],"answer":{"text":"no"}}', "]"), ('{"evidence":[4,9],"answer":{"text":"[4][9]"}}', "4"),
     ('{"answer":{},"evidence":[4]}', ""), ("", ""), ("plain", ""),
@@ -581,7 +507,6 @@ OTHER = {
     "training.max_grad_norm": 0.1,
     "training.optim": "adafactor",
     "training.gradient_checkpointing": True,
-    "training.decision_weight": None,
     "training.loraplus_ratio": None,
     "training.strict_steps": None,
 }
@@ -592,7 +517,6 @@ ELSEWHERE = {
     "run.device",
     "run.name",
     "run.output_dir",
-    "training.decision_weight",
     "training.loraplus_ratio",
     "training.strict_steps",
 }  # hardware, stages and `encode_records`
