@@ -236,7 +236,7 @@ def grammar_identity(
     records: Sequence[dict],
     served: bool = False,  # whether a server writes, which is given schemas
 ) -> dict[str, str]:
-    "A hash of the records' grammars, and the library; always part of a log, so that arms under a grammar can be added to it later."
+    "Hash the records' grammars, and name the library; always part of a log, so that arms under a grammar can be added to it later."
     if served:
         return {"sha256": digest(json.dumps([record_schema(record.get("chunks") or ()) for record in records]).encode())}
     from kwanzaa_nb.grammar import record_grammar

@@ -270,7 +270,7 @@ def probability(
     answering: Sequence[int],  # ids of tokens
     refusing: int,  # id of a token
 ) -> "float | None":  # None where the model rules out both
-    "How likely answering is, by any of its tokens, against refusing."
+    "Compute how likely answering is, by any of its tokens, against refusing."
     found = torch.sigmoid(logits[list(answering)].float().logsumexp(dim=0) - logits[refusing].float()).item()
     return found if math.isfinite(found) else None
 
@@ -374,7 +374,7 @@ def until_decided(
     batch: Sequence[Prompt],
     outputs: Sequence[Output],  # of those prompts
 ) -> "int | None":  # None where every output is past its decision, or has none
-    "How many tokens stand before the next decision."
+    "Count the tokens up to the next decision."
     left = [len(prompt.decides[0]) - len(output.tokens) for prompt, output in zip(batch, outputs) if prompt.decides]
     return min((count for count in left if count > 0), default=None)
 
@@ -384,7 +384,7 @@ def bound_to_come(
     going: list[int],  # places of the rows that go on
     most: "int | None" = None,  # tokens; None: any number
 ) -> list[list[int]]:  # tokens for each of those, equally many; empty where there are none
-    "What a grammar leaves no choice about, at rows that have just been given a token."
+    "Find what a grammar leaves no choice about, at rows that have just been given a token."
     if not rows.processor:
         return []
     rows.processor.follow(rows.written)

@@ -305,7 +305,7 @@ def answer_probability(
     tokenizer: Any,  # one in which the decision has a place of its own
     messages: list[dict],  # system and user
 ) -> float:  # 0..1; of answering against refusing, all other continuations left out
-    "The probability that the model answers rather than refuses."
+    "Compute the probability that the model answers rather than refuses."
     (start, answering, refusing), (prompt, _) = decision_tokens(tokenizer), encode_text(tokenizer, render_chat(tokenizer, messages, add_generation_prompt=True))
     row = flatten_rows([{"input_ids": [*prompt, *start], "labels": [*prompt, *start]}])
     inputs = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in row.items() if name != "labels"}
