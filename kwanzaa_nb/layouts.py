@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from .answer import AnswerError, parse_model_answer
 from .benchmarks import store
+from .cli import steady_streams
 from .config import load_config
 from .generate import Decoding
 from .local import LocalBackend
@@ -106,6 +107,9 @@ def main(
     arguments: Sequence[str],  # a config file, and the number of steps
 ) -> None:
     "Measure all layouts, each followed by a line, and store them."
+    steady_streams()
+    if len(arguments) != 2 or not arguments[1].isdecimal():
+        sys.exit("Name a config and the number of steps: python -m kwanzaa_nb.layouts configs/demo.cpu.yaml 80.")
     config_file, steps, rows = arguments[0], int(arguments[1]), []
     for name in sorted(LAYOUTS, key=lambda name: LAYOUTS[name] != SHOWN_AS):
         rows.append(measure_layout(config_file, name, steps))

@@ -116,7 +116,7 @@ def test_other_programs_of_the_package_print_likewise(project, module, words):
 
 def test_every_program_of_the_package_makes_its_streams_steady():
     programs = [path for path in (ROOT / "kwanzaa_nb").glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
-    assert {path.stem for path in programs} == {"cli", "train", "benchmarks", "training_benchmark"}
+    assert {path.stem for path in programs} == {"cli", "train", "benchmarks", "training_benchmark", "layouts"}
     for path in programs:
         (start,) = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef) and node.name in ("main", "serve")][:1]
         calls = [node.func.id for node in ast.walk(start) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]

@@ -27,6 +27,7 @@ EXTRAS = {
     **dict.fromkeys(("model", "packing"), {"eval", "train"}),  # a model in this process
     **dict.fromkeys(("grammar", "local", "vllm_engine", "answerer", "export"), {"eval"}),  # which writes
     **dict.fromkeys(("budget", "fused", "live", "resume", "token_cache", "train", "training", "training_benchmark"), {"train"}),  # or is trained
+    "layouts": set(),  # trains, and asks what was trained: no single extra will do
 }
 MODULES = sorted(path.stem for path in (ROOT / "kwanzaa_nb").glob("*.py") if path.stem != "__init__")
 CORE = tuple(name for name in MODULES if name not in EXTRAS)
