@@ -12,6 +12,7 @@ from kwanzaa_nb import dataset, hub
 from kwanzaa_nb.gate import PublishError
 from kwanzaa_nb.hub import Destination, upload
 from kwanzaa_nb.outgoing import OutgoingError
+from kwanzaa_nb.prompt import render_user
 from kwanzaa_nb.runs import file_record
 
 REPO, HEADER = "ada/adapter", json.dumps({"__metadata__": {"format": "pt"}}).encode()
@@ -283,7 +284,7 @@ def test_nothing_is_asked_when_something_may_not_leave(server, staged, name, con
 
 def test_the_data_set_goes_the_same_way(server, tmp_path, monkeypatch):
     record = {"id": "r1", "category": "x", "answerable": False, "chunks": [], "messages": [
-        {"role": "system", "content": "Be exact."}, {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}]}
+        {"role": "system", "content": "Be exact."}, {"role": "user", "content": render_user("Why?", [])}, {"role": "assistant", "content": "No."}]}
     for name in ("train.jsonl", "eval.jsonl"):
         (tmp_path / name).write_text(json.dumps(record | {"id": name}) + "\n", encoding="utf-8")
     config = tiny_config(**{"data.train_file": str(tmp_path / "train.jsonl"), "data.eval_file": str(tmp_path / "eval.jsonl"),

@@ -30,7 +30,6 @@ from kwanzaa_nb.training import (
     RecordsError,
     TrainingError,
     answer_probability,
-    choices,
     encode_records,
     keep_start,
     save_adapter,
@@ -118,14 +117,6 @@ def test_a_batch_without_supervised_tokens_is_refused(tmp_path):
         supervised_loss(tiny_model(), flatten_rows(bare))
     with pytest.raises(TrainingError, match="no supervised token"):
         train(tmp_path, bare)
-
-
-@pytest.mark.parametrize("target, chosen", [
-    ('{"evidence":[],"answer":{"text":"no"}}', "]"), ('{"evidence":[4,9],"answer":{"text":"[4][9]"}}', "4"),
-    ('{"answer":{},"evidence":[4]}', ""), ("", ""), ("plain", ""),
-])
-def test_what_an_answer_chooses(target, chosen):
-    assert "".join(target[place] for place in choices(target)) == chosen
 
 
 # the trainer
