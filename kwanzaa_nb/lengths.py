@@ -14,6 +14,11 @@ from .masking import MaskError, answer_span, encode_text
 from .prompt import read_context, render_user, split_user, target_json
 
 # %% ../nbs/34_lengths.ipynb #34-004
+def _answer_of(record: dict) -> ModelAnswer:
+    "A record's target, parsed by the rules of its mode."
+    return parse_model_answer(record["messages"][-1]["content"], record["chunks"], record.get("mode") == "creative")
+
+
 def without_chunk(
     record: dict,  # with chunks, and messages in the project's layout, whose answer keeps the contract
     chunk_id: str,  # of the chunk to leave out, which the answer does not need
@@ -22,7 +27,7 @@ def without_chunk(
     system, user, target = record["messages"]
     headers = {name: {key: shown[key] for key in ("source_org", "year")} for name, shown in zip(
         (chunk["chunk_id"] for chunk in record["chunks"]), read_context(user["content"]) or ())}
-    kept, answer = [chunk for chunk in record["chunks"] if chunk["chunk_id"] != chunk_id], parse_model_answer(target["content"], record["chunks"])
+    kept, answer = [chunk for chunk in record["chunks"] if chunk["chunk_id"] != chunk_id], _answer_of(record)
     stays = [sentence.number for sentence in shown_sentences(record["chunks"]) if sentence.chunk_id != chunk_id]
     changed = answer.model_copy(update={
         "evidence": [stays.index(number) + 1 for number in answer.evidence],
@@ -37,7 +42,7 @@ def spare_chunks(
 ) -> list[str]:  # ids, the one to go first in front; empty where the answer or the layout can't be read
     "Find the chunks that a record shows and its answer does not point at."
     try:
-        answer: ModelAnswer = parse_model_answer(record["messages"][2]["content"], record["chunks"])
+        answer = _answer_of(record)
     except AnswerError:
         return []
     sentences = shown_sentences(record["chunks"])
