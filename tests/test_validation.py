@@ -155,7 +155,7 @@ def test_a_prompt_shows_the_sentences_of_its_chunks(tmp_path, chunks, field, wha
 
 @pytest.mark.parametrize("chunks", [{}, {"chunks": listed(FIRST, SECOND)}])
 def test_a_prompt_written_by_hand_that_shows_a_number_in_brackets_is_told(report_of, chunks):
-    assert told(report_of(record(REFUSAL, context=TWO.replace("(1)", "[1]"), **chunks))) == [("line 1, chunks[1]", "chunk_not_shown")]
+    assert told(report_of(record(REFUSAL, context=TWO.replace("(1)", "[1]"), **chunks))) == [("line 1, messages[1].content", "layout")]
 
 
 def test_a_bare_record_is_judged_by_the_sentences_that_its_prompt_shows(tmp_path):
