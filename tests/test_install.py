@@ -168,7 +168,7 @@ class Answering(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append((self.path, body))
         text = "I am not sure." if body["model"] == "plain" and "response_format" not in body else json.dumps({
-            "citations": [], "answer": {"completeness": "insufficient_data", "text": "The context doesn't say."},
+            "evidence": [], "answer": {"completeness": "insufficient_data", "text": "The context doesn't say."},
             "unknowns": {"unsupported_claims": [], "missing_context": ["A source."], "clarifying_questions": []}})
         data = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [
             {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
