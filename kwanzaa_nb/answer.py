@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['JSON_ERRORS', 'RULE_ERRORS', 'COMPLETION_ERRORS', 'ERROR_STAGES', 'MAX_DEPTH', 'ANSWER_VERSION', 'Completeness',
            'Persona', 'ModelMode', 'PERSONAS', 'MODEL_MODES', 'COMPLETENESS', 'Number', 'ModelNotes', 'Uri', 'DateTime',
-           'Uuid', 'Share', 'Tone', 'RetrievalConfidence', 'FallbackBehavior', 'AnswerError', 'parse_strict_json',
-           'ModelAnswerText', 'ModelUnknowns', 'ModelAnswer', 'Toggles', 'AnswerText', 'Source', 'Result',
-           'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson', 'find_marks', 'shown_sentences',
-           'rule_problems', 'parse_model_answer', 'validate_answer_json', 'renumbered', 'complete_answer',
-           'model_answer_schema', 'answer_json_schema', 'record_schema', 'write_schemas', 'contract_table',
-           'error_table']
+           'Uuid', 'Share', 'Tone', 'RetrievalConfidence', 'FallbackBehavior', 'BRACKETED', 'AnswerError',
+           'parse_strict_json', 'ModelAnswerText', 'ModelUnknowns', 'ModelAnswer', 'Toggles', 'AnswerText', 'Source',
+           'Result', 'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson', 'find_marks',
+           'shown_sentences', 'rule_problems', 'parse_model_answer', 'validate_answer_json', 'renumbered',
+           'complete_answer', 'model_answer_schema', 'answer_json_schema', 'record_schema', 'write_schemas',
+           'contract_table', 'error_table']
 
 # %% ../nbs/10_answer.ipynb #10-002
 import json
@@ -525,7 +525,7 @@ class AnswerJson(_Strict):
 
 # %% ../nbs/10_answer.ipynb #10-036
 _MARK = re.compile(r"\[([1-9][0-9]{0,8}|0)\]")
-_BRACKETED_NUMBER = re.compile(r"\[[\s,;\u2013-]*\d[\d\s,;\u2013-]*\]")
+BRACKETED = re.compile(r"\[([\s,;\u2013-]*\d[\d\s,;\u2013-]*)\]")  # what a reader could take for a mark, its inner part as group 1
 
 
 def find_marks(
@@ -537,7 +537,7 @@ def find_marks(
 
 def _has_words(text: str) -> bool:
     "At least one letter or digit, marks aside."
-    return any(sign.isalnum() for sign in _BRACKETED_NUMBER.sub("", text))
+    return any(sign.isalnum() for sign in BRACKETED.sub("", text))
 
 # %% ../nbs/10_answer.ipynb #10-037
 def shown_sentences(
@@ -576,7 +576,7 @@ def _evidence_problems(evidence: list[int], count: int) -> list[Problem]:
 def _mark_problems(answer: ModelAnswer) -> list[Problem]:
     "What is wrong between the marks of an answer and its evidence."
     text = answer.answer.text
-    brackets, marks = [found.group() for found in _BRACKETED_NUMBER.finditer(text)], list(dict.fromkeys(find_marks(text)))
+    brackets, marks = [found.group() for found in BRACKETED.finditer(text)], list(dict.fromkeys(find_marks(text)))
     return [
         *(_rule("answer.text", "bad_mark", found) for found in brackets if not _MARK.fullmatch(found)),
         *(_rule("answer.text", "mark_without_evidence", f"[{mark}]") for mark in marks if mark not in answer.evidence),
@@ -587,7 +587,7 @@ def _mark_problems(answer: ModelAnswer) -> list[Problem]:
 def _refusal_problems(answer: ModelAnswer) -> list[Problem]:
     "What is wrong with a refusal: it names no evidence and holds no marks, and it gives a reason."
     problems, text = [], answer.answer.text
-    if marks := [found.group() for found in _BRACKETED_NUMBER.finditer(text)]:
+    if marks := [found.group() for found in BRACKETED.finditer(text)]:
         problems.append(_rule("answer.text", "refusal_with_marks", marks))
     if answer.evidence:
         problems.append(_rule("evidence", "refusal_with_evidence", answer.evidence))

@@ -39,7 +39,7 @@ from pydantic import AnyUrl, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
-from .answer import Uri
+from .answer import BRACKETED, Uri
 from .errors import KwanzaaError, Problem, ProblemList, no_file, other_format
 from .sentences import sentence_spans
 
@@ -1020,7 +1020,6 @@ def _quote_mend(quote: str, chunk_ids: Iterable[str], chunks: Mapping[str, Chunk
 
 # %% ../nbs/20_corpus.ipynb #20-045
 _LEAD = re.compile(r"^\s*(?:[-*•>]|#{1,6}|\d{1,2}[.)])\s+")  # of a list item or a heading
-_NUMBERS = re.compile(r"\s*(\[[\s,;\u2013-]*\d[\d\s,;\u2013-]*\])")  # what could be taken for a mark
 
 
 def quoted_spans(
@@ -1036,7 +1035,7 @@ def as_said(
     sentence: str,  # of a chunk, or an item of a list
 ) -> str:
     "A sentence as an answer says it: on one line, without the mark of its list or heading, and without numbers in square brackets."
-    return " ".join(_NUMBERS.sub("", _LEAD.sub("", sentence)).split())
+    return " ".join(re.sub(rf"\s*{BRACKETED.pattern}", "", _LEAD.sub("", sentence)).split())
 
 
 def quoted_sentence(
@@ -1065,7 +1064,7 @@ def default_statement(
 # %% ../nbs/20_corpus.ipynb #20-045-c
 def _statement_problems(question: "Question", chunks: Mapping[str, Chunk]) -> list[tuple[str, str, str, str]]:
     "What keeps the statement of a question with an answer from being a target."
-    given, marks = set(_NUMBERS.findall(question.statement)), {f"[{place}]" for place in range(1, len(question.evidence) + 1)}
+    given, marks = {found[0] for found in BRACKETED.finditer(question.statement)}, {f"[{place}]" for place in range(1, len(question.evidence) + 1)}
     found = [("statement", f"never uses the mark {mark}", "put it behind what that evidence says", "evidence_without_mark")
              for mark in sorted(marks - given)]
     found += [("statement", f"uses the mark {mark}, and there is no such evidence", "number the marks by the evidence",
@@ -1150,7 +1149,7 @@ def check_question(
                _quote_mend(item.quote, [item.chunk_id], chunks), "quote_not_in_chunk")
               for item in question.evidence if item.chunk_id in chunks and item.quote not in chunks[item.chunk_id].text]
     found += [("missing", f"holds {mark}, which reads as the number of a sentence", "write it without the square brackets", "refusal_with_marks")
-              for mark in _NUMBERS.findall(question.missing or "")[:1]]
+              for mark in [found[0] for found in BRACKETED.finditer(question.missing or "")][:1]]
     if question.answer is None:
         conflict = question.kind == "conflict"
         if conflict and len({item.chunk_id for item in question.evidence}) < 2:

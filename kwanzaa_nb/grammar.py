@@ -137,6 +137,9 @@ def record_grammar(
 _EVIDENCE = re.compile(r'\{"evidence":\[([\d,]*)\]')
 
 
+_PASSED_ON = ("compute_bitmask", "compute_ff_tokens", "get_error", "is_accepting", "is_stopped")  # what is asked of the matcher at work
+
+
 class AnswerMatcher:
     "Follows one output: up to its evidence by one grammar, then by the one for that evidence."
 
@@ -151,6 +154,8 @@ class AnswerMatcher:
         self.inner, self.tokens, self.settled = make(record_grammar(count, uncited=uncited)), [], False
 
     def __getattr__(self, name: str) -> Any:
+        if name not in _PASSED_ON:  # another method of the inner matcher could pass the change of grammars by
+            raise AttributeError(name)
         return getattr(self.inner, name)
 
     def consume_token(self, token: int) -> bool:
@@ -162,12 +167,8 @@ class AnswerMatcher:
         return taken
 
     def consume_tokens(self, tokens: Sequence[int]) -> bool:
-        "Take several tokens; False where one is not allowed."
+        "Take several tokens; False where one is not allowed, behind which the matcher is of no use."
         return all(self.consume_token(token) for token in tokens)
-
-    def try_consume_tokens(self, tokens: Sequence[int]) -> int:
-        "Take tokens up to the first that is not allowed; the matcher is of no use behind that. Returns how many were taken."
-        return next((place for place, token in enumerate(tokens) if not self.consume_token(token)), len(tokens))
 
     def _settle(self) -> None:
         "Go over to the second grammar once the evidence is complete."

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from .answer import MODEL_MODES, PERSONAS, ModelAnswer, model_answer_schema
+from .answer import BRACKETED, MODEL_MODES, PERSONAS, ModelAnswer, model_answer_schema
 from .errors import Problem, ProblemList
 from .sentences import field_of, number_sentences, span_problem
 
@@ -121,14 +121,13 @@ def _chunk_problems(chunks: list) -> list[Problem]:
 # %% ../nbs/11_prompt.ipynb #11-017
 SHOWN_AS = "[{number}] {text} [{number}]"  # a sentence, on a line of its own
 INDENT = "  "  # before the further lines of a sentence that has several, so that no text can begin a line
-_BRACKETED = re.compile(r"\[([\s,;\u2013-]*\d[\s\d,;\u2013-]*)\]")
 
 
 def shown_text(
     text: str,  # of a sentence, or a source's name
 ) -> str:  # without outer white space
     "Prepare a sentence for being shown: a number in square brackets gets round ones, and lines behind any kind of line break are indented."
-    return f"\n{INDENT}".join(_BRACKETED.sub(r"(\1)", text.strip()).splitlines())
+    return f"\n{INDENT}".join(BRACKETED.sub(r"(\1)", text.strip()).splitlines())
 
 
 def _before_question(chunks: Sequence, form: str = SHOWN_AS) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RIDGE', 'MADE_OF_WORDS', 'content_words', 'Rarity', 'count_rarity', 'rank_sentences', 'copy_sentence',
            'choose_threshold', 'best_score', 'overlap_features', 'Regression', 'fit_regression', 'Rules', 'fit_rules',
-           'apply_rules', 'rule_samples', 'refused_by_kind', 'summarise_rules', 'store_rules']
+           'apply_rules', 'refused_by_kind', 'summarise_rules']
 
 # %% ../nbs/93_rules.ipynb #93-002
 import math
@@ -13,13 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from .answer import ModelAnswer
 from .decision import curve, fit_logistic
-from .errors import Problem, strict_json, write_atomically
+from .errors import Problem
 from .metrics import HEADLINES, REFUSAL, Case, Rate, ScoreError, Scores, read_cases, share
 from .prompt import shown_text, target_json
 from .sentences import Sentence
@@ -207,15 +206,6 @@ def apply_rules(
     return [{"id": case.id, "arm": arm, "raw": raw, "finish_reason": "stop", "seconds": 0.0, "new_tokens": 0}
             for case in read_cases(records) for arm, raw in rules(case).items()]
 
-# %% ../nbs/93_rules.ipynb #93-035
-def rule_samples(
-    train: list[dict],  # records to fit on
-    dev: list[dict],  # records to choose thresholds on
-    held_out: list[dict],  # records to answer
-) -> list[dict]:  # samples of the three arms, for `score_arms`
-    "Fit the rules and write what they answer; the same each time. Raises `ScoreError`."
-    return apply_rules(fit_rules(train, dev), held_out)
-
 # %% ../nbs/93_rules.ipynb #93-042
 def refused_by_kind(
     scores: Scores,
@@ -237,11 +227,3 @@ def summarise_rules(
     return {arm: {rate.name: {"value": round(rate.value, 4), "low": round(rate.low, 4), "high": round(rate.high, 4), "total": rate.total}
                   for rate in [*(scores.rates[name] for name in HEADLINES), *refused_by_kind(scores, records).values()]}
             for arm, scores in scores_by_arm.items()}
-
-# %% ../nbs/93_rules.ipynb #93-047
-def store_rules(
-    found: dict[str, dict[str, dict]],  # of `summarise_rules`
-    file: Path,  # usually data/benchmarks/rules.json
-) -> Path:  # the file
-    "Keep the numbers as JSON, the same bytes for the same numbers."
-    return write_atomically(file, strict_json(found, indent=1) + "\n")

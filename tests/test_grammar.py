@@ -71,7 +71,7 @@ def test_each_form_of_an_answer_is_let_through_token_by_token(grammar, tokenizer
     parse_model_answer(text, THREE)
     assert accepts(grammar, tokenizer, THREE, text)
     matcher = grammar.matcher(THREE)
-    assert matcher.try_consume_tokens(encoded(tokenizer, text)) == len(encoded(tokenizer, text)) and matcher.is_accepting()
+    assert matcher.consume_tokens(encoded(tokenizer, text)) and matcher.is_accepting()
 
 
 FORBIDDEN = {
@@ -260,8 +260,14 @@ def test_a_token_that_is_not_allowed_is_an_error(grammar, tokenizer):
 
 def test_taking_tokens_stops_at_the_first_that_is_not_allowed(grammar, tokenizer):
     ids = encoded(tokenizer, written([1], text="So [1] and [2]."))
-    taken = grammar.matcher(THREE).try_consume_tokens(ids)
+    matcher = grammar.matcher(THREE)
+    taken = next(place for place, token in enumerate(ids) if not matcher.consume_token(token))
     assert tokenizer.decode(ids[:taken]).endswith("So [1] and [") and not grammar.matcher(THREE).consume_tokens(ids)
+
+
+def test_no_method_of_the_library_passes_the_change_of_grammars_by(grammar):
+    with pytest.raises(AttributeError):
+        getattr(grammar.matcher(THREE), "try_consume_tokens")  # noqa: B009
 
 
 def test_a_slow_tokenizer_and_a_bad_grammar_are_refused_with_a_sentence(grammar):
@@ -281,4 +287,4 @@ def test_every_gold_answer_of_the_evaluation_set_fits_its_grammar(grammar, token
     lines = (ROOT / "data/training/kwanzaa_eval.jsonl").read_text(encoding="utf-8").splitlines()
     for record in map(json.loads, lines):
         ids, matcher = encoded(tokenizer, record["messages"][-1]["content"]), grammar.matcher(record["chunks"])
-        assert matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting(), record["id"]
+        assert matcher.consume_tokens(ids) and matcher.is_accepting(), record["id"]

@@ -95,6 +95,16 @@ def test_demo_figures_have_a_place():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("<!-- demo-figures -->") == 1
 
 
+def test_the_rules_beside_the_demo_are_those_that_are_stored():
+    stored = json.loads((ROOT / "data" / "benchmarks" / "rules.json").read_text(encoding="utf-8"))["measured"]
+    said = {cells[0]: cells[3:] for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+            if line.startswith("|") and len(cells := [cell.strip(" `") for cell in line.strip("|").split("|")]) == 6}
+    names = {"minimal pairs, both right": "minimal_pair_accuracy"}
+    found = {row: [f"{rule[names.get(row, row)]['value']:.2f} [{rule[names.get(row, row)]['low']:.2f}, {rule[names.get(row, row)]['high']:.2f}]"
+                   for rule in stored.values()] for row in said if row not in ("metric", "---")}
+    assert len(found) == 5 and found == {row: said[row] for row in found}
+
+
 def test_counts_of_the_data_card():
     chunks, documents = defaultdict(int), defaultdict(set)
     for chunk in rows("corpus"):
