@@ -298,7 +298,7 @@ class EvaluationSection(Section):
     grammar: Flag = setting("Add each arm once more under a grammar that allows nothing but what keeps the contract.", False)
     red_team: Count | None = setting("Answerable questions, and as many others, that five kinds of people ask; null: no red-team probes.", 8)
     answer_threshold: number(ge=0, le=1) | None = setting(
-        "Answer from this probability of answering on, refuse below it; null: as the model would.", None)
+        "Answer where all tokens that answer have at least this probability together; null: where the likeliest token does.", 0.5)
     backend: Backend = setting("Who writes: a model in this process, a server, or vLLM in this process.", "local")
     server: ServerSection = setting("Where a server listens, for backend server.", default_factory=ServerSection)
     generation_defaults: GenerationSection = setting("Generation settings.", default_factory=GenerationSection)
@@ -889,8 +889,6 @@ RULES += (
          "backend server needs the name under which it serves the base model", "write that name; GET /v1/models lists them"),
     Rule(("evaluation.server.url",), lambda url: "@" in (url or ""),
          "an address with a password would stand in logs and reports", "name an environment variable in server.api_key_env instead"),
-    Rule(("evaluation.answer_threshold", "evaluation.backend"), lambda least, backend: least is not None and backend != "local",
-         "only backend local can move the decision to answer", "write answer_threshold: null, or backend: local"),
 ) + tuple(Rule((key,), homeless, HOMELESS, WHOLE_PATH) for key in PATHS)
 
 

@@ -59,7 +59,7 @@ def decodings(
     asked = config.evaluation.generation_defaults
     wanted = config.evaluation
     shared = {"max_new_tokens": asked.max_new_tokens, "batch_size": wanted.batch_size, "batch_tokens": wanted.batch_tokens,
-              "stop_invalid_after": wanted.stop_invalid_after, "answer_threshold": wanted.answer_threshold}
+              "stop_invalid_after": wanted.stop_invalid_after, "answer_threshold": wanted.answer_threshold if wanted.backend == "local" else None}
     return [Decoding(**shared), *[Decoding(**shared, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
                                   for seed in config.evaluation.sampling_seeds]]
 
@@ -84,6 +84,9 @@ def backend_differences(
     if wanted.backend != "local" and wanted.stop_invalid_after is not None:
         found.append(Difference("evaluation.stop_invalid_after", wanted.stop_invalid_after, None,
                                 f"backend {wanted.backend} writes every output to its end"))
+    if wanted.backend != "local" and wanted.answer_threshold is not None:
+        found.append(Difference("evaluation.answer_threshold", wanted.answer_threshold, None,
+                                f"backend {wanted.backend} doesn't tell the probability of answering"))
     if wanted.backend == "server":
         reason = f"the server at {wanted.server.url} decides what it serves as {wanted.server.base}"
         own = (("run.device", config.run.device), ("run.mixed_precision", config.run.mixed_precision),
@@ -167,7 +170,7 @@ def passes(
     headline, *sampled = decodings(config)
     yield from ((arm, decoding, None) for decoding in (headline, *sampled))
     if config.evaluation.grammar:
-        fit = effective and effective.dtype == "fp32" and headline.answer_threshold is None
+        fit = effective and effective.dtype == "fp32"
         yield f"{arm}+grammar", replace(headline, grammar=True), arm if fit else None
 
 # %% ../nbs/44_evaluation.ipynb #44-015

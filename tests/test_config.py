@@ -559,7 +559,6 @@ IMPOSSIBLE = [
     ({"evaluation.backend": "server", "evaluation.server.base": "m"}, "evaluation.server.url"),
     ({"evaluation.backend": "server", "evaluation.server.url": "http://localhost/v1"}, "evaluation.server.base"),
     ({"evaluation.server.url": "https://me:secret@example.org/v1"}, "evaluation.server.url"),
-    ({"evaluation.backend": "vllm", "evaluation.answer_threshold": 0.4}, "evaluation.answer_threshold"),
     ({"run.launcher": "accelerate"}, "run.launcher"),
     ({"run.processes": 2}, "run.launcher"),
     ({"run.accelerate_config": "configs/accelerate/ddp.yaml"}, "run.launcher"),
@@ -585,7 +584,7 @@ def test_every_rule_is_broken_by_some_test(write):
     {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
     {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801}, {"data.dev_file": "dev.jsonl"},
     {"publishing.include": ["README.md"]}, {"evaluation.sampling_seeds": [1, 2]},
-    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}, {"evaluation.answer_threshold": 0.4},
+    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}, {"evaluation.answer_threshold": 0.4, "evaluation.backend": "vllm"},
     {"evaluation.backend": "server", "evaluation.server.base": "m", "evaluation.server.url": "http://localhost:8000/v1"}])
 def test_possible_combinations(write, overrides):
     assert isinstance(load_config(write(MINIMAL), overrides), Config)

@@ -260,8 +260,6 @@ def test_the_passes_of_an_arm():
         ("adapter", "greedy", False, None), ("adapter", "sampled, seed 1", False, None), ("adapter+grammar", "greedy", True, "adapter")]
     half = Effective("cuda", "bf16", "bf16", "sdpa", False, "x")
     assert [same for _, _, same in passes(config, "adapter", half)] == [None, None, None]
-    moved = tiny_config(**{"evaluation.grammar": True, "evaluation.answer_threshold": 0.3})
-    assert [same for _, _, same in passes(moved, "base", CPU)] == [None, None]
     assert len(list(passes(tiny_config(), "base", CPU))) == 1
     assert [is_headline({"arm": name, "pass": f"{name}, {decoding.name}"}) for name, decoding, _ in found] == [True, False, True]
     assert not is_headline({"arm": "adapter", "pass": "adapter, development"}) and not is_headline({"arm": "adapter", "pass": "adapter, greedy, twice"})

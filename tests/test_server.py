@@ -14,7 +14,7 @@ from tiny import ROOT, tiny_config
 
 from kwanzaa_nb.answer import parse_strict_json, record_schema
 from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.evaluation import arms, backend_differences, experiment
+from kwanzaa_nb.evaluation import arms, backend_differences, decodings, experiment
 from kwanzaa_nb.generate import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, sample_row
 from kwanzaa_nb.metrics import score
 from kwanzaa_nb.model import Effective
@@ -479,6 +479,7 @@ def test_the_arms_of_a_server(monkeypatch):
     assert [arm for arm, _ in arms(tiny_config(**SERVED), CPU, None)] == ["base"]
     told = {one.key: one.used for one in backend_differences(both)}
     assert told["model.base_model_id"] == "b" and told["evaluation.adapter"] == "a"
+    assert told["evaluation.answer_threshold"] is None and decodings(both)[0].answer_threshold is None  # asked for 0.5, which a server can't tell
     assert "sk-1" not in json.dumps(experiment(both, CPU, RECORDS, None)) and "MY_KEY" not in json.dumps(experiment(both, CPU, RECORDS, None))
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(KwanzaaError, match="MY_KEY, which is not set"):
