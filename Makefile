@@ -41,7 +41,7 @@ export-check: setup  ## the package is what the notebooks export, and the notebo
 notebooks: setup  ## every library notebook runs from top to bottom, and its outputs are those that are stored
 	$(BIN)/python -m pytest -q --nbval --nbval-current-env -n 2 --dist loadscope nbs
 
-fresh: setup  ## run NOTEBOOK=nbs/20_corpus.ipynb from top to bottom and store its outputs
+fresh: setup  ## run NOTEBOOK=nbs/data/corpus.ipynb from top to bottom and store its outputs
 	PYTHONWARNINGS="ignore:IProgress not found" $(BIN)/jupyter execute --inplace $(NOTEBOOK)
 	$(BIN)/nbdev_clean --fname $(NOTEBOOK)
 

@@ -47,7 +47,7 @@ setup(
     url=settings["git_url"],
     license={"apache2": "Apache-2.0"}[settings["license"]],
     keywords=settings["keywords"],
-    packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"]),
+    packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"], exclude=[settings["lib_path"] + ".bench"]),
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={

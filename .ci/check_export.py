@@ -12,8 +12,8 @@ BIN = Path(sys.executable).parent
 
 
 def changed(left: Path, right: Path, pattern: str) -> list[str]:
-    """Names of files that are on one side only or differ."""
-    names = sorted({path.name for folder in (left, right) for path in folder.glob(pattern)})
+    """Paths of files that are on one side only or differ."""
+    names = sorted({path.relative_to(folder).as_posix() for folder in (left, right) for path in folder.rglob(pattern)})
     return [name for name in names if not ((left / name).is_file() and (right / name).is_file()
                                            and filecmp.cmp(left / name, right / name, shallow=False))]
 
@@ -23,9 +23,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "data", "__pycache__", "*.egg-info"))
-        shutil.rmtree(copy / "kwanzaa_nb")
-        (copy / "kwanzaa_nb").mkdir()
-        shutil.copy(ROOT / "kwanzaa_nb" / "__init__.py", copy / "kwanzaa_nb" / "__init__.py")
+        for path in (copy / "kwanzaa_nb").rglob("*.py"):
+            if path.name not in ("__init__.py", "__main__.py"):  # those are written by hand
+                path.unlink()
         for command in ("nbdev_export", "nbdev_clean"):
             subprocess.run([BIN / command], cwd=copy, check=True)
         package, notebooks = changed(ROOT / "kwanzaa_nb", copy / "kwanzaa_nb", "*.py"), changed(ROOT / "nbs", copy / "nbs", "*.ipynb")

@@ -17,15 +17,15 @@ from nbdev.serve import proc_nbs
 from smalldocs.config import load
 from smalldocs.site import Page, Site
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.overview import overview_page, overview_rows
-from kwanzaa_nb.runs import NOTEBOOKS, metrics_table, read_manifest, read_metrics, stage_table
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.report.runs import overview_page, overview_rows
+from kwanzaa_nb.core.runs import NOTEBOOKS, metrics_table, read_manifest, read_metrics, stage_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"report.html": "The run on one page", "evaluation/index.html": "Every record, and what each arm wrote"}
 BADGE = re.compile(r"\[!\[Open In Colab\]\(https://[^)]*\.svg\)\]\(([^)]*)\)")
-NOTEBOOK = re.compile(r"`nbs/((?:\d+_)?\w+\.ipynb)`")
+NOTEBOOK = re.compile(r"`nbs/((?:\w+/)?\w+\.ipynb)`")
 NO_REPORTS = "# No reports yet\n\nThe demo had not run where this site was built. `make demo` runs it, and `make docs` then shows its executed notebooks.\n"
 NUMBER = re.compile(r"^\d+_")
 HEAD = re.compile(r"# [^\n]+\n+> ([^\n]+)\n*")
@@ -33,7 +33,7 @@ FENCE, LINK = re.compile(r"^```.*?^```", re.M | re.S), re.compile(r"\[`([^`]+)`\
 
 
 class NamedSite(Site):
-    "A site whose pages are called as their `output-file` says: 42_metrics.ipynb becomes metrics.html, as with Quarto."
+    "A site whose pages are called as their `output-file` says: 01_data.ipynb becomes data.html, as with Quarto."
 
     def read(self, src: PurePosixPath) -> Page:
         "Read a page, and put it where it wants to be."
@@ -125,12 +125,12 @@ def build(
     refresh_quarto_yml()
     with tempfile.TemporaryDirectory() as copy:
         sources = Path(shutil.copytree(ROOT / "nbs", Path(copy) / "nbs", ignore=shutil.ignore_patterns(".*")))
-        for path in sources.glob("*.ipynb"):
-            rewrite(path, **places)
+        for path in sources.rglob("*.ipynb"):
+            rewrite(path, up="../" * (len(path.relative_to(sources).parts) - 1), **places)
         folder = proc_nbs(str(sources), n_workers=2, force=True)
         shutil.copytree(sources / "images", folder / "images", dirs_exist_ok=True)
-    for path in folder.glob("*.ipynb"):
-        rewrite(path, **places)  # nbdev links names to where the site is published
+    for path in folder.rglob("*.ipynb"):
+        rewrite(path, up="../" * (len(path.relative_to(folder).parts) - 1), **places)  # nbdev links names to where the site is published
     for run in runs:
         add_reports(run, folder, **places)
     if not runs:

@@ -8,6 +8,7 @@ if sys.version_info < (3, 11):  # this file alone is kept readable to any older 
     raise SystemExit("kwanzaa_nb needs Python 3.11 or newer, and this is Python %d.%d.%d (%s): install it into a newer one, "
                      "as in python3.11 -m venv .venv, or in a checkout by make setup PYTHON=python3.11." % (sys.version_info[:3] + (sys.executable,)))
 
+import importlib
 import logging
 import warnings
 
@@ -15,11 +16,24 @@ warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's; it w
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)  # a rename in transformers
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at each import it recommends an optional package
 
+_FACE = {  # what others build on, and where it is written; loaded when it is asked for
+    "load_config": "core.config", "ConfigError": "core.config",
+    "parse_strict_json": "core.answer", "parse_model_answer": "core.answer", "validate_answer_json": "core.answer", "AnswerError": "core.answer",
+    "render_prompt": "core.prompt",
+    "support": "evaluate.support", "SUPPORTED_AT": "evaluate.support", "score": "evaluate.metrics",
+    "load_answerer": "publish.answerer",
+}
+__all__ = [*_FACE]
 
-def __getattr__(name):  # text -> the function
-    "`load_answerer`, loaded when it is asked for, since it brings torch along."
-    if name == "load_answerer":
-        from kwanzaa_nb.answerer import load_answerer
 
-        return load_answerer
-    raise AttributeError("module %r has no attribute %r" % (__name__, name))
+def __getattr__(name):  # text -> the function, class or number
+    "Load a name of the face from its module."
+    if name not in _FACE:
+        raise AttributeError("module %r has no attribute %r" % (__name__, name))
+    found = globals()[name] = getattr(importlib.import_module("%s.%s" % (__name__, _FACE[name])), name)
+    return found
+
+
+def __dir__():  # names, for completion
+    "List the face."
+    return sorted([*globals(), *_FACE])

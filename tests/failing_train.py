@@ -3,8 +3,8 @@
 import os
 import sys
 
-import kwanzaa_nb.train as command
-import kwanzaa_nb.training as training
+import kwanzaa_nb.train.command as command
+import kwanzaa_nb.train.trainer as training
 
 inner, seen = training.supervised_loss, []
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from kwanzaa_nb.answer import (
+from kwanzaa_nb.core.answer import (
     COMPLETENESS,
     ERROR_STAGES,
     JSON_ERRORS,

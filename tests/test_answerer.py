@@ -13,15 +13,15 @@ from huggingface_hub import HfApi
 from tiny import ROOT, short_spoken, tiny_config, tiny_tokenizer
 
 import kwanzaa_nb
-from kwanzaa_nb.answer import AnswerError, find_marks, validate_answer_json
-from kwanzaa_nb.answerer import Answerer, AnswererError, answerer_config, fetch, load_answerer
-from kwanzaa_nb.card import usage
-from kwanzaa_nb.config import config_to_yaml
-from kwanzaa_nb.hub import Destination, upload
-from kwanzaa_nb.model import ModelError, add_adapter
-from kwanzaa_nb.sentences import number_sentences
-from kwanzaa_nb.staging import stage_publication
-from kwanzaa_nb.training import save_adapter
+from kwanzaa_nb.core.answer import AnswerError, find_marks, validate_answer_json
+from kwanzaa_nb.publish.answerer import Answerer, AnswererError, answerer_config, fetch, load_answerer
+from kwanzaa_nb.publish.card import usage
+from kwanzaa_nb.core.config import config_to_yaml
+from kwanzaa_nb.publish.hub import Destination, upload
+from kwanzaa_nb.model.load import ModelError, add_adapter
+from kwanzaa_nb.core.sentences import number_sentences
+from kwanzaa_nb.publish.staging import stage_publication
+from kwanzaa_nb.train.trainer import save_adapter
 
 QUESTION = "How long is green tea steeped?"
 CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998", "canonical_url": "https://tea.example.org/steeping",

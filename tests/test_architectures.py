@@ -22,9 +22,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from kwanzaa_nb.model import Effective, ModelError, add_adapter, expert_differences, linear_layers, load_adapter, load_base, load_tokenizer
-from kwanzaa_nb.packing import SEGMENTED, flatten_rows, flatten_shared
-from kwanzaa_nb.training import encode_records, keep_start, save_adapter, supervised_loss, train_adapter
+from kwanzaa_nb.model.load import Effective, ModelError, add_adapter, expert_differences, linear_layers, load_adapter, load_base, load_tokenizer
+from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, flatten_shared
+from kwanzaa_nb.train.trainer import encode_records, keep_start, save_adapter, supervised_loss, train_adapter
 
 COMMON = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
           "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -9,7 +9,7 @@ from test_packing import random_records
 from tiny import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen3Config
 
-from kwanzaa_nb.budget import (
+from kwanzaa_nb.train.budget import (
     BudgetError,
     Estimate,
     activation_bytes,
@@ -22,10 +22,10 @@ from kwanzaa_nb.budget import (
     read_gpus,
     weight_bytes,
 )
-from kwanzaa_nb.fused import fuse_adapter
-from kwanzaa_nb.model import Effective
-from kwanzaa_nb.packing import SEGMENTED, flatten_rows, flatten_shared
-from kwanzaa_nb.training import supervised_loss
+from kwanzaa_nb.model.fused import fuse_adapter
+from kwanzaa_nb.model.load import Effective
+from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, flatten_shared
+from kwanzaa_nb.train.trainer import supervised_loss
 
 RECORDS = random_records(torch.Generator().manual_seed(0), 12)
 

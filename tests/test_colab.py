@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.model import detect_hardware, effective_settings
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.model.load import detect_hardware, effective_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-OPENED = [*sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb")), ROOT / "nbs" / "80_tutorial.ipynb"]
+OPENED = [*sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb")), ROOT / "nbs" / "guides" / "tutorial.ipynb"]
 INSTALLED = "kwanzaa_nb[train,eval] @ git+https://github.com/ainative/kwanzaa-notebooks"
 
 
@@ -58,7 +58,7 @@ def test_all_have_the_same_install_cell_first():
 @pytest.mark.parametrize("path", OPENED, ids=lambda path: path.stem)
 def test_badge_leads_to_the_notebook(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count(f"colab.research.google.com/github/ainative/kwanzaa-notebooks/blob/main/nbs/{path.name}") == 1
+    assert text.count(f"colab.research.google.com/github/ainative/kwanzaa-notebooks/blob/main/{path.relative_to(ROOT)}") == 1
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Edge cases of kwanzaa_nb.config: every problem at once, with its place, and nothing but ConfigError for bad input."""
+"""Edge cases of kwanzaa_nb.core.config: every problem at once, with its place, and nothing but ConfigError for bad input."""
 
 import ast
 import copy
@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from kwanzaa_nb import config as module
-from kwanzaa_nb import corpus
-from kwanzaa_nb.answer import PERSONAS
-from kwanzaa_nb.config import (
+from kwanzaa_nb.core import config as module
+from kwanzaa_nb.data import corpus
+from kwanzaa_nb.core.answer import PERSONAS
+from kwanzaa_nb.core.config import (
     PATHS,
     Config,
     ConfigError,
@@ -787,7 +787,7 @@ def test_a_difference_is_frozen():
 def test_the_committed_schema_is_the_generated_one(tmp_path):
     committed = ROOT / "configs" / "config.schema.json"
     fresh = write_schema(tmp_path / "schema.json")
-    mend = "run: python -c 'from kwanzaa_nb.config import write_schema; write_schema()'"
+    mend = "run: python -c 'from kwanzaa_nb.core.config import write_schema; write_schema()'"
     assert committed.read_bytes() == fresh.read_bytes(), mend
 
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import make_run
 
-from kwanzaa_nb.cli import main, steady_streams
-from kwanzaa_nb.runs import file_key
+from kwanzaa_nb.run.cli import main, steady_streams
+from kwanzaa_nb.core.runs import file_key
 
 ROOT = Path(__file__).resolve().parents[1]
 ODD = "Kwanzaa ⟦“日本”⟧ – naïve \u20ac 🎉 \x85"
@@ -29,7 +29,7 @@ NARROW = {  # how a console that can't show everything comes about
 ENCODINGS = ["ascii", "cp1252", "cp932", "cp437", "latin-1", "gbk", "utf-8", "utf-16"]
 
 
-def told(words, folder, environment=None, module="kwanzaa_nb.cli", **streams):
+def told(words, folder, environment=None, module="kwanzaa_nb", **streams):
     "A command in a process of its own, its output as bytes."
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LC_", "LANG"))} | {"PYTHONPATH": str(ROOT)}
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
@@ -101,13 +101,13 @@ def test_the_preview_of_a_record_marks_what_is_trained_on(tmp_path, console):
 def test_streams_that_are_closed_are_no_error(project, closed, name):
     words, status = COMMANDS[name]
     ends = " ".join(f"{stream}>&-" if stream else "<&-" for stream in closed)
-    done = subprocess.run(["sh", "-c", f'exec "$@" {ends}', "sh", sys.executable, "-m", "kwanzaa_nb.cli", *words], cwd=project, capture_output=True,
+    done = subprocess.run(["sh", "-c", f'exec "$@" {ends}', "sh", sys.executable, "-m", "kwanzaa_nb", *words], cwd=project, capture_output=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300, check=False)
     assert done.returncode == status and b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("module, words", [("kwanzaa_nb.train", ["--config", "⟦none⟧.yaml"]), ("kwanzaa_nb.train", ["--help"]),
-                                           ("kwanzaa_nb.benchmarks", ["⟦none⟧"]), ("kwanzaa_nb.benchmarks", [])])
+                                           ("kwanzaa_nb.bench.benchmarks", ["⟦none⟧"]), ("kwanzaa_nb.bench.benchmarks", [])])
 def test_other_programs_of_the_package_print_likewise(project, module, words):
     done = told(words, project, NARROW["C"], module)
     assert b"Traceback" not in done.stderr and b"UnicodeEncodeError" not in done.stderr and done.stdout + done.stderr
@@ -115,8 +115,9 @@ def test_other_programs_of_the_package_print_likewise(project, module, words):
 
 
 def test_every_program_of_the_package_makes_its_streams_steady():
-    programs = [path for path in (ROOT / "kwanzaa_nb").glob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
-    assert {path.stem for path in programs} == {"cli", "train", "benchmarks", "training_benchmark", "layouts"}
+    started = [path for path in (ROOT / "kwanzaa_nb").rglob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+    programs = {path.parent / {"kwanzaa_nb": "run/cli.py", "train": "command.py"}[path.parent.name] if path.stem == "__main__" else path for path in started}
+    assert {f"{path.parent.name}.{path.stem}" for path in programs} == {"run.cli", "train.command", "bench.benchmarks", "bench.training", "bench.layouts"}
     for path in programs:
         (start,) = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef) and node.name in ("main", "serve")][:1]
         calls = [node.func.id for node in ast.walk(start) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
@@ -202,7 +203,7 @@ def opens_text(call):
     named = {word.arg for word in call.keywords}
     if "encoding" in named or any(word.arg is None for word in call.keywords):
         return False
-    if name in ("read_text", "write_text"):  # our own read_text, of 20_corpus, is given a path
+    if name in ("read_text", "write_text"):  # our own read_text, of data/corpus, is given a path
         return isinstance(call.func, ast.Attribute) and not (name == "read_text" and call.args)
     if name in ("open", "fdopen") and ast.unparse(call.func) not in ("os.open", "Image.open", "zipfile.ZipFile.open"):
         modes = [node.value for node in [*call.args, *(word.value for word in call.keywords)] if isinstance(node, ast.Constant) and isinstance(node.value, str)]
@@ -222,7 +223,7 @@ def test_a_checkout_with_an_odd_name_has_its_commit_on_every_console(tmp_path):
     root.mkdir()
     for words in (["init", "-q"], ["-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", "-C", str(root), *words], check=True)
-    code = "from kwanzaa_nb.runs import commit\nprint(len(commit('.')['id']))"
+    code = "from kwanzaa_nb.core.runs import commit\nprint(len(commit('.')['id']))"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LC_", "LANG"))}
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env | NARROW["C"] | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=False)
     assert done.stdout.strip() == b"40", done.stderr
@@ -243,6 +244,6 @@ def test_names_that_are_no_utf8_are_shown_by_a_substitute_in_texts_that_are(tmp_
 
 
 def test_a_pipe_that_is_closed_early_is_no_error(project):
-    done = subprocess.run(["sh", "-c", '"$@" | true', "sh", sys.executable, "-m", "kwanzaa_nb.cli", "config", "show", "configs/demo.cpu.yaml"], cwd=project,
+    done = subprocess.run(["sh", "-c", '"$@" | true', "sh", sys.executable, "-m", "kwanzaa_nb", "config", "show", "configs/demo.cpu.yaml"], cwd=project,
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300, check=False)
     assert done.stderr == b""

@@ -13,10 +13,10 @@ from tiny import CHATML, chat, tiny_config, tiny_model, tiny_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from kwanzaa_nb.decision import decision_tokens
-from kwanzaa_nb.lengths import record_tokens
-from kwanzaa_nb.local import encode_prompts
-from kwanzaa_nb.masking import (
+from kwanzaa_nb.model.decision import decision_tokens
+from kwanzaa_nb.train.lengths import record_tokens
+from kwanzaa_nb.model.local import encode_prompts
+from kwanzaa_nb.model.masking import (
     IGNORED,
     STOPPED_CLOCK,
     MaskError,
@@ -36,11 +36,11 @@ from kwanzaa_nb.masking import (
     template_changes,
     without_clock,
 )
-from kwanzaa_nb.model import load_tokenizer
-from kwanzaa_nb.resume import training_identity
-from kwanzaa_nb.token_cache import rows_key
-from kwanzaa_nb.training import encode_records, token_lengths
-from kwanzaa_nb.validation import preview_record
+from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.train.resume import training_identity
+from kwanzaa_nb.train.token_cache import rows_key
+from kwanzaa_nb.train.trainer import encode_records, token_lengths
+from kwanzaa_nb.data.validation import preview_record
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}"
@@ -298,7 +298,7 @@ def test_keys_identity_and_digests_are_the_same_on_every_day(monkeypatch, tmp_pa
     tiny_tokenizer(DATED.replace("FORMAT", "'%d %b %Y'") + CHATML).save_pretrained(tmp_path / "model")
     config = tiny_config(model__base_model_id=str(tmp_path / "model"))
     records = [{"id": "a", "messages": chat()}, {"id": "b", "messages": chat("no")}]
-    from kwanzaa_nb.model import detect_hardware, effective_settings
+    from kwanzaa_nb.model.load import detect_hardware, effective_settings
 
     def identities():
         tokenizer = load_tokenizer(config)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb import cli
-from kwanzaa_nb.answer import find_marks, parse_model_answer
-from kwanzaa_nb.convert import convert_file, convert_record, is_old_form, read_old_user
-from kwanzaa_nb.corpus import DataError
-from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.prompt import render_user, system_prompt
-from kwanzaa_nb.sentences import number_sentences
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.answer import find_marks, parse_model_answer
+from kwanzaa_nb.data.convert import convert_file, convert_record, is_old_form, read_old_user
+from kwanzaa_nb.data.corpus import DataError
+from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.core.prompt import render_user, system_prompt
+from kwanzaa_nb.core.sentences import number_sentences
 
 OLD_SYSTEM = (
     "As an educator, answer only from the retrieved context, in exactly one JSON object:\n"

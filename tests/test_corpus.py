@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT
 
-from kwanzaa_nb.corpus import (
+from kwanzaa_nb.data.corpus import (
     Chunk,
     DataError,
     MissingFile,
@@ -18,7 +18,7 @@ from kwanzaa_nb.corpus import (
     load_rows,
     read_jsonl,
 )
-from kwanzaa_nb.errors import KwanzaaError
+from kwanzaa_nb.core.errors import KwanzaaError
 
 CHUNK = {
     "chunk_id": "c-1",

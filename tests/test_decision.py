@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import ROOT, tiny_tokenizer
 from tokenizers import Regex, pre_tokenizers
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.decision import (
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.model.decision import (
     DECISION,
     NUMBERS,
     REFUSING,
@@ -22,7 +22,7 @@ from kwanzaa_nb.decision import (
     judge_decision,
     threshold,
 )
-from kwanzaa_nb.model import load_tokenizer
+from kwanzaa_nb.model.load import load_tokenizer
 
 PAIRS = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=2, max_size=40).filter(lambda rows: len({side for _, side in rows}) == 2)
 

@@ -151,7 +151,7 @@ def test_every_page_is_whole(browser, site):
     assert not problems, "\n".join(problems)
     built = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html") if "site_libs" not in path.parts}
     assert built == set(pages), f"not reached by links: {sorted(built - set(pages))}"
-    notebooks = {re.sub(r"^\d+_", "", path.stem) + ".html" for path in (ROOT / "nbs").glob("*.ipynb")}
+    notebooks = {path.relative_to(ROOT / "nbs").with_name(re.sub(r"^\d+_", "", path.stem) + ".html").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")}
     assert notebooks <= built
     assert all(f"reports/{run.name}/{name}" in built for run in runs for name in ("index.html", "01_data.html"))
     if not runs:
@@ -160,10 +160,10 @@ def test_every_page_is_whole(browser, site):
 
 def test_the_library_has_signatures_and_figures(browser, site):
     _, address, _ = site
-    page = look(browser, address + "config.html", 1280)
+    page = look(browser, address + "core/config.html", 1280)
     assert "load_config" in page["ids"] and "configerror" in page["ids"]
     assert "a YAML file" in page["text"], "parameters are not described"
-    browser.get(address + "figures.html")
+    browser.get(address + "evaluate/figures.html")
     assert browser.execute_script("return [...document.images].filter(image => image.naturalWidth > 200).length") > 0
 
 

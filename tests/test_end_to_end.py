@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kwanzaa_nb.answer import parse_model_answer, validate_answer_json
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.metrics import score_arms
-from kwanzaa_nb.runs import STAGES, read_manifest, unexecuted
+from kwanzaa_nb.core.answer import parse_model_answer, validate_answer_json
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.evaluate.metrics import score_arms
+from kwanzaa_nb.core.runs import STAGES, read_manifest, unexecuted
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE_NOTEBOOKS = {"data": "01_data", "train": "02_train", "evaluate": "03_evaluate", "publish": "04_publish"}
@@ -23,7 +23,7 @@ def run() -> Path:
     """One smoke run of all stages by the launcher; the run's folder, whose reports the walk through the docs reads too."""
     folder = ROOT / load_config(ROOT / "configs" / "smoke.yaml").run.output_dir
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "kwanzaa_nb.cli", "run", "all", "--config", "configs/smoke.yaml"], cwd=ROOT, check=True, timeout=1500)
+    subprocess.run([sys.executable, "-m", "kwanzaa_nb", "run", "all", "--config", "configs/smoke.yaml"], cwd=ROOT, check=True, timeout=1500)
     return folder
 
 

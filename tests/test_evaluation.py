@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT, tiny_config
 
-from kwanzaa_nb.answer import find_marks, validate_answer_json
-from kwanzaa_nb.decision import Calibration, calibrate
-from kwanzaa_nb.evaluation import (
+from kwanzaa_nb.core.answer import find_marks, validate_answer_json
+from kwanzaa_nb.model.decision import Calibration, calibrate
+from kwanzaa_nb.evaluate.passes import (
     adapter_to_evaluate,
     backend_differences,
     calibration_of,
@@ -23,12 +23,12 @@ from kwanzaa_nb.evaluation import (
     spread,
     write_jsonl,
 )
-from kwanzaa_nb.generate import is_headline, open_log, read_log
-from kwanzaa_nb.local import LocalBackend
-from kwanzaa_nb.metrics import question_of
-from kwanzaa_nb.model import Effective
-from kwanzaa_nb.sentences import number_sentences
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.model.backend import is_headline, open_log, read_log
+from kwanzaa_nb.model.local import LocalBackend
+from kwanzaa_nb.evaluate.metrics import question_of
+from kwanzaa_nb.model.load import Effective
+from kwanzaa_nb.core.sentences import number_sentences
+from kwanzaa_nb.data.validation import read_records
 
 CPU = Effective("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
 

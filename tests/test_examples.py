@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 from ruamel.yaml import YAML
 
-from kwanzaa_nb.cli import parser
-from kwanzaa_nb.config import resolve_config
+from kwanzaa_nb.run.cli import parser
+from kwanzaa_nb.core.config import resolve_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

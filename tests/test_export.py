@@ -5,12 +5,12 @@ import torch
 from tiny import chat, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-import kwanzaa_nb.export as export
-from kwanzaa_nb.config import config_to_yaml
-from kwanzaa_nb.export import export_gguf, export_merged, greedy_texts, merged_model
-from kwanzaa_nb.gate import PublishError
-from kwanzaa_nb.model import add_adapter, detect_hardware, effective_settings, load_base
-from kwanzaa_nb.training import save_adapter
+import kwanzaa_nb.publish.export as export
+from kwanzaa_nb.core.config import config_to_yaml
+from kwanzaa_nb.publish.export import export_gguf, export_merged, greedy_texts, merged_model
+from kwanzaa_nb.publish.gate import PublishError
+from kwanzaa_nb.model.load import add_adapter, detect_hardware, effective_settings, load_base
+from kwanzaa_nb.train.trainer import save_adapter
 
 RECORDS = [{"id": str(number), "messages": chat(question=f"Is it {number}?")[:2], "chunks": []} for number in range(3)]
 

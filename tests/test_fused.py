@@ -5,9 +5,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import row, tiny_model
 
-from kwanzaa_nb.fused import fuse_adapter, plain_adapter
-from kwanzaa_nb.packing import SEGMENTED, flatten_shared
-from kwanzaa_nb.training import supervised_loss
+from kwanzaa_nb.model.fused import fuse_adapter, plain_adapter
+from kwanzaa_nb.model.packing import SEGMENTED, flatten_shared
+from kwanzaa_nb.train.trainer import supervised_loss
 
 ROWS = [row(9, 5), row(9, 4, first=5), row(3, 6, first=40)]
 
@@ -36,7 +36,7 @@ def test_loss_and_gradients_are_those_of_peft(options, monkeypatch):
     model = adapted(**options)
     expected = loss_and_gradients(model)
     assert fuse_adapter(model) == 14
-    import kwanzaa_nb.fused as module
+    import kwanzaa_nb.model.fused as module
 
     taken, apply = [], module.LowRankSum.apply
     monkeypatch.setattr(module.LowRankSum, "apply", lambda *given: taken.append(1) or apply(*given))
@@ -76,7 +76,7 @@ def test_four_bit_layers_too(compute, within, tmp_path):
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from kwanzaa_nb.model import DTYPES, keep_unpacked
+    from kwanzaa_nb.model.load import DTYPES, keep_unpacked
 
     tiny_model().save_pretrained(tmp_path)
     quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[compute])

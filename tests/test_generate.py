@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from tiny import ROOT, chat, short_spoken, tiny_model, tiny_tokenizer
 from transformers.cache_utils import DynamicLayer
 
-import kwanzaa_nb.local as local
-from kwanzaa_nb.answer import parse_model_answer, record_schema
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.corpus import DataError
-from kwanzaa_nb.decision import DECISION, decision_tokens
-from kwanzaa_nb.errors import KwanzaaError, strict_json
-from kwanzaa_nb.generate import REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log
-from kwanzaa_nb.grammar import GrammarProcessor
-from kwanzaa_nb.local import GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
-from kwanzaa_nb.model import load_tokenizer
-from kwanzaa_nb.sentences import number_sentences
-from kwanzaa_nb.validation import read_records
+import kwanzaa_nb.model.local as local
+from kwanzaa_nb.core.answer import parse_model_answer, record_schema
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.data.corpus import DataError
+from kwanzaa_nb.model.decision import DECISION, decision_tokens
+from kwanzaa_nb.core.errors import KwanzaaError, strict_json
+from kwanzaa_nb.model.backend import REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log
+from kwanzaa_nb.model.grammar import GrammarProcessor
+from kwanzaa_nb.model.local import GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
+from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.core.sentences import number_sentences
+from kwanzaa_nb.data.validation import read_records
 
 RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))} for place in range(7)]
 GREEDY = Decoding(max_new_tokens=6, batch_size=3)

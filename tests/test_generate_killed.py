@@ -9,13 +9,13 @@ import time
 from collections import Counter
 
 import pytest
-from kwanzaa_nb.generate import read_log
+from kwanzaa_nb.model.backend import read_log
 
 SCRIPT = '''
 import json, os, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-import kwanzaa_nb.generate as generate
+import kwanzaa_nb.model.backend as generate
 
 folder, setting, half_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 log, told = folder / "samples.jsonl", (folder / "told.jsonl").open("a")

@@ -51,7 +51,7 @@ def test_workflow_calls_what_exists(path):
     for target in re.findall(r"^make ([a-z-]+)", "\n".join(step.get("run", "") for step in steps(read(path))), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for script in re.findall(r"kwanzaa (.+)", "\n".join(step.get("run", "") for step in steps(read(path)))):
-        from kwanzaa_nb.cli import parser
+        from kwanzaa_nb.run.cli import parser
 
         if "--help" not in script:
             parser().parse_args(script.split())
@@ -69,7 +69,7 @@ def git(folder, *words, **options):
 @pytest.fixture
 def checkout(tmp_path):
     "A small repository with one stage, one library notebook and the hook."
-    for name in ("settings.ini", ".gitattributes", ".ci/hooks/pre-commit", "nbs/01_data.ipynb", "nbs/05_errors.ipynb", "kwanzaa_nb/__init__.py"):
+    for name in ("settings.ini", ".gitattributes", ".ci/hooks/pre-commit", "nbs/01_data.ipynb", "nbs/core/errors.ipynb", "kwanzaa_nb/__init__.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").mkdir()
@@ -106,14 +106,14 @@ def test_hook_cleans_and_keeps_tags(checkout):
 
 
 def test_hook_exports_the_package(checkout):
-    path = checkout / "nbs" / "05_errors.ipynb"
+    path = checkout / "nbs" / "core" / "errors.ipynb"
     path.write_text(path.read_text(encoding="utf-8").replace("#| export\\n\",", "#| export\\n\",\n    \"# changed here\\n\",", 1), encoding="utf-8")
     git(checkout, "add", "-A")
     stopped = git(checkout, "commit", "-qm", "changed")
-    assert stopped.returncode == 1 and "kwanzaa_nb/errors.py" in stopped.stderr, stopped.stderr
+    assert stopped.returncode == 1 and "kwanzaa_nb/core/errors.py" in stopped.stderr, stopped.stderr
     git(checkout, "add", "-A")
     assert git(checkout, "commit", "-qm", "with its export").returncode == 0
-    assert "# changed here" in git(checkout, "show", "HEAD:kwanzaa_nb/errors.py").stdout
+    assert "# changed here" in git(checkout, "show", "HEAD:kwanzaa_nb/core/errors.py").stdout
 
 
 def test_what_changes_in_a_notebook_is_few_lines(checkout):

@@ -8,12 +8,12 @@ from hub_server import TOKEN, Hub, Repo
 from huggingface_hub import HfApi
 from tiny import tiny_config
 
-from kwanzaa_nb import dataset, hub
-from kwanzaa_nb.gate import PublishError
-from kwanzaa_nb.hub import Destination, upload
-from kwanzaa_nb.outgoing import OutgoingError
-from kwanzaa_nb.prompt import render_user
-from kwanzaa_nb.runs import file_record
+from kwanzaa_nb.publish import dataset, hub
+from kwanzaa_nb.publish.gate import PublishError
+from kwanzaa_nb.publish.hub import Destination, upload
+from kwanzaa_nb.publish.outgoing import OutgoingError
+from kwanzaa_nb.core.prompt import render_user
+from kwanzaa_nb.core.runs import file_record
 
 REPO, HEADER = "ada/adapter", json.dumps({"__metadata__": {"format": "pt"}}).encode()
 FILES = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_package import CORE, EXTRAS
 
-from kwanzaa_nb.metrics import METRICS
+from kwanzaa_nb.evaluate.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance", "jinja2")
@@ -68,10 +68,10 @@ def project(core):
     core.kwanzaa("init", "mine")
     folder = core.folder / "mine"
     core.python("""
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.corpus import corpus_options, load_corpus
-from kwanzaa_nb.own_corpus import system_prompts, with_system_prompts
-from kwanzaa_nb.records import generate_records, write_splits
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.data.corpus import corpus_options, load_corpus
+from kwanzaa_nb.core.own_corpus import system_prompts, with_system_prompts
+from kwanzaa_nb.data.records import generate_records, write_splits
 config = load_config("configs/demo.cpu.yaml")
 data = config.data
 chunks, questions = load_corpus(config.path(data.corpus), config.path(data.questions), corpus_options(data))
@@ -141,7 +141,7 @@ make_run(".")
     core.kwanzaa("report", "outputs/tiny", folder=project)
     core.kwanzaa("report", "outputs", folder=project)
     assert (folder / "report.html").is_file() and (project / "outputs" / "index.html").is_file()
-    stored = done([core.bin / "python", "-m", "kwanzaa_nb.benchmarks", "scoring"], project)[0]
+    stored = done([core.bin / "python", "-m", "kwanzaa_nb.bench.benchmarks", "scoring"], project)[0]
     assert json.loads((project / stored.strip()).read_text(encoding="utf-8"))["measured"]["samples"] > 100
 
 
@@ -216,9 +216,9 @@ def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, proj
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["arms"] == measured["arms"] and len(Answering.asked) == asked
     assert "evaluate" in core.kwanzaa("verdict", "outputs/served", folder=project)[0]
     gate = core.python("""
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.gate import gate_findings, gate_verdict
-from kwanzaa_nb.staging import staged_table
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.publish.gate import gate_findings, gate_verdict
+from kwanzaa_nb.publish.staging import staged_table
 config = load_config("configs/demo.cpu.yaml")
 print(gate_verdict(gate_findings(config, config.path("outputs/served")), None))
 """, project)

@@ -5,13 +5,13 @@ import re
 import pytest
 from tiny import ROOT, tiny_config, tiny_tokenizer
 
-from kwanzaa_nb.answer import parse_model_answer, shown_sentences
-from kwanzaa_nb.lengths import fit_records, record_tokens, spare_chunks, without_chunk
-from kwanzaa_nb.masking import encode_chat
-from kwanzaa_nb.prompt import read_context, render_user, split_user
-from kwanzaa_nb.records import target_problems
-from kwanzaa_nb.training import RecordsError, encode_records
-from kwanzaa_nb.validation import filled_in, read_records, shown_problems
+from kwanzaa_nb.core.answer import parse_model_answer, shown_sentences
+from kwanzaa_nb.train.lengths import fit_records, record_tokens, spare_chunks, without_chunk
+from kwanzaa_nb.model.masking import encode_chat
+from kwanzaa_nb.core.prompt import read_context, render_user, split_user
+from kwanzaa_nb.data.records import target_problems
+from kwanzaa_nb.train.trainer import RecordsError, encode_records
+from kwanzaa_nb.data.validation import filled_in, read_records, shown_problems
 
 
 @pytest.fixture(scope="module")

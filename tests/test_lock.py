@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from test_runs import CONFIG, REPOSITORY, entry_of, project, stage_notebook, stage_of  # noqa: F401
 
-from kwanzaa_nb import cli, lock, runs
-from kwanzaa_nb.lock import ABOVE, AT_WORK, FolderInUse
+from kwanzaa_nb.core import lock, runs
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.lock import ABOVE, AT_WORK, FolderInUse
 
 STRANGER = {name: value for name, value in os.environ.items() if name != ABOVE} | {"PYTHONPATH": str(REPOSITORY)}
-HOLD = "import sys, time\nfrom kwanzaa_nb import lock\nlock.hold(sys.argv[1], 'the stage train')\nprint('held', flush=True)\ntime.sleep(float(sys.argv[2]))"
+HOLD = "import sys, time\nfrom kwanzaa_nb.core import lock\nlock.hold(sys.argv[1], 'the stage train')\nprint('held', flush=True)\ntime.sleep(float(sys.argv[2]))"
 SENTENCE = r"The stage (\w+) is at work in (\S+) since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(process (\d+) on \S+\): wait until it has ended, or name another"
 
 
@@ -28,7 +29,7 @@ def stranger(folder, seconds=60, **environment):
 
 
 def kwanzaa(*words, **more):
-    return subprocess.Popen([sys.executable, "-m", "kwanzaa_nb.cli", "run", *words, "--config", "configs/tiny.yaml"], stdout=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, "-m", "kwanzaa_nb", "run", *words, "--config", "configs/tiny.yaml"], stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, env=STRANGER, **more)
 
 
@@ -198,7 +199,7 @@ def test_papermill_beside_a_command(project):  # noqa: F811
 
 @pytest.mark.parametrize("rank", [None, "0", "1"])
 def test_a_second_training_is_refused_in_all_its_processes(project, quick, monkeypatch, capsys, rank):  # noqa: F811
-    from kwanzaa_nb import train
+    from kwanzaa_nb.train import command as train
 
     monkeypatch.setattr(train, "PATIENCE", 0)
     first = stage_of("train")

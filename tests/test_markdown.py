@@ -13,10 +13,10 @@ from huggingface_hub import ModelCard
 from made_run import make_run
 from markdown_it import MarkdownIt
 
-from kwanzaa_nb import dataset, staging
-from kwanzaa_nb.card import failures_text, render_card
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.runs import Table, as_markdown, code_span, read_manifest, read_metrics
+from kwanzaa_nb.publish import dataset, staging
+from kwanzaa_nb.publish.card import failures_text, render_card
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.core.runs import Table, as_markdown, code_span, read_manifest, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

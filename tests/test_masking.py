@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CHATML, LAST_TURN, NO_END, ROOT, STRIPPING, THINKING, chat, tiny_tokenizer
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.local import encode_prompts
-from kwanzaa_nb.masking import IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids
-from kwanzaa_nb.model import load_tokenizer
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.model.local import encode_prompts
+from kwanzaa_nb.model.masking import IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids
+from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.data.validation import read_records
 
 TEMPLATES = {
     "chatml": (CHATML, "<|im_end|>"),

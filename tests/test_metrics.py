@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROOT
 
-import kwanzaa_nb.metrics as metrics
-import kwanzaa_nb.support as support
-from kwanzaa_nb.answer import RULE_ERRORS, find_marks
-from kwanzaa_nb.metrics import (
+import kwanzaa_nb.evaluate.metrics as metrics
+import kwanzaa_nb.evaluate.support as support
+from kwanzaa_nb.core.answer import RULE_ERRORS, find_marks
+from kwanzaa_nb.evaluate.metrics import (
     HEADLINES,
     METRICS,
     REFUSAL,
@@ -29,8 +29,8 @@ from kwanzaa_nb.metrics import (
     share,
     wilson,
 )
-from kwanzaa_nb.prompt import render_user
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.core.prompt import render_user
+from kwanzaa_nb.data.validation import read_records
 
 FACTS = [
     ("press", "Freedom's Journal", "New York City", "in 1827", "Samuel Cornish"),

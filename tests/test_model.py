@@ -16,13 +16,13 @@ from tiny import CHATML, ROOT, chat, row, tiny_config, tiny_model, tiny_tokenize
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.training_args import OptimizerNames
 
-import kwanzaa_nb.model as model_module
-from kwanzaa_nb import cli
-from kwanzaa_nb.config import config_to_yaml, load_config
-from kwanzaa_nb.generate import Decoding
-from kwanzaa_nb.local import Output
-from kwanzaa_nb.masking import MaskError, encode_chat, stop_ids
-from kwanzaa_nb.model import (
+import kwanzaa_nb.model.load as model_module
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.config import config_to_yaml, load_config
+from kwanzaa_nb.model.backend import Decoding
+from kwanzaa_nb.model.local import Output
+from kwanzaa_nb.model.masking import MaskError, encode_chat, stop_ids
+from kwanzaa_nb.model.load import (
     DTYPES,
     KNOWN_GGUF,
     Effective,
@@ -42,9 +42,9 @@ from kwanzaa_nb.model import (
     packaged_gguf,
     remote_code,
 )
-from kwanzaa_nb.packing import SEGMENTED, flatten_rows
-from kwanzaa_nb.training import AdapterTrainer, step_budget, token_lengths, trainer_arguments
-from kwanzaa_nb.validation import preview_record, read_records, validate_records
+from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows
+from kwanzaa_nb.train.trainer import AdapterTrainer, step_budget, token_lengths, trainer_arguments
+from kwanzaa_nb.data.validation import preview_record, read_records, validate_records
 
 CPU = Hardware("cpu", "AVX2", False, False, True)
 CPU_BF16 = Hardware("cpu", "AVX512", True, False, True)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from test_corpus import CHUNK, MISS, QUESTION
 from tiny import ROOT
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.corpus import (
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.data.corpus import (
     LONGEST_LINE,
     Chunk,
     CorpusOptions,
@@ -29,10 +29,10 @@ from kwanzaa_nb.corpus import (
     split_front_matter,
     split_text,
 )
-from kwanzaa_nb.own_corpus import system_prompts, with_system_prompts
-from kwanzaa_nb.prompt import PromptError, system_prompt
-from kwanzaa_nb.records import PLANS, split_records
-from kwanzaa_nb.retrieval import EmbeddingError, EmbeddingRetriever, Retriever
+from kwanzaa_nb.core.own_corpus import system_prompts, with_system_prompts
+from kwanzaa_nb.core.prompt import PromptError, system_prompt
+from kwanzaa_nb.data.records import PLANS, split_records
+from kwanzaa_nb.data.retrieval import EmbeddingError, EmbeddingRetriever, Retriever
 
 DEFAULTS = {"source_org": "An archive", "year": 1966, "license": "CC0-1.0", "namespace": "mine",
             "canonical_url": "https://example.org/", "content_type": "summary"}

@@ -14,22 +14,24 @@ import pytest
 from packaging.requirements import Requirement
 
 import kwanzaa_nb
-from kwanzaa_nb import cli
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.runs import STAGES, StageError, check_installed, extra_of, install_hint, run_all, run_stage, shipped
-from kwanzaa_nb.start import StartError, start_project
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.core.runs import STAGES, StageError, check_installed, extra_of, install_hint, run_all, run_stage, shipped
+from kwanzaa_nb.run.start import StartError, start_project
 
 ROOT = Path(__file__).resolve().parents[1]
 # The modules that do not belong to the core, and the extras that bring what each is for; every other module is of the core.
 EXTRAS = {
-    "server": {"server", "eval"},  # asks
-    "figures": {"server", "eval", "train"},  # plots
-    **dict.fromkeys(("model", "packing"), {"eval", "train"}),  # a model in this process
-    **dict.fromkeys(("grammar", "local", "vllm_engine", "answerer", "export"), {"eval"}),  # which writes
-    **dict.fromkeys(("budget", "fused", "live", "resume", "token_cache", "train", "training", "training_benchmark"), {"train"}),  # or is trained
-    "layouts": set(),  # trains, and asks what was trained: no single extra will do
+    "model.server": {"server", "eval"},  # asks
+    **dict.fromkeys(("core.plots", "evaluate.figures"), {"server", "eval", "train"}),  # plots
+    **dict.fromkeys(("model.load", "model.packing"), {"eval", "train"}),  # a model in this process
+    **dict.fromkeys(("model.grammar", "model.local", "model.vllm_engine", "publish.answerer", "publish.export"), {"eval"}),  # which writes
+    **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
+        "__main__", "budget", "command", "live", "resume", "token_cache", "trainer"))), {"train"}),  # or is trained
+    "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do
 }
-MODULES = sorted(path.stem for path in (ROOT / "kwanzaa_nb").glob("*.py") if path.stem != "__init__")
+PACKAGE = ROOT / "kwanzaa_nb"
+MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py") if path.stem != "__init__")
 CORE = tuple(name for name in MODULES if name not in EXTRAS)
 BLOCK = """
 import sys, resource
@@ -60,7 +62,7 @@ def test_the_whole_core_imports_in_less_cpu_than_torch_alone():
 @pytest.mark.parametrize("words", [["--help"], ["config", "check", "configs/demo.cpu.yaml"], ["config", "show", "configs/demo.cpu.yaml"], ["runs"],
                                    ["validate", "data/training/kwanzaa_dev.jsonl"], ["sweep", "--help"]])
 def test_commands_of_the_core_work_without_torch(words):
-    done = run(f"from kwanzaa_nb.cli import main\nsys.exit(main({words!r}))")
+    done = run(f"from kwanzaa_nb.run.cli import main\nsys.exit(main({words!r}))")
     assert done.returncode == 0, done.stderr
 
 
@@ -211,8 +213,8 @@ def told(python, *words):
     return subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("words", [["-c", "import kwanzaa_nb"], ["-c", "from kwanzaa_nb.cli import main"], ["-m", "kwanzaa_nb.cli", "--help"],
-                                   ["-m", "kwanzaa_nb.train"], ["-m", "kwanzaa_nb.benchmarks"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["-c", "import kwanzaa_nb"], ["-c", "from kwanzaa_nb.run.cli import main"], ["-m", "kwanzaa_nb", "--help"],
+                                   ["-m", "kwanzaa_nb.train"], ["-m", "kwanzaa_nb.bench.benchmarks"]], ids=" ".join)
 def test_a_real_older_python_is_told_one_sentence(words):
     found = {told(python, "-c", "import sys; print('%d.%d.%d' % sys.version_info[:3])").stdout.strip(): python for python in OLDER}
     older = {version: python for version, python in found.items() if version and tuple(map(int, version.split("."))) < (3, 11)}
@@ -231,7 +233,7 @@ def test_the_package_is_what_it_was():
 
 def test_a_missing_extra_is_one_sentence(tmp_path):
     words = ["run", "data", "--config", str(ROOT / "configs" / "demo.cpu.yaml")]
-    done = run(f"from kwanzaa_nb.cli import main\nsys.exit(main({words!r}))", tmp_path)
+    done = run(f"from kwanzaa_nb.run.cli import main\nsys.exit(main({words!r}))", tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "papermill" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 

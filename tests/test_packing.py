@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from tiny import row, tiny_model
 from transformers import MistralConfig, MistralForCausalLM
 
-from kwanzaa_nb.masking import IGNORED
-from kwanzaa_nb.packing import (
+from kwanzaa_nb.model.masking import IGNORED
+from kwanzaa_nb.model.packing import (
     FLEX,
     SEGMENTED,
     Segments,
@@ -21,7 +21,7 @@ from kwanzaa_nb.packing import (
     segmented_attention,
     share_prompts,
 )
-from kwanzaa_nb.training import supervised_loss
+from kwanzaa_nb.train.trainer import supervised_loss
 
 ROWS = [row(5, 4, first=5), row(1, 1, first=50), row(9, 7, first=90), row(2, 3, first=140)]
 

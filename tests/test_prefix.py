@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.answer import AnswerError, ModelAnswer, parse_model_answer, parse_strict_json, record_schema
-from kwanzaa_nb.prefix import PrefixCheck
+from kwanzaa_nb.core.answer import AnswerError, ModelAnswer, parse_model_answer, parse_strict_json, record_schema
+from kwanzaa_nb.core.prefix import PrefixCheck
 
 CHUNKS = [{"chunk_id": "a", "text": "One. Two. Three. Four. Five. Six."}, {"chunk_id": "b", "text": "Seven. Eight. Nine. Ten. Eleven. Twelve."}]
 SCHEMA = record_schema(CHUNKS)

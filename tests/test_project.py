@@ -11,19 +11,19 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from kwanzaa_nb.config import Config, Section, known_keys
+from kwanzaa_nb.core.config import Config, Section, known_keys
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 STAGES = sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb"))
-MODULES = sorted(path for path in (ROOT / "kwanzaa_nb").glob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
+MODULES = sorted(path for path in (ROOT / "kwanzaa_nb").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 LONGEST = 40  # lines of code in an exported cell
 LONG_CELLS = {  # what may be longer: one thing that would not read better in pieces
-    ("10_answer", "complete_answer"), ("43_figures", "metric_bars"), ("60_runs", "StageFiles"), ("42_metrics", "Scores"),
+    ("answer", "complete_answer"), ("figures", "metric_bars"), ("runs", "StageFiles"), ("metrics", "Scores"),
 }
 # /home/ada is the person of the examples that show how paths are made portable; everybody else's folders are a leak
 ABSOLUTE = re.compile(r"(?<![\w.:/<~-])/(?!home/ada/)(?:work|root|home|tmp|Users|private/var)(?:/|\b(?=[\"'\s\\]))|[A-Za-z]:\\\\Users")
-LIGHT = ("config", "errors", "answer", "prompt", "corpus", "runs", "cli", "card")
+LIGHT = ("core.config", "core.errors", "core.answer", "core.prompt", "data.corpus", "core.runs", "run.cli", "publish.card")
 
 
 def cells_of(path, kind="code"):
@@ -42,7 +42,7 @@ def code_lines(source):
 
 
 def named(path):
-    return pytest.param(path, id=path.stem)
+    return pytest.param(path, id=f"{path.parent.name}/{path.stem}")
 
 
 def test_there_is_something_to_look_at():

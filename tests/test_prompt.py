@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import kwanzaa_nb.prompt as prompt
-from kwanzaa_nb.answer import (
+import kwanzaa_nb.core.prompt as prompt
+from kwanzaa_nb.core.answer import (
     COMPLETENESS,
     MODEL_MODES,
     PERSONAS,
@@ -17,8 +17,8 @@ from kwanzaa_nb.answer import (
     parse_model_answer,
     parse_strict_json,
 )
-from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.prompt import (
+from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.core.prompt import (
     INDENT,
     SYSTEM_PROMPT,
     PromptError,
@@ -32,7 +32,7 @@ from kwanzaa_nb.prompt import (
     system_prompt,
     target_json,
 )
-from kwanzaa_nb.sentences import number_sentences
+from kwanzaa_nb.core.sentences import number_sentences
 
 CHUNKS = [
     {"chunk_id": "ep-1863-02", "source_org": "National Archives", "year": 1863, "score": 0.987654,

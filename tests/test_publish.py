@@ -13,12 +13,13 @@ import pytest
 from huggingface_hub import ModelCard
 from nbdev.test import test_nb as run_as_nbdev_does
 
-from kwanzaa_nb import card, hub, runs, staging
-from kwanzaa_nb.card import render_card
-from kwanzaa_nb.config import METRICS, Difference, load_config, resolve_config
-from kwanzaa_nb.gate import PublishError, gate_findings
-from kwanzaa_nb.licence import base_model
-from kwanzaa_nb.runs import Stage, StageError, read_manifest
+from kwanzaa_nb.core import runs
+from kwanzaa_nb.publish import card, hub, staging
+from kwanzaa_nb.publish.card import render_card
+from kwanzaa_nb.core.config import METRICS, Difference, load_config, resolve_config
+from kwanzaa_nb.publish.gate import PublishError, gate_findings
+from kwanzaa_nb.publish.licence import base_model
+from kwanzaa_nb.core.runs import Stage, StageError, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = "hf_" + "s3cr3t" * 6

@@ -17,21 +17,21 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_corpus import CHUNK, MISS, QUESTION
 
-from kwanzaa_nb import cli
-from kwanzaa_nb.answer import ModelAnswer, complete_answer, parse_model_answer
-from kwanzaa_nb.corpus import Chunk, CorpusOptions, DataError, iter_jsonl, load_corpus, load_rows, read_csv, read_parquet, year_meant
-from kwanzaa_nb.errors import KwanzaaError, Problem, ProblemList, no_file
-from kwanzaa_nb.evaluation import complete_answers, grammar_identity
-from kwanzaa_nb.generate import read_log
-from kwanzaa_nb.lengths import spare_chunks, without_chunk
-from kwanzaa_nb.metrics import question_of, score
-from kwanzaa_nb.prompt import read_context, render_user, shown_text, split_user
-from kwanzaa_nb.records import count_by, count_rows, prompt_features
-from kwanzaa_nb.red_team import asked_as, probes
-from kwanzaa_nb.report import evaluation_page, page_rows
-from kwanzaa_nb.sentences import number_sentences
-from kwanzaa_nb.support import LabelError, reliability
-from kwanzaa_nb.validation import filled_in, read_records, shown_problems, validate_records
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.answer import ModelAnswer, complete_answer, parse_model_answer
+from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, DataError, iter_jsonl, load_corpus, load_rows, read_csv, read_parquet, year_meant
+from kwanzaa_nb.core.errors import KwanzaaError, Problem, ProblemList, no_file
+from kwanzaa_nb.evaluate.passes import complete_answers, grammar_identity
+from kwanzaa_nb.model.backend import read_log
+from kwanzaa_nb.train.lengths import spare_chunks, without_chunk
+from kwanzaa_nb.evaluate.metrics import question_of, score
+from kwanzaa_nb.core.prompt import read_context, render_user, shown_text, split_user
+from kwanzaa_nb.data.records import count_by, count_rows, prompt_features
+from kwanzaa_nb.evaluate.red_team import asked_as, probes
+from kwanzaa_nb.report.evaluation import evaluation_page, page_rows
+from kwanzaa_nb.core.sentences import number_sentences
+from kwanzaa_nb.evaluate.support import LabelError, reliability
+from kwanzaa_nb.data.validation import filled_in, read_records, shown_problems, validate_records
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -497,7 +497,7 @@ def test_any_value_in_a_corpus_is_named_or_builds_records_that_are_read(tmp_path
         str(error).encode()
         assert any(str(path[0]) in str(problem) for problem in error.problems) or path[0] in ("text", "chunk_id", "quote", "evidence", "answer", "statement")
         return
-    from kwanzaa_nb.records import make_record
+    from kwanzaa_nb.data.records import make_record
 
     shown = [chunks[name] for name in questions[0].chunk_ids]
     records = [make_record(questions[0], shown, category="citation_required", kind="answered", group="g")]

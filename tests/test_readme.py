@@ -65,7 +65,7 @@ def test_targets_of_make_exist():
 
 
 def test_commands_are_understood():
-    from kwanzaa_nb.cli import parser
+    from kwanzaa_nb.run.cli import parser
 
     for name in DOCUMENTS:
         text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
@@ -74,8 +74,8 @@ def test_commands_are_understood():
 
 
 def test_overrides_that_the_readme_shows_are_accepted():
-    from kwanzaa_nb.cli import parser
-    from kwanzaa_nb.config import load_config
+    from kwanzaa_nb.run.cli import parser
+    from kwanzaa_nb.core.config import load_config
 
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in re.findall(r"^kwanzaa (run .+)$", text, re.MULTILINE)]

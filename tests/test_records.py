@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT
 
-from kwanzaa_nb.answer import find_marks, parse_model_answer, shown_sentences
-from kwanzaa_nb.corpus import (
+from kwanzaa_nb.core.answer import find_marks, parse_model_answer, shown_sentences
+from kwanzaa_nb.data.corpus import (
     UNANSWERABLE_KINDS,
     Chunk,
     DataError,
@@ -19,8 +19,8 @@ from kwanzaa_nb.corpus import (
     check_question,
     load_corpus,
 )
-from kwanzaa_nb.metrics import question_of
-from kwanzaa_nb.records import (
+from kwanzaa_nb.evaluate.metrics import question_of
+from kwanzaa_nb.data.records import (
     FORMAT_REQUESTS,
     INJECTIONS,
     NOT_GIVEN,
@@ -50,9 +50,9 @@ from kwanzaa_nb.records import (
     word_set,
     write_records,
 )
-from kwanzaa_nb.retrieval import Retriever
-from kwanzaa_nb.sentences import sentence_spans
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.data.retrieval import Retriever
+from kwanzaa_nb.core.sentences import sentence_spans
+from kwanzaa_nb.data.validation import read_records
 
 COMMITTED = {split: ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl" for split in SPLITS}
 NOTHING = "### Retrieved Context:\n(none provided)\n\n### Instruction:\n"

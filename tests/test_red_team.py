@@ -5,11 +5,11 @@ import json
 import pytest
 from tiny import ROOT
 
-from kwanzaa_nb.answer import find_marks
-from kwanzaa_nb.metrics import REFUSAL, score
-from kwanzaa_nb.prompt import read_context, render_user
-from kwanzaa_nb.red_team import ASKERS, alike, cited_texts, demands, denies, group_claims, performance, probes, red_team
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.core.answer import find_marks
+from kwanzaa_nb.evaluate.metrics import REFUSAL, score
+from kwanzaa_nb.core.prompt import read_context, render_user
+from kwanzaa_nb.evaluate.red_team import ASKERS, alike, cited_texts, demands, denies, group_claims, performance, probes, red_team
+from kwanzaa_nb.data.validation import read_records
 
 
 @pytest.fixture(scope="module")

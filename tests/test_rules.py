@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
-from kwanzaa_nb.decision import fit_logistic
-from kwanzaa_nb.metrics import REFUSAL, ScoreError, read_cases, score_arms
-from kwanzaa_nb.rules import (
+from kwanzaa_nb.model.decision import fit_logistic
+from kwanzaa_nb.evaluate.metrics import REFUSAL, ScoreError, read_cases, score_arms
+from kwanzaa_nb.evaluate.rules import (
     MADE_OF_WORDS, apply_rules, best_score, choose_threshold, count_rarity, fit_rules, overlap_features, rank_sentences, refused_by_kind,
     summarise_rules,
 )
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.data.validation import read_records
 
 ARMS = ["best_sentence", "best_sentence_threshold", "overlap_regression"]
 
@@ -177,4 +177,4 @@ def test_the_stored_numbers_are_those_of_the_committed_records(splits, scores):
     assert [*stored] == ARMS and {arm: [*rates] for arm, rates in stored.items()} == {arm: [*rates] for arm, rates in found.items()}
     for arm, rates in found.items():
         for name, rate in rates.items():
-            assert stored[arm][name] == pytest.approx(rate, abs=1e-3), f"{arm}, {name}: run nbs/93_rules.ipynb again"
+            assert stored[arm][name] == pytest.approx(rate, abs=1e-3), f"{arm}, {name}: run nbs/evaluate/rules.ipynb again"

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb import cli
-from kwanzaa_nb.overview import different_settings, find_runs, write_overview, write_reports
-from kwanzaa_nb.metrics import HEADLINES
-from kwanzaa_nb.run_report import RunFacts, chosen_samples, costs_html, evaluation_verdict, read_run, run_page, verdict_sentence
-from kwanzaa_nb.sentences import Sentence, number_sentences
-from kwanzaa_nb.show_answer import answer_html, follow_evidence, follow_sources, highlighted, named_sentences, readable_chunks, show_answer
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.report.runs import different_settings, find_runs, write_overview, write_reports
+from kwanzaa_nb.evaluate.metrics import HEADLINES
+from kwanzaa_nb.report.run import RunFacts, chosen_samples, costs_html, evaluation_verdict, read_run, run_page, verdict_sentence
+from kwanzaa_nb.core.sentences import Sentence, number_sentences
+from kwanzaa_nb.report.answer import answer_html, follow_evidence, follow_sources, highlighted, named_sentences, readable_chunks, show_answer
 from made_run import EVIL, make_run
 
 

@@ -12,9 +12,10 @@ import nbformat
 import papermill
 import pytest
 
-from kwanzaa_nb import cli, runs
-from kwanzaa_nb.config import ConfigError, Difference, resolve_config
-from kwanzaa_nb.runs import Stage, StageError
+from kwanzaa_nb.core import runs
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.config import ConfigError, Difference, resolve_config
+from kwanzaa_nb.core.runs import Stage, StageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = """\
@@ -35,7 +36,7 @@ evaluation = {}
 publishing = {}
 """
 START = """\
-from kwanzaa_nb.runs import start_stage
+from kwanzaa_nb.core.runs import start_stage
 stage = start_stage("data", config=config, overrides=overrides, run=run, model=model, adapter=adapter, data=data,
                     training=training, evaluation=evaluation, publishing=publishing, cells=In)
 """
@@ -183,7 +184,7 @@ def test_a_lost_parameters_tag_is_found_before_the_run(project, tags):
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_a_run(project, word):
     stage_notebook(project, "stage.progress('begun')\nimport time\ntime.sleep(60)", "stage.done()")
-    process = subprocess.Popen([sys.executable, "-m", "kwanzaa_nb.cli", "run", "data", "--config", "configs/tiny.yaml"],
+    process = subprocess.Popen([sys.executable, "-m", "kwanzaa_nb", "run", "data", "--config", "configs/tiny.yaml"],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
@@ -380,7 +381,7 @@ def test_a_config_is_shown_and_checked(project, capsys):
 
 
 def test_help_needs_no_torch():
-    code = ("import sys\nfrom kwanzaa_nb import cli, runs\ntry:\n    cli.main(['--help'])\nexcept SystemExit as left:\n"
+    code = ("import sys\nfrom kwanzaa_nb.core import runs\nfrom kwanzaa_nb.run import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit as left:\n"
             "    assert left.code == 0\nassert not {'torch', 'transformers', 'papermill'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, timeout=60)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kwanzaa_nb.sentences import LONGEST, SpanError, blocks, chunk_spans, field_of, number_sentences, sentence_spans, span_problem
+from kwanzaa_nb.core.sentences import LONGEST, SpanError, blocks, chunk_spans, field_of, number_sentences, sentence_spans, span_problem
 
 ROOT = Path(__file__).resolve().parents[1]
 CASES = [json.loads(line) for line in (ROOT / "data" / "benchmarks" / "sentences.jsonl").read_text(encoding="utf-8").splitlines()]

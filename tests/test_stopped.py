@@ -15,11 +15,11 @@ import pytest
 from test_lock import STRANGER, kwanzaa, until
 from test_runs import entry_of, project, stage_notebook  # noqa: F401
 
-from kwanzaa_nb import runs
+from kwanzaa_nb.core import runs
 
 WORK = """\
 import time
-from kwanzaa_nb.errors import write_atomically
+from kwanzaa_nb.core.errors import write_atomically
 for step in range(200):
     stage.progress(f"step {step}")
     write_atomically("data/train.jsonl", '{"step": %d}\\n' % step * 2000)
@@ -110,14 +110,14 @@ def test_a_folder_that_can_t_be_written(project, stage):  # noqa: F811
 @pytest.mark.parametrize("stage, limit", [("data", 0), ("train", 400), ("evaluate", 1500), ("publish", 6000), ("data", 20000)])
 def test_no_space_is_left(project, stage, limit):  # noqa: F811
     "A limit on the size of files stands for a full disk: it is met by whatever is written first beyond it."
-    named(project, stage, "stage.progress('x' * 100)\nfrom kwanzaa_nb.errors import write_atomically\nwrite_atomically('outputs/tiny/made.txt', 'x' * 30000)",
+    named(project, stage, "stage.progress('x' * 100)\nfrom kwanzaa_nb.core.errors import write_atomically\nwrite_atomically('outputs/tiny/made.txt', 'x' * 30000)",
           "stage.done()")
 
     def small():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    command = [sys.executable, "-B", "-m", "kwanzaa_nb.cli", "run", stage, "--config", "configs/tiny.yaml"]
+    command = [sys.executable, "-B", "-m", "kwanzaa_nb", "run", stage, "--config", "configs/tiny.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, env=STRANGER | {"IPYTHONDIR": os.devnull, "JUPYTER_RUNTIME_DIR": str(project / "run")}, preexec_fn=small, timeout=90)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert re.search(r"No space is left to write .*: free some, or set run.output_dir to a folder on another disk. What was done is kept; run the same again",

@@ -1,4 +1,4 @@
-"""Edge cases of splitting, numbers, names, negations and windows in `kwanzaa_nb.support`."""
+"""Edge cases of splitting, numbers, names, negations and windows in `kwanzaa_nb.evaluate.support`."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.support import (
+from kwanzaa_nb.evaluate.support import (
     SUPPORTED_AT,
     LabelError,
     auroc,

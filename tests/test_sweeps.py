@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from kwanzaa_nb import cli
-from kwanzaa_nb.config import ConfigError, load_config
-from kwanzaa_nb.runs import Stage, StageError
-from kwanzaa_nb.sweeps import Sweep, SweepError, choose, read_sweep, run_sweep, sweep_rows
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.config import ConfigError, load_config
+from kwanzaa_nb.core.runs import Stage, StageError
+from kwanzaa_nb.run.sweeps import Sweep, SweepError, choose, read_sweep, run_sweep, sweep_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {"name": "s", "config": "configs/demo.cpu.yaml", "grid": {"adapter.r": [8, 16]}}

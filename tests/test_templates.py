@@ -14,8 +14,8 @@ from tiny import CHATML, THINKING, chat, tiny_config, tiny_model, tiny_tokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from kwanzaa_nb.local import encode_prompts
-from kwanzaa_nb.masking import (
+from kwanzaa_nb.model.local import encode_prompts
+from kwanzaa_nb.model.masking import (
     IGNORED,
     SPACED,
     MaskError,
@@ -29,8 +29,8 @@ from kwanzaa_nb.masking import (
     stop_ids,
     template_changes,
 )
-from kwanzaa_nb.model import ModelError, load_tokenizer, template_differences
-from kwanzaa_nb.packing import flatten_rows, flatten_shared
+from kwanzaa_nb.model.load import ModelError, load_tokenizer, template_differences
+from kwanzaa_nb.model.packing import flatten_rows, flatten_shared
 
 SHIPPED = Path(trl.__file__).parent / "chat_templates"
 ANSWER = '{"citations":[],"answer":{"text":"Ọjọ́ kìíní, \\"so\\" it\'s said\\n\\nno more"}}'

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.masking import stop_ids
-from kwanzaa_nb.model import load_tokenizer
-from kwanzaa_nb.token_cache import cached_rows, rows_key
-from kwanzaa_nb.training import RecordsError, encode_records
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.model.masking import stop_ids
+from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.train.token_cache import cached_rows, rows_key
+from kwanzaa_nb.train.trainer import RecordsError, encode_records
+from kwanzaa_nb.data.validation import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 

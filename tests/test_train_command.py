@@ -14,11 +14,11 @@ import pytest
 from ruamel.yaml import YAML
 from tiny import ROOT, SECTIONS, tiny_config, tiny_model, tiny_tokenizer
 
-import kwanzaa_nb.train as command_module
-from kwanzaa_nb.config import ConfigError, load_config
-from kwanzaa_nb.resume import last_whole
-from kwanzaa_nb.runs import read_manifest, run_stage
-from kwanzaa_nb.train import (
+import kwanzaa_nb.train.command as command_module
+from kwanzaa_nb.core.config import ConfigError, load_config
+from kwanzaa_nb.train.resume import last_whole
+from kwanzaa_nb.core.runs import read_manifest, run_stage
+from kwanzaa_nb.train.command import (
     TrainingError,
     TrainingStopped,
     launch_command,
@@ -29,7 +29,7 @@ from kwanzaa_nb.train import (
     report_failure,
     told_in_sentences,
 )
-from kwanzaa_nb.validation import read_records
+from kwanzaa_nb.data.validation import read_records
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SETTINGS = {

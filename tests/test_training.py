@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 from tiny import ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
-import kwanzaa_nb.training as training
-from kwanzaa_nb.config import RunSection, TrainingSection, load_config
-from kwanzaa_nb.decision import DECISION, REFUSING, decision_tokens
-from kwanzaa_nb.live import LiveReport, Moment
-from kwanzaa_nb.local import encode_prompts
-from kwanzaa_nb.masking import IGNORED, encode_chat
-from kwanzaa_nb.model import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
-from kwanzaa_nb.packing import SEGMENTED, flatten_rows, pack_rows
-from kwanzaa_nb.resume import MARK, Checkpoints, forget, last_whole, training_identity
-from kwanzaa_nb.validation import read_records
-from kwanzaa_nb.training import (
+import kwanzaa_nb.train.trainer as training
+from kwanzaa_nb.core.config import RunSection, TrainingSection, load_config
+from kwanzaa_nb.model.decision import DECISION, REFUSING, decision_tokens
+from kwanzaa_nb.train.live import LiveReport, Moment
+from kwanzaa_nb.model.local import encode_prompts
+from kwanzaa_nb.model.masking import IGNORED, encode_chat
+from kwanzaa_nb.model.load import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
+from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, pack_rows
+from kwanzaa_nb.train.resume import MARK, Checkpoints, forget, last_whole, training_identity
+from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.train.trainer import (
     DecisionWatch,
     GroupSampler,
     RecordsError,
@@ -677,7 +677,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import test_training as shared
 from transformers import TrainerCallback
-from kwanzaa_nb.resume import Checkpoints
+from kwanzaa_nb.train.resume import Checkpoints
 
 class Killer(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
@@ -802,7 +802,7 @@ def test_freed_memory_is_kept_and_given_back_on_request():
     "In a process of its own, since nothing undoes it."
     script = """
 import resource, torch
-from kwanzaa_nb.training import give_memory_back, keep_freed_memory
+from kwanzaa_nb.train.trainer import give_memory_back, keep_freed_memory
 def held():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 assert keep_freed_memory()

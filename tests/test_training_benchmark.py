@@ -5,10 +5,10 @@ import json
 import pytest
 from tiny import ROOT
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.masking import IGNORED
-from kwanzaa_nb.model import load_tokenizer
-from kwanzaa_nb.training_benchmark import (
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.model.masking import IGNORED
+from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.bench.training import (
     ARMS,
     Turns,
     arm_config,

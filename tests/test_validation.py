@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, tiny_tokenizer
 
-from kwanzaa_nb import cli
-from kwanzaa_nb.answer import ERROR_STAGES
-from kwanzaa_nb.corpus import DataError, iter_jsonl
-from kwanzaa_nb.prompt import render_user
-from kwanzaa_nb.sentences import sentence_spans
-from kwanzaa_nb.validation import preview_record, read_records, validate_records
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.core.answer import ERROR_STAGES
+from kwanzaa_nb.data.corpus import DataError, iter_jsonl
+from kwanzaa_nb.core.prompt import render_user
+from kwanzaa_nb.core.sentences import sentence_spans
+from kwanzaa_nb.data.validation import preview_record, read_records, validate_records
 
 CONTEXT = "### Retrieved Context:\nAn archive, 1963\n[1] It was a Monday. [1]\n\n### Instruction:\n"
 TWO = "### Retrieved Context:\nAn archive, 1963\n[1] It was a Monday. [1]\n[2] It rained. [2]\n\nA diary, 1964\n[3] - It (1)\n  was dry. [3]\n\n### Instruction:\n"

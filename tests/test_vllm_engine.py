@@ -7,12 +7,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from tiny import ROOT, chat, tiny_config, tiny_tokenizer
 
-from kwanzaa_nb.config import load_config
-from kwanzaa_nb.errors import KwanzaaError
-from kwanzaa_nb.generate import Decoding, generate_pass, open_log
-from kwanzaa_nb.grammar import record_grammar
-from kwanzaa_nb.model import Effective
-from kwanzaa_nb.vllm_engine import EngineError, VllmBackend, engine_arguments, sampling_arguments, start_engine
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.model.backend import Decoding, generate_pass, open_log
+from kwanzaa_nb.model.grammar import record_grammar
+from kwanzaa_nb.model.load import Effective
+from kwanzaa_nb.model.vllm_engine import EngineError, VllmBackend, engine_arguments, sampling_arguments, start_engine
 
 RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (place + 1)), "chunks": [{"chunk_id": "c", "text": "One. Two."}]}
            for place in range(3)]

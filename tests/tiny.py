@@ -7,8 +7,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kwanzaa_nb.config import resolve_config
-from kwanzaa_nb.packing import SEGMENTED
+from kwanzaa_nb.core.config import resolve_config
+from kwanzaa_nb.model.packing import SEGMENTED
 
 ROOT = Path(__file__).resolve().parents[1]
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|end|>", "<|turn|>", "<|pad|>"]

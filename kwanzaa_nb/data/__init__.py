@@ -1,0 +1,1 @@
+"""The stage data: corpus, retrieval, records, validation. Imports core and model."""

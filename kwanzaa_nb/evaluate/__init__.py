@@ -1,0 +1,1 @@
+"""The stage evaluate: support, metrics, passes, figures. Imports core and model."""

@@ -1,0 +1,1 @@
+"""Pages to read: an answer, an evaluation, a run, all runs. Imports the stages."""

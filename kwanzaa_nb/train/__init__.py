@@ -1,0 +1,1 @@
+"""The stage train: trainer, memory and cost, resuming. Imports core and model."""
