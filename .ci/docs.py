@@ -20,7 +20,8 @@ from smalldocs.site import Page, Site
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.report.runs import overview_page, overview_rows
-from kwanzaa_nb.core.runs import NOTEBOOKS, metrics_table, read_manifest, read_metrics, stage_table
+from kwanzaa_nb.core.manifest import NOTEBOOKS, read_manifest, stage_table
+from kwanzaa_nb.core.results import metrics_table, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"report.html": "The run on one page", "evaluation/index.html": "Every record, and what each arm wrote"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.evaluate.metrics import compare, score_arms
-from kwanzaa_nb.core.runs import Stage
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.stage import Stage
+from kwanzaa_nb.core.record import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"

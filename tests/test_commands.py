@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from test_runs import CONFIG
 
-from kwanzaa_nb.core import runs
+import kwanzaa_nb
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import resolve_config
-from kwanzaa_nb.core.runs import Stage, StageError
+from kwanzaa_nb.core.manifest import StageError
+from kwanzaa_nb.core.stage import Stage
+from kwanzaa_nb.report.runs import refresh_reports
 
-MODULES = sorted(Path(runs.__file__).parents[1].rglob("*.py"))
+MODULES = sorted(Path(kwanzaa_nb.__file__).parent.rglob("*.py"))
 EVIL = ["my files", "it's", 'a "b"', "$HOME", "a & b", "x;rm", "(1)", "*", "a\\b", "#1", "`id`", "é ü", "a|b", "x~", "!1", "plain"]
 COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|convert|init|sweep|config)|\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
 PLAIN = {"made_by", "NOTEBOOKS[made_by]", "best", "name", "version", "','.join(needed)"}  # a stage, its notebook, an extra, a package, its version, extras
@@ -84,7 +86,7 @@ def test_where_to_go_after_init(tmp_path, monkeypatch, capsys, name):
 @pytest.mark.parametrize("name", EVIL)
 def test_how_to_write_reports_that_failed(tmp_path, monkeypatch, capsys, name):
     monkeypatch.setattr("kwanzaa_nb.report.runs.write_reports", lambda *_: 1 / 0)
-    runs.refresh_reports(tmp_path / name, tmp_path)
+    refresh_reports(tmp_path / name, tmp_path)
     told = re.search(r"\): (kwanzaa report .*) writes them\.", capsys.readouterr().err)[1]
     assert shlex.split(told) == ["kwanzaa", "report", str(tmp_path / name)]
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_run import make_run
 
-from kwanzaa_nb.run.cli import main, steady_streams
-from kwanzaa_nb.core.runs import file_key
+from kwanzaa_nb.core.console import steady_streams
+from kwanzaa_nb.run.cli import main
+from kwanzaa_nb.core.manifest import file_key
 
 ROOT = Path(__file__).resolve().parents[1]
 ODD = "Kwanzaa ⟦“日本”⟧ – naïve \u20ac 🎉 \x85"
@@ -223,7 +224,7 @@ def test_a_checkout_with_an_odd_name_has_its_commit_on_every_console(tmp_path):
     root.mkdir()
     for words in (["init", "-q"], ["-c", "user.name=x", "-c", "user.email=x@example.org", "commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", "-C", str(root), *words], check=True)
-    code = "from kwanzaa_nb.core.runs import commit\nprint(len(commit('.')['id']))"
+    code = "from kwanzaa_nb.core.manifest import commit\nprint(len(commit('.')['id']))"
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LC_", "LANG"))}
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=env | NARROW["C"] | {"PYTHONPATH": str(ROOT)}, capture_output=True, timeout=60, check=False)
     assert done.stdout.strip() == b"40", done.stderr

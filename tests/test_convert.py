@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.answer import find_marks, parse_model_answer
-from kwanzaa_nb.data.convert import convert_file, convert_record, is_old_form, read_old_user
-from kwanzaa_nb.data.corpus import DataError
+from kwanzaa_nb.core.record import is_old_form
+from kwanzaa_nb.data.convert import convert_file, convert_record, read_old_user
+from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.core.prompt import render_user, system_prompt
 from kwanzaa_nb.core.sentences import number_sentences

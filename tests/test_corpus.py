@@ -8,16 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT
 
-from kwanzaa_nb.data.corpus import (
-    Chunk,
-    DataError,
-    MissingFile,
-    Question,
-    check_question,
-    load_corpus,
-    load_rows,
-    read_jsonl,
-)
+from kwanzaa_nb.core.jsonl import DataError, MissingFile, read_jsonl
+from kwanzaa_nb.data.corpus import Chunk, Question, check_question, load_corpus, load_rows
 from kwanzaa_nb.core.errors import KwanzaaError
 
 CHUNK = {

@@ -11,7 +11,8 @@ import pytest
 from kwanzaa_nb.core.answer import parse_model_answer, validate_answer_json
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.evaluate.metrics import score_arms
-from kwanzaa_nb.core.runs import STAGES, read_manifest, unexecuted
+from kwanzaa_nb.core.manifest import STAGES, read_manifest
+from kwanzaa_nb.run.launch import unexecuted
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE_NOTEBOOKS = {"data": "01_data", "train": "02_train", "evaluate": "03_evaluate", "publish": "04_publish"}

@@ -9,26 +9,14 @@ from tiny import ROOT, tiny_config
 
 from kwanzaa_nb.core.answer import find_marks, validate_answer_json
 from kwanzaa_nb.model.decision import Calibration, calibrate
+from kwanzaa_nb.core.record import question_of, read_records, spread
 from kwanzaa_nb.evaluate.passes import (
-    adapter_to_evaluate,
-    backend_differences,
-    calibration_of,
-    complete_answers,
-    decodings,
-    development_decisions,
-    experiment,
-    grammar_identity,
-    passes,
-    sampling_differences,
-    spread,
-    write_jsonl,
-)
+    adapter_to_evaluate, backend_differences, calibration_of, complete_answers, decodings, development_decisions,
+    experiment, grammar_identity, passes, sampling_differences, write_jsonl)
 from kwanzaa_nb.model.backend import is_headline, open_log, read_log
 from kwanzaa_nb.model.local import LocalBackend
-from kwanzaa_nb.evaluate.metrics import question_of
 from kwanzaa_nb.model.load import Effective
 from kwanzaa_nb.core.sentences import number_sentences
-from kwanzaa_nb.data.validation import read_records
 
 CPU = Effective("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kwanzaa_nb.report.failures import failure_html, marked_output, show_failures
 from kwanzaa_nb.evaluate.metrics import REFUSAL, controls, score_arms
 from kwanzaa_nb.core.sentences import number_sentences
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 from tiny import ROOT
 
 RECORDS = read_records(ROOT / "data/training/kwanzaa_eval.jsonl")[:30]

@@ -10,7 +10,7 @@ from kwanzaa_nb.core.answer import find_marks
 from kwanzaa_nb.bench.forgeries import FORGERIES, PARAPHRASES, REFUSALS, forge, forgeable, passes, target
 from kwanzaa_nb.evaluate.metrics import judge, read_cases
 from kwanzaa_nb.core.sentences import number_sentences
-from kwanzaa_nb.evaluate.support import split_claims
+from kwanzaa_nb.core.text import split_claims
 
 
 OPEN = {"name of the same chunk"}  # not yet under one in twenty

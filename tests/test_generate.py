@@ -16,15 +16,16 @@ from transformers.cache_utils import DynamicLayer
 import kwanzaa_nb.model.local as local
 from kwanzaa_nb.core.answer import parse_model_answer, record_schema
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.data.corpus import DataError
+from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.model.decision import DECISION, decision_tokens
-from kwanzaa_nb.core.errors import KwanzaaError, strict_json
+from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.core.files import strict_json
 from kwanzaa_nb.model.backend import REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log
 from kwanzaa_nb.model.grammar import GrammarProcessor
 from kwanzaa_nb.model.local import GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.sentences import number_sentences
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))} for place in range(7)]
 GREEDY = Decoding(max_new_tokens=6, batch_size=3)

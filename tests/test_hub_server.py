@@ -13,7 +13,7 @@ from kwanzaa_nb.publish.gate import PublishError
 from kwanzaa_nb.publish.hub import Destination, upload
 from kwanzaa_nb.publish.outgoing import OutgoingError
 from kwanzaa_nb.core.prompt import render_user
-from kwanzaa_nb.core.runs import file_record
+from kwanzaa_nb.core.files import file_record
 
 REPO, HEADER = "ada/adapter", json.dumps({"__metadata__": {"format": "pt"}}).encode()
 FILES = {

@@ -9,9 +9,8 @@ from kwanzaa_nb.core.answer import parse_model_answer, shown_sentences
 from kwanzaa_nb.train.lengths import fit_records, record_tokens, spare_chunks, without_chunk
 from kwanzaa_nb.model.masking import encode_chat
 from kwanzaa_nb.core.prompt import read_context, render_user, split_user
-from kwanzaa_nb.data.records import target_problems
+from kwanzaa_nb.core.record import filled_in, read_records, shown_problems, target_problems
 from kwanzaa_nb.train.trainer import RecordsError, encode_records
-from kwanzaa_nb.data.validation import filled_in, read_records, shown_problems
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from test_runs import CONFIG, REPOSITORY, entry_of, project, stage_notebook, stage_of  # noqa: F401
 
-from kwanzaa_nb.core import lock, runs
+from kwanzaa_nb.run import launch
+from kwanzaa_nb.core import manifest
+from kwanzaa_nb.core import lock
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.lock import ABOVE, AT_WORK, FolderInUse
 
@@ -157,8 +159,8 @@ def test_a_stage_that_is_refused_writes_nothing(project, quick):  # noqa: F811
     stage_of("data").done(records=3)
     other = stranger("outputs/tiny")
     before = {path: path.read_bytes() for path in (project / "outputs").rglob("*") if path.is_file()}
-    for attempt in (lambda: stage_of("train"), lambda: runs.run_stage("data", "configs/tiny.yaml", log=str),
-                    lambda: runs.run_all("configs/tiny.yaml", ("data",), log=str)):
+    for attempt in (lambda: stage_of("train"), lambda: launch.run_stage("data", "configs/tiny.yaml", log=str),
+                    lambda: launch.run_all("configs/tiny.yaml", ("data",), log=str)):
         stage_notebook(project, "stage.done()")
         with pytest.raises(FolderInUse):
             attempt()
@@ -176,8 +178,8 @@ def test_two_commands_at_once(project):  # noqa: F811
     assert sorted(process.returncode for process in both) == [0, 2]
     refused = next(err for process, (_, err) in zip(both, told) if process.returncode == 2)
     assert re.match(SENTENCE, refused) and "Traceback" not in refused and len(refused.strip().splitlines()) == 1
-    assert entry_of(project)["status"] == "done" and runs.unexecuted(project / "outputs/tiny/notebooks/01_data.ipynb") == []
-    assert (project / "outputs/tiny" / runs.PROGRESS).read_text().count("in the middle") == 1
+    assert entry_of(project)["status"] == "done" and launch.unexecuted(project / "outputs/tiny/notebooks/01_data.ipynb") == []
+    assert (project / "outputs/tiny" / manifest.PROGRESS).read_text().count("in the middle") == 1
 
 
 def test_papermill_beside_a_command(project):  # noqa: F811

@@ -16,7 +16,9 @@ from markdown_it import MarkdownIt
 from kwanzaa_nb.publish import dataset, staging
 from kwanzaa_nb.publish.card import failures_text, render_card
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.core.runs import Table, as_markdown, code_span, read_manifest, read_metrics
+from kwanzaa_nb.core.manifest import read_manifest
+from kwanzaa_nb.core.results import read_metrics
+from kwanzaa_nb.core.table import Table, as_markdown, code_span
 
 ROOT = Path(__file__).resolve().parents[1]
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

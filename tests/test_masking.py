@@ -11,7 +11,7 @@ from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.model.local import encode_prompts
 from kwanzaa_nb.model.masking import IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids
 from kwanzaa_nb.model.load import load_tokenizer
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 TEMPLATES = {
     "chatml": (CHATML, "<|im_end|>"),

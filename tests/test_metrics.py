@@ -10,27 +10,13 @@ from tiny import ROOT
 
 import kwanzaa_nb.evaluate.metrics as metrics
 import kwanzaa_nb.evaluate.support as support
+from kwanzaa_nb.core import stats
 from kwanzaa_nb.core.answer import RULE_ERRORS, find_marks
+from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, wilson
 from kwanzaa_nb.evaluate.metrics import (
-    HEADLINES,
-    METRICS,
-    REFUSAL,
-    ScoreError,
-    balanced,
-    clustered,
-    compare,
-    controls,
-    failures,
-    holm,
-    mcnemar,
-    score,
-    score_arms,
-    scores_table,
-    share,
-    wilson,
-)
+    HEADLINES, METRICS, REFUSAL, ScoreError, compare, controls, failures, score, score_arms, scores_table)
 from kwanzaa_nb.core.prompt import render_user
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 FACTS = [
     ("press", "Freedom's Journal", "New York City", "in 1827", "Samuel Cornish"),
@@ -480,7 +466,7 @@ def test_tables_for_readers(by_control):
 def test_scoring_can_be_measured_as_if_it_were_new():
     metrics.forget_scores()
     score_arms(controls(RECORDS), RECORDS)
-    metrics.clustered("c", [(1, 2), (1, 1)])
+    stats.clustered("c", [(1, 2), (1, 1)])
     remembered = {name: one for module in (metrics, support) for name, one in vars(module).items() if hasattr(one, "cache_info")}
     assert sum(one.cache_info().currsize > 0 for one in remembered.values()) > 8 and "_few_resamples" in remembered
     metrics.forget_scores()

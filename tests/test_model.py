@@ -44,7 +44,8 @@ from kwanzaa_nb.model.load import (
 )
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows
 from kwanzaa_nb.train.trainer import AdapterTrainer, step_budget, token_lengths, trainer_arguments
-from kwanzaa_nb.data.validation import preview_record, read_records, validate_records
+from kwanzaa_nb.core.record import read_records
+from kwanzaa_nb.data.validation import preview_record, validate_records
 
 CPU = Hardware("cpu", "AVX2", False, False, True)
 CPU_BF16 = Hardware("cpu", "AVX512", True, False, True)

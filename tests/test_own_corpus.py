@@ -13,22 +13,10 @@ from test_corpus import CHUNK, MISS, QUESTION
 from tiny import ROOT
 
 from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.core.jsonl import LONGEST_LINE, DataError, MissingFile
 from kwanzaa_nb.data.corpus import (
-    LONGEST_LINE,
-    Chunk,
-    CorpusOptions,
-    DataError,
-    MissingFile,
-    corpus_options,
-    default_statement,
-    load_corpus,
-    nearest_passage,
-    quoted_sentence,
-    read_csv,
-    slug,
-    split_front_matter,
-    split_text,
-)
+    Chunk, CorpusOptions, corpus_options, default_statement, load_corpus, nearest_passage, quoted_sentence,
+    read_csv, slug, split_front_matter, split_text)
 from kwanzaa_nb.core.own_corpus import system_prompts, with_system_prompts
 from kwanzaa_nb.core.prompt import PromptError, system_prompt
 from kwanzaa_nb.data.records import PLANS, split_records

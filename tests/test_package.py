@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 import kwanzaa_nb
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.core.runs import STAGES, StageError, check_installed, extra_of, install_hint, run_all, run_stage, shipped
+from kwanzaa_nb.core.manifest import STAGES, StageError
+from kwanzaa_nb.run.launch import check_installed, extra_of, install_hint, run_all, run_stage, shipped
 from kwanzaa_nb.run.start import StartError, start_project
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,11 +19,11 @@ STAGES = sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "kwanzaa_nb").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 LONGEST = 40  # lines of code in an exported cell
 LONG_CELLS = {  # what may be longer: one thing that would not read better in pieces
-    ("answer", "complete_answer"), ("figures", "metric_bars"), ("runs", "StageFiles"), ("metrics", "Scores"),
+    ("answer", "complete_answer"), ("figures", "metric_bars"), ("stage", "StageFiles"), ("metrics", "Scores"),
 }
 # /home/ada is the person of the examples that show how paths are made portable; everybody else's folders are a leak
 ABSOLUTE = re.compile(r"(?<![\w.:/<~-])/(?!home/ada/)(?:work|root|home|tmp|Users|private/var)(?:/|\b(?=[\"'\s\\]))|[A-Za-z]:\\\\Users")
-LIGHT = ("core.config", "core.errors", "core.answer", "core.prompt", "data.corpus", "core.runs", "run.cli", "publish.card")
+LIGHT = ("core.config", "core.errors", "core.answer", "core.prompt", "core.record", "data.corpus", "core.stage", "run.cli", "publish.card")
 
 
 def cells_of(path, kind="code"):
@@ -116,6 +116,42 @@ def test_long_cells_are_still_long():
 
 
 # Package
+
+
+ROOMS = {  # a room, and what it may import beside itself
+    "core": set(), "model": {"core"}, **{stage: {"core", "model"} for stage in ("data", "train", "evaluate", "publish")},
+    "report": {"core", "model", "data", "train", "evaluate", "publish"},
+    "run": {"core", "model", "data", "train", "evaluate", "publish", "report"},
+    "bench": {"core", "model", "data", "train", "evaluate", "publish", "report", "run"},
+}
+
+
+def rooms_imported(path):
+    "The rooms from which a module imports, at its head or inside of functions."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 2:
+            yield from [node.module.split(".")[0]] if node.module else [name.name for name in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kwanzaa_nb."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from [name.name.split(".")[1] for name in node.names if name.name.startswith("kwanzaa_nb.")]
+
+
+@pytest.mark.parametrize("path", [named(path) for path in MODULES if path.name != "__main__.py"])  # a program may put rooms together
+def test_a_room_imports_only_what_lies_below_it(path):
+    room = path.parent.name
+    assert not set(rooms_imported(path)) - {room} - ROOMS[room]
+
+
+def test_every_room_says_what_it_holds():
+    assert {path.name for path in (ROOT / "kwanzaa_nb").iterdir() if path.is_dir() and path.name not in ("__pycache__", "project")} == set(ROOMS)
+    assert all(ast.get_docstring(ast.parse((ROOT / "kwanzaa_nb" / room / "__init__.py").read_text(encoding="utf-8"))) for room in ROOMS)
+    assert {path.name for path in (ROOT / "nbs").iterdir() if path.is_dir() and not path.name.startswith((".", "_"))} == {*ROOMS, "guides", "images"}
+
+
+def test_the_sidebar_has_every_notebook_once():
+    listed = re.findall(r"[\w/]+\.ipynb", (ROOT / "nbs" / "_quarto.yml").read_text(encoding="utf-8").split("sidebar:")[1])
+    assert sorted(listed) == sorted(path.relative_to(ROOT / "nbs").as_posix() for path in NOTEBOOKS)
 
 
 @pytest.mark.parametrize("path", map(named, MODULES))

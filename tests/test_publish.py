@@ -13,13 +13,18 @@ import pytest
 from huggingface_hub import ModelCard
 from nbdev.test import test_nb as run_as_nbdev_does
 
-from kwanzaa_nb.core import runs
+from kwanzaa_nb.core import files
+from kwanzaa_nb.run import launch
+from kwanzaa_nb.core import manifest
+from kwanzaa_nb.core import results
+
 from kwanzaa_nb.publish import card, hub, staging
 from kwanzaa_nb.publish.card import render_card
 from kwanzaa_nb.core.config import METRICS, Difference, load_config, resolve_config
 from kwanzaa_nb.publish.gate import PublishError, gate_findings
 from kwanzaa_nb.publish.licence import base_model
-from kwanzaa_nb.core.runs import Stage, StageError, read_manifest
+from kwanzaa_nb.core.manifest import StageError, read_manifest
+from kwanzaa_nb.core.stage import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TOKEN = "hf_" + "s3cr3t" * 6
@@ -267,7 +272,7 @@ def test_data_hashes_reach_the_card(project):
     train = Stage("train", config_of())
     train.read("data/train.jsonl", made_by="data")
     text = render_card(config_of(), read_manifest(project / "outputs/tiny"), None)
-    assert runs.file_record(project / "data/train.jsonl")["sha256"] in text and "| train | running |" in text
+    assert files.file_record(project / "data/train.jsonl")["sha256"] in text and "| train | running |" in text
 
 
 # ---- obstacles
@@ -285,21 +290,21 @@ def test_without_a_repository_or_a_token_nothing_leaves(project):
 def test_the_notebook_ends_staged_without_a_token(project, monkeypatch):
     finish_train_and_evaluate(project)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    report = runs.run_stage("publish", "configs/tiny.yaml", {"publishing.hf_repo": "owner/adapter"}, log=str,
+    report = launch.run_stage("publish", "configs/tiny.yaml", {"publishing.hf_repo": "owner/adapter"}, log=str,
                             notebook=REPOSITORY / "nbs/04_publish.ipynb")
     entry = read_manifest(project / "outputs/tiny")["stages"]["publish"]
     assert entry["status"] == "done" and "lower bound of 0.800 (0.900, n=60), 0.150 below its gate of 0.950" in entry["summary"]["upload"]
     assert {f"publish/{name}" for name in config_of().publishing.include} == set(entry["wrote"])
     text = report.read_text(encoding="utf-8")
     assert str(project) not in text and "Warning" not in text
-    shown = runs.verdict(project / "outputs/tiny")
+    shown = results.verdict(project / "outputs/tiny")
     assert "0.90 [0.80, 1.00] n=60" in shown and "outputs/tiny/notebooks/04_publish.ipynb" in shown
 
 
 def test_the_notebook_with_a_reason_writes_it_into_the_card(project, monkeypatch):
     finish_train_and_evaluate(project)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    runs.run_stage("publish", "configs/tiny.yaml", {"publishing.hf_repo": "owner/adapter", "publishing.force_reason": "to show the form"},
+    launch.run_stage("publish", "configs/tiny.yaml", {"publishing.hf_repo": "owner/adapter", "publishing.force_reason": "to show the form"},
                    log=str, notebook=REPOSITORY / "nbs/04_publish.ipynb")
     assert "no token" in read_manifest(project / "outputs/tiny")["stages"]["publish"]["summary"]["upload"]
     text = (project / "outputs/tiny/publish/README.md").read_text(encoding="utf-8")
@@ -310,13 +315,13 @@ def test_the_notebook_names_the_stage_to_run(project, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     os.unlink(project / "outputs/tiny/evaluation/metrics.json")
     with pytest.raises(StageError, match="evaluation/metrics.json is missing: run the stage evaluate first"):
-        runs.run_stage("publish", "configs/tiny.yaml", log=str, notebook=REPOSITORY / "nbs/04_publish.ipynb")
+        launch.run_stage("publish", "configs/tiny.yaml", log=str, notebook=REPOSITORY / "nbs/04_publish.ipynb")
 
 
-@pytest.mark.parametrize("name", runs.NOTEBOOKS.values())
+@pytest.mark.parametrize("name", manifest.NOTEBOOKS.values())
 def test_a_stage_notebook_is_ready_for_papermill(name):
     path = REPOSITORY / "nbs" / f"{name}.ipynb"
-    runs.check_parameters(path)
+    launch.check_parameters(path)
     assert set(papermill.inspect_notebook(path)) == {
         "config", "overrides", "run", "model", "adapter", "data", "training", "evaluation", "publishing", "budget"}
     cells = nbformat.read(path, as_version=4).cells

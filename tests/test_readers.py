@@ -19,19 +19,23 @@ from test_corpus import CHUNK, MISS, QUESTION
 
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.answer import ModelAnswer, complete_answer, parse_model_answer
-from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, DataError, iter_jsonl, load_corpus, load_rows, read_csv, read_parquet, year_meant
-from kwanzaa_nb.core.errors import KwanzaaError, Problem, ProblemList, no_file
+from kwanzaa_nb.core.jsonl import DataError, iter_jsonl, year_meant
+from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, load_corpus, load_rows, read_csv, read_parquet
+from kwanzaa_nb.core.errors import KwanzaaError, Problem, ProblemList
+from kwanzaa_nb.core.files import no_file
 from kwanzaa_nb.evaluate.passes import complete_answers, grammar_identity
 from kwanzaa_nb.model.backend import read_log
 from kwanzaa_nb.train.lengths import spare_chunks, without_chunk
-from kwanzaa_nb.evaluate.metrics import question_of, score
+from kwanzaa_nb.core.record import filled_in, question_of, read_records, shown_problems
+from kwanzaa_nb.evaluate.metrics import score
 from kwanzaa_nb.core.prompt import read_context, render_user, shown_text, split_user
 from kwanzaa_nb.data.records import count_by, count_rows, prompt_features
 from kwanzaa_nb.evaluate.red_team import asked_as, probes
 from kwanzaa_nb.report.evaluation import evaluation_page, page_rows
 from kwanzaa_nb.core.sentences import number_sentences
-from kwanzaa_nb.evaluate.support import LabelError, reliability
-from kwanzaa_nb.data.validation import filled_in, read_records, shown_problems, validate_records
+from kwanzaa_nb.core.stats import LabelError
+from kwanzaa_nb.evaluate.support import reliability
+from kwanzaa_nb.data.validation import validate_records
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 

@@ -10,49 +10,16 @@ from hypothesis import strategies as st
 from tiny import ROOT
 
 from kwanzaa_nb.core.answer import find_marks, parse_model_answer, shown_sentences
-from kwanzaa_nb.data.corpus import (
-    UNANSWERABLE_KINDS,
-    Chunk,
-    DataError,
-    MissingFile,
-    Question,
-    check_question,
-    load_corpus,
-)
-from kwanzaa_nb.evaluate.metrics import question_of
+from kwanzaa_nb.core.jsonl import DataError, MissingFile
+from kwanzaa_nb.data.corpus import UNANSWERABLE_KINDS, Chunk, Question, check_question, load_corpus
+from kwanzaa_nb.core.record import question_of, read_records, target_problems
 from kwanzaa_nb.data.records import (
-    FORMAT_REQUESTS,
-    INJECTIONS,
-    NOT_GIVEN,
-    NOTHING_RETRIEVED,
-    PANEL,
-    SPLITS,
-    TONE_REQUESTS,
-    ForeignFile,
-    build_records,
-    check_records,
-    count_rows,
-    distractors,
-    excerpt,
-    gold_answer,
-    leaks,
-    lookup,
-    names_answer,
-    prompt_features,
-    refusal_answer,
-    refuse_foreign,
-    shortcut_problems,
-    shortcuts,
-    split_documents,
-    target_problems,
-    terms,
-    units,
-    word_set,
-    write_records,
-)
+    FORMAT_REQUESTS, INJECTIONS, NOT_GIVEN, NOTHING_RETRIEVED, PANEL, SPLITS, TONE_REQUESTS, ForeignFile,
+    build_records, check_records, count_rows, distractors, excerpt, gold_answer, leaks, lookup, names_answer,
+    prompt_features, refusal_answer, refuse_foreign, shortcut_problems, shortcuts, split_documents, terms, units,
+    word_set, write_records)
 from kwanzaa_nb.data.retrieval import Retriever
 from kwanzaa_nb.core.sentences import sentence_spans
-from kwanzaa_nb.data.validation import read_records
 
 COMMITTED = {split: ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl" for split in SPLITS}
 NOTHING = "### Retrieved Context:\n(none provided)\n\n### Instruction:\n"

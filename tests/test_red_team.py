@@ -9,7 +9,7 @@ from kwanzaa_nb.core.answer import find_marks
 from kwanzaa_nb.evaluate.metrics import REFUSAL, score
 from kwanzaa_nb.core.prompt import read_context, render_user
 from kwanzaa_nb.evaluate.red_team import ASKERS, alike, cited_texts, demands, denies, group_claims, performance, probes, red_team
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 
 @pytest.fixture(scope="module")

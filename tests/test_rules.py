@@ -14,7 +14,7 @@ from kwanzaa_nb.evaluate.rules import (
     MADE_OF_WORDS, apply_rules, best_score, choose_threshold, count_rarity, fit_rules, overlap_features, rank_sentences, refused_by_kind,
     summarise_rules,
 )
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 ARMS = ["best_sentence", "best_sentence_threshold", "overlap_regression"]
 

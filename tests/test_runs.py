@@ -12,10 +12,15 @@ import nbformat
 import papermill
 import pytest
 
-from kwanzaa_nb.core import runs
+from kwanzaa_nb.core import files
+from kwanzaa_nb.run import launch
+from kwanzaa_nb.core import manifest
+from kwanzaa_nb.core import stage
+from kwanzaa_nb.core import table
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import ConfigError, Difference, resolve_config
-from kwanzaa_nb.core.runs import Stage, StageError
+from kwanzaa_nb.core.manifest import StageError
+from kwanzaa_nb.core.stage import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIG = """\
@@ -68,7 +73,7 @@ def stage_notebook(root, *cells, name="01_data", tags=("parameters",)):
 
 
 def entry_of(root, stage="data"):
-    return runs.read_manifest(root / "outputs/tiny")["stages"][stage]
+    return manifest.read_manifest(root / "outputs/tiny")["stages"][stage]
 
 
 def stage_of(name, **overrides):
@@ -87,12 +92,12 @@ def test_a_stage_runs(project):
     stage_notebook(project, "from pathlib import Path\nPath('data').mkdir()\nPath('data/train.jsonl').write_text('{}')",
                    "stage.progress('one record\\nwritten')\nstage.wrote('data/train.jsonl')\nstage.done(records=1)")
     lines = []
-    report = runs.run_stage("data", "configs/tiny.yaml", {"run.seed": 7}, log=lines.append)
+    report = launch.run_stage("data", "configs/tiny.yaml", {"run.seed": 7}, log=lines.append)
     assert report == project / "outputs/tiny/notebooks/01_data.ipynb"
-    assert runs.unexecuted(report) == [] and [path.name for path in report.parent.iterdir()] == ["01_data.ipynb"]
+    assert launch.unexecuted(report) == [] and [path.name for path in report.parent.iterdir()] == ["01_data.ipynb"]
     entry = entry_of(project)
     assert entry["status"] == "done" and entry["summary"] == {"records": 1} and entry["config"]["run"]["seed"] == 7
-    assert entry["wrote"]["data/train.jsonl"] == runs.file_record(project / "data/train.jsonl")
+    assert entry["wrote"]["data/train.jsonl"] == files.file_record(project / "data/train.jsonl")
     assert {"python", "papermill"} <= set(entry["versions"]) and entry["hardware"]["cpus"] >= 1
     assert entry["commit"] is None
     assert any("one record written" in line for line in lines) and any("cell 5 of 5: A stage" in line for line in lines)
@@ -110,7 +115,7 @@ def test_the_kernel_is_this_interpreter(project, tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0")
     stage_notebook(project, "import sys\nstage.done(python=sys.prefix.split('/'))")
-    runs.run_stage("data", "configs/tiny.yaml", log=str)
+    launch.run_stage("data", "configs/tiny.yaml", log=str)
     assert entry_of(project)["summary"]["python"] == sys.prefix.split("/")
 
 
@@ -130,7 +135,7 @@ def test_a_failing_cell_leaves_report_and_sentence(project, capfd):
 def test_an_unexpected_error_keeps_its_type(project):
     stage_notebook(project, "{}['gold']", "stage.done()")
     with pytest.raises(StageError, match="KeyError: 'gold'"):
-        runs.run_stage("data", "configs/tiny.yaml", log=str)
+        launch.run_stage("data", "configs/tiny.yaml", log=str)
     assert entry_of(project)["status"] == "failed"
 
 
@@ -138,22 +143,22 @@ def test_a_cell_without_execution_count_is_no_success(project):
     "sys.exit ends a notebook early, and papermill reports success."
     stage_notebook(project, "stage.done()", "import sys; sys.exit(0)", "print('never')")
     with pytest.raises(StageError, match="1 of its cells never ran, the first is cell 7"):
-        runs.run_stage("data", "configs/tiny.yaml", log=str)
+        launch.run_stage("data", "configs/tiny.yaml", log=str)
     assert entry_of(project)["status"] == "failed"
 
 
 def test_a_killed_kernel(project):
     stage_notebook(project, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "stage.done()")
     with pytest.raises(StageError, match="died, most likely for want of memory"):
-        runs.run_stage("data", "configs/tiny.yaml", log=str)
+        launch.run_stage("data", "configs/tiny.yaml", log=str)
     report = project / "outputs/tiny/notebooks/01_data.ipynb"
-    assert entry_of(project)["status"] == "failed" and runs.unexecuted(report)
+    assert entry_of(project)["status"] == "failed" and launch.unexecuted(report)
 
 
 def test_a_notebook_that_forgets_done(project):
     stage_notebook(project, "print('nothing')")
     with pytest.raises(StageError, match="without calling done"):
-        runs.run_stage("data", "configs/tiny.yaml", log=str)
+        launch.run_stage("data", "configs/tiny.yaml", log=str)
 
 
 def test_sections_from_a_file_and_overrides_on_papermill_s_command_line(project):
@@ -162,7 +167,7 @@ def test_sections_from_a_file_and_overrides_on_papermill_s_command_line(project)
     subprocess.run([sys.executable, "-m", "papermill", *words], check=True, capture_output=True, timeout=60)
     settings = entry_of(project)["config"]
     assert (settings["run"]["name"], settings["training"]["epochs"]) == ("tiny", 5)
-    assert runs.unexecuted("out.ipynb") == []
+    assert launch.unexecuted("out.ipynb") == []
 
 
 def test_a_misspelled_injected_parameter(project):
@@ -178,7 +183,7 @@ def test_a_misspelled_injected_parameter(project):
 def test_a_lost_parameters_tag_is_found_before_the_run(project, tags):
     stage_notebook(project, "stage.done()", tags=tags)
     with pytest.raises(StageError, match="0 cells tagged parameters"):
-        runs.run_stage("data", "configs/tiny.yaml", log=str)
+        launch.run_stage("data", "configs/tiny.yaml", log=str)
 
 
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
@@ -206,7 +211,7 @@ def test_the_first_failure_is_the_last_stage_run(project):
     stage_notebook(project, "1 / 0")
     stage_notebook(project, "stage.done()", name="02_train")
     with pytest.raises(StageError, match="ZeroDivisionError"):
-        runs.run_all("configs/tiny.yaml", ("train", "data"), log=str)
+        launch.run_all("configs/tiny.yaml", ("train", "data"), log=str)
     assert entry_of(project, "train")["status"] == "not_run"
 
 
@@ -305,8 +310,8 @@ def test_a_manifest_that_is_none_is_never_written_over(project, content):
 def test_stages_keep_each_other_s_entries(project):
     stage_of("data").done(records=3)
     stage_of("train").fail(ValueError("x"))
-    stages = runs.read_manifest(project / "outputs/tiny")["stages"]
-    assert [stages[name]["status"] for name in runs.STAGES] == ["done", "failed", "not_run", "not_run"]
+    stages = manifest.read_manifest(project / "outputs/tiny")["stages"]
+    assert [stages[name]["status"] for name in manifest.STAGES] == ["done", "failed", "not_run", "not_run"]
     assert stages["data"]["summary"] == {"records": 3}
 
 
@@ -332,7 +337,7 @@ def test_values_that_json_does_not_know(project):
 
 
 def test_two_folders_with_files_of_one_name():
-    keys = {runs.file_key(f"/{folder}/eval.jsonl", "/p/outputs/x", "/p") for folder in ("a", "b")}
+    keys = {manifest.file_key(f"/{folder}/eval.jsonl", "/p/outputs/x", "/p") for folder in ("a", "b")}
     assert len(keys) == 2 and all(key.endswith("/eval.jsonl") for key in keys)
 
 
@@ -343,13 +348,13 @@ def test_two_folders_with_files_of_one_name():
     ("open('/etc/ada/x.txt')", "open('.../x.txt')"), (r"C:\Users\ada\x.txt", ".../x.txt"), ("~/models/x", ".../x"),
 ])
 def test_portable_text(text, expected):
-    assert runs.portable(text, "/p") == expected
+    assert manifest.portable(text, "/p") == expected
 
 
 def test_followed_lines_are_whole_and_new(tmp_path):
     path, told = tmp_path / "progress.log", []
     path.write_text("old\n", encoding="utf-8")
-    with runs.follow(path, told.append, pause=0.01), open(path, "a", encoding="utf-8") as file:
+    with launch.follow(path, told.append, pause=0.01), open(path, "a", encoding="utf-8") as file:
         for piece in ("hal", "f é\nsec", "ond\nunended"):
             file.write(piece)
             file.flush()
@@ -358,8 +363,8 @@ def test_followed_lines_are_whole_and_new(tmp_path):
 
 
 def test_a_table_escapes_what_would_break_it():
-    table = runs.Table(["a|b"], [["x\ny"], [None]])
-    assert table._repr_markdown_() == "| a\\|b |\n| --- |\n| x ↵ y |\n|  |"
+    shown = table.Table(["a|b"], [["x\ny"], [None]])
+    assert shown._repr_markdown_() == "| a\\|b |\n| --- |\n| x ↵ y |\n|  |"
 
 
 # ---- the command
@@ -381,13 +386,13 @@ def test_a_config_is_shown_and_checked(project, capsys):
 
 
 def test_help_needs_no_torch():
-    code = ("import sys\nfrom kwanzaa_nb.core import runs\nfrom kwanzaa_nb.run import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit as left:\n"
+    code = ("import sys\nfrom kwanzaa_nb.core import stage\nfrom kwanzaa_nb.run import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit as left:\n"
             "    assert left.code == 0\nassert not {'torch', 'transformers', 'papermill'} & set(sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, timeout=60)
 
 
 def test_overrides_are_checked_with_the_config(project):
     with pytest.raises(ConfigError, match="epohs"):
-        runs.start_stage("train", config="configs/tiny.yaml", overrides={"training.epohs": 1})
+        stage.start_stage("train", config="configs/tiny.yaml", overrides={"training.epohs": 1})
     with pytest.raises(StageError, match="no stage trian"):
-        runs.start_stage("trian", config="configs/tiny.yaml")
+        stage.start_stage("trian", config="configs/tiny.yaml")

@@ -20,7 +20,7 @@ from kwanzaa_nb.evaluate.metrics import score
 from kwanzaa_nb.model.load import Effective
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.model.server import Question, ServerBackend, ServerError, ask, control_text, read_completion, request
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 GREEDY = Decoding(max_new_tokens=24, batch_size=2)
 RECORDS = [

@@ -15,7 +15,9 @@ import pytest
 from test_lock import STRANGER, kwanzaa, until
 from test_runs import entry_of, project, stage_notebook  # noqa: F401
 
-from kwanzaa_nb.core import runs
+from kwanzaa_nb.run import launch
+from kwanzaa_nb.core import manifest
+
 
 WORK = """\
 import time
@@ -36,14 +38,14 @@ def working(root, quick=False):
 
 def named(root, stage, *cells):
     "A notebook of that stage."
-    path = stage_notebook(root, *cells, name=runs.NOTEBOOKS[stage])
+    path = stage_notebook(root, *cells, name=manifest.NOTEBOOKS[stage])
     path.write_text(path.read_text(encoding="utf-8").replace('start_stage(\\"data\\"', f'start_stage(\\"{stage}\\"'), encoding="utf-8")
 
 
 def whole(root):
     "What is there can be read."
     folder = root / "outputs/tiny"
-    runs.read_manifest(folder)
+    manifest.read_manifest(folder)
     for path in folder.glob("notebooks/*.ipynb"):
         json.loads(path.read_text(encoding="utf-8"))
     if (root / "data/train.jsonl").exists():
@@ -57,7 +59,7 @@ def runs_again(root):
     out, err = again.communicate(timeout=60)
     assert again.returncode == 0, out + err
     whole(root)
-    assert entry_of(root)["status"] == "done" and runs.unexecuted(root / "outputs/tiny/notebooks/01_data.ipynb") == []
+    assert entry_of(root)["status"] == "done" and launch.unexecuted(root / "outputs/tiny/notebooks/01_data.ipynb") == []
 
 
 @pytest.mark.parametrize("words, pause", [((signal.SIGINT, signal.SIGINT), 0.1), ((signal.SIGINT, signal.SIGTERM), 0.05),
@@ -92,7 +94,7 @@ def test_killed_anywhere(project, seed):  # noqa: F811
 # ---- disks
 
 
-@pytest.mark.parametrize("stage", runs.STAGES)
+@pytest.mark.parametrize("stage", manifest.STAGES)
 def test_a_folder_that_can_t_be_written(project, stage):  # noqa: F811
     named(project, stage, "stage.done()")
     Path("outputs").mkdir()
@@ -110,7 +112,7 @@ def test_a_folder_that_can_t_be_written(project, stage):  # noqa: F811
 @pytest.mark.parametrize("stage, limit", [("data", 0), ("train", 400), ("evaluate", 1500), ("publish", 6000), ("data", 20000)])
 def test_no_space_is_left(project, stage, limit):  # noqa: F811
     "A limit on the size of files stands for a full disk: it is met by whatever is written first beyond it."
-    named(project, stage, "stage.progress('x' * 100)\nfrom kwanzaa_nb.core.errors import write_atomically\nwrite_atomically('outputs/tiny/made.txt', 'x' * 30000)",
+    named(project, stage, "stage.progress('x' * 100)\nfrom kwanzaa_nb.core.files import write_atomically\nwrite_atomically('outputs/tiny/made.txt', 'x' * 30000)",
           "stage.done()")
 
     def small():

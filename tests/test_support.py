@@ -6,20 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.evaluate.support import (
-    SUPPORTED_AT,
-    LabelError,
-    auroc,
-    examine,
-    failed_gates,
-    mentions,
-    normal_words,
-    reliability,
-    sentences,
-    split_claims,
-    support,
-    tokens,
-)
+from kwanzaa_nb.core.stats import LabelError, auroc
+from kwanzaa_nb.core.text import mentions, normal_words, sentences, split_claims, tokens
+from kwanzaa_nb.evaluate.support import SUPPORTED_AT, examine, failed_gates, reliability, support
 
 
 @pytest.mark.parametrize(

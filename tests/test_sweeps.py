@@ -8,7 +8,8 @@ from ruamel.yaml import YAML
 
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import ConfigError, load_config
-from kwanzaa_nb.core.runs import Stage, StageError
+from kwanzaa_nb.core.manifest import StageError
+from kwanzaa_nb.core.stage import Stage
 from kwanzaa_nb.run.sweeps import Sweep, SweepError, choose, read_sweep, run_sweep, sweep_rows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,8 @@ from ruamel.yaml import YAML
 from kwanzaa_nb.publish import staging
 from kwanzaa_nb.core.config import PATHS, Section, config_table, config_to_yaml, known_keys, load_config
 from kwanzaa_nb.publish.outgoing import OutgoingError, kinds_in
-from kwanzaa_nb.core.runs import Stage, portable_config, read_manifest
+from kwanzaa_nb.core.manifest import portable_config, read_manifest
+from kwanzaa_nb.core.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 LIKE_PATHS = ["Answer by /api/v2/users.", "See /wiki/Help/Contents", r"Never name C:\Users or D:\Data\x.txt.", "and/or, him/her, 1/2", "/a/b/c", "~/notes/x",

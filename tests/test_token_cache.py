@@ -11,7 +11,7 @@ from kwanzaa_nb.model.masking import stop_ids
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.train.token_cache import cached_rows, rows_key
 from kwanzaa_nb.train.trainer import RecordsError, encode_records
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -17,7 +17,8 @@ from tiny import ROOT, SECTIONS, tiny_config, tiny_model, tiny_tokenizer
 import kwanzaa_nb.train.command as command_module
 from kwanzaa_nb.core.config import ConfigError, load_config
 from kwanzaa_nb.train.resume import last_whole
-from kwanzaa_nb.core.runs import read_manifest, run_stage
+from kwanzaa_nb.core.manifest import read_manifest
+from kwanzaa_nb.run.launch import run_stage
 from kwanzaa_nb.train.command import (
     TrainingError,
     TrainingStopped,
@@ -29,7 +30,7 @@ from kwanzaa_nb.train.command import (
     report_failure,
     told_in_sentences,
 )
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SETTINGS = {

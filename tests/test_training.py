@@ -23,7 +23,7 @@ from kwanzaa_nb.model.masking import IGNORED, encode_chat
 from kwanzaa_nb.model.load import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, pack_rows
 from kwanzaa_nb.train.resume import MARK, Checkpoints, forget, last_whole, training_identity
-from kwanzaa_nb.data.validation import read_records
+from kwanzaa_nb.core.record import read_records
 from kwanzaa_nb.train.trainer import (
     DecisionWatch,
     GroupSampler,

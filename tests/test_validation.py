@@ -11,10 +11,11 @@ from tiny import ROOT, tiny_tokenizer
 
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.answer import ERROR_STAGES
-from kwanzaa_nb.data.corpus import DataError, iter_jsonl
+from kwanzaa_nb.core.jsonl import DataError, iter_jsonl
 from kwanzaa_nb.core.prompt import render_user
 from kwanzaa_nb.core.sentences import sentence_spans
-from kwanzaa_nb.data.validation import preview_record, read_records, validate_records
+from kwanzaa_nb.core.record import read_records
+from kwanzaa_nb.data.validation import preview_record, validate_records
 
 CONTEXT = "### Retrieved Context:\nAn archive, 1963\n[1] It was a Monday. [1]\n\n### Instruction:\n"
 TWO = "### Retrieved Context:\nAn archive, 1963\n[1] It was a Monday. [1]\n[2] It rained. [2]\n\nA diary, 1964\n[3] - It (1)\n  was dry. [3]\n\n### Instruction:\n"

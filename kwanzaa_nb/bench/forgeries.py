@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from ..evaluate.metrics import REFUSAL, Rate, judge, read_cases, share
+from ..core.record import read_records
 from ..core.sentences import Sentence, number_sentences
-from ..evaluate.support import mentions, sentences, split_claims, tokens
-from ..data.validation import read_records
+from ..core.stats import Rate, share
+from ..core.text import mentions, sentences, split_claims, tokens
+from ..evaluate.metrics import REFUSAL, judge, read_cases
 
 # %% ../../nbs/bench/forgeries.ipynb #91-004
 Forgery = Callable[[dict, random.Random], "str | None"]  # a record and its chance -> an output, None where it can't be made of this record

@@ -6,7 +6,6 @@
 __all__ = ['LAYOUTS', 'relaid', 'points_right', 'written_after', 'measure_layout', 'main']
 
 # %% ../../nbs/bench/layouts.ipynb #94-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import json
 import sys
 import tempfile
@@ -17,18 +16,20 @@ from typing import Any
 import torch
 from transformers import set_seed
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+from ..evaluate.instrument import store
 from ..core.answer import AnswerError, parse_model_answer
-from .benchmarks import store
-from ..run.cli import steady_streams
 from ..core.config import load_config
+from ..core.console import steady_streams
+from ..core.prompt import SHOWN_AS, render_user, split_user
+from ..core.record import read_records
+from ..evaluate.metrics import score
 from ..model.backend import Decoding
+from ..model.load import (
+    add_adapter, detect_hardware, effective_settings, load_adapter, load_base, load_tokenizer)
 from ..model.local import LocalBackend
 from ..model.masking import stop_ids
-from ..evaluate.metrics import score
-from ..model.load import add_adapter, detect_hardware, effective_settings, load_adapter, load_base, load_tokenizer
-from ..core.prompt import SHOWN_AS, render_user, split_user
 from ..train.trainer import encode_records, keep_freed_memory, save_adapter, train_adapter
-from ..data.validation import read_records
 
 # %% ../../nbs/bench/layouts.ipynb #94-004
 LAYOUTS = {"before": "[{number}] {text}", "behind": "{text} [{number}]", "both ends": "[{number}] {text} [{number}]",

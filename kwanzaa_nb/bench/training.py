@@ -8,7 +8,6 @@ __all__ = ['ARMS', 'Arm', 'arm_config', 'stock_arguments', 'demo_rows', 'even_ro
            'training_rows']
 
 # %% ../../nbs/bench/training.ipynb #92-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import contextlib
 import json
 import subprocess
@@ -26,15 +25,17 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from ..train.budget import peak_bytes
-from ..run.cli import steady_streams
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config, load_config
+from ..core.console import steady_streams
+from ..core.record import read_records
 from ..data.corpus import load_corpus
+from ..model.load import (
+    add_adapter, detect_hardware, effective_settings, from_pretrained, load_base, load_tokenizer)
 from ..model.masking import IGNORED, stop_ids
-from ..model.load import add_adapter, detect_hardware, effective_settings, from_pretrained, load_base, load_tokenizer
 from ..model.packing import pack_rows, row_shares
+from ..train.budget import peak_bytes
 from ..train.trainer import encode_records, give_memory_back, train_adapter
-from ..data.validation import read_records
 
 # %% ../../nbs/bench/training.ipynb #92-004
 @dataclass(frozen=True)

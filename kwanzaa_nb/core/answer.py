@@ -24,7 +24,8 @@ from typing import Annotated, Any, Literal, NoReturn, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from .errors import Problem, ProblemList, write_atomically
+from .errors import Problem, ProblemList
+from .files import write_atomically
 from .sentences import Sentence, SpanError, field_of, number_sentences
 
 # %% ../../nbs/core/answer.ipynb #10-004

@@ -30,15 +30,17 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError,
-                      ValidationInfo)
+from pydantic import (
+    AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, TypeAdapter, ValidationError,
+    ValidationInfo)
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from .errors import Problem, ProblemList, no_file, write_atomically
+from .errors import Problem, ProblemList
+from .files import no_file, write_atomically
 from .prompt import PromptError, fill_system_prompt
 
 # %% ../../nbs/core/config.ipynb #00-005

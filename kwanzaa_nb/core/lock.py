@@ -21,7 +21,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .errors import KwanzaaError, write_atomically
+from .errors import KwanzaaError
+from .files import write_atomically
 
 # %% ../../nbs/core/lock.ipynb #59-005
 AT_WORK, ABOVE = ".at-work", "KWANZAA_AT_WORK"  # folder in a run's; environment variable with the names of holders that started this process

@@ -4,18 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOT_GIVEN', 'NOTHING_RETRIEVED', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS',
-           'LOOKUPS', 'PANEL', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'draw', 'shuffled',
-           'split_documents', 'gold_answer', 'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks',
-           'units', 'excerpt', 'all_shown', 'make_record', 'minimal_pair', 'near_miss', 'injected_pair', 'terms',
-           'lookup', 'lookup_pair', 'answered_by', 'conflicts', 'Turns', 'near_chunks', 'QuestionPool', 'panel',
-           'about_context', 'request', 'plan_panels', 'anchored_panel', 'Plan', 'split_records', 'plan_pairs',
-           'shuffled_questions', 'generate_records', 'build_records', 'gold_problems', 'target_problems',
-           'check_records', 'word_set', 'Trained', 'leaks', 'prompt_features', 'shortcuts', 'Features',
-           'shortcut_problems', 'RecordChecks', 'write_records', 'write_splits', 'refuse_foreign', 'ForeignFile',
-           'count_rows', 'count_by']
+           'LOOKUPS', 'PANEL', 'Planned', 'PLANS', 'SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'split_documents',
+           'gold_answer', 'refusal_answer', 'names_answer', 'distractors', 'shuffled_chunks', 'units', 'excerpt',
+           'all_shown', 'make_record', 'minimal_pair', 'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair',
+           'answered_by', 'conflicts', 'Turns', 'near_chunks', 'QuestionPool', 'panel', 'about_context', 'request',
+           'plan_panels', 'anchored_panel', 'Plan', 'split_records', 'plan_pairs', 'shuffled_questions',
+           'generate_records', 'build_records', 'check_records', 'word_set', 'Trained', 'leaks', 'prompt_features',
+           'shortcuts', 'Features', 'shortcut_problems', 'RecordChecks', 'write_records', 'write_splits',
+           'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
 
 # %% ../../nbs/data/records.ipynb #22-002
-import hashlib
 import json
 import math
 import re
@@ -32,25 +30,16 @@ from typing import Any
 
 import numpy as np
 
-from ..core.answer import PERSONAS, AnswerError, ModelAnswer, find_marks, parse_model_answer
-from .corpus import Chunk, ChunkList, DataError, Question, as_said, quoted_spans
-from ..core.errors import KwanzaaError, Problem, write_atomically
+from ..core.answer import PERSONAS, ModelAnswer, find_marks
+from ..core.errors import KwanzaaError, Problem
+from ..core.files import draw, shuffled, write_atomically
+from ..core.jsonl import DataError
 from ..core.prompt import render_prompt, target_json
-from .retrieval import AnyRetriever, Retriever
+from ..core.record import target_problems
 from ..core.sentences import number_sentences, sentence_spans
-from ..evaluate.support import STOP_WORDS
-
-# %% ../../nbs/data/records.ipynb #22-004
-def draw(
-    *names: Any,  # what the choice is about; any text
-) -> int:  # 0 .. 2**64 - 1, the same everywhere
-    "A number that depends on the names alone."
-    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()[:8], "big")
-
-
-def shuffled(items: Iterable, *names: Any) -> list:
-    "The items in an order that depends on the names alone; items must have distinct texts."
-    return sorted(items, key=lambda item: draw(*names, item))
+from ..core.text import STOP_WORDS
+from .corpus import Chunk, ChunkList, Question, as_said, quoted_spans
+from .retrieval import AnyRetriever, Retriever
 
 # %% ../../nbs/data/records.ipynb #22-007
 SPLITS = ("train", "dev", "eval")
@@ -697,37 +686,6 @@ def build_records(
     for split, record in generate_records(chunks, questions, seed, plans, retrieve):
         built[split].append(record)
     return built
-
-# %% ../../nbs/data/records.ipynb #22-049
-def gold_problems(
-    record: dict,  # with "chunks"; "answerable", "expected" and "mode" are compared where they are there
-) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where a right answer can be judged right
-    "What a record says of itself and its chunks can't keep."
-    gold, ids = (record.get("expected") or {}).get("gold_chunk_ids", []), [chunk["chunk_id"] for chunk in record["chunks"]]
-    found = [("expected.gold_chunk_ids", f"no chunk {name!r} is shown", "name chunks that are", "unknown_gold")
-             for name in gold if name not in ids]
-    found += [("expected.gold_chunk_ids", f"{name!r} is there {count} times", "name it once", "duplicate_gold")
-              for name, count in Counter(gold).items() if count > 1]
-    if record.get("answerable") and not ids and record.get("mode") != "creative":
-        found.append(("answerable", "true, and no chunk is shown that could be cited", "show one, or write false", "answerable"))
-    return found
-
-# %% ../../nbs/data/records.ipynb #22-049-p2
-def target_problems(
-    record: dict,  # with "messages" and "chunks"; "answerable" and "expected" are compared where they are there
-) -> list[tuple[str, str, str, str]]:  # (field, what is wrong, mend, code); empty where the target keeps the contract
-    "What a record's target breaks: the contract of the answer, or what the record says of itself."
-    found = gold_problems(record)
-    try:
-        target = parse_model_answer(record["messages"][-1]["content"], record["chunks"], record.get("mode") == "creative")
-    except AnswerError as error:
-        return found + [("messages[2].content", f"{problem.where}: {problem.what}", problem.mend, problem.code)
-                        for problem in error.problems]
-    refused = target.answer.completeness == "insufficient_data"
-    if record.get("answerable") is refused:
-        found.append(("answerable", f"{str(not refused).lower()} expected, the target's completeness is {target.answer.completeness}",
-                      "correct the one that is wrong", "answerable"))
-    return found
 
 # %% ../../nbs/data/records.ipynb #22-049-b
 def check_records(

@@ -11,10 +11,12 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
-from .metrics import QUOTED_AT, Outcome, Rate, Scores, share
 from ..core.prompt import INSTRUCTION_HEADING, split_user
 from ..core.sentences import number_sentences
-from .support import SUPPORTED_AT, negated, overlap, split_claims, support, tokens
+from ..core.stats import Rate, share
+from ..core.text import split_claims, tokens
+from .metrics import QUOTED_AT, Outcome, Scores
+from .support import SUPPORTED_AT, negated, overlap, support
 
 # %% ../../nbs/evaluate/red_team.ipynb #49-004
 ASKERS = ("A Black student", "A white student", "A Latina student", "A Native American student", "A Jewish student")

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.answer import ModelAnswer
-from ..model.decision import curve, fit_logistic
 from ..core.errors import Problem
-from .metrics import HEADLINES, REFUSAL, Case, Rate, ScoreError, Scores, read_cases, share
 from ..core.prompt import shown_text, target_json
 from ..core.sentences import Sentence
-from .support import sentences, tokens
+from ..core.stats import Rate, share
+from ..core.text import sentences, tokens
+from .metrics import HEADLINES, REFUSAL, Case, ScoreError, Scores, read_cases
+from ..model.decision import curve, fit_logistic
 
 # %% ../../nbs/evaluate/rules.ipynb #93-007
 def content_words(

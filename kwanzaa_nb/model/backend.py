@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..data.corpus import LONGEST_LINE, DataError, iter_jsonl, read_jsonl
-from ..core.errors import KwanzaaError, Problem, write_atomically
+from ..core.errors import KwanzaaError, Problem
+from ..core.files import write_atomically
+from ..core.jsonl import LONGEST_LINE, DataError, iter_jsonl, read_jsonl
 
 # %% ../../nbs/model/backend.ipynb #40-004
 @dataclass(frozen=True)

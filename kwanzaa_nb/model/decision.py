@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..core.stats import auroc
 from .masking import control_of
-from ..evaluate.support import auroc
 
 # %% ../../nbs/model/decision.ipynb #36-004
 DECISION = '{"evidence":['  # what every output begins with; the next character decides: a number, or none

@@ -34,7 +34,8 @@ from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_availa
 from transformers.utils import logging as transformers_logging
 
 from ..core.config import Config, Difference
-from ..core.errors import KwanzaaError, no_file
+from ..core.errors import KwanzaaError
+from ..core.files import no_file
 from .masking import check_template, fit_template, stop_ids, template_changes
 from .packing import SEGMENTED
 

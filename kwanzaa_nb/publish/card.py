@@ -14,9 +14,11 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from ..core.config import METRICS, Config, Difference
+from ..core.manifest import STAGES, portable, without_tokens
+from ..core.results import RATES, metrics_table
+from ..core.table import Table, as_markdown, code_span
 from .gate import adapter_rates, gate_table
 from .licence import base_licence, base_model, is_hub_id, licence_notice
-from ..core.runs import RATES, STAGES, Table, as_markdown, code_span, metrics_table, portable, without_tokens
 
 # %% ../../nbs/publish/card.ipynb #50-004
 def trained_on(

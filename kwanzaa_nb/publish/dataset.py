@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from .card import PROJECT
 from ..core.config import Config
+from ..core.files import file_record
+from ..core.record import read_records
+from ..core.table import Table, as_markdown
+from .card import PROJECT
 from .gate import PublishError
 from .hub import Destination, find_token, no_token, upload
-from ..core.runs import Table, as_markdown, file_record
 from .staging import CARD, SUMS, build_folder
-from ..data.validation import read_records
 
 # %% ../../nbs/publish/dataset.ipynb #58-003
 def split_files(

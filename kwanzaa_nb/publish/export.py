@@ -7,7 +7,6 @@ __all__ = ['CONVERTERS', 'unpack_into', 'merged_model', 'greedy_texts', 'export_
            'run_exports']
 
 # %% ../../nbs/publish/export.ipynb #54-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import shutil
 import subprocess
 import sys
@@ -20,15 +19,16 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config
-from ..evaluate.passes import spread
-from .gate import PublishError
+from ..core.record import read_records, spread
+from ..core.table import Table
 from ..model.backend import Decoding
+from ..model.load import (
+    DTYPES, Effective, detect_hardware, effective_settings, load_adapter, load_base, load_tokenizer)
 from ..model.local import LocalBackend
-from ..model.load import DTYPES, Effective, detect_hardware, effective_settings, load_adapter, load_base, load_tokenizer
-from ..core.runs import Table
+from .gate import PublishError
 from .staging import replace_folder
-from ..data.validation import read_records
 
 # %% ../../nbs/publish/export.ipynb #54-004
 def unpack_into(

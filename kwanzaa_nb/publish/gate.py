@@ -12,7 +12,10 @@ from pathlib import Path
 
 from ..core.config import Config
 from ..core.errors import KwanzaaError
-from ..core.runs import Table, file_record, read_manifest, read_metrics
+from ..core.files import file_record
+from ..core.manifest import read_manifest
+from ..core.results import read_metrics
+from ..core.table import Table
 
 # %% ../../nbs/publish/gate.ipynb #52-003
 class PublishError(KwanzaaError):

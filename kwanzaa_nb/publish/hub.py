@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import Config
-from ..core.errors import write_atomically
+from ..core.files import file_record, write_atomically
+from ..core.manifest import portable
 from .gate import Finding, PublishError, gate_verdict
 from .licence import licence_problem
 from .outgoing import check_outgoing
-from ..core.runs import file_record, portable
 from .staging import sums_text
 
 # %% ../../nbs/publish/hub.ipynb #51-004

@@ -16,16 +16,18 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from .card import failure_examples, render_card
 from ..core.config import PATHS, Config, Difference, to_yaml
 from ..core.errors import Problem
-from .gate import Finding, PublishError, gate_findings, gate_verdict
+from ..core.files import file_record, files_of
+from ..core.manifest import portable, portable_config, read_manifest, without_tokens
+from ..core.record import question_of, read_records
+from ..core.results import read_metrics
+from ..core.table import Table
 from ..model.backend import is_headline, read_log
+from .card import failure_examples, render_card
+from .gate import Finding, PublishError, gate_findings, gate_verdict
 from .licence import base_model
-from ..evaluate.metrics import question_of
 from .outgoing import OutgoingError, is_pickle, is_place, kinds_in, own_folders
-from ..core.runs import Table, file_record, files_of, portable, portable_config, read_manifest, read_metrics, without_tokens
-from ..data.validation import read_records
 
 # %% ../../nbs/publish/staging.ipynb #57-004
 CARD, SUMS, TRAINING_CONFIG, ADAPTER_CONFIG = "README.md", "SHA256SUMS", "training_config.yaml", "adapter_config.json"

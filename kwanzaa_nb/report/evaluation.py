@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from ..core.errors import strict_json
-from ..evaluate.metrics import HEADLINES, Scores, compare, question_of
+from ..core.files import strict_json
+from ..core.record import question_of
+from ..evaluate.metrics import HEADLINES, Scores, compare
 from .answer import EVIDENCE, MARK, MARK_STYLE, NUMBER, named_sentences, readable_chunks
 
 # %% ../../nbs/report/evaluation.ipynb #48-004

@@ -16,13 +16,15 @@ from html import escape
 from pathlib import Path
 
 from ..core.config import project_root
-from ..core.errors import write_atomically
-from ..publish.gate import adapter_rates, below
+from ..core.files import write_atomically
+from ..core.manifest import NOTEBOOKS, STAGES, StageError, path_text, read_manifest
+from ..core.record import question_of
+from ..core.results import rate_text, read_metrics
+from ..core.stage import clock, sentence_of
+from ..evaluate.metrics import HEADLINES, METRICS
 from ..model.backend import is_headline
-from ..evaluate.metrics import HEADLINES, METRICS, question_of
-from ..core.runs import NOTEBOOKS, STAGES, StageError, clock, path_text, rate_text, read_manifest, read_metrics, sentence_of
-from .answer import STYLE as ANSWER_STYLE
-from .answer import answer_html, read_object
+from ..publish.gate import adapter_rates, below
+from .answer import STYLE as ANSWER_STYLE, answer_html, read_object
 
 # %% ../../nbs/report/run.ipynb #62-005
 def last_config(

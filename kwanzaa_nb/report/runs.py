@@ -4,20 +4,25 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'SCRIPT', 'find_runs', 'flat', 'different_settings', 'run_row', 'runs_table', 'overview_page',
-           'overview_rows', 'write_overview', 'write_reports']
+           'overview_rows', 'write_overview', 'write_reports', 'refresh_reports']
 
 # %% ../../nbs/report/runs.ipynb #63-003
 import os
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 from ..core.config import project_root
-from ..core.errors import strict_json, write_atomically
+from ..core.files import strict_json, write_atomically
+from ..core.manifest import MANIFEST, STAGES, path_text
+from ..core.results import rate_text
+from ..core.stage import sentence_of
+from ..core.table import Table
 from ..evaluate.metrics import HEADLINES
 from .run import RunFacts, money, page_html, read_run, write_run_report
-from ..core.runs import MANIFEST, STAGES, Table, path_text, rate_text
 
 # %% ../../nbs/report/runs.ipynb #63-005
 def find_runs(
@@ -180,3 +185,15 @@ def write_reports(
     outputs = Path(root or project_root(), "outputs").resolve()
     written = [write_run_report(folder, root)]
     return [*written, write_overview(outputs, root)] if Path(folder).resolve().is_relative_to(outputs) else written
+
+# %% ../../nbs/report/runs.ipynb #60-036
+def refresh_reports(
+    folder: "str | Path",  # the run folder
+    root: "str | Path",  # the project's root
+) -> None:
+    "Write the run's page and the overview; what stands in the way is a sentence on the error stream."
+    try:
+        write_reports(folder, root)
+    except Exception as error:  # a page is not worth a stage
+        print(f"The reports of {Path(folder).name} could not be written ({sentence_of(error)}): "
+              f"kwanzaa report {shlex.quote(str(folder))} writes them.", file=sys.stderr)

@@ -10,8 +10,9 @@ import contextlib
 from pathlib import Path
 
 from ..core.config import project_root
-from ..core.errors import KwanzaaError, write_atomically
-from ..core.runs import shipped
+from ..core.errors import KwanzaaError
+from ..core.files import write_atomically
+from .launch import shipped
 
 # %% ../../nbs/run/start.ipynb #64-005
 COPIED = ("configs/**/*.yaml", "configs/**/*.json", "data/corpus/*", "data/questions/*", "data/benchmarks/*")

@@ -19,12 +19,16 @@ from typing import Any
 from urllib.parse import quote
 
 from ..core.config import Config, ConfigError, config_to_yaml, load_config, project_root, read_yaml
-from ..core.errors import KwanzaaError, Problem, ProblemList, disk_sentence, write_atomically
+from ..core.errors import KwanzaaError, Problem, ProblemList
+from ..core.files import disk_sentence, write_atomically
 from ..core.lock import at_work
+from ..core.manifest import STAGES, StageError, portable, portable_config, read_manifest
+from ..core.results import rate_text, read_metrics
+from ..core.table import Table
 from ..evaluate.metrics import METRICS
-from ..report.runs import write_overview
 from ..report.run import page_html, rate_line, table_html
-from ..core.runs import STAGES, StageError, Table, portable, portable_config, rate_text, read_manifest, read_metrics, run_stage
+from ..report.runs import write_overview
+from .launch import run_stage
 
 # %% ../../nbs/run/sweeps.ipynb #65-005
 class SweepError(ProblemList):

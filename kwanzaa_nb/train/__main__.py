@@ -1,6 +1,7 @@
 """`python -m kwanzaa_nb.train` trains, by itself or under `accelerate launch`."""
 
+from ..report.runs import refresh_reports
 from .command import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(pages=refresh_reports))

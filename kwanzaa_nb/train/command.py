@@ -10,7 +10,6 @@ __all__ = ['LAUNCHED_BY', 'LOG', 'LIVE', 'PATIENCE', 'settle_settings', 'Trainin
            'open_stage', 'train_stage', 'report_failure', 'main']
 
 # %% ../../nbs/train/command.ipynb #71-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import argparse
 import contextlib
 import dataclasses
@@ -30,25 +29,29 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
-from .budget import Estimate, check_budget, estimate_run
-from ..run.cli import read_setting, steady_streams
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config, Difference, config_to_yaml, read_yaml, resolve_config
-from ..core.errors import KwanzaaError, disk_sentence, strict_json, write_atomically
-from ..evaluate.passes import spread
-from ..evaluate.figures import loss_plot
+from ..core.console import read_setting, steady_streams
+from ..core.errors import KwanzaaError
+from ..core.files import disk_sentence, strict_json, write_atomically
+from ..core.lock import check_free
+from ..core.manifest import read_manifest
+from ..core.plots import loss_plot
+from ..core.record import read_records, spread
+from ..core.stage import QUIET, Stage, unstoppable
+from ..model.load import (
+    Effective, Hardware, add_adapter, detect_hardware, effective_settings, expert_differences, load_base,
+    load_tokenizer, remote_code, template_differences)
+from ..model.masking import stop_ids
+from ..model.packing import pack_rows
+from .budget import Estimate, check_budget, estimate_run
 from .lengths import fit_records
 from .live import LiveReport, Moment
-from ..core.lock import check_free
-from ..model.masking import stop_ids
-from ..model.load import (Effective, Hardware, add_adapter, detect_hardware, effective_settings, expert_differences, load_base,
-                              load_tokenizer, remote_code, template_differences)
-from ..model.packing import pack_rows
 from .resume import Checkpoints, forget, last_whole, training_identity
-from ..core.runs import QUIET, Stage, read_manifest, unstoppable
 from .token_cache import cached_rows
-from .trainer import (DecisionWatch, TrainingError, count_processes, disk_is_full, keep_freed_memory, keep_start,
-                                 save_adapter, step_budget, train_adapter)
-from ..data.validation import read_records
+from .trainer import (
+    DecisionWatch, TrainingError, count_processes, disk_is_full, keep_freed_memory, keep_start, save_adapter,
+    step_budget, train_adapter)
 
 # %% ../../nbs/train/command.ipynb #71-004
 def settle_settings(
@@ -462,6 +465,7 @@ def _fail_for_all(stage: Stage, error: BaseException) -> None:
 # %% ../../nbs/train/command.ipynb #71-028-b
 def main(
     arguments: "Sequence[str] | None" = None,  # None: those of the command line
+    pages: "Callable[[Path, Path], None] | None" = None,  # writes the pages for readers when the stage ends
 ) -> int:  # 0, or 1 after an error, 130 when stopped
     "The command: train as a config says, in this process and those that were started with it."
     steady_streams()
@@ -474,6 +478,7 @@ def main(
     stage, previous = None, signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         stage = open_stage(given.config, dict(given.set))
+        stage.pages = pages if is_first() else None
         train_stage(stage)
         return 0
     except (Exception, KeyboardInterrupt) as error:

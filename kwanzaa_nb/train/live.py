@@ -6,7 +6,6 @@
 __all__ = ['Moment', 'LiveReport']
 
 # %% ../../nbs/train/live.ipynb #67-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import base64
 import io
 import time
@@ -17,8 +16,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..evaluate.figures import loss_plot
-from ..core.runs import Table, clock
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+from ..core.plots import loss_plot
+from ..core.stage import clock
+from ..core.table import Table
 
 # %% ../../nbs/train/live.ipynb #67-004
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ __all__ = ['SECTIONS', 'MARK', 'training_identity', 'Checkpoints', 'read_mark', 
            'forget']
 
 # %% ../../nbs/train/resume.ipynb #35-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import hashlib
 import json
 import os
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config
-from ..core.errors import write_atomically
+from ..core.files import write_atomically
 from ..model.load import Effective
 from .trainer import TrainingError, count_processes
 

@@ -6,7 +6,6 @@
 __all__ = ['rows_key', 'cached_rows']
 
 # %% ../../nbs/train/token_cache.ipynb #39-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import hashlib
 import inspect
 import json
@@ -21,6 +20,7 @@ import tokenizers
 import transformers
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_from_disk
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import kwanzaa_nb.model.decision
 import kwanzaa_nb.model.masking
 import kwanzaa_nb.train.trainer

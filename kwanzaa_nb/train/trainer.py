@@ -10,7 +10,6 @@ __all__ = ['M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'TrainingError', 'RecordsErro
            'keep_start', 'save_adapter']
 
 # %% ../../nbs/train/trainer.ipynb #33-002
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import ctypes
 import errno
 import json
@@ -29,14 +28,16 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config, Difference
+from ..core.errors import KwanzaaError, Problem, ProblemList
+from ..core.files import write_atomically
+from ..core.stats import auroc
 from ..model.decision import decision_tokens
-from ..core.errors import KwanzaaError, Problem, ProblemList, write_atomically
 from ..model.fused import fuse_adapter
-from ..model.masking import IGNORED, MaskError, check_supervised, encode_chat, encode_text, render_chat
 from ..model.load import Effective
+from ..model.masking import IGNORED, MaskError, check_supervised, encode_chat, encode_text, render_chat
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
-from ..evaluate.support import auroc
 
 # %% ../../nbs/train/trainer.ipynb #33-004
 class TrainingError(KwanzaaError):
