@@ -1,4 +1,4 @@
-"""The front door: README.md is nbs/index.ipynb, and what the documents point to exists."""
+"""The front door: README.md is nbs/index.ipynb, and what documents and guides point to exists."""
 
 import json
 import re
@@ -11,8 +11,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HERE = "https://github.com/ainative/kwanzaa-notebooks/blob/main/"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "outputs/README.md", "configs/README.md")
+GUIDES = tuple(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "nbs" / "guides").glob("*.ipynb")))
 MADE_LATER = ("outputs/", "mine/", "configs/mine.yaml", ".venv", "draft.py", "OUT.ipynb")
 TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests", "outputs", "kwanzaa_nb", ".ci", ".github"}
+
+
+def read(name):
+    "The text of a document, or what a notebook says in its Markdown."
+    text = (ROOT / name).read_text(encoding="utf-8")
+    if not name.endswith(".ipynb"):
+        return text
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+
+
+def commands(name):
+    "Lines of a document that call `kwanzaa`, each without that word."
+    return re.findall(r"^kwanzaa (.+)$", read(name).replace("\\\n", " "), re.MULTILINE)
 
 
 def rows(folder):
@@ -38,15 +52,16 @@ def links(text, document):
 
 
 def test_readme_is_the_index_notebook():
-    cells = json.loads((ROOT / "nbs" / "index.ipynb").read_text(encoding="utf-8"))["cells"]
-    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    assert (ROOT / "README.md").read_text(encoding="utf-8") == "\n\n".join(texts) + "\n"
+    assert read("README.md") == read("nbs/index.ipynb") + "\n"
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+def test_readme_is_three_screens():
+    assert len(read("README.md").splitlines()) <= 120, "move what is more into a guide of nbs/guides"
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, *GUIDES])
 def test_what_is_pointed_to_exists(name):
-    document = ROOT / name
-    text = document.read_text(encoding="utf-8")
+    document, text = ROOT / name, read(name)
     wanted = {path for path in mentioned(text) | set(links(text, document)) if not path.startswith(MADE_LATER)}
     missing = sorted(path for path in wanted if not (ROOT / path).exists() and not list(ROOT.glob(path + "*")))
     assert not missing, f"{name} points to what is not there: {', '.join(missing)}"
@@ -59,26 +74,24 @@ def test_pointers_are_found():
 
 def test_targets_of_make_exist():
     made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for name in DOCUMENTS:
-        asked = set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+    for name in (*DOCUMENTS, *GUIDES):
+        asked = set(re.findall(r"(?:^|`)make ([a-z-]+)", read(name), re.MULTILINE))
         assert asked <= made, f"{name} names unknown targets: {', '.join(sorted(asked - made))}"
 
 
 def test_commands_are_understood():
     from kwanzaa_nb.run.cli import parser
 
-    for name in DOCUMENTS:
-        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^kwanzaa (.+)$", text, re.MULTILINE):
+    for name in (*DOCUMENTS, *GUIDES):
+        for line in commands(name):
             parser().parse_args(shlex.split(line))  # SystemExit where a word is unknown
 
 
-def test_overrides_that_the_readme_shows_are_accepted():
+def test_overrides_that_guides_show_are_accepted():
     from kwanzaa_nb.run.cli import parser
     from kwanzaa_nb.core.config import load_config
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line for line in re.findall(r"^kwanzaa (run .+)$", text, re.MULTILINE)]
+    lines = [line for name in ("README.md", *GUIDES) for line in commands(name) if line.startswith("run ")]
     for line in lines:
         given = parser().parse_args(shlex.split(line))
         load_config(ROOT / given.config, dict(given.set))
@@ -86,7 +99,7 @@ def test_overrides_that_the_readme_shows_are_accepted():
 
 
 def test_torch_is_the_pinned_one():
-    shown = re.findall(r"torch==([\d.]+\d)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    shown = re.findall(r"torch==([\d.]+\d)", "\n".join(map(read, ("README.md", *GUIDES))))
     pinned = re.findall(r"^torch==([\d.]+)", (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert shown and set(shown) == set(pinned)
 
@@ -95,14 +108,13 @@ def test_demo_figures_have_a_place():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("<!-- demo-figures -->") == 1
 
 
-def test_the_rules_beside_the_demo_are_those_that_are_stored():
+def test_beside_the_demo_stands_the_best_of_the_stored_rules():
     stored = json.loads((ROOT / "data" / "benchmarks" / "rules.json").read_text(encoding="utf-8"))["measured"]
-    said = {cells[0]: cells[3:] for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-            if line.startswith("|") and len(cells := [cell.strip(" `") for cell in line.strip("|").split("|")]) == 6}
+    tables = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in read("README.md").splitlines() if line.startswith("|")]
+    said = {cells[0]: cells[3] for cells in tables if len(cells) == 4 and "[" in cells[3]}
     names = {"minimal pairs, both right": "minimal_pair_accuracy"}
-    found = {row: [f"{rule[names.get(row, row)]['value']:.2f} [{rule[names.get(row, row)]['low']:.2f}, {rule[names.get(row, row)]['high']:.2f}]"
-                   for rule in stored.values()] for row in said if row not in ("metric", "---")}
-    assert len(found) == 5 and found == {row: said[row] for row in found}
+    best = {row: max((rule[names.get(row, row)] for rule in stored.values()), key=lambda rate: rate["value"]) for row in said}
+    assert len(said) == 5 and said == {row: f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" for row, rate in best.items()}
 
 
 def test_counts_of_the_data_card():
