@@ -3,6 +3,7 @@
 import ast
 import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -235,7 +236,7 @@ RANGES = {
     "budget.max_usd": ([0, 99.5], [-1]), "budget.usd_per_hour": ([0, 2.5], [-1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
 } | {key: ([1, 7], [0, -1]) for key in (
-    "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit", "run.processes",
+    "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
     "evaluation.stop_invalid_after", "evaluation.batch_tokens", "evaluation.red_team", "budget.measured_steps", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
@@ -244,12 +245,11 @@ RANGES = {
 
 @pytest.mark.parametrize("key", RANGES)
 def test_ranges(write, key):
-    (good, bad), needed = RANGES[key], {"run.launcher": "accelerate"} if key == "run.processes" else {}
+    good, bad = RANGES[key]
     for value in good:
-        assert dict(config_table(load_config(write(MINIMAL), {key: value} | needed)))[key] == value
+        assert dict(config_table(load_config(write(MINIMAL), {key: value})))[key] == value
     for value in bad:
-        assert told(lambda value=value: load_config(write(MINIMAL), {key: value} | needed)) == [
-            (f"override, {key}", "wrong_value")]
+        assert told(lambda value=value: load_config(write(MINIMAL), {key: value})) == [(f"override, {key}", "wrong_value")]
 
 
 def test_every_number_has_a_range_test():
@@ -388,6 +388,18 @@ def test_overrides_join_the_list(write):
 def test_an_unknown_key_gets_a_mend(write, text, where, mend):
     found = problems_of(lambda: load_config(write(MINIMAL + text + "\n")))
     assert [(problem.where, problem.code, problem.mend) for problem in found] == [(where, "unknown_key", mend)]
+
+
+@pytest.mark.parametrize("key", module.REMOVED)
+def test_a_key_of_an_earlier_version_says_what_to_do_instead(write, key):
+    assert tuple(key.split(".")) not in known_keys()
+    section, name = key.rsplit(".", 1)
+    values = functools.reduce(lambda inner, part: {part: inner}, reversed(section.split(".")), {name: 5})
+    sections = tree()
+    sections[section.split(".")[0]] = {**sections.get(section.split(".")[0], {}), **values[section.split(".")[0]]}
+    for act in (lambda: resolve_config(sections=sections), lambda: load_config(write(MINIMAL), {key: 5})):
+        (found,) = problems_of(act)
+        assert (found.where.split(", ")[1], found.code, found.mend) == (key, "unknown_key", f"it is no key any more: {module.REMOVED[key]}")
 
 
 @pytest.mark.parametrize("key", ["run.name", "run.output_dir", "model.base_model_id", "adapter.method",
@@ -559,10 +571,7 @@ IMPOSSIBLE = [
     ({"evaluation.backend": "server", "evaluation.server.base": "m"}, "evaluation.server.url"),
     ({"evaluation.backend": "server", "evaluation.server.url": "http://localhost/v1"}, "evaluation.server.base"),
     ({"evaluation.server.url": "https://me:secret@example.org/v1"}, "evaluation.server.url"),
-    ({"run.launcher": "accelerate"}, "run.launcher"),
-    ({"run.processes": 2}, "run.launcher"),
-    ({"run.accelerate_config": "configs/accelerate/ddp.yaml"}, "run.launcher"),
-    *(({"run.launcher": "accelerate", "run.processes": 2, "data.corpus": "c", "data.questions": "q", key: f"{start}/x"}, key)
+    *(({"data.corpus": "c", "data.questions": "q", key: f"{start}/x"}, key)
       for key in PATHS for start in ("~nobody-of-that-name", "~~~")),
 ]
 

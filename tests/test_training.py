@@ -483,9 +483,6 @@ OTHER = {
     "run.eval_steps": 5,
     "run.save_total_limit": 9,
     "run.report_to": ("tensorboard",),
-    "run.launcher": None,
-    "run.accelerate_config": None,
-    "run.processes": None,
     "training.epochs": 3,
     "training.max_steps": 77,
     "training.learning_rate": 0.5,
@@ -502,9 +499,6 @@ OTHER = {
     "training.strict_steps": None,
 }
 ELSEWHERE = {
-    "run.launcher",
-    "run.accelerate_config",
-    "run.processes",
     "run.device",
     "run.name",
     "run.output_dir",

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkField', 'QuestionField', 'PersonaName', 'Phrase',
            'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'GATES', 'Export',
-           'PUBLISHED', 'HOMELESS', 'WHOLE_PATH', 'PATHS', 'RULES', 'DEFAULT_CONFIG', 'read_number', 'read_whole',
-           'number', 'whole', 'FrozenMap', 'mapping', 'Section', 'setting', 'RunSection', 'ModelSection',
+           'PUBLISHED', 'REMOVED', 'HOMELESS', 'WHOLE_PATH', 'PATHS', 'RULES', 'DEFAULT_CONFIG', 'read_number',
+           'read_whole', 'number', 'whole', 'FrozenMap', 'mapping', 'Section', 'setting', 'RunSection', 'ModelSection',
            'QuantizationSection', 'AdapterSection', 'DefaultsSection', 'DataSection', 'TrainingSection',
            'BudgetSection', 'GenerationSection', 'ServerSection', 'EvaluationSection', 'MetadataSection',
            'PublishingSection', 'project_root', 'Config', 'known_keys', 'expected', 'choices', 'ConfigError', 'shown',
@@ -142,10 +142,6 @@ class RunSection(Section):
     save_total_limit: Count = setting("Keep at most so many checkpoints.", 3)
     report_to: tuple[Literal["tensorboard", "trackio"], ...] = setting(
         "Also log for these tools, into the run's folder; nothing is sent anywhere.", ())
-    launcher: Literal["accelerate"] | None = setting(
-        "accelerate trains in processes of their own, several of them where that is wanted; null: in the notebook's kernel.", None)
-    accelerate_config: Text | None = setting("YAML file for accelerate launch, as in configs/accelerate; goes with launcher.", None)
-    processes: Count | None = setting("Processes on this machine, one a device; null: as accelerate_config says; goes with launcher.", None)
 
 # %% ../../nbs/core/config.ipynb #00-015
 class ModelSection(Section):
@@ -486,12 +482,21 @@ def dotted(
     return ".".join(key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80 else _brief(key)
                     for key in path)
 
+# %% ../../nbs/core/config.ipynb #00-042-c
+_ACCELERATE = ("training starts its processes by accelerate launch --config_file configs/accelerate/ddp.yaml "
+               "-m kwanzaa_nb.train --config FILE; delete the key")
+REMOVED = {  # key of an earlier version -> what to do instead
+    "run.launcher": _ACCELERATE, "run.accelerate_config": _ACCELERATE, "run.processes": _ACCELERATE,
+}
+
 # %% ../../nbs/core/config.ipynb #00-043
 def nearest_key(
     key: Any,  # the unknown key, as it stands in the file
     section: tuple[str, ...],  # path of the section it stands in
 ) -> str:  # a mend; names the section's keys where nothing is near
     "Suggest a known key: the same key of another section, a near one of this section, or a near one anywhere."
+    if (removed := dotted((*section, key))) in REMOVED:
+        return f"it is no key any more: {REMOVED[removed]}"
     here = {path[-1]: path for path in known_keys() if path[:-1] == section}
     elsewhere = {path[-1]: path for path in known_keys() if path[:-1] != section}
     key = key if isinstance(key, str) else ""
@@ -822,7 +827,7 @@ def _leaves_folder(names: tuple[str, ...]) -> bool:
 
 # %% ../../nbs/core/config.ipynb #00-064-c
 HOMELESS, WHOLE_PATH = "a path that begins with ~ and a name that no user of this machine has", "write the whole path"
-PATHS = ("run.output_dir", "run.accelerate_config", "model.base_model_id", "model.chat_template", "data.train_file", "data.eval_file", "data.dev_file",
+PATHS = ("run.output_dir", "model.base_model_id", "model.chat_template", "data.train_file", "data.eval_file", "data.dev_file",
          "data.corpus", "data.questions", "evaluation.adapter", "publishing.metadata.base_model_id")  # keys whose values are paths, or can be
 
 
@@ -842,12 +847,6 @@ RULES = (
          "write load_in_4bit: false, or adapter.method: qlora"),
     Rule(("adapter.variant", "adapter.method"), lambda variant, method: variant == "pissa" and method == "qlora",
          "pissa takes its start from weights that are not in four bits", "write method: lora, or another variant"),
-    Rule(("run.launcher", "run.accelerate_config", "run.processes"),
-         lambda launcher, file, processes: launcher and not (file or processes),
-         "it is not said how many processes", "write run.processes, or name a file in run.accelerate_config"),
-    Rule(("run.launcher", "run.accelerate_config", "run.processes"),
-         lambda launcher, file, processes: not launcher and (file or processes),
-         "null does not read run.accelerate_config and run.processes", "write launcher: accelerate, or both of them null"),
     Rule(("data.eval_file", "data.train_file"), same_file,
          "the same file as data.train_file", "evaluate on records that are not trained on"),
     Rule(("data.dev_file", "data.train_file"), same_file,
