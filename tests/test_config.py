@@ -593,7 +593,7 @@ def test_every_rule_is_broken_by_some_test(write):
     {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
     {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801}, {"data.dev_file": "dev.jsonl"},
     {"publishing.include": ["README.md"]}, {"evaluation.sampling_seeds": [1, 2]},
-    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}, {"evaluation.answer_threshold": 0.4, "evaluation.backend": "vllm"},
+    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}, {"evaluation.answer_threshold": 0.4},
     {"evaluation.backend": "server", "evaluation.server.base": "m", "evaluation.server.url": "http://localhost:8000/v1"}])
 def test_possible_combinations(write, overrides):
     assert isinstance(load_config(write(MINIMAL), overrides), Config)

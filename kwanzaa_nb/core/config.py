@@ -273,7 +273,7 @@ class GenerationSection(Section):
     max_new_tokens: Count = setting("Longest answer in tokens; a longer one is cut and counts as a failure.", 800)
 
 
-Backend = Literal["local", "server", "vllm"]
+Backend = Literal["local", "server"]
 
 
 class ServerSection(Section):
@@ -297,7 +297,7 @@ class EvaluationSection(Section):
     red_team: Count | None = setting("Answerable questions, and as many others, that five kinds of people ask; null: no red-team probes.", 8)
     answer_threshold: number(ge=0, le=1) | None = setting(
         "Answer where all tokens that answer have at least this probability together; null: where the likeliest token does.", 0.5)
-    backend: Backend = setting("Who writes: a model in this process, a server, or vLLM in this process.", "local")
+    backend: Backend = setting("Who writes: a model in this process, or a server, such as one that vllm serve starts.", "local")
     server: ServerSection = setting("Where a server listens, for backend server.", default_factory=ServerSection)
     generation_defaults: GenerationSection = setting("Generation settings.", default_factory=GenerationSection)
 

@@ -65,7 +65,7 @@ def sampling_differences(
 def backend_differences(
     config: Config,
 ) -> list[Difference]:
-    "What a server or vLLM leaves unused."
+    "What a server leaves unused."
     wanted, found = config.evaluation, []
     if wanted.backend != "local" and wanted.stop_invalid_after is not None:
         found.append(Difference("evaluation.stop_invalid_after", wanted.stop_invalid_after, None,
@@ -103,7 +103,7 @@ def arms(
     "The arms of an evaluation and who writes them."
     if config.evaluation.backend == "server":
         return _served(config)
-    return _by_vllm(config, effective, adapter) if config.evaluation.backend == "vllm" else _by_model(config, effective, adapter)
+    return _by_model(config, effective, adapter)
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013-b
 def _api_key(variable: "str | None") -> "str | None":
@@ -122,18 +122,6 @@ def _served(config: Config) -> "Iterator[tuple[str, Backend]]":
     yield "base", ServerBackend(wanted.server.url, wanted.server.base, key)
     if wanted.adapter != "none" and wanted.server.adapter:
         yield "adapter", ServerBackend(wanted.server.url, wanted.server.adapter, key)
-
-
-def _by_vllm(config: Config, effective: Any, adapter: "Path | None") -> "Iterator[tuple[str, Backend]]":
-    "The arms that vLLM writes."
-    from kwanzaa_nb.model.masking import stop_ids
-    from kwanzaa_nb.model.load import load_tokenizer
-    from kwanzaa_nb.model.vllm_engine import VllmBackend, longest_sequence, start_engine
-
-    tokenizer = load_tokenizer(config)
-    engine, ends, longest = start_engine(config, effective, adapter), sorted(stop_ids(tokenizer)), longest_sequence(config)
-    yield from ((arm, VllmBackend(engine, tokenizer, ends, folder, longest)) for arm, folder in (("base", None), ("adapter", adapter))
-                if arm == "base" or folder)
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013-b-p2
 def _by_model(config: Config, effective: Any, adapter: "Path | None") -> "Iterator[tuple[str, Backend]]":
