@@ -496,14 +496,12 @@ OTHER = {
     "training.optim": "adafactor",
     "training.gradient_checkpointing": True,
     "training.loraplus_ratio": None,
-    "training.strict_steps": None,
 }
 ELSEWHERE = {
     "run.device",
     "run.name",
     "run.output_dir",
     "training.loraplus_ratio",
-    "training.strict_steps",
 }  # hardware, stages and `encode_records`
 GPU = Hardware("cuda", "A100", True, True, True)
 
@@ -781,15 +779,10 @@ def test_loraplus_gives_the_second_matrices_larger_steps(tmp_path):
     assert {rate for name, rate in rates.items() if "lora_B" in name} == {0.16}
 
 
-def test_strict_steps_refuse_intervals_that_the_run_is_too_short_for():
+def test_intervals_that_the_run_is_too_short_for_are_shortened():
     overrides = {"training.max_steps": 10, "run.eval_steps": 200, "run.save_steps": 200, "run.logging_steps": 1}
     budget, differences = step_budget(tiny_config(**overrides), 100)
     assert (budget["eval_steps"], budget["save_steps"]) == (5, 5) and len(differences) == 2
-    with pytest.raises(RecordsError) as error:
-        step_budget(tiny_config(**overrides, **{"training.strict_steps": True}), 100)
-    assert [problem.where for problem in error.value.problems] == ["run.eval_steps", "run.save_steps"]
-    fine = {**overrides, "run.eval_steps": 5, "run.save_steps": 5, "training.strict_steps": True}
-    assert step_budget(tiny_config(**fine), 100)[1] == ()
 
 
 def test_freed_memory_is_kept_and_given_back_on_request():

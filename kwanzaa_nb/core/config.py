@@ -237,8 +237,6 @@ class TrainingSection(Section):
     "The optimiser and its schedule."
     epochs: number(gt=0) = setting("Passes over the training records.", 2)
     max_steps: Count | None = setting("Stop after so many optimiser steps; null: run all epochs.", None)
-    strict_steps: Flag = setting(
-        "Stop where an interval of logging, evaluating or saving is too long for the run, instead of shortening it.", False)
     loraplus_ratio: number(ge=1) = setting(
         "Learning rate of the adapter's second matrices over that of the first (LoRA+, Hayou et al. 2024); 1: the same.", 1.0)
     learning_rate: number(gt=0) = setting("Peak learning rate.", 0.0002)
@@ -487,6 +485,7 @@ _ACCELERATE = ("training starts its processes by accelerate launch --config_file
                "-m kwanzaa_nb.train --config FILE; delete the key")
 REMOVED = {  # key of an earlier version -> what to do instead
     "run.launcher": _ACCELERATE, "run.accelerate_config": _ACCELERATE, "run.processes": _ACCELERATE,
+    "training.strict_steps": "intervals that are too long for a run are shortened, and the report says so; delete the key",
 }
 
 # %% ../../nbs/core/config.ipynb #00-043

@@ -110,7 +110,7 @@ def plan_steps(
     data: TrainingData,
     processes: int = 1,
 ) -> dict[str, int]:
-    "Count steps and intervals, and note those that are not as asked. RecordsError: under strict_steps."
+    "Count steps and intervals, and note those that are not as asked."
     budget, differences = step_budget(stage.config, len(data.rows), processes)
     stage.differs(*differences)
     return budget

@@ -258,21 +258,17 @@ def step_budget(
     rows: int,  # training rows, packed or not
     processes: int = 1,  # that train together, one a device
 ) -> tuple[dict[str, int], tuple[Difference, ...]]:  # optimiser steps and intervals, and what differs from the config
-    "How many optimiser steps there will be, and when the run logs, evaluates and saves; with strict_steps, `RecordsError` for rare ones."
+    "How many optimiser steps there will be, and when the run logs, evaluates and saves."
     wanted = config.training
     micro = math.ceil(rows / (wanted.per_device_train_batch_size * processes))
     per_epoch = math.ceil(micro / wanted.gradient_accumulation_steps)
     total = wanted.max_steps or math.ceil(per_epoch * wanted.epochs)
     budget, found = {"steps": total, "steps_per_epoch": per_epoch, "warmup_steps": math.ceil(total * wanted.warmup_ratio)}, []
-    problems = []
     for name, most in (("logging_steps", total // 10), ("eval_steps", total // 2), ("save_steps", total // 2)):
         asked = getattr(config.run, name)
         budget[name] = min(asked, max(1, most))
         if budget[name] != asked:
-            problems.append(Problem(f"run.{name}", f"{asked}, and the run has {total} steps", f"write {budget[name]} or less", "too_rare"))
             found.append(Difference(f"run.{name}", asked, budget[name], f"the run has {total} steps, so {asked} is too rare"))
-    if problems and wanted.strict_steps:
-        raise RecordsError("intervals under training.strict_steps", problems)
     return budget, tuple(found)
 
 # %% ../../nbs/train/trainer.ipynb #33-019
