@@ -256,7 +256,6 @@ class BudgetSection(Section):
     max_usd: number(ge=0) = setting("Stop before training where it would cost more, in USD.", 500)
     gpu: Text | None = setting("Kind of GPU by its name in configs/gpus.yaml, for its price; null: the one that is here.", None)
     usd_per_hour: number(ge=0) | None = setting("Price of an hour in USD; null: that of configs/gpus.yaml.", None)
-    measured_steps: Count = setting("Steps that are measured, and thrown away, to tell how long training will take.", 2)
 
 # %% ../../nbs/core/config.ipynb #00-024
 Metric = Literal["json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
@@ -486,6 +485,7 @@ _ACCELERATE = ("training starts its processes by accelerate launch --config_file
 REMOVED = {  # key of an earlier version -> what to do instead
     "run.launcher": _ACCELERATE, "run.accelerate_config": _ACCELERATE, "run.processes": _ACCELERATE,
     "training.strict_steps": "intervals that are too long for a run are shortened, and the report says so; delete the key",
+    "budget.measured_steps": "two steps are measured; delete the key",
 }
 
 # %% ../../nbs/core/config.ipynb #00-043
