@@ -232,7 +232,6 @@ RANGES = {
     "training.weight_decay": ([0, 0.1], [-0.1]), "training.max_grad_norm": ([0, 5], [-1]),
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
     "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]), "evaluation.answer_threshold": ([0, 0.5, 1], [-0.1, 1.1]),
-    "publishing.cost_per_hour": ([0, 2.5], [-1]),
     "budget.max_usd": ([0, 99.5], [-1]), "budget.usd_per_hour": ([0, 2.5], [-1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
 } | {key: ([1, 7], [0, -1]) for key in (
@@ -379,7 +378,7 @@ def test_overrides_join_the_list(write):
     ("training: {sede: 1}", "line 11, training.sede", "the nearest known key is run.seed"),
     ("publishing: {metadata: {}, \n zzzz: 1}", "line 12, publishing.zzzz",
      "known here: hf_repo, private, license, license_checked, gates, force_reason, include, exports, dataset_repo, dataset_license, "
-     "cost_per_hour, metadata"),
+     "metadata"),
     ("1: 2", "line 11, 1", "known here: run, model, adapter, data, training, budget, evaluation, publishing"),
     ("? [a]\n: 2", "line 11, a list or section as a key",
      "known here: run, model, adapter, data, training, budget, evaluation, publishing"),

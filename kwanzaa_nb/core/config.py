@@ -255,7 +255,7 @@ class BudgetSection(Section):
     "What training may cost; checked before the first step."
     max_usd: number(ge=0) = setting("Stop before training where it would cost more, in USD.", 500)
     gpu: Text | None = setting("Kind of GPU by its name in configs/gpus.yaml, for its price; null: the one that is here.", None)
-    usd_per_hour: number(ge=0) | None = setting("Price of an hour in USD; null: that of configs/gpus.yaml.", None)
+    usd_per_hour: number(ge=0) | None = setting("Price of an hour in USD, for the estimate and the model card; null: that of configs/gpus.yaml, and none on the card.", None)
 
 # %% ../../nbs/core/config.ipynb #00-024
 Metric = Literal["json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
@@ -327,7 +327,6 @@ class PublishingSection(Section):
     exports: tuple[Export, ...] = setting("Further forms to write: merged into the base model's weights, and that as GGUF.", ())
     dataset_repo: RepoId | None = setting("Hub repository of the data set; null: it is not published.", None)
     dataset_license: Text | None = setting("Licence of the data set, by its Hub name; null: not decided.", None)
-    cost_per_hour: number(ge=0) | None = setting("What the machine costs an hour, in US dollars; null: the card estimates no cost.", None)
     metadata: MetadataSection = setting("Facts for the model card.", default_factory=MetadataSection)
 
 # %% ../../nbs/core/config.ipynb #00-028
@@ -486,6 +485,7 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "run.launcher": _ACCELERATE, "run.accelerate_config": _ACCELERATE, "run.processes": _ACCELERATE,
     "training.strict_steps": "intervals that are too long for a run are shortened, and the report says so; delete the key",
     "budget.measured_steps": "two steps are measured; delete the key",
+    "publishing.cost_per_hour": "the card takes budget.usd_per_hour",
 }
 
 # %% ../../nbs/core/config.ipynb #00-043
