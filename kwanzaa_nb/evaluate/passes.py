@@ -44,7 +44,7 @@ def decodings(
     "The passes of an evaluation."
     asked = config.evaluation.generation_defaults
     wanted = config.evaluation
-    shared = {"max_new_tokens": asked.max_new_tokens, "batch_size": wanted.batch_size, "batch_tokens": wanted.batch_tokens,
+    shared = {"max_new_tokens": asked.max_new_tokens, "batch_size": wanted.batch_size,
               "stop_invalid_after": wanted.stop_invalid_after, "answer_threshold": wanted.answer_threshold if wanted.backend == "local" else None}
     return [Decoding(**shared), *[Decoding(**shared, temperature=asked.temperature, top_p=asked.top_p, seed=seed)
                                   for seed in config.evaluation.sampling_seeds]]
