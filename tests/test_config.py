@@ -149,7 +149,7 @@ def test_the_qlora_config_has_the_values_of_the_seed():
     seed = dict(config_table(load_config(SEED)))
     changed = {key for key in seed if seed[key] != ours[key]}
     assert changed == {"model.base_model_id", "publishing.metadata.base_model_id", "data.corpus", "data.questions",
-                       "data.dev_file", "evaluation.stop_invalid_after", "evaluation.grammar", "publishing.dataset_license",
+                       "data.dev_file", "evaluation.grammar", "publishing.dataset_license",
                        "publishing.include"}
 
 
@@ -238,7 +238,7 @@ RANGES = {
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
-    "evaluation.stop_invalid_after", "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
+    "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
     "data.chunk_words": ([1, 400], [0, -1]), "data.max_chunk_words": ([90, 10**6], [0, -1])}
 
 

@@ -286,7 +286,6 @@ class EvaluationSection(Section):
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = setting("Headline metrics to report.", METRICS)
     adapter: Text = setting("auto: the adapter of this run; none: only the base model; or the path of one.", "auto")
     batch_size: Count = setting("Most records generated for at once; the same for every arm.", 16)
-    stop_invalid_after: Count | None = setting("Tokens still written once an output can't become valid any more; null: to its end.", None)
     max_records: Count | None = setting("Score only so many records, spread over the categories; null: all.", None)
     sampling_seeds: tuple[Seed, ...] = setting("Seeds of sampled passes beside the headline; [] for none.", ())
     grammar: Flag = setting("Add each arm once more under a grammar that allows nothing but what keeps the contract.", False)
@@ -486,6 +485,7 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "budget.measured_steps": "two steps are measured; delete the key",
     "publishing.cost_per_hour": "the card takes budget.usd_per_hour",
     "evaluation.batch_tokens": "lower evaluation.batch_size where memory runs out",
+    "evaluation.stop_invalid_after": "local generation writes 24 tokens more, a server writes to the end; delete the key",
 }
 
 # %% ../../nbs/core/config.ipynb #00-043
