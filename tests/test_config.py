@@ -227,7 +227,7 @@ def test_what_is_no_text(write, value):
 
 
 RANGES = {
-    "training.loraplus_ratio": ([1, 16], [0, 0.9]), "training.learning_rate": ([1e-9, 3], [0, -1e-4]), "adapter.dropout": ([0, 0.99], [1, -0.01]),
+    "training.learning_rate": ([1e-9, 3], [0, -1e-4]), "adapter.dropout": ([0, 0.99], [1, -0.01]),
     "training.warmup_ratio": ([0, 0.5], [1, -0.1]), "training.epochs": ([0.01, 3], [0, -1]),
     "training.weight_decay": ([0, 0.1], [-0.1]), "training.max_grad_norm": ([0, 5], [-1]),
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),

@@ -237,8 +237,6 @@ class TrainingSection(Section):
     "The optimiser and its schedule."
     epochs: number(gt=0) = setting("Passes over the training records.", 2)
     max_steps: Count | None = setting("Stop after so many optimiser steps; null: run all epochs.", None)
-    loraplus_ratio: number(ge=1) = setting(
-        "Learning rate of the adapter's second matrices over that of the first (LoRA+, Hayou et al. 2024); 1: the same.", 1.0)
     learning_rate: number(gt=0) = setting("Peak learning rate.", 0.0002)
     lr_scheduler: Scheduler = setting("Course of the learning rate after warm-up.", "cosine")
     warmup_ratio: number(ge=0, lt=1) = setting("Share of all steps spent on warm-up.", 0.03)
@@ -486,6 +484,7 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "publishing.cost_per_hour": "the card takes budget.usd_per_hour",
     "evaluation.batch_tokens": "lower evaluation.batch_size where memory runs out",
     "evaluation.stop_invalid_after": "local generation writes 24 tokens more, a server writes to the end; delete the key",
+    "training.loraplus_ratio": "both matrices of the adapter learn at training.learning_rate; delete the key",
 }
 
 # %% ../../nbs/core/config.ipynb #00-043
