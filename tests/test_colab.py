@@ -119,7 +119,7 @@ def test_stages_and_tutorial_run_in_a_folder_that_is_no_checkout(machine, wheel,
     folder.mkdir()
     asked = subprocess.run([machine[0], "-c", "import kwanzaa_nb"], env=machine[1], cwd=folder, capture_output=True, text=True, check=False)
     assert "No module named 'kwanzaa_nb'" in asked.stderr, "the machine has the project before it is installed"
-    small = {"training.max_steps": 1, "training.gradient_accumulation_steps": 1, "budget.measured_steps": 1,
+    small = {"training.max_steps": 1, "training.gradient_accumulation_steps": 1,
              "evaluation.max_records": 1, "evaluation.red_team": None, "evaluation.grammar": False,
              "publishing.include": ["adapter_config.json", "adapter_model.safetensors", "training_config.yaml", "README.md"]}  # by hand: no reports
     for path in OPENED[:4]:

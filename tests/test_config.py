@@ -3,6 +3,7 @@
 import ast
 import copy
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -148,7 +149,7 @@ def test_the_qlora_config_has_the_values_of_the_seed():
     seed = dict(config_table(load_config(SEED)))
     changed = {key for key in seed if seed[key] != ours[key]}
     assert changed == {"model.base_model_id", "publishing.metadata.base_model_id", "data.corpus", "data.questions",
-                       "data.dev_file", "evaluation.stop_invalid_after", "evaluation.grammar", "publishing.dataset_license",
+                       "data.dev_file", "evaluation.grammar", "publishing.dataset_license",
                        "publishing.include"}
 
 
@@ -226,30 +227,28 @@ def test_what_is_no_text(write, value):
 
 
 RANGES = {
-    "training.loraplus_ratio": ([1, 16], [0, 0.9]), "training.learning_rate": ([1e-9, 3], [0, -1e-4]), "adapter.dropout": ([0, 0.99], [1, -0.01]),
+    "training.learning_rate": ([1e-9, 3], [0, -1e-4]), "adapter.dropout": ([0, 0.99], [1, -0.01]),
     "training.warmup_ratio": ([0, 0.5], [1, -0.1]), "training.epochs": ([0.01, 3], [0, -1]),
     "training.weight_decay": ([0, 0.1], [-0.1]), "training.max_grad_norm": ([0, 5], [-1]),
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
     "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]), "evaluation.answer_threshold": ([0, 0.5, 1], [-0.1, 1.1]),
-    "publishing.cost_per_hour": ([0, 2.5], [-1]),
     "budget.max_usd": ([0, 99.5], [-1]), "budget.usd_per_hour": ([0, 2.5], [-1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]),
 } | {key: ([1, 7], [0, -1]) for key in (
-    "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit", "run.processes",
+    "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
-    "evaluation.stop_invalid_after", "evaluation.batch_tokens", "evaluation.red_team", "budget.measured_steps", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
+    "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
     "data.chunk_words": ([1, 400], [0, -1]), "data.max_chunk_words": ([90, 10**6], [0, -1])}
 
 
 @pytest.mark.parametrize("key", RANGES)
 def test_ranges(write, key):
-    (good, bad), needed = RANGES[key], {"run.launcher": "accelerate"} if key == "run.processes" else {}
+    good, bad = RANGES[key]
     for value in good:
-        assert dict(config_table(load_config(write(MINIMAL), {key: value} | needed)))[key] == value
+        assert dict(config_table(load_config(write(MINIMAL), {key: value})))[key] == value
     for value in bad:
-        assert told(lambda value=value: load_config(write(MINIMAL), {key: value} | needed)) == [
-            (f"override, {key}", "wrong_value")]
+        assert told(lambda value=value: load_config(write(MINIMAL), {key: value})) == [(f"override, {key}", "wrong_value")]
 
 
 def test_every_number_has_a_range_test():
@@ -379,7 +378,7 @@ def test_overrides_join_the_list(write):
     ("training: {sede: 1}", "line 11, training.sede", "the nearest known key is run.seed"),
     ("publishing: {metadata: {}, \n zzzz: 1}", "line 12, publishing.zzzz",
      "known here: hf_repo, private, license, license_checked, gates, force_reason, include, exports, dataset_repo, dataset_license, "
-     "cost_per_hour, metadata"),
+     "metadata"),
     ("1: 2", "line 11, 1", "known here: run, model, adapter, data, training, budget, evaluation, publishing"),
     ("? [a]\n: 2", "line 11, a list or section as a key",
      "known here: run, model, adapter, data, training, budget, evaluation, publishing"),
@@ -388,6 +387,18 @@ def test_overrides_join_the_list(write):
 def test_an_unknown_key_gets_a_mend(write, text, where, mend):
     found = problems_of(lambda: load_config(write(MINIMAL + text + "\n")))
     assert [(problem.where, problem.code, problem.mend) for problem in found] == [(where, "unknown_key", mend)]
+
+
+@pytest.mark.parametrize("key", module.REMOVED)
+def test_a_key_of_an_earlier_version_says_what_to_do_instead(write, key):
+    assert tuple(key.split(".")) not in known_keys()
+    section, name = key.rsplit(".", 1)
+    values = functools.reduce(lambda inner, part: {part: inner}, reversed(section.split(".")), {name: 5})
+    sections = tree()
+    sections[section.split(".")[0]] = {**sections.get(section.split(".")[0], {}), **values[section.split(".")[0]]}
+    for act in (lambda: resolve_config(sections=sections), lambda: load_config(write(MINIMAL), {key: 5})):
+        (found,) = problems_of(act)
+        assert (found.where.split(", ")[1], found.code, found.mend) == (key, "unknown_key", f"it is no key any more: {module.REMOVED[key]}")
 
 
 @pytest.mark.parametrize("key", ["run.name", "run.output_dir", "model.base_model_id", "adapter.method",
@@ -559,10 +570,7 @@ IMPOSSIBLE = [
     ({"evaluation.backend": "server", "evaluation.server.base": "m"}, "evaluation.server.url"),
     ({"evaluation.backend": "server", "evaluation.server.url": "http://localhost/v1"}, "evaluation.server.base"),
     ({"evaluation.server.url": "https://me:secret@example.org/v1"}, "evaluation.server.url"),
-    ({"run.launcher": "accelerate"}, "run.launcher"),
-    ({"run.processes": 2}, "run.launcher"),
-    ({"run.accelerate_config": "configs/accelerate/ddp.yaml"}, "run.launcher"),
-    *(({"run.launcher": "accelerate", "run.processes": 2, "data.corpus": "c", "data.questions": "q", key: f"{start}/x"}, key)
+    *(({"data.corpus": "c", "data.questions": "q", key: f"{start}/x"}, key)
       for key in PATHS for start in ("~nobody-of-that-name", "~~~")),
 ]
 
@@ -584,7 +592,7 @@ def test_every_rule_is_broken_by_some_test(write):
     {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
     {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801}, {"data.dev_file": "dev.jsonl"},
     {"publishing.include": ["README.md"]}, {"evaluation.sampling_seeds": [1, 2]},
-    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}, {"evaluation.answer_threshold": 0.4, "evaluation.backend": "vllm"},
+    {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0}, {"evaluation.answer_threshold": 0.4},
     {"evaluation.backend": "server", "evaluation.server.base": "m", "evaluation.server.url": "http://localhost:8000/v1"}])
 def test_possible_combinations(write, overrides):
     assert isinstance(load_config(write(MINIMAL), overrides), Config)

@@ -242,7 +242,7 @@ def test_development_decisions_are_logged_once(tmp_path):
 
 
 def test_the_passes_of_an_arm():
-    config = tiny_config(**{"evaluation.sampling_seeds": [1], "evaluation.grammar": True, "evaluation.stop_invalid_after": 5})
+    config = tiny_config(**{"evaluation.sampling_seeds": [1], "evaluation.grammar": True})
     found = list(passes(config, "adapter", CPU))
     assert [(name, decoding.name, decoding.grammar, same) for name, decoding, same in found] == [
         ("adapter", "greedy", False, None), ("adapter", "sampled, seed 1", False, None), ("adapter+grammar", "greedy", True, "adapter")]

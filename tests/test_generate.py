@@ -624,17 +624,6 @@ def test_the_decision_is_noted_and_can_be_moved(ending, tokenizer):
     assert all(written.answering is None for written in free)
 
 
-@pytest.mark.parametrize("tokens, sizes", [(None, [4, 3]), (10_000, [4, 3]), (3 * 40, [3, 2, 2]), (1, [1] * 7)])
-def test_batches_keep_to_a_budget_of_tokens(tokens, sizes):
-    prompts = [Prompt(f"r{place}", tuple(range(10 + 3 * place))) for place in range(7)]
-    found = list(batches(prompts, 4, tokens, 20))
-    assert sorted(prompt.record_id for batch in found for prompt in batch) == [prompt.record_id for prompt in prompts]
-    if tokens and tokens > 1:
-        assert all(len(batch) * (len(batch[-1].tokens) + 20) <= tokens for batch in found)
-    if tokens in (None, 1, 10_000):
-        assert [len(batch) for batch in found] == sizes
-
-
 def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
     log = tmp_path / "samples.jsonl"
     open_log(log, HEADER)

@@ -26,7 +26,7 @@ EXTRAS = {
     "model.server": {"server", "eval"},  # asks
     **dict.fromkeys(("core.plots", "evaluate.figures"), {"server", "eval", "train"}),  # plots
     **dict.fromkeys(("model.load", "model.packing"), {"eval", "train"}),  # a model in this process
-    **dict.fromkeys(("model.grammar", "model.local", "model.vllm_engine", "publish.answerer", "publish.export"), {"eval"}),  # which writes
+    **dict.fromkeys(("model.grammar", "model.local", "publish.answerer", "publish.export"), {"eval"}),  # which writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
         "__main__", "budget", "command", "live", "resume", "token_cache", "trainer"))), {"train"}),  # or is trained
     "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do

@@ -88,10 +88,10 @@ def test_a_path_of_this_machine_and_a_token_are_refused_by_key(tmp_path, monkeyp
 
 def test_every_key_that_is_a_path_is_made_portable(tmp_path):
     described = {".".join(path) for path, info in known_keys().items()
-                 if not (isinstance(info, type) and issubclass(info, Section)) and path[-1].endswith(("_file", "_dir", "corpus", "questions", "_template", "accelerate_config"))}
+                 if not (isinstance(info, type) and issubclass(info, Section)) and path[-1].endswith(("_file", "_dir", "corpus", "questions", "_template"))}
     assert described <= set(PATHS)
     away = {key: f"/mnt/somewhere/{key}" for key in PATHS}
-    config = config_of(tmp_path, **away, **{"run.launcher": "accelerate"})
+    config = config_of(tmp_path, **away)
     shown = dict(config_table(config))
     assert {key: portable_config(shown[key], tmp_path, key) for key in PATHS} == {key: f".../{key}" for key in PATHS}
     assert "/mnt/" not in json.dumps(portable_config(config.model_dump(mode="json"), tmp_path))

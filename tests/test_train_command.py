@@ -15,16 +15,11 @@ from ruamel.yaml import YAML
 from tiny import ROOT, SECTIONS, tiny_config, tiny_model, tiny_tokenizer
 
 import kwanzaa_nb.train.command as command_module
-from kwanzaa_nb.core.config import ConfigError, load_config
 from kwanzaa_nb.train.resume import last_whole
 from kwanzaa_nb.core.manifest import read_manifest
-from kwanzaa_nb.run.launch import run_stage
 from kwanzaa_nb.train.command import (
     TrainingError,
     TrainingStopped,
-    launch_command,
-    launched_processes,
-    main,
     open_stage,
     prepare_reports,
     report_failure,
@@ -114,7 +109,7 @@ def test_the_command_does_what_the_stage_does(whole):
     assert entry["status"] == "done" and entry["summary"]["steps"] == 18 and "adapter/adapter_model.safetensors" in entry["wrote"]
     assert {Path(key).name for key in entry["read"]} == {"train.jsonl", "dev.jsonl"}
     assert len(losses(whole)) == 18 and len(losses(whole, "eval_loss")) == 6 and len(log_of(whole)["decision"]) == 6
-    assert not (whole / "live.json").exists() and not list((whole / "checkpoints").glob("*/checkpoint-*"))
+    assert not list((whole / "checkpoints").glob("*/checkpoint-*"))
 
 
 def killed_after(path, folder, step):
@@ -142,25 +137,19 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(home, whole):
     assert losses(home / "killed") == losses(whole) and losses(home / "killed", "eval_loss") == losses(whole, "eval_loss")
 
 
-def test_the_notebook_trains_in_two_processes_what_one_learns_at_the_same_global_batch(home, monkeypatch, capsys):
-    "Rows that don't divide evenly, several epochs; the order of sums alone is another. The report has one output."
+def test_two_processes_learn_what_one_learns_at_the_same_global_batch(home):
+    "Rows that don't divide evenly, several epochs; the order of sums alone is another."
     changes = {"adapter": {"dropout": 0.0}, "training": {"optim": "sgd", "learning_rate": 0.5, "epochs": 2}}
-    monkeypatch.chdir(ROOT)
-    assert main(["--config", str(config_file(home, "one", **changes))]) == 0
-    assert capsys.readouterr().out.count("step 12 of 12: loss") == 1
+    one = run(config_file(home, "one", **changes))
     changes["training"]["gradient_accumulation_steps"] = 1
-    path, said = config_file(home, "two", run={"launcher": "accelerate", "processes": 2}, **changes), []
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    report = run_stage("train", path, log=said.append)
-    assert sum("trains from the start" in line for line in said) == sum("step 12 of 12: loss" in line for line in said) == 1
+    two = run(config_file(home, "two", **changes), 2)
+    for done in (one, two):
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("trains from the start") == done.stdout.count("step 12 of 12: loss") == 1
     for name in ("loss", "eval_loss", "grad_norm"):
         first, second = losses(home / "one", name), losses(home / "two", name)
         assert len(first) == len(second) >= 4 and second == pytest.approx(first, abs=1e-4)
     assert losses(home / "one")[-1] < losses(home / "one")[0] - 0.1
-    cells = json.loads(report.read_text(encoding="utf-8"))["cells"]
-    shown = [output for cell in cells if "launch_training(" in "".join(cell["source"]) and "live.update" in "".join(cell["source"])
-             for output in cell["outputs"]]
-    assert len(shown) == 1 and "12 of 12" in "".join(shown[0]["data"]["text/plain"]) and "<img" in "".join(shown[0]["data"]["text/html"])
     assert read_manifest(home / "two")["stages"]["train"]["summary"]["steps"] == 12
 
 
@@ -182,9 +171,6 @@ def test_the_configs_for_accelerate_are_ones_that_it_takes():
     for path in files:
         loaded = load_config_from_file(str(path))
         assert loaded.num_processes >= 1 and "Not run on a GPU yet" in path.read_text(encoding="utf-8")
-        config = load_config(ROOT / "configs" / "smoke.yaml", {"run.launcher": "accelerate", "run.accelerate_config": str(path)})
-        assert launched_processes(config) == loaded.num_processes
-        assert launch_command(config, Path("x.yaml"), "cuda")[3:5] == ["--config_file", str(path)]
 
 
 def test_processes_other_than_the_first_write_nothing(home, monkeypatch):
@@ -224,9 +210,3 @@ def test_what_ends_a_training_early_is_told_in_a_sentence(error, sentence, tmp_p
     with pytest.raises(OSError, match="denied"):
         with told_in_sentences(tmp_path / "checkpoints"):
             raise OSError(errno.EACCES, "denied")
-
-
-def test_launchers_need_to_know_how_many():
-    for changes in ({"run.launcher": "accelerate"}, {"run.processes": 2}, {"run.accelerate_config": "configs/accelerate/ddp.yaml"}):
-        with pytest.raises(ConfigError, match="run.launcher"):
-            tiny_config(**changes)

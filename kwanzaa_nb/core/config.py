@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkField', 'QuestionField', 'PersonaName', 'Phrase',
            'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'GATES', 'Export',
-           'PUBLISHED', 'HOMELESS', 'WHOLE_PATH', 'PATHS', 'RULES', 'DEFAULT_CONFIG', 'read_number', 'read_whole',
-           'number', 'whole', 'FrozenMap', 'mapping', 'Section', 'setting', 'RunSection', 'ModelSection',
+           'PUBLISHED', 'REMOVED', 'HOMELESS', 'WHOLE_PATH', 'PATHS', 'RULES', 'DEFAULT_CONFIG', 'read_number',
+           'read_whole', 'number', 'whole', 'FrozenMap', 'mapping', 'Section', 'setting', 'RunSection', 'ModelSection',
            'QuantizationSection', 'AdapterSection', 'DefaultsSection', 'DataSection', 'TrainingSection',
            'BudgetSection', 'GenerationSection', 'ServerSection', 'EvaluationSection', 'MetadataSection',
            'PublishingSection', 'project_root', 'Config', 'known_keys', 'expected', 'choices', 'ConfigError', 'shown',
@@ -142,10 +142,6 @@ class RunSection(Section):
     save_total_limit: Count = setting("Keep at most so many checkpoints.", 3)
     report_to: tuple[Literal["tensorboard", "trackio"], ...] = setting(
         "Also log for these tools, into the run's folder; nothing is sent anywhere.", ())
-    launcher: Literal["accelerate"] | None = setting(
-        "accelerate trains in processes of their own, several of them where that is wanted; null: in the notebook's kernel.", None)
-    accelerate_config: Text | None = setting("YAML file for accelerate launch, as in configs/accelerate; goes with launcher.", None)
-    processes: Count | None = setting("Processes on this machine, one a device; null: as accelerate_config says; goes with launcher.", None)
 
 # %% ../../nbs/core/config.ipynb #00-015
 class ModelSection(Section):
@@ -241,10 +237,6 @@ class TrainingSection(Section):
     "The optimiser and its schedule."
     epochs: number(gt=0) = setting("Passes over the training records.", 2)
     max_steps: Count | None = setting("Stop after so many optimiser steps; null: run all epochs.", None)
-    strict_steps: Flag = setting(
-        "Stop where an interval of logging, evaluating or saving is too long for the run, instead of shortening it.", False)
-    loraplus_ratio: number(ge=1) = setting(
-        "Learning rate of the adapter's second matrices over that of the first (LoRA+, Hayou et al. 2024); 1: the same.", 1.0)
     learning_rate: number(gt=0) = setting("Peak learning rate.", 0.0002)
     lr_scheduler: Scheduler = setting("Course of the learning rate after warm-up.", "cosine")
     warmup_ratio: number(ge=0, lt=1) = setting("Share of all steps spent on warm-up.", 0.03)
@@ -261,8 +253,7 @@ class BudgetSection(Section):
     "What training may cost; checked before the first step."
     max_usd: number(ge=0) = setting("Stop before training where it would cost more, in USD.", 500)
     gpu: Text | None = setting("Kind of GPU by its name in configs/gpus.yaml, for its price; null: the one that is here.", None)
-    usd_per_hour: number(ge=0) | None = setting("Price of an hour in USD; null: that of configs/gpus.yaml.", None)
-    measured_steps: Count = setting("Steps that are measured, and thrown away, to tell how long training will take.", 2)
+    usd_per_hour: number(ge=0) | None = setting("Price of an hour in USD, for the estimate and the model card; null: that of configs/gpus.yaml, and none on the card.", None)
 
 # %% ../../nbs/core/config.ipynb #00-024
 Metric = Literal["json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
@@ -277,7 +268,7 @@ class GenerationSection(Section):
     max_new_tokens: Count = setting("Longest answer in tokens; a longer one is cut and counts as a failure.", 800)
 
 
-Backend = Literal["local", "server", "vllm"]
+Backend = Literal["local", "server"]
 
 
 class ServerSection(Section):
@@ -293,15 +284,13 @@ class EvaluationSection(Section):
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = setting("Headline metrics to report.", METRICS)
     adapter: Text = setting("auto: the adapter of this run; none: only the base model; or the path of one.", "auto")
     batch_size: Count = setting("Most records generated for at once; the same for every arm.", 16)
-    batch_tokens: Count | None = setting("Most tokens at once, of prompts and outputs with their padding; null: any number.", None)
-    stop_invalid_after: Count | None = setting("Tokens still written once an output can't become valid any more; null: to its end.", None)
     max_records: Count | None = setting("Score only so many records, spread over the categories; null: all.", None)
     sampling_seeds: tuple[Seed, ...] = setting("Seeds of sampled passes beside the headline; [] for none.", ())
     grammar: Flag = setting("Add each arm once more under a grammar that allows nothing but what keeps the contract.", False)
     red_team: Count | None = setting("Answerable questions, and as many others, that five kinds of people ask; null: no red-team probes.", 8)
     answer_threshold: number(ge=0, le=1) | None = setting(
         "Answer where all tokens that answer have at least this probability together; null: where the likeliest token does.", 0.5)
-    backend: Backend = setting("Who writes: a model in this process, a server, or vLLM in this process.", "local")
+    backend: Backend = setting("Who writes: a model in this process, or a server, such as one that vllm serve starts.", "local")
     server: ServerSection = setting("Where a server listens, for backend server.", default_factory=ServerSection)
     generation_defaults: GenerationSection = setting("Generation settings.", default_factory=GenerationSection)
 
@@ -334,7 +323,6 @@ class PublishingSection(Section):
     exports: tuple[Export, ...] = setting("Further forms to write: merged into the base model's weights, and that as GGUF.", ())
     dataset_repo: RepoId | None = setting("Hub repository of the data set; null: it is not published.", None)
     dataset_license: Text | None = setting("Licence of the data set, by its Hub name; null: not decided.", None)
-    cost_per_hour: number(ge=0) | None = setting("What the machine costs an hour, in US dollars; null: the card estimates no cost.", None)
     metadata: MetadataSection = setting("Facts for the model card.", default_factory=MetadataSection)
 
 # %% ../../nbs/core/config.ipynb #00-028
@@ -486,12 +474,27 @@ def dotted(
     return ".".join(key if isinstance(key, str) and key.isprintable() and 0 < len(key) <= 80 else _brief(key)
                     for key in path)
 
+# %% ../../nbs/core/config.ipynb #00-042-c
+_ACCELERATE = ("training starts its processes by accelerate launch --config_file configs/accelerate/ddp.yaml "
+               "-m kwanzaa_nb.train --config FILE; delete the key")
+REMOVED = {  # key of an earlier version -> what to do instead
+    "run.launcher": _ACCELERATE, "run.accelerate_config": _ACCELERATE, "run.processes": _ACCELERATE,
+    "training.strict_steps": "intervals that are too long for a run are shortened, and the report says so; delete the key",
+    "budget.measured_steps": "two steps are measured; delete the key",
+    "publishing.cost_per_hour": "the card takes budget.usd_per_hour",
+    "evaluation.batch_tokens": "lower evaluation.batch_size where memory runs out",
+    "evaluation.stop_invalid_after": "local generation writes 24 tokens more, a server writes to the end; delete the key",
+    "training.loraplus_ratio": "both matrices of the adapter learn at training.learning_rate; delete the key",
+}
+
 # %% ../../nbs/core/config.ipynb #00-043
 def nearest_key(
     key: Any,  # the unknown key, as it stands in the file
     section: tuple[str, ...],  # path of the section it stands in
 ) -> str:  # a mend; names the section's keys where nothing is near
     "Suggest a known key: the same key of another section, a near one of this section, or a near one anywhere."
+    if (removed := dotted((*section, key))) in REMOVED:
+        return f"it is no key any more: {REMOVED[removed]}"
     here = {path[-1]: path for path in known_keys() if path[:-1] == section}
     elsewhere = {path[-1]: path for path in known_keys() if path[:-1] != section}
     key = key if isinstance(key, str) else ""
@@ -822,7 +825,7 @@ def _leaves_folder(names: tuple[str, ...]) -> bool:
 
 # %% ../../nbs/core/config.ipynb #00-064-c
 HOMELESS, WHOLE_PATH = "a path that begins with ~ and a name that no user of this machine has", "write the whole path"
-PATHS = ("run.output_dir", "run.accelerate_config", "model.base_model_id", "model.chat_template", "data.train_file", "data.eval_file", "data.dev_file",
+PATHS = ("run.output_dir", "model.base_model_id", "model.chat_template", "data.train_file", "data.eval_file", "data.dev_file",
          "data.corpus", "data.questions", "evaluation.adapter", "publishing.metadata.base_model_id")  # keys whose values are paths, or can be
 
 
@@ -842,12 +845,6 @@ RULES = (
          "write load_in_4bit: false, or adapter.method: qlora"),
     Rule(("adapter.variant", "adapter.method"), lambda variant, method: variant == "pissa" and method == "qlora",
          "pissa takes its start from weights that are not in four bits", "write method: lora, or another variant"),
-    Rule(("run.launcher", "run.accelerate_config", "run.processes"),
-         lambda launcher, file, processes: launcher and not (file or processes),
-         "it is not said how many processes", "write run.processes, or name a file in run.accelerate_config"),
-    Rule(("run.launcher", "run.accelerate_config", "run.processes"),
-         lambda launcher, file, processes: not launcher and (file or processes),
-         "null does not read run.accelerate_config and run.processes", "write launcher: accelerate, or both of them null"),
     Rule(("data.eval_file", "data.train_file"), same_file,
          "the same file as data.train_file", "evaluate on records that are not trained on"),
     Rule(("data.dev_file", "data.train_file"), same_file,

@@ -30,7 +30,6 @@ class Decoding:
     top_p: float = 1.0
     seed: "int | None" = None  # of a sampled pass
     stop_invalid_after: "int | None" = None  # tokens still written after an output can't become valid; None: to the end
-    batch_tokens: "int | None" = None  # most tokens at once, of prompts with their padding and of outputs; None: any number
     grammar: bool = False  # whether only what keeps the contract may be written
     answer_threshold: "float | None" = None  # answer from this probability of answering on; None: as the model would
 

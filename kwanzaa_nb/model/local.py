@@ -63,13 +63,11 @@ def encode_prompts(
 def batches(
     prompts: Sequence[Prompt],
     size: int,  # most prompts a batch
-    tokens: "int | None" = None,  # most tokens a batch, padding and outputs included; None: any number
-    new_tokens: int = 0,  # most tokens of an output
 ) -> Iterator[list[Prompt]]:
-    "Batches of like length, the same for each arm: they depend on the prompts alone. A prompt beyond the budget goes by itself."
+    "Batches of like length, the same for each arm: they depend on the prompts alone."
     batch: list[Prompt] = []
     for prompt in sorted(prompts, key=lambda prompt: (len(prompt.tokens), prompt.record_id)):
-        if batch and (len(batch) == size or tokens and (len(batch) + 1) * (len(prompt.tokens) + new_tokens) > tokens):
+        if len(batch) == size:
             yield batch
             batch = []
         batch.append(prompt)
@@ -422,8 +420,8 @@ class LocalBackend:
         return encode_prompts(self.tokenizer, records)
 
     def batches(self, prompts: Sequence[Prompt], decoding: Decoding) -> Iterator[list[Prompt]]:
-        "Batches of like length, by number and by tokens."
-        return batches(prompts, decoding.batch_size, decoding.batch_tokens, decoding.max_new_tokens)
+        "Batches of like length."
+        return batches(prompts, decoding.batch_size)
 
     def matcher(self, prompt: Prompt) -> Any:
         "A matcher for a record; GrammarError where it doesn't say what was shown."

@@ -147,7 +147,7 @@ def run_table(
 # %% ../../nbs/publish/card.ipynb #50-016
 def cost_text(
     manifest: Mapping,  # of read_manifest
-    dollars_per_hour: "float | None",  # publishing.cost_per_hour
+    dollars_per_hour: "float | None",  # budget.usd_per_hour
 ) -> str:
     "Hours of the stages whose time was recorded, and what they cost where an hour's price is known."
     seconds = [entry["seconds"] for entry in (manifest["stages"][stage] for stage in STAGES[:3]) if "seconds" in entry]
@@ -308,7 +308,7 @@ def card_body(
              "## Known failures", failures_text(metrics, examples), "## What it does not do", LIMITS,
              "## Training", training_table(config, manifest), "### Asked for, but not used", differences_table(asked), "## Data",
              f"Version {as_markdown(config.publishing.metadata.dataset_version)} of the data.", data_table(config, manifest), "## Run",
-             run_table(manifest), cost_text(manifest, config.publishing.cost_per_hour), versions_text(manifest), "## Reports", reports_text(config)]
+             run_table(manifest), cost_text(manifest, config.budget.usd_per_hour), versions_text(manifest), "## Reports", reports_text(config)]
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/publish/card.ipynb #50-031

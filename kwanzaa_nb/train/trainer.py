@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft.optimizers import create_loraplus_optimizer
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -202,8 +201,8 @@ class SupervisedTrainer(CheckpointTrainer):
 class AdapterTrainer(SupervisedTrainer):
     "One for adapters on rows made here: groups kept together, common prompts once, fp32 adapter weights."
 
-    def __init__(self, *args: Any, groups: Sequence[str], watched: int = 0, loraplus_ratio: float = 1.0, **options: Any):
-        wanted, self.loraplus_ratio = options["args"], loraplus_ratio
+    def __init__(self, *args: Any, groups: Sequence[str], watched: int = 0, **options: Any):
+        wanted = options["args"]
         self.order = GroupSampler(groups, wanted.seed, wanted.train_batch_size * wanted.world_size if wanted.world_size > 1 else 1)
         self.watched = watched  # development rows, without the spare one
         shares = getattr(options["model"].config, "_attn_implementation", "") == SEGMENTED
@@ -223,14 +222,6 @@ class AdapterTrainer(SupervisedTrainer):
         "Development rows in their order, filled up with the spare row."
         many = self.args.eval_batch_size * self.args.world_size if self.args.world_size > 1 else 1
         return [*range(self.watched), *[self.watched] * (-self.watched % many)]
-
-    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
-        "The configured optimiser; with LoRA+, whose second matrices take larger steps, by PEFT."
-        if self.loraplus_ratio == 1 or self.optimizer is not None:
-            return super().create_optimizer(*given)
-        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-        self.optimizer = create_loraplus_optimizer(self.model, kind, loraplus_lr_ratio=self.loraplus_ratio, **options)
-        return self.optimizer
 
 # %% ../../nbs/train/trainer.ipynb #f6d562a3
 class Epochs(TrainerCallback):
@@ -258,21 +249,17 @@ def step_budget(
     rows: int,  # training rows, packed or not
     processes: int = 1,  # that train together, one a device
 ) -> tuple[dict[str, int], tuple[Difference, ...]]:  # optimiser steps and intervals, and what differs from the config
-    "How many optimiser steps there will be, and when the run logs, evaluates and saves; with strict_steps, `RecordsError` for rare ones."
+    "How many optimiser steps there will be, and when the run logs, evaluates and saves."
     wanted = config.training
     micro = math.ceil(rows / (wanted.per_device_train_batch_size * processes))
     per_epoch = math.ceil(micro / wanted.gradient_accumulation_steps)
     total = wanted.max_steps or math.ceil(per_epoch * wanted.epochs)
     budget, found = {"steps": total, "steps_per_epoch": per_epoch, "warmup_steps": math.ceil(total * wanted.warmup_ratio)}, []
-    problems = []
     for name, most in (("logging_steps", total // 10), ("eval_steps", total // 2), ("save_steps", total // 2)):
         asked = getattr(config.run, name)
         budget[name] = min(asked, max(1, most))
         if budget[name] != asked:
-            problems.append(Problem(f"run.{name}", f"{asked}, and the run has {total} steps", f"write {budget[name]} or less", "too_rare"))
             found.append(Difference(f"run.{name}", asked, budget[name], f"the run has {total} steps, so {asked} is too rare"))
-    if problems and wanted.strict_steps:
-        raise RecordsError("intervals under training.strict_steps", problems)
     return budget, tuple(found)
 
 # %% ../../nbs/train/trainer.ipynb #33-019
@@ -407,8 +394,7 @@ def train_adapter(
     trainer = AdapterTrainer(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=tables[0],
         eval_dataset=tables[1] if watched_rows else None, callbacks=[MemoryReturn(), *callbacks],
-        groups=[str(place) if config.data.packing else row["group"] for place, row in enumerate(rows)], watched=len(watched_rows),
-        loraplus_ratio=config.training.loraplus_ratio)
+        groups=[str(place) if config.data.packing else row["group"] for place, row in enumerate(rows)], watched=len(watched_rows))
     trainer.remove_callback(PrinterCallback)  # a live report tells the same, once
     outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     tokens = sum(len(row["input_ids"]) for row in rows)
