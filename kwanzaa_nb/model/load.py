@@ -449,7 +449,7 @@ def add_adapter(
             target_modules=wanted if wanted == "all-linear" else list(wanted), use_rslora=variant == "rslora", use_dora=variant == "dora",
             init_lora_weights="pissa_niter_16" if variant == "pissa" else True))
     except ValueError as error:
-        raise ModelError(f"no such adapter can be put on {config.model.base_model_id} ({error}): set adapter.target_modules to some of "
+        raise ModelError(f"this adapter can't be added to {config.model.base_model_id} ({error}): set adapter.target_modules to some of "
                          f"{', '.join(known)}, or adapter.variant to plain") from error
 
 # %% ../../nbs/model/load.ipynb #30-104

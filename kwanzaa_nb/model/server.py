@@ -154,12 +154,12 @@ def check_sendable(
 ) -> None:
     "Raise ServerError for what must not be sent, or can't be."
     if found := control_text(question.messages):
-        raise ServerError(f"It was not asked: its {found[0]} message holds {found[1]}, which a server may read as a control token, so that a turn would be "
+        raise ServerError(f"Not sent: its {found[0]} message holds {found[1]}, which a server may read as a control token, so that a turn would be "
                           "forged. Take that out of the record, or set evaluation.backend to local, where text stays text.", "unasked")
     try:
         json.dumps(question.messages, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise ServerError("It was not asked: it holds half a surrogate pair, which no server can be sent. Write the whole character.", "unasked") from None
+        raise ServerError("Not sent: it holds half a surrogate pair, which no server can be sent. Write the whole character.", "unasked") from None
 
 # %% ../../nbs/model/server.ipynb #46-109
 WORDS = {"stop": "stop", "stop_sequence": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "end_of_turn": "stop", "complete": "stop",

@@ -97,7 +97,7 @@ class VllmBackend:
         fitting = [prompt for prompt in batch if self.longest is None or len(prompt.tokens) < self.longest]
         found = iter(vllm_outputs(self, fitting, decoding) if fitting else ())
         return [next(found) if prompt in fitting else not_answered(EngineError(
-            f"It was not asked: its prompt has {len(prompt.tokens):,} tokens, and the engine takes {self.longest:,} with the output: raise data.max_seq_length."))
+            f"Not sent: its prompt has {len(prompt.tokens):,} tokens, and the engine takes {self.longest:,} with the output: raise data.max_seq_length."))
             for prompt in batch]
 
     def _written(self, output: Any) -> Written:

@@ -114,7 +114,7 @@ def _refuse_long_wait(response: Any) -> None:
     "Stop at an answer that asks for more patience than we have."
     seconds = asked_to_wait(response.headers)
     if response.status_code in (429, 503) and seconds is not None and seconds > LONGEST_WAIT:
-        raise PublishError(f"the Hub asks to wait {seconds} seconds, longer than the {LONGEST_WAIT} that are waited here: run the stage "
+        raise PublishError(f"the Hub asks to wait {seconds} seconds, longer than the limit of {LONGEST_WAIT}: run the stage "
                            "publish again after that")
 
 # %% ../../nbs/publish/hub.ipynb #51-013
@@ -329,7 +329,7 @@ def upload(
     except Exception as error:  # the Hub's client raises errors of several libraries
         known = next((one for one in _chain(error) if isinstance(one, PublishError)), None)
         reason = portable((str(known) if known else explain(error, api.endpoint)).replace(token, "<token>"), config.path(""))
-        raise PublishError(f"The upload to {there.repo} failed: {reason}. The local files are whole.") from None
+        raise PublishError(f"The upload to {there.repo} failed: {reason}. The local files are unchanged.") from None
 
 # %% ../../nbs/publish/hub.ipynb #51-024
 def publish(

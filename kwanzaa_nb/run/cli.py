@@ -162,7 +162,7 @@ def _running(commands: Any) -> None:
     run.add_argument("--force", metavar="REASON", help="publish although a gate is not reached; the reason goes into the card")
     run.set_defaults(command=run_command)
     sweep = commands.add_parser("sweep", help="run stages over a grid of settings", description="Run every combination of a sweep file, as those in "
-                                "configs/sweeps. Runs that are done are not run again. Status 1: a run failed, the others are whole.")
+                                "configs/sweeps. Runs that are done are not run again. Status 1: a run failed, the others are complete.")
     sweep.add_argument("path", metavar="FILE", help="a YAML file with name, config, grid and what else it needs")
     sweep.add_argument("--table", action="store_true", help="run nothing, only show and write what there is")
     sweep.set_defaults(command=sweep_command)
