@@ -632,7 +632,7 @@ def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
     assert all(sample["new_tokens"] == sample["died_at"] + 2 == len(sample["tokens"]) for sample in samples)
 
 
-# decisions, grammars and rows that leave, with a model that says what it is told
+# decisions, grammars and finished rows that are removed from a batch, with a model that says what it is told
 
 
 class Says(Broken):
@@ -710,7 +710,7 @@ MANY = [{"id": f"m{place}", "messages": chat(question=f"who {'abcdef'[place] * 5
 
 @pytest.mark.parametrize("seed, evidence, leave", [(7, 5, False), (13, 2, True)])
 def test_under_a_grammar_the_tokens_are_those_of_transformers_own_generation(tokenizer, monkeypatch, seed, evidence, leave):
-    "Rows with different evidence, which go over to grammars of their own; with forced tokens, and in one case rows that leave."
+    "Rows with different evidence, which go over to grammars of their own; with forced tokens, and in one case finished rows that are removed."
     model = short_spoken(tokenizer, (('"', 5.0), ("]", 0.5), (",", 0.3)), attention="sdpa", seed=seed).double()
     model.generation_config.eos_token_id = None
     backend, kept, widths, keep, read = LocalBackend(model, tokenizer), [], [], local.Rows.keep, local.Rows.read
