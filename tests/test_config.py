@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from kwanzaa_nb.core import config as module
 from kwanzaa_nb.data import corpus
+from kwanzaa_nb.run.cli import parser
 from kwanzaa_nb.core.answer import PERSONAS
 from kwanzaa_nb.core.config import (
     PATHS,
@@ -120,19 +121,43 @@ def test_every_seed_key_is_known_and_its_value_is_the_default():
     walk(seed, ())
 
 
+def written_keys(part, path=()):
+    "The keys that a file writes, with their values, in its order."
+    for name, value in part.items():
+        kind = known_keys()[(*path, name)]
+        yield from written_keys(value, (*path, name)) if isinstance(kind, type) else [(".".join((*path, name)), value)]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_each_config_loads_is_complete_and_fits_the_schema(path):
-    config = load_config(path)
-    text = path.read_text(encoding="utf-8")
+def test_each_config_fits_the_schema_and_says_how_to_run_it_and_to_see_all_keys(path):
+    config, text = load_config(path), path.read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=config.schema.json\n")
-    written = tree(text)
-    jsonschema.Draft202012Validator(config_schema()).validate(written)
-    for key in LEAVES:
-        node = written
-        for part in key.split("."):
-            assert part in node, f"{path.name} lacks {key}"
-            node = node[part]
+    jsonschema.Draft202012Validator(config_schema()).validate(tree(text))
     assert config.run.output_dir == f"outputs/{config.run.name}"
+    head = text[:text.index("\n\n")]
+    commands = re.findall(r"kwanzaa (.*)", head)
+    assert commands == [f"run all --config configs/{path.name}", f"config show configs/{path.name}"]
+    for command in commands:
+        assert parser().parse_args(command.split()).command
+
+
+NEEDED = {"run.name", "run.output_dir", "model.base_model_id", "adapter.method", "data.train_file", "data.eval_file", "data.dev_file"}
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "train.adapter.qlora"], ids=lambda path: path.name)
+def test_each_config_but_the_seeds_writes_what_differs_from_the_defaults(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    defaults = dict(config_table(resolve_config(sections=tree())))
+    config = dict(config_table(load_config(path)))
+    assert not [key for key, _ in written_keys(tree(text)) if key not in NEEDED and config[key] == defaults[key]]
+
+
+def test_the_seeds_config_has_its_keys_in_its_order_and_what_is_added_behind_them():
+    ours = [key for key, _ in written_keys(tree((ROOT / "configs" / "train.adapter.qlora.yaml").read_text(encoding="utf-8")))]
+    seed = [key for key, _ in written_keys(tree(SEED.read_text(encoding="utf-8")))]
+    assert [key for key in ours if key in seed] == seed
+    assert set(ours) - set(seed) == {"data.corpus", "data.questions", "data.dev_file", "evaluation.grammar", "publishing.dataset_license"}
 
 
 def test_the_configs_are_there_and_do_not_share_a_run():
