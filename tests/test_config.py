@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from kwanzaa_nb.core import config as module
 from kwanzaa_nb.data import corpus
+from kwanzaa_nb.run.cli import parser
 from kwanzaa_nb.core.answer import PERSONAS
 from kwanzaa_nb.core.config import (
     PATHS,
@@ -30,6 +31,7 @@ from kwanzaa_nb.core.config import (
     config_schema,
     config_table,
     config_to_yaml,
+    describe_config,
     expected,
     known_keys,
     load_config,
@@ -119,19 +121,43 @@ def test_every_seed_key_is_known_and_its_value_is_the_default():
     walk(seed, ())
 
 
+def written_keys(part, path=()):
+    "The keys that a file writes, with their values, in its order."
+    for name, value in part.items():
+        kind = known_keys()[(*path, name)]
+        yield from written_keys(value, (*path, name)) if isinstance(kind, type) else [(".".join((*path, name)), value)]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_each_config_loads_is_complete_and_fits_the_schema(path):
-    config = load_config(path)
-    text = path.read_text(encoding="utf-8")
+def test_each_config_fits_the_schema_and_says_how_to_run_it_and_to_see_all_keys(path):
+    config, text = load_config(path), path.read_text(encoding="utf-8")
     assert text.startswith("# yaml-language-server: $schema=config.schema.json\n")
-    written = tree(text)
-    jsonschema.Draft202012Validator(config_schema()).validate(written)
-    for key in LEAVES:
-        node = written
-        for part in key.split("."):
-            assert part in node, f"{path.name} lacks {key}"
-            node = node[part]
+    jsonschema.Draft202012Validator(config_schema()).validate(tree(text))
     assert config.run.output_dir == f"outputs/{config.run.name}"
+    head = text[:text.index("\n\n")]
+    commands = re.findall(r"kwanzaa (.*)", head)
+    assert commands == [f"run all --config configs/{path.name}", f"config show configs/{path.name}"]
+    for command in commands:
+        assert parser().parse_args(command.split()).command
+
+
+NEEDED = {"run.name", "run.output_dir", "model.base_model_id", "adapter.method", "data.train_file", "data.eval_file", "data.dev_file"}
+
+
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem != "train.adapter.qlora"], ids=lambda path: path.name)
+def test_each_config_but_the_seeds_writes_what_differs_from_the_defaults(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    defaults = dict(config_table(resolve_config(sections=tree())))
+    config = dict(config_table(load_config(path)))
+    assert not [key for key, _ in written_keys(tree(text)) if key not in NEEDED and config[key] == defaults[key]]
+
+
+def test_the_seeds_config_has_its_keys_in_its_order_and_what_is_added_behind_them():
+    ours = [key for key, _ in written_keys(tree((ROOT / "configs" / "train.adapter.qlora.yaml").read_text(encoding="utf-8")))]
+    seed = [key for key, _ in written_keys(tree(SEED.read_text(encoding="utf-8")))]
+    assert [key for key in ours if key in seed] == seed
+    assert set(ours) - set(seed) == {"data.corpus", "data.questions", "data.dev_file", "evaluation.grammar", "publishing.dataset_license"}
 
 
 def test_the_configs_are_there_and_do_not_share_a_run():
@@ -238,7 +264,7 @@ RANGES = {
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps", "run.save_total_limit",
     "training.max_steps", "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
-    "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]), "data.defaults.year": ([1600, 2100], [1599, 2101]),
+    "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")} | {"data.max_seq_length": ([801, 10**6], [0, -1]),
     "data.chunk_words": ([1, 400], [0, -1]), "data.max_chunk_words": ([90, 10**6], [0, -1])}
 
 
@@ -603,15 +629,16 @@ def test_possible_combinations(write, overrides):
 def test_the_fields_are_those_of_chunks_and_questions():
     assert get_args(module.ChunkField) == corpus.field_names(corpus.Chunk)
     assert set(get_args(module.QuestionField)) == set(corpus.field_names(corpus.Question))
-    assert set(module.DefaultsSection.model_fields) == set(corpus.DEFAULTED)
+    assert tuple(module.Defaults.__annotations__) == corpus.DEFAULTED
+    assert not set(get_args(module.ChunkField)) & set(get_args(module.QuestionField))
     assert get_args(module.PersonaName) == PERSONAS
 
 
 def test_a_config_says_how_a_corpus_is_read(write):
-    text = MINIMAL + "  fields: {text: body}\n  question_fields: {question: ask}\n  ignore_fields: [notes]\n"
+    text = MINIMAL + "  fields: {text: body, question: ask}\n  ignore_fields: [notes]\n"
     text += "  defaults: {year: 1966, license: CC0-1.0}\n  chunk_words: 50\n  max_chunk_words: 60\n"
     assert corpus.corpus_options(load_config(write(text)).data) == corpus.CorpusOptions(
-        {"text": "body"}, {"question": "ask"}, {"year": 1966, "license": "CC0-1.0"}, ("notes",), 50, 60)
+        {"text": "body", "question": "ask"}, {"year": 1966, "license": "CC0-1.0"}, ("notes",), 50, 60)
     assert corpus.corpus_options(load_config(write(MINIMAL)).data) == corpus.CorpusOptions()
 
 
@@ -625,6 +652,32 @@ def test_each_wrong_entry_of_a_mapping_is_told_with_its_line(write):
         ("line 15, data.personas.poet", "unknown_key"), ("line 15, data.personas.builder", "wrong_value"),
         ("line 16, data.personas.creator", "wrong_value")]
     assert found[0].mend == "the nearest is text"
+
+
+@pytest.mark.parametrize(("entry", "mend"), [
+    ({"year": 1599}, ""), ({"year": 2101}, ""), ({"year": "many"}, ""), ({"year": None}, "leave it out"), ({"license": 5}, ""), ({"license": ""}, ""),
+    ({"licence": "x"}, "the nearest is license"), ({"text": "x"}, "known here: source_org, year, license, namespace, canonical_url, content_type")])
+def test_what_can_not_be_a_default_of_chunks(write, entry, mend):
+    (found,) = problems_of(lambda: load_config(write(MINIMAL), {"data.defaults": entry}))
+    assert (found.where, found.mend) == (f"override, data.defaults.{next(iter(entry))}", mend)
+    config = load_config(write(MINIMAL), {"data.defaults": {"year": "1966", "license": "CC0-1.0"}})
+    assert config.data.defaults == {"year": 1966, "license": "CC0-1.0"} and len(config.notes) == 1
+    assert load_config(write(config_to_yaml(config))) == config
+    (found,) = problems_of(lambda: load_config(write(MINIMAL), {"data.defaults.year": 1966}))
+    assert found.mend == "data.defaults is one value: give it whole"
+
+
+@pytest.mark.parametrize("path", [*CONFIGS, SEED], ids=lambda path: path.name)
+def test_a_config_is_shown_with_every_key_explained_and_reads_back_equal(write, path):
+    config = load_config(path, {"data.system_prompt": "As {persona},\n{rule}: # {schema}", "data.fields": {"text": "body: #1"}})
+    text = describe_config(config)
+    assert load_config(write(text)) == config
+    lines = text.splitlines()
+    assert all(len(line) <= 100 for line in lines if line.lstrip().startswith("#"))
+    source = read_yaml(write(text))
+    for key in LEAVES:
+        above = lines[int(source.places[tuple(key.split("."))].split()[1]) - 2]
+        assert re.search(r"(Required|[\]\w}\"])\.$", above) and above.lstrip().startswith("# "), key
 
 
 @pytest.mark.parametrize("value", [None, "text", ["text"], 5, True])

@@ -148,7 +148,7 @@ def test_a_blank_cell_names_its_row_and_field(tmp_path):
 # ---- names and defaults
 
 def test_your_names_and_our_defaults(tmp_path):
-    options = CorpusOptions({"chunk_id": "uid", "doc_id": "uid", "citation_label": "title", "text": "body"}, {"question": "ask"},
+    options = CorpusOptions({"chunk_id": "uid", "doc_id": "uid", "citation_label": "title", "text": "body", "question": "ask"},
                             DEFAULTS, ("notes", "text"))
     own = {"uid": "c-1", "title": "A", "body": CHUNK["text"], "year": "", "notes": "x", "text": "left out"}
     asked = {"ask" if name == "question" else name: value for name, value in FLAT.items()}
@@ -159,7 +159,7 @@ def test_your_names_and_our_defaults(tmp_path):
 
 
 def test_a_column_that_is_mapped_away_is_told(tmp_path):
-    options = CorpusOptions({"text": "body"}, {"question": "ask"}, DEFAULTS)
+    options = CorpusOptions({"text": "body", "question": "ask"}, DEFAULTS)
     found = faults(tmp_path, corpus={"a.jsonl": as_jsonl({**CHUNK, "body": CHUNK["text"]})}, options=options)
     assert "data.fields reads text from 'body'" in found["a.jsonl, line 1, text"].mend
     assert found["q.csv, question"].what.startswith("no field of a question") or "no column 'ask'" in found["q.csv, question"].what
@@ -176,7 +176,7 @@ DEFAULTED_FIELDS = tuple(DEFAULTS)
 
 
 def test_a_config_becomes_options():
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.defaults.year": 2001, "data.fields": {"text": "body"}})
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.defaults": {"year": 2001}, "data.fields": {"text": "body"}})
     options = corpus_options(config.data)
     assert options.defaults == {"year": 2001} and options.fields == {"text": "body"} and options.max_chunk_words == 400
 

@@ -45,7 +45,7 @@ def public(config, root):
 def test_texts_that_look_like_paths_are_published_as_they_are(tmp_path, text):
     phrase = text.replace("{", "(").replace("}", ")")
     config = config_of(tmp_path, **{"data.system_prompt": text, "data.personas": {"educator": phrase}, "data.ignore_fields": [phrase], "run.name": phrase,
-                                    "adapter.target_modules": [phrase], "publishing.force_reason": phrase, "data.defaults.canonical_url": phrase})
+                                    "adapter.target_modules": [phrase], "publishing.force_reason": phrase, "data.defaults": {"canonical_url": phrase}})
     assert public(config, tmp_path) == json.loads(json.dumps(config.model_dump(mode="json")))
     stage = Stage("train", config)
     assert read_manifest(stage.folder)["stages"]["train"]["config"] == json.loads(json.dumps(config.model_dump(mode="json")))

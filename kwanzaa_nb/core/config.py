@@ -7,12 +7,12 @@ __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkFi
            'Template', 'Scheduler', 'Optimiser', 'Metric', 'METRICS', 'Backend', 'RepoId', 'GATES', 'Export',
            'PUBLISHED', 'REMOVED', 'HOMELESS', 'WHOLE_PATH', 'PATHS', 'RULES', 'DEFAULT_CONFIG', 'read_number',
            'read_whole', 'number', 'whole', 'FrozenMap', 'mapping', 'Section', 'setting', 'RunSection', 'ModelSection',
-           'QuantizationSection', 'AdapterSection', 'DefaultsSection', 'DataSection', 'TrainingSection',
-           'BudgetSection', 'GenerationSection', 'ServerSection', 'EvaluationSection', 'MetadataSection',
-           'PublishingSection', 'project_root', 'Config', 'known_keys', 'expected', 'choices', 'ConfigError', 'shown',
-           'dotted', 'nearest_key', 'Source', 'read_yaml', 'Rule', 'same_file', 'unfilled', 'homeless', 'load_config',
+           'QuantizationSection', 'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'BudgetSection',
+           'GenerationSection', 'ServerSection', 'EvaluationSection', 'MetadataSection', 'PublishingSection',
+           'project_root', 'Config', 'known_keys', 'expected', 'choices', 'ConfigError', 'shown', 'dotted',
+           'nearest_key', 'Source', 'read_yaml', 'Rule', 'same_file', 'unfilled', 'homeless', 'load_config',
            'resolve_config', 'injected_names', 'check_injected', 'config_table', 'to_yaml', 'config_to_yaml',
-           'Difference', 'config_schema', 'write_schema']
+           'describe_config', 'Difference', 'config_schema', 'write_schema']
 
 # %% ../../nbs/core/config.ipynb #00-002
 import ast
@@ -24,6 +24,7 @@ import math
 import os
 import re
 import reprlib
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import StringIO
@@ -38,6 +39,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from typing_extensions import TypedDict
 
 from .errors import Problem, ProblemList
 from .files import no_file, write_atomically
@@ -189,14 +191,15 @@ Template = Annotated[str, Field(strict=True, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f
                                 examples=["As {persona}, {rule}, in one JSON object: {schema}"])]
 
 
-class DefaultsSection(Section):
+class Defaults(TypedDict, total=False):
     "A chunk's fields where its file does not say them."
-    source_org: Text | None = setting("Who keeps the source; null: every chunk says it.", None)
-    year: whole(ge=1600, le=2100) | None = setting("Year that a chunk is about; null: every chunk says it.", None)
-    license: Text | None = setting("Licence of the text; null: every chunk says it.", None)
-    namespace: Text | None = setting("Collection of the chunk; null: every chunk says it.", None)
-    canonical_url: Text | None = setting("Address of the source; null: every chunk says it.", None)
-    content_type: Text | None = setting("Sort of text, such as summary; null: every chunk says it.", None)
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    source_org: Annotated[Text, Field(description="Who keeps the source.")]
+    year: Annotated[whole(ge=1600, le=2100), Field(description="Year that a chunk is about.")]
+    license: Annotated[Text, Field(description="Licence of the text.")]
+    namespace: Annotated[Text, Field(description="Collection of the chunk.")]
+    canonical_url: Annotated[Text, Field(description="Address of the source.")]
+    content_type: Annotated[Text, Field(description="Sort of text, such as summary.")]
 
 # %% ../../nbs/core/config.ipynb #00-020
 class DataSection(Section):
@@ -209,10 +212,11 @@ class DataSection(Section):
         "Chunks to build the records from: a JSONL, CSV or Parquet file, a folder of them, or a folder of .md and .txt files; "
         "null: the record files are your own.", None)
     questions: Text | None = setting("Questions on the corpus: a JSONL, CSV or Parquet file, or a folder; goes with corpus.", None)
-    fields: mapping(ChunkField, Text) = setting("Your column for a chunk's field, where it has another name.", default_factory=FrozenMap)
-    question_fields: mapping(QuestionField, Text) = setting("Your column for a question's field, where it has another name.", default_factory=FrozenMap)
+    fields: mapping(Literal[ChunkField, QuestionField], Text) = setting(
+        "Your column for a field of a chunk or a question, where it has another name.", default_factory=FrozenMap)
     ignore_fields: tuple[Text, ...] = setting("Your columns that are knowingly left out.", ())
-    defaults: DefaultsSection = setting("A chunk's fields where its file does not say them.", default_factory=DefaultsSection)
+    defaults: Annotated[Defaults, AfterValidator(FrozenMap)] = setting(
+        "Values of a chunk's fields where its file does not say them.", default_factory=FrozenMap)
     chunk_words: Count = setting("Most words of a chunk made from a text file.", 90)
     max_chunk_words: Count = setting("Most words of any chunk; a longer one is refused.", 400)
     excerpts: bool = setting("Train on varying sentences of each chunk; false: on whole chunks, for prose whose sentences lean on each other.", True)
@@ -398,6 +402,13 @@ _LIMITS = {"minimum": "of at least {}", "exclusiveMinimum": "above {}", "maximum
            "exclusiveMaximum": "below {}"}
 
 
+def _entry_schemas(
+    schema: dict,  # JSON Schema of a mapping
+) -> dict[str, dict]:  # by name
+    "The JSON Schema of each entry that a mapping can have."
+    return schema.get("properties") or dict.fromkeys(schema["propertyNames"]["enum"], schema["additionalProperties"])
+
+
 def _in_words(
     schema: dict,  # JSON Schema of one value
 ) -> str:
@@ -408,7 +419,8 @@ def _in_words(
         words = schema.get("enum", [schema.get("const")])
         return f"one of {', '.join(words)}" if len(words) > 1 else str(words[0])
     if schema["type"] == "object":
-        return f"a mapping from any of {', '.join(schema['propertyNames']['enum'])} to {_in_words(schema['additionalProperties'])}"
+        names = f"a mapping from any of {', '.join(_entry_schemas(schema))} to"
+        return f"{names} {_in_words(schema['additionalProperties']) if 'propertyNames' in schema else 'its value'}"
     if schema["type"] == "array":
         kind = "a list that is not empty" if "minItems" in schema else "a list"
         return f"{kind}, each item {_in_words(schema['items'])}"
@@ -485,6 +497,7 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "evaluation.batch_tokens": "lower evaluation.batch_size where memory runs out",
     "evaluation.stop_invalid_after": "local generation writes 24 tokens more, a server writes to the end; delete the key",
     "training.loraplus_ratio": "both matrices of the adapter learn at training.learning_rate; delete the key",
+    "data.question_fields": "columns of questions stand in data.fields too",
 }
 
 # %% ../../nbs/core/config.ipynb #00-043
@@ -646,7 +659,10 @@ def _patches(
         if kind is None:
             section = next(path[:end] for end in range(len(path) - 1, -1, -1)
                            if end == 0 or isinstance(known_keys().get(path[:end]), type))
-            source.add(path, "unknown key", nearest_key(path[-1], section), "unknown_key", place="override")
+            whole_key = path[:len(section) + 1]
+            inside = len(path) > len(whole_key) and whole_key in known_keys()
+            mend = f"{dotted(whole_key)} is one value: give it whole" if inside else nearest_key(path[-1], section)
+            source.add(path, "unknown key", mend, "unknown_key", place="override")
         elif isinstance(kind, FieldInfo):
             yield path, value
         else:
@@ -742,7 +758,7 @@ def _value(state: _Pass, raw: Any, path: tuple, written: tuple, place: str | Non
     try:
         state.values[dotted(path)] = _adapter(path).validate_python(raw, context={"texts": texts})
     except ValidationError as error:
-        if isinstance(raw, Mapping) and "propertyNames" in _adapter(path).json_schema():
+        if isinstance(raw, Mapping) and _adapter(path).json_schema().get("type") == "object":
             return _entries(state, raw, path, written, place)
         items = {part: found for found in error.errors(include_url=False)
                  for part in found["loc"] if isinstance(part, int)}
@@ -758,8 +774,7 @@ def _value(state: _Pass, raw: Any, path: tuple, written: tuple, place: str | Non
 # %% ../../nbs/core/config.ipynb #00-062
 def _entries(state: _Pass, raw: Mapping, path: tuple, written: tuple, place: str | None) -> None:
     "Note each entry of a mapping that has an unknown name or a wrong value."
-    schema = _adapter(path).json_schema()
-    names, words = schema["propertyNames"]["enum"], _in_words(schema["additionalProperties"])
+    names = _entry_schemas(_adapter(path).json_schema())
     for name, value in raw.items():
         at = place if place is not None else state.source.place((*written, name))
         if name not in names:
@@ -770,7 +785,8 @@ def _entries(state: _Pass, raw: Mapping, path: tuple, written: tuple, place: str
         try:
             _adapter(path).validate_python({name: value})
         except ValidationError:
-            state.source.add((*written, name), f"found {shown(value)}, expected {words}", "", "wrong_value", place=at)
+            mend = "leave it out" if value is None else ""
+            state.source.add((*written, name), f"found {shown(value)}, expected {_in_words(names[name])}", mend, "wrong_value", place=at)
 
 
 def _holds_unread(raw: Any) -> bool:
@@ -1031,6 +1047,30 @@ def config_to_yaml(
 ) -> str:  # every key with its value, defaults included
     "Write a config as YAML that `load_config` reads back to an equal one."
     return to_yaml(config.model_dump())
+
+# %% ../../nbs/core/config.ipynb #00-084-c
+def _comment(info: FieldInfo) -> str:
+    "What a key means, and its default."
+    if info.is_required():
+        return f"{info.description} Required."
+    default = json.dumps(info.get_default(call_default_factory=True), ensure_ascii=False)
+    return f"{info.description} Default: {default}."
+
+
+def describe_config(
+    config: Config,
+) -> str:  # YAML that `load_config` reads back to an equal one
+    "Write every key of a config, each below a comment with its meaning and its default; comments are at most 100 characters wide."
+    values, lines = dict(config_table(config)), []
+    for path, kind in known_keys().items():
+        indent = "  " * (len(path) - 1)
+        if not isinstance(kind, FieldInfo):
+            lines += ["", f"{indent}{path[-1]}:"]
+            continue
+        lines += textwrap.wrap(_comment(kind), 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ",
+                               break_long_words=False, break_on_hyphens=False)
+        lines.append(textwrap.indent(to_yaml({path[-1]: values[dotted(path)]}).rstrip("\n"), indent))
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 # %% ../../nbs/core/config.ipynb #00-088
 @dataclass(frozen=True)

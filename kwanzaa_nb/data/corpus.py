@@ -386,8 +386,7 @@ FLAT_EVIDENCE = ("evidence_chunk_id", "evidence_quote")  # one piece of evidence
 @dataclass(frozen=True)
 class CorpusOptions:
     "How files that were not made for this project are read; the defaults read those that were."
-    fields: Mapping[str, str] = field(default_factory=dict)  # a chunk's field -> your column
-    question_fields: Mapping[str, str] = field(default_factory=dict)  # a question's field -> your column
+    fields: Mapping[str, str] = field(default_factory=dict)  # a field of a chunk or a question -> your column
     defaults: Mapping[str, Any] = field(default_factory=dict)  # a chunk's field, one of `DEFAULTED` -> value where a file has none
     ignore_fields: tuple[str, ...] = ()  # columns that are knowingly left out
     chunk_words: int = 90  # most words of a chunk made from a text file
@@ -395,18 +394,14 @@ class CorpusOptions:
 
     def columns(self, kind: type[BaseModel]) -> Mapping[str, str]:
         "Your column by our field."
-        return self.fields if kind is Chunk else self.question_fields
+        return {name: self.fields[name] for name in field_names(kind) if name in self.fields}
 
 
 def corpus_options(
     data: Any,  # the section `data` of a config
 ) -> CorpusOptions:
     "What a config says on how to read a corpus."
-    given = {name: getattr(data.defaults, name) for name in DEFAULTED}
-    return CorpusOptions(
-        fields=data.fields, question_fields=data.question_fields, ignore_fields=data.ignore_fields,
-        defaults={name: value for name, value in given.items() if value is not None},
-        chunk_words=data.chunk_words, max_chunk_words=data.max_chunk_words)
+    return CorpusOptions(data.fields, data.defaults, data.ignore_fields, data.chunk_words, data.max_chunk_words)
 
 # %% ../../nbs/data/corpus.ipynb #20-030
 _ID = "letters, digits and . _ : - without spaces"
@@ -442,20 +437,15 @@ class Row:
     kind: str = "line"  # "line" of JSONL, "cells" of a table, or "text", whose names are ours already
 
 
-def _mapped_by(kind: type[BaseModel]) -> str:
-    "The setting that maps columns."
-    return "data.fields" if kind is Chunk else "data.question_fields"
-
-
 def _columns_problems(names: Iterable[str], kind: type[BaseModel], options: CorpusOptions, where: str) -> list[Problem]:
     "Columns that are no field."
-    columns, names, key = options.columns(kind), list(names), _mapped_by(kind)
+    columns, names = options.columns(kind), list(names)
     known = {columns.get(name, name): name for name in field_names(kind)}
     found = []
     for name in names:
         if name not in known and name not in options.ignore_fields:
-            mend = (f"{key} reads {plain_name(name)} from {columns[name]!r}; list it in data.ignore_fields" if name in columns else
-                    f"{_nearest(name, known) or 'it is not used'}; map it in {key}, or list it in data.ignore_fields")
+            mend = (f"data.fields reads {plain_name(name)} from {columns[name]!r}; list it in data.ignore_fields" if name in columns else
+                    f"{_nearest(name, known) or 'it is not used'}; map it in data.fields, or list it in data.ignore_fields")
             found.append(Problem(f"{where}, {plain_name(name)}", f"no field of a {kind.__name__.lower()}", mend, "extra_forbidden"))
     return found
 
@@ -650,7 +640,7 @@ def read_rows(
     names = list(rows[0].values) if rows else []
     if rows and not {options.columns(kind).get(name, name) for name in field_names(kind)} & {*names}:
         problems.append(Problem(shown, f"none of its columns is a field of a {kind.__name__.lower()}: {', '.join(map(plain_name, names[:20]))}",
-                                f"its first row names the columns; map those that have other names in {_mapped_by(kind)}", "no_heading"))
+                                "its first row names the columns; map those that have other names in data.fields", "no_heading"))
         return [], set()
     gaps = _heading_gaps(names, kind, options, shown) if rows else {}
     problems += [*_columns_problems(names, kind, options, shown), *gaps.values()]

@@ -108,10 +108,10 @@ def init_command(arguments: argparse.Namespace) -> None:
 # %% ../../nbs/run/cli.ipynb #70-009-b
 def config_command(arguments: argparse.Namespace) -> None:
     "Check a config, and show it resolved when asked."
-    from kwanzaa_nb.core.config import config_to_yaml, load_config
+    from kwanzaa_nb.core.config import describe_config, load_config
 
     config = load_config(arguments.path, dict(arguments.set))
-    print(config_to_yaml(config).rstrip("\n") if arguments.action == "show" else f"{arguments.path}: no problems")
+    print(describe_config(config).rstrip("\n") if arguments.action == "show" else f"{arguments.path}: no problems")
     for note in config.notes:
         print(note, file=sys.stderr)
 
@@ -188,9 +188,9 @@ def _reading(commands: Any) -> None:
     runs = commands.add_parser("runs", help="list all runs", description="List the runs below a folder, how far each has come, and its first metrics.")
     runs.add_argument("folder", nargs="?", default="outputs", metavar="FOLDER", help="where runs lie (default: outputs)")
     runs.set_defaults(command=runs_command)
-    config = commands.add_parser("config", help="check or show a config", description="Check a config, all its problems at once, or show it with every default.")
+    config = commands.add_parser("config", help="check or show a config", description="Check a config, all its problems at once, or show every key with its meaning and default.")
     config.add_argument("action", choices=["show", "check"], help="show it resolved, or only check it")
-    config.add_argument("path", metavar="FILE", help="a YAML file")
+    config.add_argument("path", metavar="FILE", nargs="?", default="configs/demo.cpu.yaml", help="a YAML file (default: configs/demo.cpu.yaml)")
     config.add_argument("--set", **_CHANGE)
     config.set_defaults(command=config_command)
 
