@@ -212,9 +212,11 @@ def _no_json(
     if error.code in ("nan_or_infinity", "number_out_of_range"):
         return f"a number {what}", "write null", "nan_or_infinity"
     is_cut = error.code == "unfinished" and text.startswith("{") and not is_whole
-    mend = "the line may be half written" if is_cut else f"write each record as one line of JSON: {error.problems[0].mend}"
-    code = error.code if error.code == "duplicate_key" else "bad_json"
-    return f"not JSON {what}", mend, code
+    if error.code == "duplicate_key":
+        return f"not JSON {what}", error.problems[0].mend, error.code
+    mend = ": ".join(filter(None, ["write each record as one line of JSON", error.problems[0].mend]))
+    mend = "the line may be half written" if is_cut else mend
+    return f"not JSON {what}", mend, "bad_json"
 
 # %% ../../nbs/core/jsonl.ipynb #20-009-p2
 def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | None":
