@@ -18,7 +18,8 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at each import it r
 
 _FACE = {  # what others build on, and where it is written; loaded when it is asked for
     "load_config": "core.config", "ConfigError": "core.config",
-    "parse_strict_json": "core.answer", "parse_model_answer": "core.answer", "validate_answer_json": "core.answer", "AnswerError": "core.answer",
+    "parse_strict_json": "core.strict_json", "JsonError": "core.strict_json",
+    "parse_model_answer": "core.answer", "validate_answer_json": "core.answer", "AnswerError": "core.answer",
     "render_prompt": "core.prompt",
     "support": "evaluate.support", "SUPPORTED_AT": "evaluate.support", "score": "evaluate.metrics",
     "load_answerer": "publish.answerer",

@@ -15,8 +15,6 @@ from jsonschema import Draft202012Validator
 from kwanzaa_nb.core.answer import (
     COMPLETENESS,
     ERROR_STAGES,
-    JSON_ERRORS,
-    MAX_DEPTH,
     RULE_ERRORS,
     AnswerError,
     AnswerJson,
@@ -28,7 +26,6 @@ from kwanzaa_nb.core.answer import (
     find_marks,
     model_answer_schema,
     parse_model_answer,
-    parse_strict_json,
     record_schema,
     renumbered,
     rule_problems,
@@ -36,6 +33,7 @@ from kwanzaa_nb.core.answer import (
     validate_answer_json,
     write_schemas,
 )
+from kwanzaa_nb.core.strict_json import JSON_ERRORS, MAX_DEPTH, JsonError, parse_strict_json, read_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -124,12 +122,32 @@ def test_accepts_what_rfc_8259_has(raw):
 
 @pytest.mark.parametrize(("code", "raw"), [(code, raw) for code, group in REFUSED.items() for raw in group])
 def test_names_what_it_refuses(code, raw):
-    with pytest.raises(AnswerError) as caught:
+    with pytest.raises(JsonError) as caught:
         parse_strict_json(raw)
     error = caught.value
-    assert (error.code, error.stage, len(error.problems)) == (code, "json", 1)
+    assert (error.code, len(error.problems)) == (code, 1)
     assert 0 <= error.position <= len(raw)
     assert len(str(error)) < 400 and str(error).encode("utf-8")
+
+
+def test_an_answer_that_is_no_json_is_an_answer_error_of_that_stage():
+    for read in (lambda raw: parse_model_answer(raw, []), validate_answer_json):
+        with pytest.raises(AnswerError) as caught:
+            read('[1,]')
+        assert (caught.value.code, caught.value.stage, caught.value.position) == ("trailing_comma", "json", 2)
+
+
+def test_the_first_mistake_of_several_is_told():
+    for raw, code in (('{"a":1,"a":}', "duplicate_key"), ('{"a":,"a":1}', "bad_json"), ("[1e400,]", "number_out_of_range"),
+                      ("[,1e400]", "bad_json"), ("[NaN//", "nan_or_infinity"), ('{"b":"b":', "bad_json"), ("[" * 32 + "1[", "bad_json"),
+                      ("[" * 32 + "[}", "too_deep"), ('["\\ud800', "unfinished"), ('["\\ud800x', "lone_surrogate")):
+        assert outcome(raw) == ("error", code), raw
+
+
+def test_lines_may_be_deeper_and_hold_halves():
+    assert read_json('["\\ud800"]', 1, halves=True) == ["\ud800"]
+    with pytest.raises(JsonError, match="at most 1 levels"):
+        read_json("[[]]", 1)
 
 
 def test_every_json_error_has_cases():
@@ -137,7 +155,7 @@ def test_every_json_error_has_cases():
 
 
 def test_position_line_and_column():
-    with pytest.raises(AnswerError) as caught:
+    with pytest.raises(JsonError) as caught:
         parse_strict_json('{\n  "a": 1,\n  "a": 2\n}')
     assert caught.value.position == 14 and "line 3, column 3" in str(caught.value)
 
@@ -157,7 +175,7 @@ def test_only_text_and_bytes(raw):
 def outcome(raw):
     try:
         return "value", parse_strict_json(raw)
-    except AnswerError as error:
+    except JsonError as error:
         assert error.code in JSON_ERRORS
         return "error", error.code
 

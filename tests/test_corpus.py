@@ -118,7 +118,7 @@ def test_every_bad_line_at_once_in_order(tmp_path):
 
 def test_deep_nesting_is_one_bad_line(tmp_path):
     path = write(tmp_path / "a.jsonl", {"a": 1}, b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
-    with pytest.raises(DataError, match="line 2: not JSON: nested too deeply") as error:
+    with pytest.raises(DataError, match="line 2: not JSON at column 106: .* nested too deeply") as error:
         read_jsonl(path)
     assert codes(error) == ["bad_json"]
 
@@ -127,7 +127,7 @@ def test_an_endless_number_is_not_called_deep_nesting(tmp_path):
     path = write(tmp_path / "a.jsonl", b'{"a": ' + b"9" * 5000 + b"}")
     with pytest.raises(DataError) as error:
         read_jsonl(path)
-    assert codes(error) == ["bad_json"] and "nested" not in str(error.value)
+    assert codes(error) == ["nan_or_infinity"] and "nested" not in str(error.value)
 
 
 def test_a_half_written_last_line(tmp_path):

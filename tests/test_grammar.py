@@ -10,12 +10,13 @@ import pytest
 import torch
 from tiny import ROOT, tiny_model, tiny_tokenizer
 
-from kwanzaa_nb.core.answer import ModelAnswer, find_marks, parse_model_answer, parse_strict_json
+from kwanzaa_nb.core.answer import ModelAnswer, find_marks, parse_model_answer
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.model.grammar import BITS, Bounds, Grammar, GrammarError, GrammarProcessor, allowed, forced, record_grammar
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.prefix import PrefixCheck
 from kwanzaa_nb.core.prompt import target_json
+from kwanzaa_nb.core.strict_json import parse_strict_json
 
 
 def chunks_of(count):

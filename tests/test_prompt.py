@@ -15,7 +15,6 @@ from kwanzaa_nb.core.answer import (
     ModelAnswer,
     model_answer_schema,
     parse_model_answer,
-    parse_strict_json,
 )
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.core.prompt import (
@@ -33,6 +32,7 @@ from kwanzaa_nb.core.prompt import (
     target_json,
 )
 from kwanzaa_nb.core.sentences import number_sentences
+from kwanzaa_nb.core.strict_json import parse_strict_json
 
 CHUNKS = [
     {"chunk_id": "ep-1863-02", "source_org": "National Archives", "year": 1863, "score": 0.987654,

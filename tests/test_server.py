@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, tiny_config
 
-from kwanzaa_nb.core.answer import parse_strict_json, record_schema
+from kwanzaa_nb.core.answer import record_schema
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.evaluate.passes import arms, backend_differences, decodings, experiment
 from kwanzaa_nb.model.backend import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, sample_row
 from kwanzaa_nb.evaluate.metrics import score
 from kwanzaa_nb.model.load import Effective
 from kwanzaa_nb.core.sentences import number_sentences
+from kwanzaa_nb.core.strict_json import parse_strict_json
 from kwanzaa_nb.model.server import Question, ServerBackend, ServerError, ask, control_text, read_completion, request
 from kwanzaa_nb.core.record import read_records
 

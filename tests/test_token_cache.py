@@ -9,6 +9,7 @@ import pytest
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.model.masking import stop_ids
 from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.train import token_cache
 from kwanzaa_nb.train.token_cache import cached_rows, rows_key
 from kwanzaa_nb.train.trainer import RecordsError, encode_records
 from kwanzaa_nb.core.record import read_records
@@ -45,6 +46,12 @@ def test_whatever_the_rows_depend_on_changes_the_key(given):
             rows_key(tokenizer, [{**records[0], "group": "another"}, *records[1:]], config, ends)]
     assert len(set(keys)) == len(keys)
     assert keys[0] == rows_key(load_tokenizer(config), json.loads(json.dumps(records)), config, set(ends))
+
+
+def test_another_version_of_the_code_is_another_key(given, monkeypatch):
+    before = rows_key(*given)
+    monkeypatch.setattr(token_cache, "ROWS_VERSION", token_cache.ROWS_VERSION + 1)
+    assert rows_key(*given) != before
 
 
 def test_what_is_half_written_or_damaged_is_made_anew(given, tmp_path):

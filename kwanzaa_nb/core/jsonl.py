@@ -8,12 +8,10 @@ __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'MOST_NESTED', 'HEAD', 'DataErro
 
 # %% ../../nbs/core/jsonl.ipynb #07-002
 import json
-import math
 import re
 import reprlib
 import shlex
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any, BinaryIO
 
 from .errors import KwanzaaError, Problem, ProblemList
 from .files import no_file, other_format
+from .strict_json import JsonError, read_json
 
 # %% ../../nbs/core/jsonl.ipynb #20-004
 LONGEST_LINE = 1_000_000  # bytes of a line of JSON
@@ -156,12 +155,10 @@ def _goes_on(first: bytes, second: bytes) -> bool:
     "Whether the first line of a file is the beginning of an object that goes on in the next."
     text = first.decode("utf-8", "replace").rstrip()
     try:
-        _read_json(text)
-    except json.JSONDecodeError as error:
-        ends = error.pos >= len(text) and not error.msg.startswith("Unterminated")
+        read_json(text, MOST_NESTED, halves=True)
+    except JsonError as error:
+        ends = error.code == "unfinished" and error.position == len(text)  # and not within a string
         return ends and bool(second) and (text.endswith(("{", "[")) or not second.startswith(b"{"))
-    except (ValueError, RecursionError):
-        pass
     return False
 
 
@@ -169,9 +166,10 @@ def _is_array(first: bytes, second: bytes) -> bool:
     "Whether a file is an array, and not lines of which the first is wrong."
     for line, kind in ((first, list), (second, dict)):
         try:
-            if second and first != b"[" and isinstance(_read_json(line.decode("utf-8", "replace")), kind):
+            value = read_json(line.decode("utf-8", "replace"), MOST_NESTED, halves=True)
+            if second and first != b"[" and isinstance(value, kind):
                 return False
-        except (ValueError, RecursionError):
+        except JsonError:
             pass
     return True
 
@@ -199,43 +197,26 @@ def _no_lines(
     return None
 
 # %% ../../nbs/core/jsonl.ipynb #20-008
-class _NotJson(ValueError):
-    "What `json` would have read."
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict:
-    "An object whose keys are there once."
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        raise _NotJson(f"the key {short(name)} is there twice", "keep one of them", "duplicate_key")
-    return found
-
-
-def _number(text: str) -> float:
-    "A number that a double holds."
-    value = float(text)
-    if not math.isfinite(value):
-        raise _NotJson(f"{text[:20]} is no number that JSON and a double hold", "write null", "nan_or_infinity")
-    return value
-
-
-_read_json = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_number).decode
-
-# %% ../../nbs/core/jsonl.ipynb #20-009
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
-_ONE = "write each record as one line of JSON"
 
 
-def _no_json(error: json.JSONDecodeError, is_whole: bool) -> tuple[str, str]:
-    "What keeps a line from being JSON, and the mend; `is_whole`: the line has its end."
-    text = error.doc.rstrip()
+def _no_json(
+    error: JsonError,
+    text: str,  # the line, or its beginning
+    is_whole: bool,  # whether the line has its end
+) -> tuple[str, str, str]:  # what is wrong, the mend, the code
+    "Say what keeps a line from being JSON."
     if "\0" in text:
-        return "not JSON: NUL bytes, as a crash or a full disk leaves them", "restore the line, or delete it"
-    mend = _ONE + {"Extra data": ", and nothing behind it", "Expecting property name enclosed in double quotes":
-                   ", its names in double quotes and no comma behind the last value"}.get(error.msg, "")
-    is_cut = text.startswith("{") and (error.pos >= len(text) or error.msg.startswith("Unterminated"))
-    return f"not JSON at column {error.colno}: {error.msg}", "the line may be half written" if is_cut and not is_whole else mend
+        return "not JSON: NUL bytes, as a crash or a full disk leaves them", "restore the line, or delete it", "bad_json"
+    what = f"at column {error.position + 1}: {error.problems[0].what}"
+    if error.code in ("nan_or_infinity", "number_out_of_range"):
+        return f"a number {what}", "write null", "nan_or_infinity"
+    is_cut = error.code == "unfinished" and text.startswith("{") and not is_whole
+    if error.code == "duplicate_key":
+        return f"not JSON {what}", error.problems[0].mend, error.code
+    mend = ": ".join(filter(None, ["write each record as one line of JSON", error.problems[0].mend]))
+    mend = "the line may be half written" if is_cut else mend
+    return f"not JSON {what}", mend, "bad_json"
 
 # %% ../../nbs/core/jsonl.ipynb #20-009-p2
 def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | None":
@@ -251,40 +232,13 @@ def _read_line(line: bytes, size: int, where: str, problems: list) -> "dict | No
         while line.startswith(_MARK):
             line, size = line[len(_MARK):], size - len(_MARK)
     try:
-        row = _read_json(line.rstrip(b"\r\n").decode("utf-8"))
-        if line.count(b"[") + line.count(b"{") > MOST_NESTED and _depth(row) > MOST_NESTED:
-            raise RecursionError
+        text = line.rstrip(b"\r\n").decode("utf-8")
+        row = read_json(text, MOST_NESTED, halves=True)
     except UnicodeDecodeError as error:
         return problem(f"not UTF-8 at byte {error.start + 1}", "save the file as UTF-8", "not_utf8")
-    except _NotJson as error:
-        what, mend, code = error.args
-        return problem(what + (_odd_number(line) if code == "nan_or_infinity" else ""), mend, code)
-    except (ValueError, RecursionError) as error:
-        if not isinstance(error, json.JSONDecodeError):
-            what = "nested too deeply" if isinstance(error, RecursionError) else "a number too long to read"
-            return problem(f"not JSON: {what}", "write it flatter" if isinstance(error, RecursionError) else "write it as text", "bad_json")
-        return problem(*_no_json(error, line.endswith((b"\n", b"\r"))), "bad_json")
+    except JsonError as error:
+        return problem(*_no_json(error, text.rstrip(), line.endswith((b"\n", b"\r"))))
     return row if isinstance(row, dict) else problem(f"found {short(row)}, expected an object", "write {...}", "not_an_object")
-
-# %% ../../nbs/core/jsonl.ipynb #20-009-b
-def _odd_number(line: bytes) -> str:
-    "Where in a line stands a number that JSON does not have."
-    waiting = [("", json.loads(line))]
-    while waiting:
-        place, value = waiting.pop()
-        if isinstance(value, float) and not math.isfinite(value):
-            return f", in {place}" if place else ""
-        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        waiting += [(f"{place}.{plain_name(name)}".lstrip(".") if isinstance(value, dict) else f"{place}[{name}]", part) for name, part in inner]
-    return ""
-
-
-def _depth(value: Any) -> int:
-    "How many lists and objects stand inside each other."
-    depth, level = 0, [value]
-    while level := [part for part in level if isinstance(part, (dict, list))]:
-        level, depth = [inner for part in level for inner in (part.values() if isinstance(part, dict) else part)], depth + 1
-    return depth
 
 # %% ../../nbs/core/jsonl.ipynb #20-034
 def text_places(value: Any) -> Iterator[tuple[str, str]]:

@@ -19,13 +19,14 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from .answer import AnswerError, Source, parse_model_answer, parse_strict_json, shown_sentences
+from .answer import AnswerError, Source, parse_model_answer, shown_sentences
 from .errors import Problem
 from .files import draw
 from .jsonl import (
     DataError, control_problems, iter_jsonl, plain_name, short, sign_problem, text_places, year_meant)
 from .prompt import CONTEXT_HEADING, INDENT, NO_CONTEXT, read_context, shown_text, split_user
 from .sentences import chunk_spans, span_problem
+from .strict_json import JsonError, parse_strict_json
 
 # %% ../../nbs/core/record.ipynb #23-005
 ROLES = ["system", "user", "assistant"]
@@ -270,7 +271,7 @@ def has_key(target: str, name: str) -> bool:
     "Whether a target is an object with this key."
     try:
         value = parse_strict_json(target)
-    except AnswerError:
+    except JsonError:
         return False
     return isinstance(value, dict) and name in value
 

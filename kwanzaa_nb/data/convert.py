@@ -15,9 +15,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from kwanzaa_nb.core.answer import (
-    MODEL_MODES, PERSONAS, AnswerError, ModelAnswerText, ModelUnknowns, find_marks, parse_model_answer,
-    parse_strict_json)
+from ..core.answer import (
+    MODEL_MODES, PERSONAS, AnswerError, ModelAnswerText, ModelUnknowns, find_marks, parse_model_answer)
 from ..core.errors import KwanzaaError, Problem
 from ..core.files import write_atomically
 from ..core.jsonl import DataError, MissingFile, iter_jsonl, short, sign_problem, text_places
@@ -26,6 +25,7 @@ from ..core.prompt import (
     system_prompt, target_json)
 from ..core.record import OLD_HEADER, has_key, is_old_form, message_texts
 from ..core.sentences import number_sentences, sentence_spans
+from ..core.strict_json import JsonError, parse_strict_json
 
 # %% ../../nbs/data/convert.ipynb #25-011
 def _chunk_of(header: re.Match, below: str) -> tuple[dict, bool]:
@@ -94,7 +94,7 @@ def _read_target(target: str, problems: list[Problem]) -> "_OldAnswer | None":
     "An old target, or None with what is wrong added to the problems."
     try:
         return _OldAnswer.model_validate(parse_strict_json(target))
-    except AnswerError as error:
+    except JsonError as error:
         found = [(problem.where, problem.what, problem.mend or "write strict JSON", problem.code) for problem in error.problems]
     except ValidationError as error:
         found = [(".".join(map(str, part["loc"])) or "the whole", part["msg"], "write citations, answer and unknowns as the first edition did", "schema")

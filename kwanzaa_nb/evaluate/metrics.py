@@ -14,12 +14,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
-from ..core.answer import AnswerError, ModelAnswer, parse_model_answer, parse_strict_json
+from ..core.answer import AnswerError, ModelAnswer, parse_model_answer
 from ..core.errors import Problem, ProblemList
 from ..core.prompt import shown_text
 from ..core.record import question_of
 from ..core.sentences import Sentence, number_sentences
 from ..core.stats import Rate, balanced, clustered, forget_resamples, holm, mcnemar, share
+from ..core.strict_json import parse_strict_json
 from ..core.text import mentions, sentences, split_claims, tokens
 from .support import SUPPORTED_AT, Support, examine, forget_claims, overlap, support
 from ..model.backend import REFUSED
