@@ -278,24 +278,24 @@ def tokens(
     for pattern, spelled in _SPELLED_OUT.items():
         sentence = re.sub(pattern, spelled, sentence)
     words = WORD.findall(sentence)
-    plain = [plain(word) for word in words]
+    lowered = [plain(word) for word in words]
     found, place = [], 0
     while place < len(words):
-        number, used = _number(plain[place:])
+        number, used = _number(lowered[place:])
         pronoun = (
-            plain[place] == "one"
+            lowered[place] == "one"
             and used == 1
             and (
-                {*plain[place + 1 : place + 2]} & _ONE_OF
-                or {*plain[max(0, place - 1) : place]} & {"no", "any", "every", "each", "some"}
+                {*lowered[place + 1 : place + 2]} & _ONE_OF
+                or {*lowered[max(0, place - 1) : place]} & {"no", "any", "every", "each", "some"}
             )
         )
         if number and not pronoun:
             found.append(Token(number, 2.0, False))
         else:
             used, name = 1, _is_name(words, place)
-            root = stem(_SHORT_MONTHS.get(plain[place], plain[place]) if name else plain[place])
-            stopped = _CLITIC.sub("", plain[place]) in STOP_WORDS and not name or pronoun or "n't" in plain[place]
+            root = stem(_SHORT_MONTHS.get(lowered[place], lowered[place]) if name else lowered[place])
+            stopped = _CLITIC.sub("", lowered[place]) in STOP_WORDS and not name or pronoun or "n't" in lowered[place]
             found.append(Token(root, 0.0 if stopped else (2.0 if name else 0.4 + min(len(root), 8) / 8), name))
         place += used
     return tuple(found)
@@ -305,11 +305,11 @@ def normal_words(
     text: str,  # any prose; marks are left out
 ) -> list[str]:  # lower case, no accents or punctuation, numbers in canonical form
     "Words for comparing phrases, in which 'Seven Principles' and '7 principles' are the same."
-    plain = [plain(word).removesuffix("'s") for word in WORD.findall(_MARK.sub(" ", text))]
+    lowered = [plain(word).removesuffix("'s") for word in WORD.findall(_MARK.sub(" ", text))]
     found, place = [], 0
-    while place < len(plain):
-        number, used = _number(plain[place:])
-        found.append(number or plain[place])
+    while place < len(lowered):
+        number, used = _number(lowered[place:])
+        found.append(number or lowered[place])
         place += used or 1
     return found
 
