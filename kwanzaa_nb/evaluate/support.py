@@ -48,12 +48,12 @@ def negated(
     reach: int,  # how many content words after the negation count as negated
 ) -> tuple[frozenset[str], ...]:  # one set of stems a negation
     "What each negation of a sentence negates: the content words after it, or before it at the end of a sentence."
-    plain, found = [plain(word) for word in WORD.findall(re.sub(r"\bNo\. (?=\d)|\b[Nn]ot only\b", "", sentence))], []
-    for place, word in enumerate(plain):
+    lowered, found = [plain(word) for word in WORD.findall(re.sub(r"\bNo\. (?=\d)|\b[Nn]ot only\b", "", sentence))], []
+    for place, word in enumerate(lowered):
         if word in _NEGATIONS or word.endswith("n't"):
             before, after = (
                 [stem(other) for other in side if other not in STOP_WORDS and not other.endswith("n't")]
-                for side in (plain[:place], plain[place + 1 :])
+                for side in (lowered[:place], lowered[place + 1 :])
             )
             found.append(frozenset(after[:reach] or before[-reach:]))
     return tuple(stems for stems in found if stems)
