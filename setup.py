@@ -48,6 +48,7 @@ setup(
     license={"apache2": "Apache-2.0"}[settings["license"]],
     keywords=settings["keywords"],
     packages=find_packages(include=[settings["lib_path"], settings["lib_path"] + ".*"], exclude=[settings["lib_path"] + ".bench"]),
+    package_data={settings["lib_path"]: ["templates/*"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={

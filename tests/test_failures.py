@@ -7,7 +7,8 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.report.failures import failure_html, marked_output, show_failures
+from kwanzaa_nb.report.answer import marked_output
+from kwanzaa_nb.report.failures import failure_html, show_failures
 from kwanzaa_nb.evaluate.metrics import REFUSAL, controls, score_arms
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.record import read_records
@@ -43,7 +44,7 @@ def test_the_prompt_the_output_and_the_target_are_there():
     samples = [{"id": one["id"], "arm": "a", "raw": "Sure, <it> is.", "finish_reason": "stop"} for one in RECORDS]
     shown = show_failures(score_arms(samples, RECORDS)["a"], RECORDS, samples, each=1000).html
     assert "Sure, &lt;it&gt; is." in shown and "<it>" not in shown and shown.count("<details open") == 1
-    assert re.sub(r"<[^>]*>", "", shown).count("written") >= len(RECORDS)
+    assert re.sub(r"<[^>]*>", "", shown).count("Written") >= len(RECORDS)
     for chunk in record["chunks"]:
         assert chunk["chunk_id"] in shown
 
@@ -57,7 +58,7 @@ def test_numbers_and_marks_are_coloured_by_whether_they_lead_to_a_sentence():
     assert marked_output("", CHUNKS) == "" and marked_output("x" * 2000, []).endswith("x …") and marked_output(REFUSAL, []).count("<") == 0
     assert marked_output("Sure. [1]", CHUNKS) == "Sure. [1]" and marked_output('[{"evidence":[1]}]', CHUNKS).count("<") == 0
     cut = marked_output(written([1], "In 1966. [1]"), CHUNKS, longest=15)
-    assert cut == '{&quot;evidence&quot;: [<b class="there">1</b> …'
+    assert cut == '{&#34;evidence&#34;: [<b class="there">1</b> …'
 
 
 def test_every_sentence_stands_behind_its_number_and_the_named_ones_are_highlighted():

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 
 import pytest
 from hypothesis import given, settings
@@ -31,28 +32,45 @@ def page_of(raw, **more):
     return evaluation_page("A <title>", asked, samples, score_arms(samples, asked), score_arms(controls(asked), asked))
 
 
-def data_of(page):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+class Page(HTMLParser):
+    "What a browser makes of a page: its tags and its text."
+
+    def __init__(self, page):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.text = [], ""
+        self.feed(str(page))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def rows_of(raw, **more):
+    asked = records(**more)
+    samples = [{"id": record["id"], "arm": arm, "raw": raw, "finish_reason": "stop", "answering": 0.25} for record in asked for arm in ("base", "adapter")]
+    return page_rows(asked, samples, score_arms(samples, asked))
 
 
 def test_every_record_and_arm_is_in_the_page():
-    page = page_of("Sure!")
-    data = data_of(page)
-    assert data["arms"] == ["base", "adapter"] and [row["id"] for row in data["rows"]] == ["r1", "r2"]
-    first = data["rows"][0]
-    assert first["question"] == "When?" and first["chunks"] == [{"id": "c1", "text": CHUNK["text"], "gold": True, "label": "a label", "spans": [[0, 18], [19, 29]]}]
-    assert first["arms"]["base"]["raw"] == "Sure!" and first["arms"]["base"]["answering"] == 0.25 and first["arms"]["base"]["codes"]
-    assert "A &lt;title&gt;" in page and "always_refuse" in page
+    page, rows = page_of("Sure!"), rows_of("Sure!")
+    assert [row["id"] for row in rows] == ["r1", "r2"] and list(rows[0]["arms"]) == ["base", "adapter"]
+    first = rows[0]
+    assert first["question"] == "When?" and [chunk["chunk_id"] for chunk in first["chunks"]] == ["c1"] and first["facts"]["answerable"] == "yes"
+    assert first["arms"]["base"]["raw"] == "Sure!" and first["arms"]["base"]["answering"] == 0.25 and first["facts"]["arms"]["base"]["code"]
+    assert page.count("<details data-facts=") == 2 and page.count("<b>adapter</b>") == 2 and page.count("P(answers) 0.25") == 4
+    assert "A &lt;title&gt;" in page and "always_refuse" in page and "a label · holds the answer" in page
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(max_size=60), st.text(max_size=30))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=60), st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=30))
 def test_nothing_that_was_written_breaks_out(raw, question):
-    for odd in (raw, raw + "</script><script>alert(1)</script>", "<!--" + raw):
-        page = page_of(odd, question=question or "?", text="A chunk. " + odd)
-        assert page.count("<script") == 2 and page.count("</script>") == 2 and "<!--" not in page
-        row = data_of(page)["rows"][0]
-        assert row["arms"]["adapter"]["raw"] == odd and row["chunks"][0]["text"] == "A chunk. " + odd
+    tags = set(Page(page_of("Sure!")).tags)
+    for odd in (raw, raw + "</script><script>alert(1)</script>", "<!--" + raw, "'\"><img src=x>" + raw):
+        page = Page(page_of(odd, question=question or "?", text="A chunk. " + odd))
+        assert set(page.tags) <= tags | {"mark", "sup", "b"} and page.tags.count("script") == page.tags.count("style") == 1
+        assert page.text.count(odd or "(nothing)") >= 4  # two arms of two records
 
 
 def answer(evidence, text):
@@ -60,10 +78,11 @@ def answer(evidence, text):
                        "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}}, ensure_ascii=False)
 
 
-def test_the_page_is_told_which_sentences_are_named():
-    rows = data_of(page_of(answer([2, 9, "1"], "It closed. [2]")))["rows"]
-    assert rows[0]["expected_numbers"] == [1] and rows[0]["arms"]["base"]["numbers"] == [2] and rows[1]["expected_numbers"] == []
-    assert rows[1]["chunks"] == [] and rows[1]["arms"]["base"]["numbers"] == [] and data_of(page_of("Sure! [1]"))["rows"][0]["arms"]["base"]["numbers"] is None
+def test_the_page_tells_which_sentences_are_named():
+    first, second = rows_of(answer([2, 9, "1"], "It closed. [2]"))
+    assert first["chunks"][0]["shown"] == ('<small class="number">[1]</small> <mark>It opened in 1966.</mark><sup>expected</sup> '
+                                           '<small class="number">[2]</small> <mark>It closed.</mark><sup>base, adapter</sup>')
+    assert second["chunks"] == [] and "mark>" not in rows_of("Sure! [2]")[0]["chunks"][0]["shown"].split("[2]")[1]
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
@@ -71,15 +90,29 @@ def test_the_page_in_a_browser_draws_what_was_told(tmp_path):
     "Characters beyond two bytes count once, marks are coloured, hostile text stays text."
     page = page_of(answer([1, 7], "It \N{GRINNING FACE} opened. [1] <img src=x> [7] [2]"), text="\N{GRINNING FACE} It opened in 1966. It <b>closed</b>.")
     opening = "<script>document.querySelectorAll('details').forEach(one => { one.open = true; })</script>"
-    (tmp_path / "page.html").write_text(page.replace("</html>", f"{opening}</html>"), encoding="utf-8")
+    (tmp_path / "page.html").write_text(str(page).replace("</body>", f"{opening}</body>"), encoding="utf-8")
     done = subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom",
                            (tmp_path / "page.html").as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=300, check=True)
     assert "CONSOLE" not in done.stderr
-    drawn = done.stdout[done.stdout.index('<div id="list">'):done.stdout.index('<script type="application/json"')]
     assert ('<small class="number">[1]</small> <mark>\N{GRINNING FACE} It opened in 1966.</mark><sup>expected, base, adapter</sup> '
-            '<small class="number">[2]</small> <span>It &lt;b&gt;closed&lt;/b&gt;.</span></div>') in drawn
+            '<small class="number">[2]</small> It &lt;b&gt;closed&lt;/b&gt;.</p></div>') in done.stdout
     evidence = '{"evidence": [<b class="there">1</b>, <b class="astray">7</b>], '
-    assert drawn.count(evidence) == 2 and drawn.count('<b class="there">[1]</b> &lt;img src=x&gt; <b class="astray">[7]</b> <b class="astray">[2]</b>') >= 2
+    assert done.stdout.count(evidence) == 2
+    assert done.stdout.count('<b class="there">[1]</b> &lt;img src=x&gt; <b class="astray">[7]</b> <b class="astray">[2]</b>') >= 2
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+@pytest.mark.parametrize("chosen, shown", [({}, ["r1", "r2"]), ({"answerable": "yes"}, ["r1"]), ({"outcome": "passed"}, []), ({"search": "a LABEL"}, ["r1"]),
+                                           ({"outcome": "failed", "category": "refusal"}, ["r2"]), ({"search": "</b"}, [])])
+def test_the_filter_in_a_browser(tmp_path, chosen, shown):
+    choose = "".join(f"form.{name}.value = {json.dumps(value)};" for name, value in chosen.items())
+    script = f"<script>{{ const form = document.forms[0]; {choose} form.dispatchEvent(new Event('input')); }}</script>"
+    (tmp_path / "page.html").write_text(str(page_of("Sure!")).replace("</body>", f"{script}</body>"), encoding="utf-8")
+    done = subprocess.run(["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom",
+                           (tmp_path / "page.html").as_uri()], capture_output=True, text=True, encoding="utf-8", timeout=300, check=True)
+    assert "CONSOLE" not in done.stderr and f"<output>{len(shown)} of 2 records</output>" in done.stdout
+    drawn = [part for part in done.stdout.split("<details ")[1:] if "hidden" not in part.split("<summary>")[0]]
+    assert [part.split("<small>")[1].split(" ")[0] for part in drawn] == shown
 
 
 def test_the_page_loads_nothing():
@@ -119,4 +152,4 @@ def test_the_verdict_comes_first_and_the_instrument_is_told():
     samples = [{"id": record["id"], "arm": "base", "raw": "x", "finish_reason": "stop"} for record in asked]
     page = evaluation_page("t", asked, samples, score_arms(samples, asked), None, "Better <b>.\n\nToo low.", [["what", "result", "over"], ["people", "AUROC <1", "9"]])
     first, second, table = (page.index(text) for text in ("Better &lt;b&gt;.", "Too low.", "<table>"))
-    assert first < second < table < page.index("AUROC &lt;1") < page.index("<form>")
+    assert first < second < table < page.index("AUROC &lt;1") < page.index("<form")

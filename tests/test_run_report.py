@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwanzaa_nb.run import cli
-from kwanzaa_nb.report.runs import different_settings, find_runs, write_overview, write_reports
+from kwanzaa_nb.report.runs import different_settings, find_runs, refresh_reports, write_overview, write_reports
 from kwanzaa_nb.evaluate.metrics import HEADLINES
-from kwanzaa_nb.report.run import RunFacts, chosen_samples, costs_html, evaluation_verdict, read_run, run_page, verdict_sentence
+from kwanzaa_nb.report.run import RunFacts, chosen_samples, evaluation_verdict, read_run, run_costs, run_page, verdict_sentence
 from kwanzaa_nb.core.sentences import Sentence, number_sentences
 from kwanzaa_nb.report.answer import answer_html, follow_evidence, follow_sources, highlighted, named_sentences, readable_chunks, show_answer
 from made_run import EVIL, make_run
@@ -27,6 +27,7 @@ def runs(tmp_path_factory):
 
 def test_both_pages_are_written_when_a_stage_ends(runs):
     root, (first, *_) = runs
+    refresh_reports(first, root)
     assert (first / "report.html").is_file()
     assert [path.name for path in write_reports(first, root)] == ["report.html", "index.html"]
 
@@ -124,7 +125,7 @@ def test_what_leads_nowhere_is_told():
     shown = answer_html(said(f"{EVIL} [1] [9] [2, 3]", [1, 7, "4", True, 0]), [TWICE])
     assert re.findall('<b class="([a-z]+)">([^<]*)</b>', shown) == [("there", "[1]"), ("astray", "[9]"), ("astray", "[2, 3]")]
     wrong = re.findall('<p class="wrong">([^<]*)</p>', shown)
-    assert wrong == ["[9] leads nowhere", "[2, 3] leads nowhere", "[7] was not shown", "[&#x27;4&#x27;] is not the number of a sentence",
+    assert wrong == ["[9] leads nowhere", "[2, 3] leads nowhere", "[7] was not shown", "[&#39;4&#39;] is not the number of a sentence",
                      "[True] is not the number of a sentence", "[0] was not shown"]
     assert "<img" not in shown and "evidence is not a list" in answer_html(said("a", 4), [])
 
@@ -152,7 +153,7 @@ ODD_ANSWERS = ODD | st.fixed_dictionaries({}, optional={name: ODD for name in ("
 def test_whatever_is_odd_is_shown_and_escaped(answer, chunks):
     shown = show_answer(answer, chunks)._repr_html_()
     assert shown.encode() and set(re.findall("<[^>]*>", shown.split("</style>")[1])) <= {
-        '<div class="answer">', "</div>", '<p class="said">', '<p class="facts">', '<p class="wrong">', "<p>", "</p>", "<b>", '<b class="there">', '<b class="astray">',
+        '<div class="kz">', '<div class="answer">', "</div>", '<p class="said">', '<p class="facts">', '<p class="wrong">', "<p>", "</p>", "<b>", '<b class="there">', '<b class="astray">',
         "</b>", '<div class="chunk">', '<div class="chunk used">', "<small>", "</small>", "<mark>", "</mark>", "<sup>", "</sup>"}
     assert readable_chunks(readable_chunks(chunks)) == [{**chunk, "source": "", "spans": chunk["spans"]} for chunk in readable_chunks(chunks)]
 
@@ -193,4 +194,4 @@ def test_the_overview_in_a_browser(runs):
     *[({"new_tokens_total": odd, "new_tokens_known": 0}, "base: an unknown number of tokens") for odd in (None, float("nan"), float("inf"), "9")]])
 def test_tokens_that_nobody_counted_are_unknown(tmp_path, costs, told):
     facts = RunFacts(tmp_path, {"stages": {}}, {"arms": {"base": {"rates": {}, "costs": costs, "records": [{"id": "a"}, {"id": "b"}]}}}, {}, {}, ())
-    assert re.search(told, costs_html(facts)) and "nan" not in costs_html(facts)
+    assert re.match(told, run_costs(facts)["tokens"][0]) and "nan" not in run_page(facts)

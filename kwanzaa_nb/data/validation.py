@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import Problem, problem_lines
+from ..core.html import marked_tokens
 from ..core.jsonl import MissingFile
 from ..core.record import checked_records
 from ..model.masking import IGNORED, MaskError, TemplateRefusal, check_supervised, encode_chat
@@ -33,10 +34,8 @@ class Preview:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from kwanzaa_nb.core.html import marked_tokens
-
-        marked = marked_tokens([text for text, _ in self.pieces], [trained for _, trained in self.pieces])
-        return f"<p>{self}</p>".split("\n")[0] + marked.data
+        marked = marked_tokens([text for text, _ in self.pieces], [trained for _, trained in self.pieces], str(self).partition("\n")[0])
+        return marked._repr_html_()
 
 # %% ../../nbs/data/validation.ipynb #23-016
 def preview_record(

@@ -9,15 +9,16 @@ __all__ = ['Asked', 'ask']
 from collections.abc import Callable
 from typing import Any
 
+from ..core.html import Shown
 from ..data.retrieval import AnyRetriever
-from .answer import ShownAnswer, show_answer
+from .answer import answer_html
 
 # %% ../../nbs/report/ask.ipynb #66-005
-class Asked(ShownAnswer):
+class Asked(Shown):
     "An answer with what it was made from; a notebook displays it."
 
     def __init__(self, answer: dict, chunks: list[dict]):
-        super().__init__(show_answer(answer, chunks).html)
+        super().__init__(answer_html(answer, chunks))
         self.answer, self.chunks = answer, chunks
 
 

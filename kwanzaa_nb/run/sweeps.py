@@ -13,20 +13,21 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from ..core.config import Config, ConfigError, config_to_yaml, load_config, project_root, read_yaml
 from ..core.errors import KwanzaaError, Problem, ProblemList
 from ..core.files import disk_sentence, write_atomically
+from ..core.html import render_page
 from ..core.lock import at_work
 from ..core.manifest import STAGES, StageError, portable, portable_config, read_manifest
 from ..core.results import rate_text, read_metrics
 from ..core.table import Table
 from ..evaluate.metrics import METRICS
-from ..report.run import page_html, rate_line, table_html
 from ..report.runs import write_overview
 from .launch import run_stage
 
@@ -257,20 +258,12 @@ def sweep_table(
 def sweep_page(
     sweep: Sweep,
     rows: Sequence[Mapping],  # of `sweep_rows`
-) -> str:  # HTML
-    "Table and plot of a sweep: each metric, and in it each run's interval on a line from 0 to 1."
-    table, plots = sweep_table(rows), []
-    for name in METRICS:
-        lines = [f'<tr><td><a href="{escape(quote(row["run"]))}/report.html">{escape(row["run"])}</a></td><td class="drawn">{rate_line(rate, "#0072b2")}</td>'
-                 f"<td>{escape(rate_text(rate))}</td></tr>" for row in rows if (rate := row["rates"].get(name))]
-        plots.append(f'<h3>{name}</h3><table class="rates">{"".join(lines)}</table>' if lines else "")
-    links = ", ".join(f'<a href="{escape(quote(row["run"]))}/report.html">{escape(row["run"])}</a>' for row in rows)
-    failures = "".join(f'<p class="wrong"><b>{escape(row["run"])}</b>: {escape(row["problem"])}</p>' for row in rows if row["problem"])
-    body = (f'<h1>{escape(sweep.name)}</h1><p class="verdict">{escape(choose(rows, sweep.select))}</p>'
-            f"<p>Every run was judged by the development set, never by the evaluation set. Arm: the adapter, or the base model where there is none.</p>"
-            f"{table_html(table.columns, table.rows)}<p>Reports: {links}</p>{'<h2>Failed</h2>' + failures if failures else ''}<h2>Development set</h2>{''.join(plots) or '<p>Not run.</p>'}"
-            '<p><a href="index.html">The runs with all their settings, to sort and to compare</a></p>')
-    return page_html(sweep.name, body)
+) -> Markup:
+    "Write table and plot of a sweep: each metric, and in it each run's interval on a line from 0 to 1."
+    rates = [(name, [{"name": row["run"], "href": f"{quote(row['run'])}/report.html", "arm": row["arm"], "rate": row["rates"][name]}
+                     for row in rows if name in row["rates"]]) for name in METRICS]
+    return render_page("sweep", title=sweep.name, verdict=choose(rows, sweep.select), table=sweep_table(rows), rows=rows,
+                       rates=[group for group in rates if group[1]])
 
 # %% ../../nbs/run/sweeps.ipynb #65-018-b
 def write_sweep(

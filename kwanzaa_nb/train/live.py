@@ -11,12 +11,12 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
 
 from transformers import TrainerCallback
 
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+from ..core.html import render_part
 from ..core.plots import loss_plot
 from ..core.stage import clock
 from ..core.table import Table
@@ -55,10 +55,8 @@ class Moment:
     def _repr_html_(self) -> str:
         table, drawn = self.table(), io.BytesIO()
         loss_plot(self.history, self.decisions).savefig(drawn, format="png", dpi=80)
-        cells = ["".join(f'<{tag} style="padding:2px 10px;text-align:right">{escape(cell)}</{tag}>' for cell in row)
-                 for row, tag in ((table.columns, "th"), (table.rows[0], "td"))]
-        return (f"<table><tr>{cells[0]}</tr><tr>{cells[1]}</tr></table>"
-                f'<img alt="losses by optimiser step" src="data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}">')
+        picture = render_part("picture", base64.b64encode(drawn.getvalue()).decode(), "losses by optimiser step")
+        return str(render_part("shown", render_part("table", table.columns, table.rows) + picture))
 
 # %% ../../nbs/train/live.ipynb #67-007
 class LiveReport(TrainerCallback):
