@@ -10,7 +10,7 @@ from tiny import ROOT
 
 import kwanzaa_nb.evaluate.metrics as metrics
 import kwanzaa_nb.evaluate.support as support
-from kwanzaa_nb.core import stats
+from kwanzaa_nb.core import stats, text
 from kwanzaa_nb.core.answer import RULE_ERRORS, find_marks
 from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, wilson
 from kwanzaa_nb.evaluate.metrics import (
@@ -467,8 +467,8 @@ def test_scoring_can_be_measured_as_if_it_were_new():
     metrics.forget_scores()
     score_arms(controls(RECORDS), RECORDS)
     stats.clustered("c", [(1, 2), (1, 1)])
-    remembered = {name: one for module in (metrics, support) for name, one in vars(module).items() if hasattr(one, "cache_info")}
-    assert sum(one.cache_info().currsize > 0 for one in remembered.values()) > 8 and "_few_resamples" in remembered
+    remembered = {name: one for module in (metrics, support, stats, text) for name, one in vars(module).items() if hasattr(one, "cache_info")}
+    assert sum(one.cache_info().currsize > 0 for one in remembered.values()) > 8 and "_few_resamples" in vars(stats)
     metrics.forget_scores()
     assert {name: one.cache_info().currsize for name, one in remembered.items()} == dict.fromkeys(remembered, 0)
 

@@ -144,7 +144,7 @@ def test_a_room_imports_only_what_lies_below_it(path):
 
 
 def test_every_room_says_what_it_holds():
-    assert {path.name for path in (ROOT / "kwanzaa_nb").iterdir() if path.is_dir() and path.name not in ("__pycache__", "project")} == set(ROOMS)
+    assert {path.name for path in (ROOT / "kwanzaa_nb").iterdir() if path.is_dir() and path.name not in ("__pycache__", "project", "templates")} == set(ROOMS)
     assert all(ast.get_docstring(ast.parse((ROOT / "kwanzaa_nb" / room / "__init__.py").read_text(encoding="utf-8"))) for room in ROOMS)
     assert {path.name for path in (ROOT / "nbs").iterdir() if path.is_dir() and not path.name.startswith((".", "_"))} == {*ROOMS, "guides", "images"}
 

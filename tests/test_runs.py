@@ -41,7 +41,7 @@ evaluation = {}
 publishing = {}
 """
 START = """\
-from kwanzaa_nb.core.runs import start_stage
+from kwanzaa_nb.core.stage import start_stage
 stage = start_stage("data", config=config, overrides=overrides, run=run, model=model, adapter=adapter, data=data,
                     training=training, evaluation=evaluation, publishing=publishing, cells=In)
 """

@@ -21,7 +21,7 @@ from kwanzaa_nb.core import manifest
 
 WORK = """\
 import time
-from kwanzaa_nb.core.errors import write_atomically
+from kwanzaa_nb.core.files import write_atomically
 for step in range(200):
     stage.progress(f"step {step}")
     write_atomically("data/train.jsonl", '{"step": %d}\\n' % step * 2000)

@@ -98,9 +98,15 @@ class StageFiles:
         self.name, self.config, self.began = name, config, time.monotonic()
         self.root, self.folder = config.path(""), config.path(config.run.output_dir)
         self.source = str(source or DEFAULT_CONFIG)
+        self.pages: "Callable[[Path, Path], None] | None" = None  # given the run folder and the project's root whenever a stage ends
         self.entry: dict = {"status": "running", "started": now(), "config": config.model_dump(mode="json"),
                             "read": {}, "wrote": {}}
         self.save()
+
+    def write_pages(self) -> None:
+        "Write the pages for readers, where somebody said how."
+        if self.pages:
+            self.pages(self.folder, self.root)
 
     def claim(self) -> None:
         "Hold the run folder until the stage ends. FolderInUse: another process works there."
@@ -183,7 +189,6 @@ class Stage(StageFiles):
 
     def __init__(self, name: str, config: Config, source: "str | Path" = ""):
         self.differences: list[Difference] = []
-        self.pages: "Callable[[Path, Path], None] | None" = None  # given the run folder and the project's root whenever a stage ends
         super().__init__(name, config, source)
 
     def differs(self, *differences: Difference) -> None:
@@ -209,11 +214,6 @@ class Stage(StageFiles):
                 self.write_pages()
             finally:
                 leave(self.folder)
-
-    def write_pages(self) -> None:
-        "Write the pages for readers, where somebody said how."
-        if self.pages:
-            self.pages(self.folder, self.root)
 
     def done(
         self,
