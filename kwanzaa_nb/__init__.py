@@ -18,13 +18,13 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at each import it r
 
 _FACE = {  # what others build on, and where it is written; loaded when it is asked for
     "load_config": "core.config", "ConfigError": "core.config",
-    "parse_strict_json": "core.strict_json", "JsonError": "core.strict_json",
+    "parse_strict_json": "core.strict_json",
     "parse_model_answer": "core.answer", "validate_answer_json": "core.answer", "AnswerError": "core.answer",
     "render_prompt": "core.prompt",
     "support": "evaluate.support", "SUPPORTED_AT": "evaluate.support", "score": "evaluate.metrics",
     "load_answerer": "publish.answerer",
 }
-__all__ = [*_FACE]
+__all__ = list(_FACE)
 
 
 def __getattr__(name):  # text -> the function, class or number
@@ -37,4 +37,4 @@ def __getattr__(name):  # text -> the function, class or number
 
 def __dir__():  # names, for completion
     "List the face."
-    return sorted([*globals(), *_FACE])
+    return sorted(set(globals()) | set(_FACE))

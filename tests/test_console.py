@@ -188,7 +188,7 @@ def test_streams_of_a_notebook_are_left_as_they_are(monkeypatch):
 
 def test_no_file_is_opened_as_text_without_an_encoding():
     "Of the package, the stages and setup: what a platform takes for granted is not UTF-8 everywhere."
-    sources = {path: path.read_text(encoding="utf-8") for path in [*(ROOT / "kwanzaa_nb").glob("*.py"), *(ROOT / ".ci").glob("*.py"), ROOT / "setup.py"]}
+    sources = {path: path.read_text(encoding="utf-8") for path in [*(ROOT / "kwanzaa_nb").rglob("*.py"), *(ROOT / ".ci").glob("*.py"), ROOT / "setup.py"]}
     for path in (ROOT / "nbs").glob("0[1-4]_*.ipynb"):
         cells = ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
         sources[path] = "\n".join(cell for cell in cells if not re.search(r"^\s*[%!]", cell, re.MULTILINE))

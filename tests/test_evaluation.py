@@ -12,7 +12,7 @@ from kwanzaa_nb.model.decision import Calibration, calibrate
 from kwanzaa_nb.core.record import question_of, read_records, spread
 from kwanzaa_nb.evaluate.passes import (
     adapter_to_evaluate, backend_differences, calibration_of, complete_answers, decodings, development_decisions,
-    experiment, grammar_identity, passes, sampling_differences, write_jsonl)
+    experiment, grammar_identity, passes, sampling_differences, settle_threshold, write_jsonl)
 from kwanzaa_nb.model.backend import is_headline, open_log, read_log
 from kwanzaa_nb.model.local import LocalBackend
 from kwanzaa_nb.model.load import Effective
@@ -239,6 +239,30 @@ def test_development_decisions_are_logged_once(tmp_path):
     fitted = calibration_of(samples, "adapter")
     assert fitted.records == 4 and fitted(0.0) < 0.5 < fitted(0.4)
     assert calibration_of(samples, "base") == Calibration() and development_decisions(object(), rows, log, "base") == []
+
+
+def decided(*pairs):
+    return [{"answering": answering, "answerable": answerable} for answering, answerable in pairs]
+
+
+def test_a_threshold_is_chosen_on_the_development_set():
+    asked = tiny_config(**{"evaluation.answer_threshold": "dev"})
+    assert settle_threshold(asked, decided((0.4, True), (0.35, True), (0.3, False), (0.6, False), (0.1, False))).evaluation.answer_threshold == 0.35
+    assert settle_threshold(asked, []).evaluation.answer_threshold == 0.5 == settle_threshold(asked, decided((0.1, True))).evaluation.answer_threshold
+    assert settle_threshold(asked, decided((0.2, True), (0.9, False))).evaluation.answer_threshold <= 1
+    for fixed in (0.7, None):
+        config = tiny_config(**{"evaluation.answer_threshold": fixed})
+        assert settle_threshold(config, decided((0.4, True), (0.3, False))) is config
+    (told,) = [one for one in backend_differences(asked) if one.key == "evaluation.answer_threshold"]
+    assert (told.requested, told.used) == ("dev", 0.5) and "data.dev_file" in told.reason
+    assert [one.answer_threshold for _, one, _ in passes(settle_threshold(asked, decided((0.4, True), (0.3, False))), "base", CPU)] == [0.4]
+
+
+def test_what_a_threshold_was_chosen_on_is_part_of_an_experiment(records):
+    asked = tiny_config(**{"evaluation.answer_threshold": "dev"})
+    first, second = experiment(asked, CPU, records[:2], None, records[2:4]), experiment(asked, CPU, records[:2], None, records[3:5])
+    assert first["development_sha256"] != second["development_sha256"]
+    assert "development_sha256" not in experiment(tiny_config(), CPU, records[:2], None, records[2:4])
 
 
 def test_the_passes_of_an_arm():

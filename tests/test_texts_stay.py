@@ -28,7 +28,7 @@ NO_SHRINK = settings(max_examples=30, deadline=None, suppress_health_check=[Heal
 
 
 def config_of(root, **changes):
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.output_dir": "outputs/x", **changes})
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.output_dir": "outputs/x", "evaluation.answer_threshold": 0.5, **changes})
     config._root = Path(root)
     return config
 
@@ -138,3 +138,9 @@ def test_a_card_shows_examples_as_they_are_and_none_that_may_not_leave(tmp_path)
     log.write_text(log.read_text().replace("See /wiki/Help/Contents: ", "See /home/grace/x: "))
     card = staging.run_card(config, folder, findings=[])
     assert "grace" not in card and "| cause | records |" in card
+
+
+def test_a_published_config_has_the_threshold_that_was_chosen(tmp_path):
+    config = config_of(tmp_path, **{"evaluation.answer_threshold": "dev"})
+    published = [read_yaml(staging.public_training_config(config_to_yaml(config), None, tmp_path, *least)) for least in ((0.32,), ())]
+    assert [one["evaluation"]["answer_threshold"] for one in published] == [0.32, 0.5]

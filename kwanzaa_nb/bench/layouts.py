@@ -79,7 +79,8 @@ def written_after(
         saved = save_adapter(model, tokenizer, f"{folder}/adapter")
         del model
         backend = LocalBackend(load_adapter(load_base(config, effective, attention="sdpa"), saved), tokenizer)
-        decoding, written = Decoding(config.evaluation.generation_defaults.max_new_tokens, config.evaluation.batch_size, stop_invalid_after=24), {}
+        decoding, written = Decoding(config.evaluation.generation_defaults.max_new_tokens, config.evaluation.batch_size,
+                                     stop_invalid_after=24, answer_threshold=0.5), {}
         with torch.no_grad():
             for batch in backend.batches(backend.prompts(asked), decoding):
                 written |= {prompt.record_id: one for prompt, one in zip(batch, backend.write(batch, decoding))}

@@ -292,8 +292,9 @@ class EvaluationSection(Section):
     sampling_seeds: tuple[Seed, ...] = setting("Seeds of sampled passes beside the headline; [] for none.", ())
     grammar: Flag = setting("Add each arm once more under a grammar that allows nothing but what keeps the contract.", False)
     red_team: Count | None = setting("Answerable questions, and as many others, that five kinds of people ask; null: no red-team probes.", 8)
-    answer_threshold: number(ge=0, le=1) | None = setting(
-        "Answer where all tokens that answer have at least this probability together; null: where the likeliest token does.", 0.5)
+    answer_threshold: number(ge=0, le=1) | Literal["dev"] | None = setting(
+        "Answer where all tokens that answer have at least this probability together; dev: the probability that separates the "
+        "development records best; null: where the likeliest token does.", 0.5)
     backend: Backend = setting("Who writes: a model in this process, or a server, such as one that vllm serve starts.", "local")
     server: ServerSection = setting("Where a server listens, for backend server.", default_factory=ServerSection)
     generation_defaults: GenerationSection = setting("Generation settings.", default_factory=GenerationSection)

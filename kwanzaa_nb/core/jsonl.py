@@ -8,6 +8,7 @@ __all__ = ['LONGEST_LINE', 'LONGEST_PARAGRAPH', 'MOST_NESTED', 'HEAD', 'DataErro
 
 # %% ../../nbs/core/jsonl.ipynb #07-002
 import json
+import math
 import re
 import reprlib
 import shlex
@@ -200,6 +201,20 @@ def _no_lines(
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
 
 
+def _odd_number(text: str) -> str:
+    "Where in a line stands a number that JSON does not have: , in data.year; nothing at its top."
+    waiting = [("", json.loads(text, parse_int=float))]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return f", in {place}" if place else ""
+        if isinstance(value, dict):
+            waiting += [(f"{place}.{plain_name(name)}".lstrip("."), part) for name, part in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{place}[{number}]", part) for number, part in enumerate(value)]
+    return ""
+
+
 def _no_json(
     error: JsonError,
     text: str,  # the line, or its beginning
@@ -210,7 +225,7 @@ def _no_json(
         return "not JSON: NUL bytes, as a crash or a full disk leaves them", "restore the line, or delete it", "bad_json"
     what = f"at column {error.position + 1}: {error.problems[0].what}"
     if error.code in ("nan_or_infinity", "number_out_of_range"):
-        return f"a number {what}", "write null", "nan_or_infinity"
+        return f"a number {what}{_odd_number(text)}", "write null", "nan_or_infinity"
     is_cut = error.code == "unfinished" and text.startswith("{") and not is_whole
     if error.code == "duplicate_key":
         return f"not JSON {what}", error.problems[0].mend, error.code

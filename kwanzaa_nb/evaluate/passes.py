@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STOP_INVALID_AFTER', 'adapter_to_evaluate', 'decodings', 'sampling_differences', 'backend_differences',
-           'settings_here', 'arms', 'passes', 'development_decisions', 'calibration_of', 'digest', 'experiment',
-           'grammar_identity', 'complete_answers', 'confidence_of', 'searched_namespaces', 'write_jsonl']
+           'settings_here', 'arms', 'passes', 'development_decisions', 'calibration_of', 'settle_threshold', 'digest',
+           'experiment', 'grammar_identity', 'complete_answers', 'confidence_of', 'searched_namespaces', 'write_jsonl']
 
 # %% ../../nbs/evaluate/passes.ipynb #44-002
 import hashlib
@@ -25,7 +25,7 @@ from ..core.files import write_atomically
 from ..core.record import question_of
 from ..core.sentences import number_sentences
 from ..model.backend import Backend, Decoding, append, read_log
-from ..model.decision import Calibration, calibrate
+from ..model.decision import Calibration, calibrate, curve
 
 # %% ../../nbs/evaluate/passes.ipynb #44-007
 def adapter_to_evaluate(
@@ -74,6 +74,8 @@ def backend_differences(
     if wanted.backend != "local" and wanted.answer_threshold is not None:
         found.append(Difference("evaluation.answer_threshold", wanted.answer_threshold, None,
                                 f"backend {wanted.backend} doesn't tell the probability of answering"))
+    elif wanted.answer_threshold == "dev" and config.data.dev_file is None:
+        found.append(Difference("evaluation.answer_threshold", "dev", 0.5, "data.dev_file names no development records"))
     if wanted.backend == "server":
         reason = f"the server at {wanted.server.url} decides what it serves as {wanted.server.base}, and writes every output to its end"
         own = (("run.device", config.run.device), ("run.mixed_precision", config.run.mixed_precision),
@@ -180,6 +182,20 @@ def calibration_of(
     rows = [sample for sample in samples if sample["pass"] == f"{arm}, development"]
     return calibrate([row["answering"] for row in rows], [row["answerable"] for row in rows]) if rows else Calibration()
 
+# %% ../../nbs/evaluate/passes.ipynb #44-0152
+def settle_threshold(
+    config: Config,
+    decisions: Sequence[dict],  # of `development_decisions`, of one arm
+) -> Config:  # with a number where it says dev
+    "Choose the threshold with the best balanced accuracy on the development records; 0.5 without both kinds of them."
+    if config.evaluation.answer_threshold != "dev":
+        return config
+    truth, best = [row["answerable"] for row in decisions], 0.5
+    if len({*truth}) == 2:
+        found = curve([row["answering"] for row in decisions], truth)
+        best = min(1.0, max(found, key=lambda one: (one.balanced, -abs(one.probability - 0.5))).probability)
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"answer_threshold": best})})
+
 # %% ../../nbs/evaluate/passes.ipynb #44-017
 def digest(data: bytes) -> str:
     "SHA-256 in hexadecimal digits."
@@ -191,6 +207,7 @@ def experiment(
     effective: Any,  # from `settings_here`
     records: Sequence[dict],  # those that are asked
     adapter: "Path | None",  # its folder
+    development: Sequence[dict] = (),  # records on which a threshold is chosen
 ) -> dict[str, Any]:  # JSON values
     "Everything that the outputs depend on, as a log's header."
     from kwanzaa_nb.core.manifest import versions
@@ -205,6 +222,8 @@ def experiment(
         if here and effective.four_bit else None,
         "decodings": [vars(decoding) for decoding in decodings(config)], "grammar": grammar_identity(records, not here),
         "backend": config.evaluation.backend,
+        **({"development_sha256": digest(json.dumps([[record["id"], record["messages"]] for record in development]).encode())}
+           if config.evaluation.answer_threshold == "dev" else {}),
         "server": None if here else config.evaluation.server.model_dump(mode="json", exclude={"api_key_env"}),
         "versions": {name: value for name, value in versions().items() if here and name in ("torch", "transformers", "peft", "bitsandbytes")},
     }

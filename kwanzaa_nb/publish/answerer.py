@@ -107,7 +107,8 @@ class Answerer:
     ):
         self.config, self.backend, self.version = config, backend, version or config.run.name
         wanted = config.evaluation
-        self.decoding = Decoding(wanted.generation_defaults.max_new_tokens, 1, grammar=grammar, answer_threshold=wanted.answer_threshold)
+        least = 0.5 if wanted.answer_threshold == "dev" else wanted.answer_threshold  # a published config has the number
+        self.decoding = Decoding(wanted.generation_defaults.max_new_tokens, 1, grammar=grammar, answer_threshold=least)
 
     def __call__(
         self,
