@@ -22,7 +22,10 @@ def main() -> int:
     """Export and clean a copy, compare it with the original."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "outputs", "data", "__pycache__", "*.egg-info"))
+        copy.mkdir()
+        for name in ("nbs", "kwanzaa_nb"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "settings.ini", copy)
         for path in (copy / "kwanzaa_nb").rglob("*.py"):
             if path.name not in ("__init__.py", "__main__.py"):  # those are written by hand
                 path.unlink()

@@ -2,7 +2,7 @@
 
 import os
 
-from kwanzaa_nb.runs import QUIET
+from kwanzaa_nb.core.stage import QUIET
 
 os.environ.update(QUIET)  # what libraries say at import would be an output, on some machines
 collect_ignore_glob = ["0[1-4]_*.ipynb"]  # stages belong to a run; the smoke run executes them

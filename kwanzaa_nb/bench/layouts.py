@@ -13,10 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 import torch
 from transformers import set_seed
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..evaluate.instrument import store
 from ..core.answer import AnswerError, parse_model_answer
 from ..core.config import load_config
@@ -111,7 +112,7 @@ def main(
     "Measure all layouts, each followed by a line, and store them."
     steady_streams()
     if len(arguments) != 2 or not arguments[1].isdecimal():
-        sys.exit("Name a config and the number of steps: python -m kwanzaa_nb.bench.layouts configs/demo.cpu.yaml 80.")
+        sys.exit("Name a config and the number of steps: python -m kwanzaa_nb.bench.layouts configs/demo.cpu.yaml 240.")
     config_file, steps, rows = arguments[0], int(arguments[1]), []
     for name in sorted(LAYOUTS, key=lambda name: LAYOUTS[name] != SHOWN_AS):
         rows.append(measure_layout(config_file, name, steps))

@@ -20,12 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config, load_config
 from ..core.console import steady_streams
 from ..core.record import read_records

@@ -6,9 +6,10 @@
 __all__ = ['LowRankSum', 'plain_adapter', 'fuse_adapter']
 
 # %% ../../nbs/model/fused.ipynb #63caa54a
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from types import MethodType
 from typing import Any
+
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 
 import torch
 

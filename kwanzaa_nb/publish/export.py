@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 import torch
 from transformers import AutoModelForCausalLM
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config
 from ..core.record import read_records, spread
 from ..core.table import Table

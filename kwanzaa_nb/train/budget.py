@@ -9,7 +9,6 @@ __all__ = ['KEPT_STEPS', 'KEPT_SHARE', 'OPTIMISER_BYTES', 'UTILISATION', 'MEASUR
            'predicted_and_measured']
 
 # %% ../../nbs/train/budget.ipynb #e60a1671
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import math
 import resource
 import sys
@@ -18,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 
 import torch
 from peft.tuners.lora import LoraLayer

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config, config_to_yaml, resolve_config
 from ..core.console import read_setting, steady_streams
 from ..core.errors import KwanzaaError

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 from transformers import TrainerCallback
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.html import render_part
 from ..core.plots import loss_plot
 from ..core.stage import clock

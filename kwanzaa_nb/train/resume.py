@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 import torch
 from transformers import TrainerCallback
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config
 from ..core.files import write_atomically
 from ..model.load import Effective

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 import tokenizers
 import transformers
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_from_disk
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config
 from ..model.load import cache_folder
 from .trainer import encode_records

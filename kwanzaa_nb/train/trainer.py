@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
+
 import torch
 from datasets import Dataset
 from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 from ..core.config import Config, Difference
 from ..core.errors import KwanzaaError, Problem, ProblemList
 from ..core.files import write_atomically
