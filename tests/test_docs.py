@@ -176,6 +176,6 @@ def test_search_finds(browser, site):
     field.send_keys("Wilson interval")
     results = WebDriverWait(browser, 20).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "a.search-result"))
     found = [result.get_attribute("href") for result in results]
-    assert any("/metrics.html" in link for link in found), found
-    browser.get(next(link for link in found if "/metrics.html" in link))
+    assert any("/core/stats.html" in link for link in found), found
+    browser.get(next(link for link in found if "/core/stats.html" in link))
     assert "Wilson" in browser.execute_script("return document.body.innerText")

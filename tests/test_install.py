@@ -18,7 +18,7 @@ from test_package import CORE, EXTRAS
 from kwanzaa_nb.evaluate.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
-HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance", "jinja2")
+HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance")
 pytestmark = pytest.mark.end_to_end
 
 
