@@ -14,7 +14,7 @@ from tiny import ROOT, tiny_config
 
 from kwanzaa_nb.core.answer import record_schema
 from kwanzaa_nb.core.errors import KwanzaaError
-from kwanzaa_nb.evaluate.passes import arms, backend_differences, decodings, experiment
+from kwanzaa_nb.evaluate.passes import arms, backend_differences, decodings, experiment, settle_threshold
 from kwanzaa_nb.model.backend import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, sample_row
 from kwanzaa_nb.evaluate.metrics import score
 from kwanzaa_nb.model.load import Effective
@@ -480,6 +480,7 @@ def test_the_arms_of_a_server(monkeypatch):
     assert [arm for arm, _ in arms(tiny_config(**SERVED), CPU, None)] == ["base"]
     told = {one.key: one.used for one in backend_differences(both)}
     assert told["model.base_model_id"] == "b" and told["evaluation.adapter"] == "a"
+    assert settle_threshold(both.model_copy(update={"evaluation": both.evaluation.model_copy(update={"answer_threshold": "dev"})}), []).evaluation.answer_threshold is None
     assert told["evaluation.answer_threshold"] is None and decodings(both)[0].answer_threshold is None  # asked for 0.5, which a server can't tell
     assert "sk-1" not in json.dumps(experiment(both, CPU, RECORDS, None)) and "MY_KEY" not in json.dumps(experiment(both, CPU, RECORDS, None))
     monkeypatch.delenv("MY_KEY")

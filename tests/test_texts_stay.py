@@ -142,5 +142,5 @@ def test_a_card_shows_examples_as_they_are_and_none_that_may_not_leave(tmp_path)
 
 def test_a_published_config_has_the_threshold_that_was_chosen(tmp_path):
     config = config_of(tmp_path, **{"evaluation.answer_threshold": "dev"})
-    published = [read_yaml(staging.public_training_config(config_to_yaml(config), None, tmp_path, *least)) for least in ((0.32,), ())]
-    assert [one["evaluation"]["answer_threshold"] for one in published] == [0.32, 0.5]
+    published = [read_yaml(staging.public_training_config(config_to_yaml(config), None, tmp_path, *least)) for least in ((0.32,), (), (None,))]
+    assert [one["evaluation"]["answer_threshold"] for one in published] == [0.32, 0.5, None]

@@ -186,12 +186,12 @@ def calibration_of(
 def settle_threshold(
     config: Config,
     decisions: Sequence[dict],  # of `development_decisions`, of one arm
-) -> Config:  # with a number where it says dev
+) -> Config:  # with a number where it says dev; with None where a server decides
     "Choose the threshold with the best balanced accuracy on the development records; 0.5 without both kinds of them."
     if config.evaluation.answer_threshold != "dev":
         return config
-    truth, best = [row["answerable"] for row in decisions], 0.5
-    if len({*truth}) == 2:
+    truth, best = [row["answerable"] for row in decisions], 0.5 if config.evaluation.backend == "local" else None
+    if len({*truth}) == 2 and best:
         found = curve([row["answering"] for row in decisions], truth)
         best = min(1.0, max(found, key=lambda one: (one.balanced, -abs(one.probability - 0.5))).probability)
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"answer_threshold": best})})

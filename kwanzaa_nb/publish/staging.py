@@ -102,7 +102,7 @@ def public_training_config(
     text: str,  # content of training_config.yaml
     base: "str | None",  # the base model's Hub id, in the place of a folder
     root: "str | Path",  # the project's root
-    threshold: "float | None" = None,  # in the place of evaluation.answer_threshold: dev; None: 0.5
+    threshold: "float | None" = 0.5,  # in the place of evaluation.answer_threshold: dev; 0.5 before an evaluation has chosen one
 ) -> str:
     "The resolved config of the training without local paths. PublishError: it is no YAML. OutgoingError: a text holds what may not leave."
     from ruamel.yaml import YAML
@@ -114,7 +114,7 @@ def public_training_config(
         if base and Path(root, os.path.expanduser(named)).is_dir():
             values["model"]["base_model_id"] = base
         if values.get("evaluation", {}).get("answer_threshold") == "dev":
-            values["evaluation"]["answer_threshold"] = 0.5 if threshold is None else threshold
+            values["evaluation"]["answer_threshold"] = threshold
         _check_texts(values, root)
         return to_yaml(portable_config(values, root))
     except (YAMLError, KeyError, TypeError) as error:
@@ -297,7 +297,7 @@ def stage_publication(
         if name == ADAPTER_CONFIG:
             return public_adapter_config(_text(path), base, root)
         if name == TRAINING_CONFIG:
-            return public_training_config(_text(path), base, root, ((read_metrics(folder) or {}).get("thresholds") or {}).get("adapter"))
+            return public_training_config(_text(path), base, root, ((read_metrics(folder) or {}).get("thresholds") or {}).get("adapter", 0.5))
         kinds = {".ipynb": public_notebook, ".json": public_json} if "/" in name else {}
         return kinds[path.suffix](_text(path), root) if path.suffix in kinds else path
 
