@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
 
 
-def sample(arm, record, raw):
+def output(arm, record, raw):
     return {"arm": arm, "id": record["id"], "pass": f"{arm}, greedy", "raw": raw, "finish_reason": "stop", "new_tokens": 9, "seconds": 0.5,
-            "answering": None}
+            "p_answer": None}
 
 
 def make_run(root, name="tiny", good=0.8, records=20, evaluated=True, **changes):
@@ -31,15 +31,15 @@ def make_run(root, name="tiny", good=0.8, records=20, evaluated=True, **changes)
     stage.done(loss=0.5)
     if evaluated:
         stage = Stage("evaluate", config, "configs/demo.cpu.yaml")
-        samples = [sample("base", row, f"Sure! {EVIL}") for row in rows]
-        samples += [sample("adapter", row, row["messages"][-1]["content"] if place < good * records else f"Well, {EVIL}")
+        outputs = [output("base", row, f"Sure! {EVIL}") for row in rows]
+        outputs += [output("adapter", row, row["messages"][-1]["content"] if place < good * records else f"Well, {EVIL}")
                     for place, row in enumerate(rows)]
-        scores = score_arms(samples, rows)
+        scores = score_arms(outputs, rows)
         folder = stage.folder / "evaluation"
         folder.mkdir()
-        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"type": "header"}, *samples]) + '{"cut": ', encoding="utf-8")
+        (folder / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"type": "header"}, *outputs]) + '{"cut": ', encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps({
-            "arms": {arm: part.to_dict() for arm, part in scores.items()}, "comparison": compare(scores["base"], scores["adapter"]),
+            "format": 1, "arms": {arm: part.to_dict() for arm, part in scores.items()}, "comparison": compare(scores["base"], scores["adapter"]),
             "records": len(rows)}), encoding="utf-8")
         stage.done(records=len(rows))
     return stage.folder

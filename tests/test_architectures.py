@@ -22,7 +22,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from kwanzaa_nb.model.load import Effective, ModelError, add_adapter, expert_differences, linear_layers, load_adapter, load_base, load_tokenizer
+from kwanzaa_nb.model.load import RuntimeSettings, ModelError, add_adapter, expert_fallbacks, linear_layers, load_adapter, load_base, load_tokenizer
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, flatten_shared
 from kwanzaa_nb.train.trainer import encode_records, keep_start, save_adapter, supervised_loss, train_adapter
 
@@ -85,7 +85,7 @@ def settings(folder, four_bit=False, **changes):
     config = tiny_config(**{
         "model.base_model_id": folder, "adapter.r": 4, "adapter.target_modules": "all-linear", "training.max_steps": 1,
         "training.warmup_ratio": 0.0, "training.learning_rate": 0.01, **(QLORA if four_bit else {}), **changes})
-    return config, Effective("cpu", "fp32", "fp32", SEGMENTED, four_bit, "adamw_torch")
+    return config, RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, four_bit, "adamw_torch")
 
 
 def inputs(rows, flatten=flatten_rows):
@@ -150,9 +150,9 @@ def test_all_linear_adapts_every_layer_but_the_head(saved, kind):
     model = add_adapter(load_base(config, effective), config)
     adapted = {name for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
     assert not any("lm_head" in name or "embed" in name for name in adapted)
-    ends = {name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in adapted}
-    assert ends >= LAYERS[kind] - {"gate_proj", "up_proj", "down_proj"} and ("experts" in ends) is (kind in OF_EXPERTS)
-    assert kind in OF_EXPERTS or ends == LAYERS[kind]
+    adapted_layers = {name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name in adapted}
+    assert adapted_layers >= LAYERS[kind] - {"gate_proj", "up_proj", "down_proj"} and ("experts" in adapted_layers) is (kind in OF_EXPERTS)
+    assert kind in OF_EXPERTS or adapted_layers == LAYERS[kind]
 
 
 @pytest.mark.parametrize("kind", USED)
@@ -160,11 +160,11 @@ def test_what_experts_can_not_have_is_said(saved, kind):
     asked = {"adapter.dropout": 0.05}
     config, effective = settings(saved(kind), four_bit=True, **asked)
     base = load_base(config, effective)
-    found = [one.key for one in expert_differences(base, config)]
+    found = [one.key for one in expert_fallbacks(base, config)]
     assert found == (["adapter.dropout", "adapter.quantization.load_in_4bit"] if kind in OF_EXPERTS else [])
     assert add_adapter(base, config).peft_config["default"].lora_dropout == (0.0 if kind in OF_EXPERTS else 0.05)
     narrow, _ = settings(saved(kind), four_bit=False, **asked, **{"adapter.target_modules": ["o_proj"]})
-    assert expert_differences(load_base(narrow, effective), narrow) == ()
+    assert expert_fallbacks(load_base(narrow, effective), narrow) == ()
 
 
 @pytest.mark.parametrize("kind", REFUSED)

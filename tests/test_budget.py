@@ -23,7 +23,7 @@ from kwanzaa_nb.train.budget import (
     weight_bytes,
 )
 from kwanzaa_nb.model.fused import fuse_adapter
-from kwanzaa_nb.model.load import Effective
+from kwanzaa_nb.model.load import RuntimeSettings
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, flatten_shared
 from kwanzaa_nb.train.trainer import supervised_loss
 
@@ -129,7 +129,7 @@ def test_activations_are_what_autograd_keeps(shape, dropout):
 
 def estimated(model, steps=10, optim="adamw_torch", watched=(), device_name="", processes=1, **settings):
     rows = [{**record, "group": "g"} for record in RECORDS]
-    effective = Effective("cpu", "fp32", "fp32", SEGMENTED, False, optim)
+    effective = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, optim)
     return estimate_run(model, rows, watched, tiny_config(**settings), effective, {"steps": steps, "eval_steps": 5}, device_name, processes)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.model.load import detect_hardware, effective_settings
+from kwanzaa_nb.model.load import detect_hardware, runtime_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 OPENED = [*sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb")), ROOT / "nbs" / "guides" / "tutorial.ipynb"]
@@ -32,10 +32,10 @@ def test_t4_gets_fp16_and_no_flash_attention(t4):
     hardware = detect_hardware("auto")
     assert hardware.device == "cuda" and not hardware.bf16 and not hardware.flash_attention
     for path in sorted((ROOT / "configs").glob("train.adapter*.yaml")):
-        used = effective_settings(load_config(path), hardware)
+        used = runtime_settings(load_config(path), hardware)
         assert used.device == "cuda" and used.dtype == "fp16" and used.compute_dtype in ("fp16", "fp32"), path.name
         assert "flash" not in used.attention, path.name
-        told = {one.key for one in used.differences}
+        told = {one.key for one in used.fallbacks}
         assert {"run.mixed_precision", "model.use_flash_attention"} <= told, f"{path.name}: {told}"
 
 

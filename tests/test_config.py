@@ -26,7 +26,7 @@ from kwanzaa_nb.core.config import (
     PATHS,
     Config,
     ConfigError,
-    Difference,
+    Fallback,
     check_injected,
     config_schema,
     config_table,
@@ -838,7 +838,7 @@ def test_table_lists_every_key_in_order(write):
 
 
 def test_a_difference_is_frozen():
-    difference = Difference("run.device", "cuda", "cpu", "There is no GPU.")
+    difference = Fallback("run.device", "cuda", "cpu", "There is no GPU.")
     with pytest.raises(dataclasses.FrozenInstanceError):
         difference.used = "cuda"
 

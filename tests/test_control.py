@@ -298,12 +298,12 @@ def test_keys_identity_and_digests_are_the_same_on_every_day(monkeypatch, tmp_pa
     tiny_tokenizer(DATED.replace("FORMAT", "'%d %b %Y'") + CHATML).save_pretrained(tmp_path / "model")
     config = tiny_config(model__base_model_id=str(tmp_path / "model"))
     records = [{"id": "a", "messages": chat()}, {"id": "b", "messages": chat("no")}]
-    from kwanzaa_nb.model.load import detect_hardware, effective_settings
+    from kwanzaa_nb.model.load import detect_hardware, runtime_settings
 
     def identities():
         tokenizer = load_tokenizer(config)
         rows = encode_records(tokenizer, records, config, stop_ids(tokenizer))
-        return (rows_key(tokenizer, records, config, stop_ids(tokenizer)), training_identity(config, effective_settings(config, detect_hardware("cpu")), rows),
+        return (rows_key(tokenizer, records, config, stop_ids(tokenizer)), training_identity(config, runtime_settings(config, detect_hardware("cpu")), rows),
                 [prompt.digest for prompt in encode_prompts(tokenizer, records)])
 
     first, second = on_days(monkeypatch, identities)

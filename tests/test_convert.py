@@ -269,17 +269,17 @@ TEXTS = st.one_of(st.text(st.sampled_from(HARD), min_size=1, max_size=80),
 
 
 @st.composite
-def old_records(draw):
+def old_records(stable_hash):
     "A valid record of the first edition, what it cites, and whether its prompt holds ids behind the lines."
-    names = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
-    chunks = [{"chunk_id": name, "source_org": draw(NAMES), "year": draw(st.integers(1600, 2100)), "text": draw(TEXTS)} for name in names]
+    names = stable_hash(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+    chunks = [{"chunk_id": name, "source_org": stable_hash(NAMES), "year": stable_hash(st.integers(1600, 2100)), "text": stable_hash(TEXTS)} for name in names]
     quotes = []
-    for chunk in draw(st.lists(st.sampled_from(chunks), min_size=1, max_size=2)):
-        start = draw(st.integers(0, len(chunk["text"]) - 1))
-        quote = chunk["text"][start:draw(st.integers(start + 1, len(chunk["text"])))]
+    for chunk in stable_hash(st.lists(st.sampled_from(chunks), min_size=1, max_size=2)):
+        start = stable_hash(st.integers(0, len(chunk["text"]) - 1))
+        quote = chunk["text"][start:stable_hash(st.integers(start + 1, len(chunk["text"])))]
         quotes.append((quote if any(map(str.isalnum, quote)) else chunk["text"], chunk["chunk_id"]))
-    text = " ".join(f"Said{draw(st.sampled_from(['.', ' so']))} [{place}]" for place in draw(st.permutations(range(1, len(quotes) + 1))))
-    ids, bare = draw(st.booleans()), draw(st.booleans())
+    text = " ".join(f"Said{stable_hash(st.sampled_from(['.', ' so']))} [{place}]" for place in stable_hash(st.permutations(range(1, len(quotes) + 1))))
+    ids, bare = stable_hash(st.booleans()), stable_hash(st.booleans())
     return old_record(old_target(quotes, text), chunks, ids, bare and ids), quotes, ids
 
 

@@ -61,17 +61,17 @@ def test_adapter_folder(run):
 
 
 def test_samples_metrics_and_answers_agree(run):
-    header, *logged = lines(run / "evaluation" / "samples.jsonl")
+    header, *logged = lines(run / "evaluation" / "outputs.jsonl")
     asked = load_config(ROOT / "configs" / "smoke.yaml").evaluation.max_records
     records = {record["id"]: record for record in lines(run / "data" / "eval.jsonl")}
-    samples = [sample for sample in logged if sample["pass"] == f"{sample['arm']}, greedy" and sample["id"] in records]
-    assert header["type"] == "header" and len(samples) == 4 * asked
-    development = [sample for sample in logged if sample["pass"].endswith(", development")]
-    assert len(development) == 2 * asked and all(0 <= sample["answering"] <= 1 for sample in development)
-    assert any(".swap" in sample["id"] for sample in logged)
+    outputs = [output for output in logged if output["pass"] == f"{output['arm']}, greedy" and output["id"] in records]
+    assert header["type"] == "header" and len(outputs) == 4 * asked
+    development = [output for output in logged if output["pass"].endswith(", development")]
+    assert len(development) == 2 * asked and all(0 <= output["p_answer"] <= 1 for output in development)
+    assert any(".swap" in output["id"] for output in logged)
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     judged = [records[row["id"]] for row in metrics["arms"]["base"]["records"]]
-    for arm, scores in score_arms(samples, judged).items():
+    for arm, scores in score_arms(outputs, judged).items():
         for name, rate in scores.rates.items():
             assert metrics["arms"][arm]["rates"][name]["value"] == pytest.approx(rate.value)
     assert metrics["controls"]["gold"]["json_valid_rate"]["value"] == 1.0

@@ -11,14 +11,14 @@ from kwanzaa_nb.core.answer import find_marks, validate_answer_json
 from kwanzaa_nb.model.decision import Calibration, calibrate
 from kwanzaa_nb.core.record import question_of, read_records, spread
 from kwanzaa_nb.evaluate.passes import (
-    adapter_to_evaluate, backend_differences, calibration_of, complete_answers, decodings, development_decisions,
-    experiment, grammar_identity, passes, sampling_differences, settle_threshold, write_jsonl)
+    adapter_to_evaluate, backend_fallbacks, calibration_of, complete_answers, decodings, development_decisions,
+    experiment, grammar_identity, passes, sampling_fallbacks, settle_threshold, write_jsonl)
 from kwanzaa_nb.model.backend import is_headline, open_log, read_log
 from kwanzaa_nb.model.local import LocalBackend
-from kwanzaa_nb.model.load import Effective
+from kwanzaa_nb.model.load import RuntimeSettings
 from kwanzaa_nb.core.sentences import number_sentences
 
-CPU = Effective("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
+CPU = RuntimeSettings("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +83,14 @@ def test_what_the_greedy_headline_leaves_unused_is_said(seeds, temperature, keys
     config = tiny_config(
         **{"evaluation.sampling_seeds": seeds, "evaluation.generation_defaults.temperature": temperature}
     )
-    found = sampling_differences(config)
+    found = sampling_fallbacks(config)
     assert [item.key for item in found] == keys
     assert all("without chance" in item.reason and item.requested != item.used for item in found)
 
 
 @pytest.mark.parametrize("top_p, keys", [(1.0, ["temperature"]), (0.9, ["temperature", "top_p"])])
 def test_only_what_differs_is_called_a_difference(top_p, keys):
-    found = sampling_differences(tiny_config(**{"evaluation.generation_defaults.top_p": top_p}))
+    found = sampling_fallbacks(tiny_config(**{"evaluation.generation_defaults.top_p": top_p}))
     assert [item.key.rsplit(".", 1)[1] for item in found] == keys
 
 
@@ -131,8 +131,8 @@ def test_an_experiment_is_told_from_every_other(records, tmp_path):
         experiment(tiny_config(evaluation__sampling_seeds=[1]), CPU, records[:4], None),
         experiment(tiny_config(model__base_model_id="owner/other"), CPU, records[:4], None),
         experiment(tiny_config(model__revision="abc"), CPU, records[:4], None),
-        experiment(tiny_config(), Effective("cuda", "bf16", "bf16", "sdpa", False, "x"), records[:4], None),
-        experiment(tiny_config(), Effective("cpu", "fp32", "fp32", "sdpa", True, "x"), records[:4], None),
+        experiment(tiny_config(), RuntimeSettings("cuda", "bf16", "bf16", "sdpa", False, "x"), records[:4], None),
+        experiment(tiny_config(), RuntimeSettings("cpu", "fp32", "fp32", "sdpa", True, "x"), records[:4], None),
     ]
     texts = {json.dumps(one, sort_keys=True) for one in [plain, *others]}
     assert len(texts) == len(others) + 1
@@ -142,18 +142,18 @@ def test_an_experiment_is_told_from_every_other(records, tmp_path):
 
 def test_the_compute_dtype_that_was_used_is_part_of_an_experiment(records):
     first, second = (
-        experiment(tiny_config(), Effective("cuda", "fp16", dtype, "sdpa", True, "x"), records[:1], None)
+        experiment(tiny_config(), RuntimeSettings("cuda", "fp16", dtype, "sdpa", True, "x"), records[:1], None)
         for dtype in ("fp16", "bf16")
     )
     assert first != second
 
 
-def samples(records, arm="adapter"):
+def outputs(records, arm="adapter"):
     return [{"id": record["id"], "arm": arm, "raw": record["messages"][-1]["content"]} for record in records]
 
 
 def test_valid_answers_are_completed(records):
-    lines, incomplete = complete_answers([*samples(records, "base"), *samples(records)], records, tiny_config())
+    lines, incomplete = complete_answers([*outputs(records, "base"), *outputs(records)], records, tiny_config())
     assert incomplete == {} and len(lines) == 2 * len(records)
     by_id = {record["id"]: record for record in records}
     for line in lines[::9]:
@@ -167,7 +167,7 @@ def test_valid_answers_are_completed(records):
 
 
 def test_an_invalid_answer_is_left_out_and_is_no_incomplete_one(records):
-    rows = samples(records[:3])
+    rows = outputs(records[:3])
     rows[1]["raw"] = "I think so."
     lines, incomplete = complete_answers(rows, records, tiny_config())
     assert [line["id"] for line in lines] == [records[0]["id"], records[2]["id"]] and incomplete == {}
@@ -182,7 +182,7 @@ def answered(records):
 def test_missing_provenance_is_listed_by_name(answered, field):
     for chunk in answered["chunks"]:
         del chunk[field]
-    lines, incomplete = complete_answers(samples([answered]), [answered], tiny_config())
+    lines, incomplete = complete_answers(outputs([answered]), [answered], tiny_config())
     assert lines == [] and list(incomplete) == [f"adapter, {answered['id']}"]
     reason = incomplete[f"adapter, {answered['id']}"]
     assert field in reason and "missing" in reason and "\n" not in reason
@@ -190,7 +190,7 @@ def test_missing_provenance_is_listed_by_name(answered, field):
 
 def test_a_namespace_of_another_type_stops_nothing(answered):
     answered["chunks"][0]["namespace"] = None
-    lines, incomplete = complete_answers(samples([answered]), [answered], tiny_config())
+    lines, incomplete = complete_answers(outputs([answered]), [answered], tiny_config())
     assert lines == [] and list(incomplete) == [f"adapter, {answered['id']}"]
 
 
@@ -228,21 +228,21 @@ class Known(LocalBackend):
 
 
 def test_development_decisions_are_logged_once(tmp_path):
-    log, backend = tmp_path / "samples.jsonl", Known()
+    log, backend = tmp_path / "outputs.jsonl", Known()
     open_log(log, {"model": "known"})
     rows = [{"id": f"r{place}", "answerable": side} for place, side in enumerate((False, False, None, True, True))]
     found = development_decisions(backend, rows[:3], log, "adapter", report=lambda line: None)
-    assert [(row["id"], row["answering"], row["answerable"]) for row in found] == [("r0", 0.0, False), ("r1", 0.1, False)]
+    assert [(row["id"], row["p_answer"], row["answerable"]) for row in found] == [("r0", 0.0, False), ("r1", 0.1, False)]
     found = development_decisions(backend, rows, log, "adapter", report=lambda line: None)
     assert [row["id"] for row in found] == ["r0", "r1", "r3", "r4"] and backend.asked == ["r0", "r1", "r3", "r4"]
-    samples = read_log(log)[1]
-    fitted = calibration_of(samples, "adapter")
+    outputs = read_log(log)[1]
+    fitted = calibration_of(outputs, "adapter")
     assert fitted.records == 4 and fitted(0.0) < 0.5 < fitted(0.4)
-    assert calibration_of(samples, "base") == Calibration() and development_decisions(object(), rows, log, "base") == []
+    assert calibration_of(outputs, "base") == Calibration() and development_decisions(object(), rows, log, "base") == []
 
 
 def decided(*pairs):
-    return [{"answering": answering, "answerable": answerable} for answering, answerable in pairs]
+    return [{"p_answer": answering, "answerable": answerable} for answering, answerable in pairs]
 
 
 def test_a_threshold_is_chosen_on_the_development_set():
@@ -253,7 +253,7 @@ def test_a_threshold_is_chosen_on_the_development_set():
     for fixed in (0.7, None):
         config = tiny_config(**{"evaluation.answer_threshold": fixed})
         assert settle_threshold(config, decided((0.4, True), (0.3, False))) is config
-    (told,) = [one for one in backend_differences(asked) if one.key == "evaluation.answer_threshold"]
+    (told,) = [one for one in backend_fallbacks(asked) if one.key == "evaluation.answer_threshold"]
     assert (told.requested, told.used) == ("dev", 0.5) and "data.dev_file" in told.reason
     assert [one.answer_threshold for _, one, _ in passes(settle_threshold(asked, decided((0.4, True), (0.3, False))), "base", CPU)] == [0.4]
 
@@ -270,12 +270,12 @@ def test_the_passes_of_an_arm():
     found = list(passes(config, "adapter", CPU))
     assert [(name, decoding.name, decoding.grammar, same) for name, decoding, same in found] == [
         ("adapter", "greedy", False, None), ("adapter", "sampled, seed 1", False, None), ("adapter+grammar", "greedy", True, "adapter")]
-    half = Effective("cuda", "bf16", "bf16", "sdpa", False, "x")
+    half = RuntimeSettings("cuda", "bf16", "bf16", "sdpa", False, "x")
     assert [same for _, _, same in passes(config, "adapter", half)] == [None, None, None]
     assert len(list(passes(tiny_config(), "base", CPU))) == 1
     assert [is_headline({"arm": name, "pass": f"{name}, {decoding.name}"}) for name, decoding, _ in found] == [True, False, True]
     assert not is_headline({"arm": "adapter", "pass": "adapter, development"}) and not is_headline({"arm": "adapter", "pass": "adapter, greedy, twice"})
-    assert backend_differences(config) == []
+    assert backend_fallbacks(config) == []
 
 
 def test_what_a_grammar_was_made_of_is_part_of_an_experiment(records):
@@ -293,7 +293,7 @@ def test_what_a_grammar_was_made_of_is_part_of_an_experiment(records):
 
 
 def test_a_source_of_a_completed_answer_is_a_sentence_of_its_chunk(records):
-    lines, _ = complete_answers(samples(records), records, tiny_config())
+    lines, _ = complete_answers(outputs(records), records, tiny_config())
     by_id = {record["id"]: record for record in records}
     counted = 0
     for line in lines:
@@ -321,7 +321,7 @@ def test_a_creative_answer_may_do_without_a_source(answered):
 
 def test_a_valid_answer_states_its_calibrated_confidence(records):
     answered = next(record for record in records if record["answerable"])
-    rows = [sample | {"answering": 0.8} for sample in samples([answered])]
+    rows = [output | {"p_answer": 0.8} for output in outputs([answered])]
     fitted = calibrate([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
     for arm in ("adapter", "adapter+grammar"):
         (line,), _ = complete_answers([row | {"arm": arm} for row in rows], [answered], tiny_config(), {"adapter": fitted})

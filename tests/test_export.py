@@ -9,7 +9,7 @@ import kwanzaa_nb.publish.export as export
 from kwanzaa_nb.core.config import config_to_yaml
 from kwanzaa_nb.publish.export import export_gguf, export_merged, greedy_texts, merged_model
 from kwanzaa_nb.publish.gate import PublishError
-from kwanzaa_nb.model.load import add_adapter, detect_hardware, effective_settings, load_base
+from kwanzaa_nb.model.load import add_adapter, detect_hardware, runtime_settings, load_base
 from kwanzaa_nb.train.trainer import save_adapter
 
 RECORDS = [{"id": str(number), "messages": chat(question=f"Is it {number}?")[:2], "chunks": []} for number in range(3)]
@@ -22,7 +22,7 @@ def made(root, **overrides):
     tokenizer.save_pretrained(base)
     config = tiny_config(**{"model.base_model_id": str(base), "run.output_dir": str(root / "out"), **overrides})
     torch.manual_seed(1)
-    model = add_adapter(load_base(config, effective_settings(config, detect_hardware("cpu"))), config)
+    model = add_adapter(load_base(config, runtime_settings(config, detect_hardware("cpu"))), config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
@@ -53,7 +53,7 @@ def test_another_text_and_nothing_is_exported(tmp_path, monkeypatch):
 
 def test_an_adapter_of_four_bits_merged_into_other_weights_is_another_model(tmp_path):
     config, adapter = made(tmp_path, **FOUR_BIT)
-    effective = effective_settings(config, detect_hardware("cpu"))
+    effective = runtime_settings(config, detect_hardware("cpu"))
     assert effective.four_bit
     right = merged_model(config, effective, adapter, load_base(config, effective))
     wrong = merged_model(config, effective, adapter)

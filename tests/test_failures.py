@@ -24,9 +24,9 @@ def written(evidence, text="It did. [1]"):
 
 
 def test_every_code_is_named_and_every_record_shown_once_under_its_commonest():
-    samples = controls(RECORDS)
-    for arm, scores in score_arms(samples, RECORDS).items():
-        shown = show_failures(scores, RECORDS, [sample for sample in samples if sample["arm"] == arm], each=1000)
+    outputs = controls(RECORDS)
+    for arm, scores in score_arms(outputs, RECORDS).items():
+        shown = show_failures(scores, RECORDS, [output for output in outputs if output["arm"] == arm], each=1000)
         assert re.findall(r"<h4>(\w+): (\d+) of 30 records", shown.html) == [(code, str(count)) for code, count in scores.codes.items()]
         failed = [one.case.id for one in scores.outcomes if one.codes]
         assert sorted(re.findall(r"<small>([^:<]+): ", shown.html)) == sorted(failed)
@@ -35,14 +35,14 @@ def test_every_code_is_named_and_every_record_shown_once_under_its_commonest():
             for told in re.findall(r"<small>[^:<]+: ([^<]*)</small>", group):
                 assert min(told.split(", "), key=rank.index) == code
         assert all(code in repr(shown) for code in scores.codes) and (repr(shown) == "none") == (not failed)
-    few = show_failures(scores, RECORDS, [sample for sample in samples if sample["arm"] == arm], each=2)
+    few = show_failures(scores, RECORDS, [output for output in outputs if output["arm"] == arm], each=2)
     assert all(1 <= group.count("<details") <= 2 for group in few.html.split("<h4>")[1:] if "commoner code" not in group)
 
 
 def test_the_prompt_the_output_and_the_target_are_there():
     record = next(record for record in RECORDS if record["answerable"])
-    samples = [{"id": one["id"], "arm": "a", "raw": "Sure, <it> is.", "finish_reason": "stop"} for one in RECORDS]
-    shown = show_failures(score_arms(samples, RECORDS)["a"], RECORDS, samples, each=1000).html
+    outputs = [{"id": one["id"], "arm": "a", "raw": "Sure, <it> is.", "finish_reason": "stop"} for one in RECORDS]
+    shown = show_failures(score_arms(outputs, RECORDS)["a"], RECORDS, outputs, each=1000).html
     assert "Sure, &lt;it&gt; is." in shown and "<it>" not in shown and shown.count("<details open") == 1
     assert re.sub(r"<[^>]*>", "", shown).count("Written") >= len(RECORDS)
     for chunk in record["chunks"]:
@@ -80,11 +80,11 @@ ANYTHING = st.recursive(st.none() | st.integers() | st.text(max_size=20), lambda
 def test_nothing_that_was_written_breaks_out(raw):
     shown = marked_output(raw, CHUNKS)
     assert not re.search(r"<(?!b class=\"(?:there|astray)\">|/b>)", shown)
-    samples = [{"id": RECORDS[0]["id"], "arm": "a", "raw": raw, "finish_reason": "stop"}]
-    show_failures(score_arms(samples, RECORDS[:1])["a"], RECORDS[:1], samples)._repr_html_().encode()
+    outputs = [{"id": RECORDS[0]["id"], "arm": "a", "raw": raw, "finish_reason": "stop"}]
+    show_failures(score_arms(outputs, RECORDS[:1])["a"], RECORDS[:1], outputs)._repr_html_().encode()
 
 
 def test_half_a_surrogate_pair_and_depth_are_shown_too():
     for raw in ('{"evidence":["\\ud800"],"answer":{"text":"\ud800"}}', "[" * 100_000):
-        samples = [{"id": RECORDS[0]["id"], "arm": "a", "raw": raw, "finish_reason": "stop"}]
-        assert show_failures(score_arms(samples, RECORDS[:1])["a"], RECORDS[:1], samples)._repr_html_().encode()
+        outputs = [{"id": RECORDS[0]["id"], "arm": "a", "raw": raw, "finish_reason": "stop"}]
+        assert show_failures(score_arms(outputs, RECORDS[:1])["a"], RECORDS[:1], outputs)._repr_html_().encode()

@@ -65,28 +65,28 @@ def told(outputs):
     return [(output.text, output.reason, len(output.tokens) + (output.reason == "stop")) for output in outputs]
 
 
-def raws(samples):
-    return [(sample["id"], sample["raw"], sample["finish_reason"], sample["new_tokens"]) for sample in samples]
+def raws(outputs):
+    return [(output["id"], output["raw"], output["finish_reason"], output["new_tokens"]) for output in outputs]
 
 
 def test_a_pass_gives_one_sample_a_record_in_order(model, tokenizer, tmp_path):
-    log = tmp_path / "evaluation" / "samples.jsonl"
+    log = tmp_path / "evaluation" / "outputs.jsonl"
     assert open_log(log, HEADER) == "new"
-    samples = run(model, tokenizer, log)
+    outputs = run(model, tokenizer, log)
     header, logged = read_log(log)
     assert header == {"type": "header", "version": 1, **HEADER}
-    assert [sample["id"] for sample in samples] == [record["id"] for record in RECORDS]
-    assert sorted(logged, key=lambda sample: sample["id"]) == samples
+    assert [output["id"] for output in outputs] == [record["id"] for record in RECORDS]
+    assert sorted(logged, key=lambda output: output["id"]) == outputs
     digests = {prompt.record_id: prompt.digest for prompt in encode_prompts(tokenizer, RECORDS)}
     assert all(
-        sample["prompt_sha256"] == digests[sample["id"]] and sample["pass"] == "base, greedy" for sample in samples
+        output["prompt_sha256"] == digests[output["id"]] and output["pass"] == "base, greedy" for output in outputs
     )
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("whole_lines, rest", [(1, 0), (1, 20), (2, 5), (4, 40), (5, -1), (7, 10), (8, 0)])
 def test_a_killed_run_goes_on(model, tokenizer, tmp_path, counted, decoding, whole_lines, rest):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     wanted = raws(run(model, tokenizer, log, decoding))
     lines = log.read_bytes().splitlines(keepends=True)
@@ -96,7 +96,7 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, counted, decoding, who
     assert open_log(log, HEADER) == "continued"
     assert log.read_bytes() == b"".join(lines[:whole_lines])
     assert raws(run(model, tokenizer, log, decoding)) == wanted
-    logged = [sample["id"] for sample in read_log(log)[1]]
+    logged = [output["id"] for output in read_log(log)[1]]
     assert sorted(logged) == sorted(record["id"] for record in RECORDS)
     there = {json.loads(line)["id"] for line in lines[1:whole_lines]}
     assert all(set(batch) - there for batch in counted), "a batch was generated again"
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on(model, tokenizer, tmp_path, counted, decoding, who
 
 
 def test_a_header_that_was_half_written_is_begun_again(tmp_path):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     whole = log.read_bytes()
     log.write_bytes(whole[:30])
@@ -112,7 +112,7 @@ def test_a_header_that_was_half_written_is_begun_again(tmp_path):
 
 
 def test_a_finished_pass_is_read_and_not_generated(model, tokenizer, tmp_path, counted):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     first = run(model, tokenizer, log)
     counted.clear()
@@ -123,7 +123,7 @@ def test_a_finished_pass_is_read_and_not_generated(model, tokenizer, tmp_path, c
 @pytest.mark.parametrize("seed", range(3))
 def test_a_log_that_two_runs_wrote_into_is_read_and_gone_on_with(model, tokenizer, tmp_path, counted, seed):
     "Rows twice and in any order, a second header, a line that two wrote across each other: the first complete row counts."
-    log, chance = tmp_path / "samples.jsonl", random.Random(seed)
+    log, chance = tmp_path / "outputs.jsonl", random.Random(seed)
     open_log(log, HEADER)
     wanted = raws(run(model, tokenizer, log))
     header, *rows = log.read_text().splitlines(keepends=True)
@@ -140,7 +140,7 @@ def test_a_log_that_two_runs_wrote_into_is_read_and_gone_on_with(model, tokenize
 
 
 def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_path, counted):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     run(model, tokenizer, log)
     base = list(counted)
@@ -149,7 +149,7 @@ def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_
     adapter = run(other, tokenizer, log, arm="adapter", records=RECORDS[::-1])
     assert counted == base and all(len(batch) <= 3 for batch in base)
     sampled = run(model, tokenizer, log, SAMPLED)
-    assert {sample["pass"] for sample in read_log(log)[1]} == {
+    assert {output["pass"] for output in read_log(log)[1]} == {
         "base, greedy",
         "adapter, greedy",
         "base, sampled, seed 4",
@@ -161,7 +161,7 @@ def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_
 
 
 def test_another_experiment_keeps_the_old_log_under_another_name(model, tokenizer, tmp_path):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     run(model, tokenizer, log)
     old = log.read_bytes()
@@ -171,7 +171,7 @@ def test_another_experiment_keeps_the_old_log_under_another_name(model, tokenize
 
 
 def test_going_back_and_forth_between_experiments_loses_nothing(tmp_path):
-    log, other = tmp_path / "samples.jsonl", {**HEADER, "dtype": "fp16"}
+    log, other = tmp_path / "outputs.jsonl", {**HEADER, "dtype": "fp16"}
     open_log(log, HEADER)
     append(log, {**SAMPLE, "id": "precious"})
     open_log(log, other)
@@ -184,7 +184,7 @@ def test_going_back_and_forth_between_experiments_loses_nothing(tmp_path):
 
 @pytest.mark.parametrize("content", [b"notes of mine\n", b"[1]\n", b"\n", b"\xff\xfe\n", b'"text"\n{}\n'])
 def test_a_file_that_is_no_log_is_kept_or_refused_in_a_sentence(tmp_path, content):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     log.write_bytes(content)
     try:
         kept = open_log(log, HEADER)
@@ -197,10 +197,10 @@ def test_a_file_that_is_no_log_is_kept_or_refused_in_a_sentence(tmp_path, conten
 SAMPLE = {"id": "r0", "arm": "base", "pass": "base, greedy", "raw": "{}", "finish_reason": "stop", "new_tokens": 3}
 
 
-@pytest.mark.parametrize("key, value", [("answering", float("nan")), ("new_tokens", float("inf")), ("seconds", -float("inf")), ("tokens", [1, float("nan")]),
+@pytest.mark.parametrize("key, value", [("p_answer", float("nan")), ("new_tokens", float("inf")), ("seconds", -float("inf")), ("tokens", [1, float("nan")]),
                                         ("raw", "half \ud800"), ("raw", {1, 2}), ("raw", "x" * 1_000_001), ("id", "\udfff")])
 def test_what_could_not_be_read_again_is_not_written(tmp_path, key, value):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     append(log, SAMPLE)
     before = log.read_bytes()
@@ -241,13 +241,13 @@ def test_strict_json_has_null_for_what_is_no_number(value):
                                         (b'{"id": "r1", "arm": "base"}', "pass is missing"), (b'{"id": "r1", "arm": "base", "pass": "p", "raw": [7]}', "raw is missing or no text"),
                                         (b"\xff", "UTF-8")])
 def test_a_damaged_line_of_a_log_is_named_with_what_to_do_and_nothing_is_lost(tmp_path, line, told):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     append(log, SAMPLE)
     good = log.read_bytes()
     log.write_bytes(good + line + b"\n" + json.dumps({**SAMPLE, "id": "r2"}).encode() + b"\n")
     whole = log.read_bytes()
-    with pytest.raises(DataError, match=f"samples.jsonl, line 3: .*{told}.*run the stage evaluate again: it leaves this line out") as caught:
+    with pytest.raises(DataError, match=f"outputs.jsonl, line 3: .*{told}.*run the stage evaluate again: it leaves this line out") as caught:
         read_log(log)
     assert len(caught.value.problems) == 1 and log.read_bytes() == whole
     assert open_log(log, HEADER) == "continued"
@@ -258,7 +258,7 @@ def test_a_damaged_line_of_a_log_is_named_with_what_to_do_and_nothing_is_lost(tm
 @settings(max_examples=50, deadline=None)
 @given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]), st.sampled_from(["r0", "r1", "r2"]), st.booleans()), max_size=12))
 def test_of_several_lines_for_a_record_the_first_answer_counts(tmp_path_factory, rows):
-    log = tmp_path_factory.mktemp("log") / "samples.jsonl"
+    log = tmp_path_factory.mktemp("log") / "outputs.jsonl"
     open_log(log, HEADER)
     wanted = {}
     for place, (name, record, answered) in enumerate(rows):
@@ -291,7 +291,7 @@ class Choosy:
 
 
 def test_ctrl_c_keeps_what_came_and_no_answer_is_asked_for_twice(tmp_path):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     with pytest.raises(KeyboardInterrupt):
         generate_pass(Choosy(stops="r3"), RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)
@@ -334,7 +334,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize("value, tokens, told", [(NAN, slice(None), "NaN"), (NAN, slice(5, 6), "NaN"), (INF, slice(7, 8), "infinity"), (-INF, slice(None), "nothing but minus infinity")])
 @pytest.mark.parametrize("step", [0, 4])
 def test_scores_that_are_none_stop_at_the_first_with_a_sentence(model, tokenizer, tmp_path, decoding, value, tokens, told, step):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     append(log, {**SAMPLE, "pass": f"base, {decoding.name}"})
     before = log.read_bytes()
@@ -363,13 +363,13 @@ def test_a_grammar_and_a_mask_that_leave_nothing_are_a_sentence(ending, tokenize
 def test_the_decision_is_read_from_numbers_alone(ending, tokenizer):
     prompts = LocalBackend(ending, tokenizer).prompts(SHOWN[1:2])
     with pytest.raises(GenerationError, match="NaN .*the record s1, where it decides"):
-        list(LocalBackend(Broken(ending, NAN, 0), tokenizer).answering(prompts))
+        list(LocalBackend(Broken(ending, NAN, 0), tokenizer).p_answer(prompts))
     _, answering, refusing = prompts[0].decides
     for ruled_out, chances in (([*answering, refusing], []), (answering, [0.0]), ([refusing], [1.0])):
-        found = LocalBackend(Broken(ending, -INF, 0, list(ruled_out)), tokenizer).answering(prompts)
+        found = LocalBackend(Broken(ending, -INF, 0, list(ruled_out)), tokenizer).p_answer(prompts)
         assert [chance for _, chance in found] == chances
-    (_, some), = LocalBackend(Broken(ending, -INF, 0, answering[1:]), tokenizer).answering(prompts)
-    (_, every), = LocalBackend(ending, tokenizer).answering(prompts)
+    (_, some), = LocalBackend(Broken(ending, -INF, 0, answering[1:]), tokenizer).p_answer(prompts)
+    (_, every), = LocalBackend(ending, tokenizer).p_answer(prompts)
     assert 0 < some < every < 1
 
 
@@ -431,14 +431,14 @@ def test_rows_that_leave_the_batch_change_nothing_for_the_others(tokenizer, monk
     prompts = encode_prompts(tokenizer, RECORDS)
     long = Decoding(max_new_tokens=150, batch_size=7)
     written = [greedy_tokens(model, prompt, 150) for prompt in prompts]
-    ends = {tokens[20 + 15 * place] for place, tokens in enumerate(written)}
-    model.generation_config.eos_token_id = sorted(ends)
+    eos_token_ids = {tokens[20 + 15 * place] for place, tokens in enumerate(written)}
+    model.generation_config.eos_token_id = sorted(eos_token_ids)
     sizes, kept = [], local.RoomyLayer.batch_select_indices
     monkeypatch.setattr(
         local.RoomyLayer, "batch_select_indices", lambda self, rows: (sizes.append(len(rows)), kept(self, rows))
     )
     for tokens, output in zip(written, generate_batch(model, tokenizer, prompts, long)):
-        stop = next((place for place, token in enumerate(tokens) if token in ends), None)
+        stop = next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
         assert output.tokens == tokens[:stop]
     assert len(set(sizes)) > 1, "no row left before the last"
 
@@ -448,10 +448,10 @@ def test_the_tokens_are_those_of_transformers_own_generation(model, tokenizer):
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
     theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=140, do_sample=False, eos_token_id=None)
     ours = generate_batch(model, tokenizer, prompts, Decoding(140, 7))
-    ends = local.stop_ids(tokenizer, model.generation_config)
+    eos_token_ids = local.stop_ids(tokenizer, model.generation_config)
     for row, output in zip(theirs[:, ids.shape[1] :].tolist(), ours):
         assert row[: len(output.tokens)] == output.tokens
-        assert len(output.tokens) == 140 or row[len(output.tokens)] in ends
+        assert len(output.tokens) == 140 or row[len(output.tokens)] in eos_token_ids
 
 
 class Letters:
@@ -463,7 +463,7 @@ class Letters:
 
 @pytest.mark.parametrize("grace", [0, 5])
 def test_an_output_that_cannot_become_valid_gets_a_few_more_tokens(grace):
-    output = local.Output(Letters(), {0}, Decoding(200, 1, stop_invalid_after=grace))
+    output = local.GrowingOutput(Letters(), {0}, Decoding(200, 1, stop_invalid_after=grace))
     taken = [output.take(token) for token in b'{"evidence":[] and so on and on and on'[: 16 + grace]]
     assert taken == [True] * (15 + grace) + [False]
     assert (output.reason, output.died_at) == ("invalid", 16)
@@ -471,7 +471,7 @@ def test_an_output_that_cannot_become_valid_gets_a_few_more_tokens(grace):
 
 @pytest.mark.parametrize("evidence, died_at", [(b"[3]", 14), (b"[1,2]", None), (b"[2,2]", 17), (b"[0]", 14), (b"[1,3", 16), (b"[11]", 15)])
 def test_a_number_that_was_not_shown_or_stands_twice_ends_an_output(evidence, died_at):
-    output = local.Output(Letters(), {0}, Decoding(200, 1, stop_invalid_after=3), record_schema(CHUNKS))
+    output = local.GrowingOutput(Letters(), {0}, Decoding(200, 1, stop_invalid_after=3), record_schema(CHUNKS))
     for token in b'{"evidence":' + evidence + b',"answer":{"completeness"':
         if not output.take(token):
             break
@@ -484,7 +484,7 @@ def test_a_valid_output_is_never_stopped_even_between_the_bytes_of_a_character()
         '{"evidence":[1],"answer":{"completeness":"complete","text":"Ọ̀ṣun “🎉”, é [1]"},'
         '"unknowns":{"unsupported_claims":[],"missing_context":[],"clarifying_questions":[]}}'
     )
-    output = local.Output(Letters(), {0}, Decoding(2000, 1, stop_invalid_after=0))
+    output = local.GrowingOutput(Letters(), {0}, Decoding(2000, 1, stop_invalid_after=0))
     assert all(output.take(token) for token in text.encode()) and not output.take(0)
     assert (output.text, output.reason, output.died_at) == (text, "stop", None)
 
@@ -583,7 +583,7 @@ def test_forced_tokens_change_nothing_but_the_number_of_steps(ending, tokenizer,
 
 
 def test_outputs_that_a_grammar_lets_through_are_taken_over(ending, tokenizer, tmp_path, counted):
-    log, refusal = tmp_path / "samples.jsonl", (
+    log, refusal = tmp_path / "outputs.jsonl", (
         '{"evidence":[],"answer":{"completeness":"insufficient_data","text":"No."},"unknowns":{"unsupported_claims":[],'
         '"missing_context":["who"],"clarifying_questions":[]}}')
     backend = LocalBackend(ending, tokenizer)
@@ -592,14 +592,14 @@ def test_outputs_that_a_grammar_lets_through_are_taken_over(ending, tokenizer, t
     texts = [refusal, "Sure!", refusal, refusal]
     for prompt, text, reason in zip(prompts, texts, ("stop", "stop", "length", "stop")):
         append(log, {"id": prompt.record_id, "arm": "base", "pass": "base, greedy", "prompt_sha256": prompt.digest, "raw": text,
-                     "finish_reason": reason, "new_tokens": 5, "seconds": 0.1, "answering": None,
+                     "finish_reason": reason, "new_tokens": 5, "seconds": 0.1, "p_answer": None,
                      "tokens": tokenizer(text, add_special_tokens=False)["input_ids"]})
     settings = Decoding(40, 4, grammar=True)
-    samples = generate_pass(backend, SHOWN, settings, log, "base+grammar", report=lambda line: None, same_as="base")
-    assert [sample.get("same_as") for sample in samples] == ["base, greedy", None, None, "base, greedy"]
-    assert counted == [["s1", "s2"]] and {sample["arm"] for sample in samples} == {"base+grammar"} and samples[0]["raw"] == refusal
+    outputs = generate_pass(backend, SHOWN, settings, log, "base+grammar", report=lambda line: None, same_as="base")
+    assert [output.get("same_as") for output in outputs] == ["base, greedy", None, None, "base, greedy"]
+    assert counted == [["s1", "s2"]] and {output["arm"] for output in outputs} == {"base+grammar"} and outputs[0]["raw"] == refusal
     again = generate_pass(backend, SHOWN, settings, log, "base+grammar", report=lambda line: None, same_as="base")
-    assert again == samples and len(counted) == 1
+    assert again == outputs and len(counted) == 1
 
 
 def test_a_record_without_chunks_has_no_grammar(ending, tokenizer):
@@ -611,25 +611,25 @@ def test_a_record_without_chunks_has_no_grammar(ending, tokenizer):
 def test_the_decision_is_noted_and_can_be_moved(ending, tokenizer):
     backend = LocalBackend(ending, tokenizer)
     prompts = backend.prompts(SHOWN[1:])
-    known = {prompt.record_id: answering for prompt, answering in backend.answering(prompts)}
+    known = {prompt.record_id: answering for prompt, answering in backend.p_answer(prompts)}
     assert set(known) == {"s1", "s2", "s3"} and all(0 < answering < 1 for answering in known.values())
     for least, beginning in ((0.0, "12"), (1.0, "]"), (INF, "]")):
         for prompt, written in zip(prompts, backend.write(prompts, Decoding(40, 3, grammar=True, answer_threshold=least))):
             assert written.raw.startswith(DECISION) and written.raw[len(DECISION)] in beginning
-            assert written.answering == pytest.approx(known[prompt.record_id], abs=1e-5)
+            assert written.p_answer == pytest.approx(known[prompt.record_id], abs=1e-5)
     whole = backend.prompts(SHOWN)  # the first was shown nothing: a grammar leaves it no answer, whatever the threshold
     begun = [written.raw[len(DECISION)] for written in backend.write(whole, Decoding(40, 4, grammar=True, answer_threshold=0.0))]
     assert begun[0] == "]" and set(begun[1:]) <= set("12")
     free = backend.write(prompts, Decoding(5, 3))
-    assert all(written.answering is None for written in free)
+    assert all(written.p_answer is None for written in free)
 
 
 def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
-    samples = run(tiny_model(seed=3, attention="sdpa"), tokenizer, log, Decoding(60, 7, stop_invalid_after=2))
-    assert {sample["finish_reason"] for sample in samples} == {"invalid"}
-    assert all(sample["new_tokens"] == sample["died_at"] + 2 == len(sample["tokens"]) for sample in samples)
+    outputs = run(tiny_model(seed=3, attention="sdpa"), tokenizer, log, Decoding(60, 7, stop_invalid_after=2))
+    assert {output["finish_reason"] for output in outputs} == {"invalid"}
+    assert all(output["new_tokens"] == output["died_at"] + 2 == len(output["tokens"]) for output in outputs)
 
 
 # decisions, grammars and finished rows that are removed from a batch, with a model that says what it is told
@@ -676,7 +676,7 @@ def test_the_probability_of_answering_is_that_of_all_its_tokens_together(ending,
     prompts = backend.prompts(SHOWN)
     start, answering, refusing = decision_tokens(tokenizer)
     assert sorted(tokenizer.decode([token]) for token in answering) == list("123456789") and tokenizer.decode([refusing]) == "]"
-    found = {prompt.record_id: chance for prompt, chance in backend.answering(prompts)}
+    found = {prompt.record_id: chance for prompt, chance in backend.p_answer(prompts)}
     for prompt in prompts:
         with torch.no_grad():
             chances = ending(torch.tensor([[*prompt.tokens, *start]])).logits[0, -1].softmax(dim=-1)
@@ -688,8 +688,8 @@ def test_a_tokenizer_in_which_the_decision_has_no_place_is_asked_without_it(endi
     merged = tiny_tokenizer(merges=[("[", "1")])
     backend = LocalBackend(ending, merged)
     prompts = backend.prompts(SHOWN)
-    assert {prompt.decides for prompt in prompts} == {None} and list(backend.answering(prompts)) == []
-    assert [written.answering for written in backend.write(prompts, Decoding(60, 4, grammar=True, answer_threshold=0.5))] == [None] * 4
+    assert {prompt.decides for prompt in prompts} == {None} and list(backend.p_answer(prompts)) == []
+    assert [written.p_answer for written in backend.write(prompts, Decoding(60, 4, grammar=True, answer_threshold=0.5))] == [None] * 4
 
 
 @pytest.mark.parametrize("record", [0, 1], ids=["nothing shown", "two sentences shown"])
@@ -701,7 +701,7 @@ def test_where_no_probability_is_enough_the_grammar_gives_a_valid_refusal(tokeni
     for row, written in zip(asked, found):
         answer = parse_model_answer(written.raw, row["chunks"])
         assert written.reason == "stop" and answer.answer.completeness == "insufficient_data" and not answer.evidence
-    assert 0 < first.answering < 1, "the decision was passed over"
+    assert 0 < first.p_answer < 1, "the decision was passed over"
 
 
 MANY = [{"id": f"m{place}", "messages": chat(question=f"who {'abcdef'[place] * 5 * place} {place}?"),

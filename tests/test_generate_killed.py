@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import kwanzaa_nb.model.backend as generate
 
 folder, setting, half_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-log, told = folder / "samples.jsonl", (folder / "told.jsonl").open("a")
+log, told = folder / "outputs.jsonl", (folder / "told.jsonl").open("a")
 whole_append, appended = generate.append, 0
 
 
@@ -93,14 +93,14 @@ def killed(folder, moment, **more):
 
 def check_log(path, setting):
     "Each record once in each pass, as it was written."
-    header, samples = read_log(path)
+    header, outputs = read_log(path)
     assert header["setting"] == setting
     lines = [json.loads(line) for line in whole_lines(path)[1:]]  # as they stand, for `read_log` gives the last of each
-    assert Counter((sample["pass"], sample["id"]) for sample in lines) == Counter((name, one) for name in PASSES for one in IDS)
-    assert samples == lines
-    for sample in samples:
-        seed = None if sample["pass"] == PASSES[0] else int(sample["raw"].split()[2])
-        assert sample["raw"] == f"{sample['id']} {setting} {seed} " + "ü" * 2000 and sample["prompt_sha256"] == setting
+    assert Counter((output["pass"], output["id"]) for output in lines) == Counter((name, one) for name in PASSES for one in IDS)
+    assert outputs == lines
+    for output in outputs:
+        seed = None if output["pass"] == PASSES[0] else int(output["raw"].split()[2])
+        assert output["raw"] == f"{output['id']} {setting} {seed} " + "ü" * 2000 and output["prompt_sha256"] == setting
 
 
 def finish(folder, **more):
@@ -111,7 +111,7 @@ def finish(folder, **more):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_anywhere_and_run_again(tmp_path, seed):
-    chance, log, died = random.Random(seed), tmp_path / "samples.jsonl", 0
+    chance, log, died = random.Random(seed), tmp_path / "outputs.jsonl", 0
     for _ in range(4):
         logged = whole_lines(log)
         died += killed(tmp_path, chance.uniform(0, 0.12))
@@ -124,7 +124,7 @@ def test_killed_anywhere_and_run_again(tmp_path, seed):
 
 
 def test_a_line_that_was_half_written_is_dropped_and_its_batch_asked_again(tmp_path):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     process = start(tmp_path, half_at=6)  # the second of the second batch
     assert process.wait() == -signal.SIGKILL
     assert len(whole_lines(log)) == 6 and not log.read_bytes().endswith(b"\n")
@@ -135,7 +135,7 @@ def test_a_line_that_was_half_written_is_dropped_and_its_batch_asked_again(tmp_p
 
 
 def test_another_setting_is_another_log_and_the_first_goes_on_later(tmp_path):
-    log = tmp_path / "samples.jsonl"
+    log = tmp_path / "outputs.jsonl"
     process = start(tmp_path, half_at=30)
     assert process.wait() == -signal.SIGKILL
     first = whole_lines(log)

@@ -151,14 +151,14 @@ def test_a_number_of_the_evidence_is_named_once(grammar, tokenizer):
 ENDS = ['"', "[", "]", ",", '"]', '"}']
 
 
-def wander(matcher, tokenizer, ends, chooser, most=1500):
+def wander(matcher, tokenizer, eos_token_ids, chooser, most=1500):
     "An output of tokens chosen at random among those allowed; what leads to the end is chosen with a probability of 0.3 or more."
     ids = []
     while not matcher.is_stopped() and len(ids) < most:
         ahead = forced([matcher])[0]
         if not ahead:
             places = allowed(matcher, len(tokenizer))
-            closing = [end for end in ends if places[end]]
+            closing = [end for end in eos_token_ids if places[end]]
             ahead = [int(chooser.choice(closing if closing and chooser.random() < 0.3 else np.flatnonzero(places)))]
         assert matcher.consume_tokens(ahead), tokenizer.decode(ids + ahead)
         ids += ahead
@@ -176,10 +176,10 @@ def test_whatever_a_grammar_lets_through_keeps_the_contract(grammar, tokenizer, 
     if vocabulary == "bytes":
         tokenizer = tiny_tokenizer()
         grammar = Grammar(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
-    ends = [tokenizer.eos_token_id, *(encoded(tokenizer, end)[0] for end in ENDS if len(encoded(tokenizer, end)) == 1)]
+    eos_token_ids = [tokenizer.eos_token_id, *(encoded(tokenizer, end)[0] for end in ENDS if len(encoded(tokenizer, end)) == 1)]
     chunks, named, forms = chunks_of(count), set(), set()
     for seed in range(WALKS[vocabulary]):
-        raw = wander(grammar.matcher(chunks, uncited), tokenizer, ends, random.Random(f"{count} {vocabulary} {uncited} {seed}"))
+        raw = wander(grammar.matcher(chunks, uncited), tokenizer, eos_token_ids, random.Random(f"{count} {vocabulary} {uncited} {seed}"))
         answer = parse_model_answer(raw, chunks, creative=uncited)
         assert PrefixCheck().feed(raw) and raw == target_of(raw)
         assert set(find_marks(answer.answer.text)) == set(answer.evidence) and len(set(answer.evidence)) == len(answer.evidence) <= Bounds().evidence

@@ -209,7 +209,7 @@ def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, proj
     assert set(measured["arms"]) == {"base", "base+grammar", "adapter", "adapter+grammar"}
     assert [measured["arms"][arm]["rates"]["json_valid_rate"]["value"] for arm in ("base", "adapter")] == [0.0, 1.0]
     assert set(METRICS) <= set(measured["arms"]["base"]["rates"]) and measured["experiment"]["device"] is None and measured["experiment"]["versions"] == {}
-    for name in ("samples.jsonl", "answers.jsonl", "metrics.png", "index.html"):
+    for name in ("outputs.jsonl", "answers.jsonl", "metrics.png", "index.html"):
         assert (folder / name).stat().st_size
     server.shutdown()  # whoever scores the log again asks nothing
     (folder / "metrics.json").unlink()

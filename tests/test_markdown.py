@@ -17,7 +17,7 @@ from kwanzaa_nb.publish import dataset, staging
 from kwanzaa_nb.publish.card import failures_text, render_card
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.manifest import read_manifest
-from kwanzaa_nb.core.results import read_metrics
+from kwanzaa_nb.core.results import load_results
 from kwanzaa_nb.core.table import Table, as_markdown, code_span
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,13 +122,13 @@ def render(root, folder, text):
         "run.output_dir": "outputs/tiny", **dict.fromkeys(keys, text), "data.eval_file": f"data/{named}.jsonl",
         "publishing.include": ["README.md", f"notebooks/{named}.ipynb"]})
     config._root = root
-    manifest, metrics = read_manifest(folder), read_metrics(folder)
+    manifest, metrics = read_manifest(folder), load_results(folder)
     manifest["stages"]["train"]["versions"] = {text: text}
     manifest["stages"]["train"]["summary"] = {text: text}
     manifest["stages"]["train"]["hardware"] = {"gpu": text, "cpus": 1, "machine": text, "memory_gb": 1}
-    differences = [{"key": text, "requested": text, "used": text, "reason": text}]
+    fallbacks = [{"key": text, "requested": text, "used": text, "reason": text}]
     examples = [{"question": text, "written": text, "codes": [text]}]
-    card = render_card(config, manifest, metrics, differences, f"The gate was forced. Reason given: {text}", examples)
+    card = render_card(config, manifest, metrics, fallbacks, f"The gate was forced. Reason given: {text}", examples)
     head, _, body = card.removeprefix("---\n").partition("\n---\n")
     data = yaml.safe_load(head)
     assert ModelCard(card).data.to_dict()["tags"] == data["tags"]
@@ -163,7 +163,7 @@ def test_a_question_with_a_heading_does_not_head_the_card(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": "tiny", "run.output_dir": "outputs/tiny", "data.eval_file": "data/eval.jsonl"})
     config._root = tmp_path
-    log = folder / "evaluation" / "samples.jsonl"
+    log = folder / "evaluation" / "outputs.jsonl"
     log.write_text(log.read_text().rpartition("\n")[0] + "\n")
     card = staging.run_card(config, folder, findings=[])
     assert "My own heading" in card and not re.search(r"^\s*#+ My own", card, re.MULTILINE)

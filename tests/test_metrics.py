@@ -134,7 +134,7 @@ def test_the_targets_of_the_committed_records_read_one(split):
     ("always_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
     ("never_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
     ("wrong_chunk", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
-    ("cite_everything", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5, "citation_coverage_rate": 0.25, "yield": 0.25,
+    ("cite_everything", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5, "citation_coverage_rate": 0.25, "grounded_answer_rate": 0.25,
                          "retrieval_groundedness_rate": 3 / 20}),  # the Chicago Defender tells its place in its name
     ("empty_object", {}), ("echo_prompt", {})])
 def test_what_each_control_earns(by_control, arm, expected):
@@ -151,7 +151,7 @@ def test_controls_copy_what_was_shown():
     "Without context, or with a bracketed number in a text."
     bare = {**REFUSABLE, "chunks": []}
     odd = {**FIRST, "id": "odd", "chunks": [{"chunk_id": "c", "text": "Row [7] names Ada Reed. It was printed in Boston."}]}
-    codes = {(sample["arm"], sample["id"]): score([sample], [record]).codes for record in (bare, odd) for sample in controls([record])}
+    codes = {(output["arm"], output["id"]): score([output], [record]).codes for record in (bare, odd) for output in controls([record])}
     assert codes["never_refuse", bare["id"]] == codes["cite_everything", bare["id"]] == {"answer_without_evidence": 1}
     assert codes["never_refuse", "odd"].keys() == {"answer_not_in_text", "gold_chunk_not_cited"}
 
@@ -179,7 +179,7 @@ def test_retrieval_score_rule():
     ]
     scores = score_arms(controls(records), records)["retrieval_score"]
     assert scores.rates["refusal_correctness_rate"].value == 1.0  # scores that give answerability away are found out
-    assert scores.rates["yield"].value < 1.0
+    assert scores.rates["grounded_answer_rate"].value < 1.0
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_each_broken_rule_is_an_invalid_output_that_is_counted(code):
 
 
 def test_no_sample_stays_in_every_denominator(by_control):
-    samples = [sample for sample in controls(RECORDS) if sample["arm"] == "gold"]
-    scores = score(samples[1:], RECORDS)
+    outputs = [output for output in controls(RECORDS) if output["arm"] == "gold"]
+    scores = score(outputs[1:], RECORDS)
     assert scores.codes == {"no_sample": 1}
     for name in HEADLINES:
         assert scores.rates[name].total == by_control["gold"].rates[name].total
@@ -277,7 +277,7 @@ def test_each_fault_of_an_answer_alone_costs_its_coverage(text, code, record):
     assert outcome.valid and outcome.codes == [code] and len(outcome.notes) == 1
     assert scores.rates["citation_coverage_rate"].value == 0.0
     pointing = code in ("too_many_marks", "claim_beside_evidence", "idle_marks")  # the claim is true, and its chunk the right one
-    assert scores.rates["yield"].value == float(pointing) and (scores.rates["retrieval_groundedness_rate"].value == 1.0) is pointing
+    assert scores.rates["grounded_answer_rate"].value == float(pointing) and (scores.rates["retrieval_groundedness_rate"].value == 1.0) is pointing
 
 
 @pytest.mark.parametrize("text, covered", [
@@ -321,7 +321,7 @@ def test_groundedness_counts_claims():
     outcome, scores = one(cited(GOOD + " Robert Abbott read Freedom's Journal. [2]"))
     assert (outcome.claims, outcome.grounded) == (2, 1)
     assert scores.rates["retrieval_groundedness_rate"].value == 0.5
-    assert scores.rates["yield"].value == 0.0
+    assert scores.rates["grounded_answer_rate"].value == 0.0
 
 
 def test_refusal():
@@ -384,7 +384,7 @@ def test_unknown_answerability_is_left_out_of_refusing_only():
         METRICS[2]: 0,
         METRICS[3]: 1,
         "minimal_pair_accuracy": 0,
-        "yield": 0,
+        "grounded_answer_rate": 0,
     }
 
 
@@ -396,9 +396,9 @@ def test_groups_add_up(by_control):
 
 
 def test_samples_must_fit_records():
-    sample = {"id": FIRST["id"], "arm": "a", "raw": "{}", "finish_reason": "stop"}
+    output = {"id": FIRST["id"], "arm": "a", "raw": "{}", "finish_reason": "stop"}
     with pytest.raises(ScoreError) as caught:
-        score([sample, sample, {**sample, "id": "other", "arm": "b"}], RECORDS + [FIRST])
+        score([output, output, {**output, "id": "other", "arm": "b"}], RECORDS + [FIRST])
     assert [problem.code for problem in caught.value.problems] == [
         "duplicate_record",
         "unknown_record",
@@ -408,7 +408,7 @@ def test_samples_must_fit_records():
 
 
 def test_scores_are_json_and_pure(by_control):
-    again = score([sample for sample in controls(RECORDS) if sample["arm"] == "wrong_chunk"], RECORDS)
+    again = score([output for output in controls(RECORDS) if output["arm"] == "wrong_chunk"], RECORDS)
     assert json.dumps(again.to_dict(), allow_nan=False) == json.dumps(
         by_control["wrong_chunk"].to_dict(), allow_nan=False
     )
@@ -456,7 +456,7 @@ def test_compare(by_control):
 
 def test_tables_for_readers(by_control):
     table = scores_table(by_control)
-    assert [row["arm"] for row in table] == list(by_control) and table[0]["yield"].startswith("1.00 [0.51, 1.00] n=4")
+    assert [row["arm"] for row in table] == list(by_control) and table[0]["grounded_answer_rate"].startswith("1.00 [0.51, 1.00] n=4")
     failed = failures(by_control["never_refuse"], RECORDS, controls(RECORDS))
     assert len(failed) == len([outcome for outcome in by_control["never_refuse"].outcomes if outcome.codes])
     assert failed[0]["question"].startswith("Where was") and failed[0]["raw"].startswith("{")
@@ -474,7 +474,7 @@ def test_scoring_can_be_measured_as_if_it_were_new():
 
 
 def test_what_was_not_answered_is_a_failure_with_its_reason():
-    gold = [sample for sample in controls(RECORDS) if sample["arm"] == "gold"]
+    gold = [output for output in controls(RECORDS) if output["arm"] == "gold"]
     refused = gold[0] | {"raw": "", "finish_reason": "refused", "new_tokens": None, "problem": "The server refused it: too long"}
     scores = score([refused, *gold[1:]], RECORDS)
     assert scores.codes == {"not_answered": 1} and scores.rates["json_valid_rate"].total == len(RECORDS) > scores.rates["json_valid_rate"].passed
@@ -485,17 +485,17 @@ def test_what_was_not_answered_is_a_failure_with_its_reason():
 @pytest.mark.parametrize("reason, problem, valid, note", [
     ("unknown", "", True, None), ("content_filter", "", False, "it ended with the reason content_filter"), ("tool_calls", "it called", False, "it called"), ("length", "", False, None)])
 def test_how_an_output_ended_is_told(reason, problem, valid, note):
-    gold = [sample for sample in controls(RECORDS) if sample["arm"] == "gold"]
+    gold = [output for output in controls(RECORDS) if output["arm"] == "gold"]
     outcome = score([gold[0] | {"finish_reason": reason, "problem": problem}, *gold[1:]], RECORDS).outcomes[0]
     assert outcome.valid is valid and outcome.notes == ([note] if note else [])
 
 
 @pytest.mark.parametrize("odd", [None, float("nan"), float("inf"), -1, "3", [3], True, 10**30])
 def test_an_unknown_number_of_tokens_poisons_nothing(odd):
-    gold = [sample | {"new_tokens": 4, "seconds": 2.0} for sample in controls(RECORDS) if sample["arm"] == "gold"]
+    gold = [output | {"new_tokens": 4, "seconds": 2.0} for output in controls(RECORDS) if output["arm"] == "gold"]
     some = score([gold[0] | {"new_tokens": odd, "seconds": odd}, *gold[1:]], RECORDS)
     assert some.costs == {"seconds_total": 2.0 * (len(gold) - 1), "seconds_median": 2.0, "new_tokens_total": 4 * (len(gold) - 1), "new_tokens_median": 4,
                           "new_tokens_known": len(gold) - 1}
-    none = score([sample | {"new_tokens": odd} for sample in gold], RECORDS)
+    none = score([output | {"new_tokens": odd} for output in gold], RECORDS)
     assert (none.costs["new_tokens_total"], none.costs["new_tokens_median"], none.costs["new_tokens_known"]) == (None, None, 0)
     assert json.dumps(some.to_dict(), allow_nan=False)

@@ -20,19 +20,19 @@ import kwanzaa_nb.model.load as model_module
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import config_to_yaml, load_config
 from kwanzaa_nb.model.backend import Decoding
-from kwanzaa_nb.model.local import Output
+from kwanzaa_nb.model.local import GrowingOutput
 from kwanzaa_nb.model.masking import MaskError, encode_chat, stop_ids
 from kwanzaa_nb.model.load import (
     DTYPES,
     KNOWN_GGUF,
-    Effective,
+    RuntimeSettings,
     Hardware,
     ModelError,
     add_adapter,
     cache_folder,
     check_gguf,
     detect_hardware,
-    effective_settings,
+    runtime_settings,
     find_base,
     is_whole,
     linear_layers,
@@ -54,7 +54,7 @@ A100 = Hardware("cuda", "A100", True, True, True)
 A100_BARE = Hardware("cuda", "A100", True, False, False)
 H100 = Hardware("cuda", "H100", True, True, True, True)
 CPU_BARE = Hardware("cpu", "AVX2", False, False, False)
-PLAIN = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
+PLAIN = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
 ASKED = {
     "run.mixed_precision": "bf16",
     "adapter.method": "qlora",
@@ -95,7 +95,7 @@ def asked(**changes):
     ids=["CPU", "CPU with bf16", "CPU without bitsandbytes", "T4", "A100", "A100 without bitsandbytes", "H100"],
 )
 def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
-    found = effective_settings(asked(), hardware)
+    found = runtime_settings(asked(), hardware)
     assert (found.dtype, found.compute_dtype, found.attention, found.four_bit, found.optim) == (
         dtype,
         compute,
@@ -103,8 +103,8 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
         four_bit,
         optim,
     )
-    assert [difference.key for difference in found.differences] == [KEYS[place] for place in differing]
-    assert all(difference.reason and difference.requested != difference.used for difference in found.differences)
+    assert [difference.key for difference in found.fallbacks] == [KEYS[place] for place in differing]
+    assert all(difference.reason and difference.requested != difference.used for difference in found.fallbacks)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
     ],
 )
 def test_precision(precision, hardware, used, said):
-    found = effective_settings(asked(run__mixed_precision=precision), hardware)
-    assert found.dtype == used and ("run.mixed_precision" in [item.key for item in found.differences]) is said
+    found = runtime_settings(asked(run__mixed_precision=precision), hardware)
+    assert found.dtype == used and ("run.mixed_precision" in [item.key for item in found.fallbacks]) is said
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_precision(precision, hardware, used, said):
 )
 def test_precision_of_products_with_four_bit_weights(precision, hardware, used, said):
     key = "adapter.quantization.bnb_4bit_compute_dtype"
-    found = effective_settings(asked(**{key: precision}), hardware)
+    found = runtime_settings(asked(**{key: precision}), hardware)
     assert found.dtype == "fp32" and found.compute_dtype == used
-    assert (key in [item.key for item in found.differences]) is said
+    assert (key in [item.key for item in found.fallbacks]) is said
 
 
 @pytest.mark.parametrize(
@@ -155,26 +155,26 @@ def test_precision_of_products_with_four_bit_weights(precision, hardware, used, 
     ],
 )
 def test_an_optimiser_of_bitsandbytes_needs_bitsandbytes(optim):
-    assert effective_settings(asked(training__optim=optim), A100_BARE).optim == "adamw_torch"
-    assert effective_settings(asked(training__optim=optim), A100).optim == optim
+    assert runtime_settings(asked(training__optim=optim), A100_BARE).optim == "adamw_torch"
+    assert runtime_settings(asked(training__optim=optim), A100).optim == optim
 
 
 @pytest.mark.parametrize("asked_for, used", [
     ("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch"), ("paged_lion_8bit", "lion_8bit"), ("paged_lion_32bit", "lion_32bit"),
     ("adamw_8bit", "adamw_8bit")])
 def test_without_a_gpu_nothing_is_paged(asked_for, used):
-    found = effective_settings(asked(training__optim=asked_for), CPU)
+    found = runtime_settings(asked(training__optim=asked_for), CPU)
     assert found.optim == used == OptimizerNames(used).value
-    assert [one.reason for one in found.differences if one.key == "training.optim"] == (
+    assert [one.reason for one in found.fallbacks if one.key == "training.optim"] == (
         [] if used == asked_for else ["paged optimisers move memory between GPU and host; there is no GPU"])
 
 
 @pytest.mark.parametrize("hardware, name", [(H100, "flash_attention_3"), (A100, "flash_attention_2"), (A100_BARE, SEGMENTED), (T4, SEGMENTED)])
 @pytest.mark.parametrize("flash, precision", [(True, "bf16"), (True, "fp16"), (True, "fp32"), (False, "bf16")])
 def test_attention(hardware, name, flash, precision):
-    found = effective_settings(asked(model__use_flash_attention=flash, run__mixed_precision=precision), hardware)
+    found = runtime_settings(asked(model__use_flash_attention=flash, run__mixed_precision=precision), hardware)
     assert found.attention == (name if flash and found.dtype != "fp32" else SEGMENTED)
-    assert ("model.use_flash_attention" in [one.key for one in found.differences]) is (flash and found.attention == SEGMENTED)
+    assert ("model.use_flash_attention" in [one.key for one in found.fallbacks]) is (flash and found.attention == SEGMENTED)
 
 
 @pytest.mark.parametrize("capability, packages, expected", [
@@ -196,7 +196,7 @@ def test_a_gpu_is_looked_at(monkeypatch, capability, packages, expected):
 def test_adapter_weights_are_fp32_over_a_model_in_less(local, tmp_path, dtype):
     config = tiny_config(model__base_model_id=str(local), adapter__r=2)
     for four_bit in (False, True):
-        effective = Effective("cpu", dtype, dtype, SEGMENTED, four_bit, "adamw_torch")
+        effective = RuntimeSettings("cpu", dtype, dtype, SEGMENTED, four_bit, "adamw_torch")
         base = load_base(config, effective)
         assert base.get_input_embeddings().weight.dtype == DTYPES[dtype]
         model = add_adapter(base, config)
@@ -210,7 +210,7 @@ def test_adapter_weights_are_fp32_over_a_model_in_less(local, tmp_path, dtype):
 @pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop"])
 def test_other_optimisers_are_kept(optim):
     for hardware in (CPU, A100_BARE):
-        assert effective_settings(asked(training__optim=optim), hardware).optim == optim
+        assert runtime_settings(asked(training__optim=optim), hardware).optim == optim
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):
@@ -398,7 +398,7 @@ def test_the_ids_of_the_generation_config_end_turns_everywhere(local, tmp_path, 
     assert cli.main(["validate", str(tmp_path / "records.jsonl"), "--config", str(tmp_path / "c.yaml"), "--preview", "1"]) == 0
     assert "<|im_end|>⟧" in capsys.readouterr().out
     decoding = Decoding(max_new_tokens=4, batch_size=1)
-    output = Output(tokenizer, stop_ids(tokenizer), decoding)
+    output = GrowingOutput(tokenizer, stop_ids(tokenizer), decoding)
     assert not output.take(end(tokenizer)) and output.reason == "stop"
 
 
@@ -486,8 +486,8 @@ def test_code_of_a_repository_does_not_run_unasked(strange):
 
 
 def test_code_is_not_needed_for_a_known_model(local):
-    trusted, differences = remote_code(tiny_config(model__base_model_id=str(local), model__trust_remote_code=True))
-    assert not trusted and [item.key for item in differences] == ["model.trust_remote_code"]
+    trusted, fallbacks = remote_code(tiny_config(model__base_model_id=str(local), model__trust_remote_code=True))
+    assert not trusted and [item.key for item in fallbacks] == ["model.trust_remote_code"]
     assert remote_code(tiny_config(model__base_model_id=str(local), model__trust_remote_code=False)) == (False, ())
 
 
@@ -509,7 +509,7 @@ def test_kept_weights_give_the_outputs_of_bitsandbytes(local, double):
             "adapter.quantization.bnb_4bit_use_double_quant": double,
         }
     )
-    kept = load_base(config, effective_settings(config, CPU))
+    kept = load_base(config, runtime_settings(config, CPU))
     own = AutoModelForCausalLM.from_pretrained(
         local,
         attn_implementation=SEGMENTED,
@@ -547,7 +547,7 @@ def test_kept_weights_compute_in_the_dtype_that_is_asked_for(local, monkeypatch)
                 "adapter.quantization.bnb_4bit_compute_dtype": name,
             }
         )
-        model = load_base(config, dataclasses.replace(effective_settings(config, CPU), compute_dtype=name))
+        model = load_base(config, dataclasses.replace(runtime_settings(config, CPU), compute_dtype=name))
         monkeypatch.setattr(torch.nn.functional, "linear", watching)
         seen.clear()
         assert outputs(model).dtype == torch.float32
@@ -565,7 +565,7 @@ def test_an_adapter_trains_over_kept_weights(local):
             "adapter.dropout": 0.0,
         }
     )
-    adapted = add_adapter(load_base(config, effective_settings(config, CPU)), config)
+    adapted = add_adapter(load_base(config, runtime_settings(config, CPU)), config)
     inputs = {name: value for name, value in flatten_rows([row(6, 5)]).items() if name != "labels"}
     adapted(**inputs, use_cache=False).logits.square().sum().backward()
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -660,5 +660,5 @@ def test_a_damaged_adapter_is_one_sentence(saved, file, content):
 def test_the_committed_configs_resolve_on_every_hardware():
     for path in sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "gpus.yaml"}):
         for hardware in (CPU, T4, A100, A100_BARE):
-            found = effective_settings(load_config(path), hardware)
+            found = runtime_settings(load_config(path), hardware)
             assert found.dtype in ("fp32", "fp16", "bf16") and (found.dtype == "fp32" or hardware.device == "cuda")

@@ -217,10 +217,10 @@ def record_of(prompt, answer):
 
 def random_records(generator, count):
     "Records that begin alike in part: with common instructions, with common contexts, or not at all."
-    draw = lambda length: torch.randint(2, 60, (length,), generator=generator).tolist()  # noqa: E731
-    instructions, contexts = [draw(20), draw(18)], [draw(17), draw(30), draw(5)]
+    stable_hash = lambda length: torch.randint(2, 60, (length,), generator=generator).tolist()  # noqa: E731
+    instructions, contexts = [stable_hash(20), stable_hash(18)], [stable_hash(17), stable_hash(30), stable_hash(5)]
     pick = lambda items: items[int(torch.randint(len(items), (1,), generator=generator))]  # noqa: E731
-    return [record_of([*pick(instructions), *pick(contexts), *draw(4)], draw(6)) for _ in range(count)]
+    return [record_of([*pick(instructions), *pick(contexts), *stable_hash(4)], stable_hash(6)) for _ in range(count)]
 
 
 def loss_and_gradient(model, batch):

@@ -225,13 +225,13 @@ LONG = ["seven tools were lent and nobody wrote it down " * 600, "He lent [7] to
 
 
 @st.composite
-def chunk_lists(draw):
+def chunk_lists(stable_hash):
     "Chunks, some with spans of their own, which may cut anything in two."
     chunks = []
-    for place, text in enumerate(draw(st.lists(TEXTS, max_size=4))):
-        chunk = {"chunk_id": f"id-of-{place}", "source_org": draw(SOURCES), "year": draw(YEARS), "text": text}
-        if draw(st.booleans()):
-            cuts = sorted({0, len(text), *draw(st.lists(st.integers(0, len(text)), max_size=6))})
+    for place, text in enumerate(stable_hash(st.lists(TEXTS, max_size=4))):
+        chunk = {"chunk_id": f"id-of-{place}", "source_org": stable_hash(SOURCES), "year": stable_hash(YEARS), "text": text}
+        if stable_hash(st.booleans()):
+            cuts = sorted({0, len(text), *stable_hash(st.lists(st.integers(0, len(text)), max_size=6))})
             chunk["spans"] = [[start, end] for start, end in zip(cuts, cuts[1:]) if text[start:end].strip()]
         chunks.append(chunk)
     return chunks

@@ -20,7 +20,7 @@ from kwanzaa_nb.core import results
 
 from kwanzaa_nb.publish import card, hub, staging
 from kwanzaa_nb.publish.card import render_card
-from kwanzaa_nb.core.config import METRICS, Difference, load_config, resolve_config
+from kwanzaa_nb.core.config import METRICS, Fallback, load_config, resolve_config
 from kwanzaa_nb.publish.gate import PublishError, gate_findings
 from kwanzaa_nb.publish.licence import base_model
 from kwanzaa_nb.core.manifest import StageError, read_manifest
@@ -42,7 +42,7 @@ def rate(value, total=60):
 
 
 WEIGHTS, RECORDS = b"\x08\0\0\0\0\0\0\0{}      ", '{"id": "r1"}\n'
-METRICS_FILE = {"inputs": {"adapter_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "eval_sha256": hashlib.sha256(RECORDS.encode()).hexdigest()},
+METRICS_FILE = {"format": 1, "inputs": {"adapter_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "eval_sha256": hashlib.sha256(RECORDS.encode()).hexdigest()},
                 "arms": {"base": {"rates": {name: rate(0.1) for name in METRICS}},
                          "adapter": {"rates": {name: rate(0.9) for name in METRICS[:3]} | {METRICS[3]: rate(0.0, 0)}}}}
 
@@ -90,7 +90,7 @@ def staged_names(root):
 def finish_train_and_evaluate(root):
     train = Stage("train", config_of())
     train.wrote("outputs/tiny/adapter")
-    train.differs(Difference("training.optim", "paged_adamw_8bit", "adamw_torch", "Paging needs a GPU."))
+    train.note_fallbacks(Fallback("training.optim", "paged_adamw_8bit", "adamw_torch", "Paging needs a GPU."))
     train.done(steps=3)
     evaluate = Stage("evaluate", config_of())
     evaluate.read("outputs/tiny/adapter", made_by="train")
@@ -200,7 +200,7 @@ def test_scores_of_another_adapter_are_not_published(project):
     assert "0.90 [0.80" not in (staged / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"arms": 1}', '{"arms": {"base": {}}}', '{"arms": {"base": null}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"arms": {}}', '{"format": 1, "arms": 1}', '{"format": 1, "arms": {"base": {}}}', '{"format": 1, "arms": {"base": null}}'])
 def test_half_written_metrics(project, content):
     (project / "outputs/tiny/evaluation/metrics.json").write_text(content, encoding="utf-8")
     with pytest.raises(StageError, match="metrics.json can't be read.*run the stage evaluate again"):

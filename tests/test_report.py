@@ -28,8 +28,8 @@ def records(question="When?", text=CHUNK["text"]):
 
 def page_of(raw, **more):
     asked = records(**more)
-    samples = [{"id": record["id"], "arm": arm, "raw": raw, "finish_reason": "stop", "answering": 0.25} for record in asked for arm in ("base", "adapter")]
-    return evaluation_page("A <title>", asked, samples, score_arms(samples, asked), score_arms(controls(asked), asked))
+    outputs = [{"id": record["id"], "arm": arm, "raw": raw, "finish_reason": "stop", "p_answer": 0.25} for record in asked for arm in ("base", "adapter")]
+    return evaluation_page("A <title>", asked, outputs, score_arms(outputs, asked), score_arms(controls(asked), asked))
 
 
 class Page(HTMLParser):
@@ -49,8 +49,8 @@ class Page(HTMLParser):
 
 def rows_of(raw, **more):
     asked = records(**more)
-    samples = [{"id": record["id"], "arm": arm, "raw": raw, "finish_reason": "stop", "answering": 0.25} for record in asked for arm in ("base", "adapter")]
-    return page_rows(asked, samples, score_arms(samples, asked))
+    outputs = [{"id": record["id"], "arm": arm, "raw": raw, "finish_reason": "stop", "p_answer": 0.25} for record in asked for arm in ("base", "adapter")]
+    return page_rows(asked, outputs, score_arms(outputs, asked))
 
 
 def test_every_record_and_arm_is_in_the_page():
@@ -58,7 +58,7 @@ def test_every_record_and_arm_is_in_the_page():
     assert [row["id"] for row in rows] == ["r1", "r2"] and list(rows[0]["arms"]) == ["base", "adapter"]
     first = rows[0]
     assert first["question"] == "When?" and [chunk["chunk_id"] for chunk in first["chunks"]] == ["c1"] and first["facts"]["answerable"] == "yes"
-    assert first["arms"]["base"]["raw"] == "Sure!" and first["arms"]["base"]["answering"] == 0.25 and first["facts"]["arms"]["base"]["code"]
+    assert first["arms"]["base"]["raw"] == "Sure!" and first["arms"]["base"]["p_answer"] == 0.25 and first["facts"]["arms"]["base"]["code"]
     assert page.count("<details data-facts=") == 2 and page.count("<b>adapter</b>") == 2 and page.count("P(answers) 0.25") == 4
     assert "A &lt;title&gt;" in page and "always_refuse" in page and "a label · holds the answer" in page
 
@@ -130,9 +130,9 @@ def test_a_record_that_nobody_answered_is_a_row_of_failures():
 def test_arms_and_controls_stand_in_one_table_with_intervals_and_paired_tests():
     asked = [{**record, "id": f"{record['id']}-{place}"} for place in range(12) for record in records()]
     gold = {record["id"]: record["messages"][-1]["content"] for record in asked}
-    samples = [{"id": name, "arm": arm, "raw": raw if arm != "base" else "Sure!", "finish_reason": "stop"}
+    outputs = [{"id": name, "arm": arm, "raw": raw if arm != "base" else "Sure!", "finish_reason": "stop"}
                for arm in ("base", "adapter", "adapter+grammar") for name, raw in gold.items()]
-    scores, beside = score_arms(samples, asked), score_arms(controls(asked), asked)
+    scores, beside = score_arms(outputs, asked), score_arms(controls(asked), asked)
     rows = {row[0]: dict(zip(TABLE_HEAD[1:], row[1:], strict=True)) for row in arms_table(scores, beside)}
     assert list(rows) == [*scores, *(f"control: {name}" for name in beside)] and len(rows) >= 11
     assert len(TABLE_HEAD) == 1 + len(HEADLINES) and not any("p " in cell for cell in rows["adapter"].values())
@@ -149,7 +149,7 @@ def test_arms_and_controls_stand_in_one_table_with_intervals_and_paired_tests():
 
 def test_the_verdict_comes_first_and_the_instrument_is_told():
     asked = records()
-    samples = [{"id": record["id"], "arm": "base", "raw": "x", "finish_reason": "stop"} for record in asked]
-    page = evaluation_page("t", asked, samples, score_arms(samples, asked), None, "Better <b>.\n\nToo low.", [["what", "result", "over"], ["people", "AUROC <1", "9"]])
+    outputs = [{"id": record["id"], "arm": "base", "raw": "x", "finish_reason": "stop"} for record in asked]
+    page = evaluation_page("t", asked, outputs, score_arms(outputs, asked), None, "Better <b>.\n\nToo low.", [["what", "result", "over"], ["people", "AUROC <1", "9"]])
     first, second, table = (page.index(text) for text in ("Better &lt;b&gt;.", "Too low.", "<table>"))
     assert first < second < table < page.index("AUROC &lt;1") < page.index("<form")

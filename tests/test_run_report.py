@@ -49,7 +49,7 @@ def test_nothing_breaks_out_and_nothing_is_loaded(runs):
 
 @pytest.mark.parametrize("break_it", [
     lambda folder: (folder / "manifest.json").write_text("{"), lambda folder: (folder / "evaluation/metrics.json").write_text('{"arms": 3}'),
-    lambda folder: (folder / "evaluation/samples.jsonl").unlink(), lambda folder: shutil.rmtree(folder / "evaluation"),
+    lambda folder: (folder / "evaluation/outputs.jsonl").unlink(), lambda folder: shutil.rmtree(folder / "evaluation"),
     lambda folder: (folder / "manifest.json").unlink(),
     lambda folder: (folder / "manifest.json").write_text('{"stages": {"train": {"status": "running", "config": {"run": null}}}}'),
 ])
@@ -86,7 +86,7 @@ def test_the_verdict_tells_what_is_had_without_skill_and_what_the_gates_ask():
     assert third.startswith("Too low to publish: json_valid_rate") and "citation" not in third
     assert "Every lower bound" in evaluation_verdict(metrics, {"json_valid_rate": 0.2}) and "gates" not in evaluation_verdict(metrics, {})
     alone = evaluation_verdict({"arms": {"base": rates(0.1)}, "comparison": [], "controls": controls}, {"json_valid_rate": 0.4})
-    assert "base model in" in alone and "yield: always_refuse" in alone and "publish" not in alone
+    assert "base model in" in alone and "grounded answer: always_refuse" in alone and "publish" not in alone
     assert evaluation_verdict({"arms": {"base": rates(0.7)}, "controls": controls}, {}).endswith("in any headline but valid JSON.")
 
 

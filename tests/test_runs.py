@@ -18,7 +18,7 @@ from kwanzaa_nb.core import manifest
 from kwanzaa_nb.core import stage
 from kwanzaa_nb.core import table
 from kwanzaa_nb.run import cli
-from kwanzaa_nb.core.config import ConfigError, Difference, resolve_config
+from kwanzaa_nb.core.config import ConfigError, Fallback, resolve_config
 from kwanzaa_nb.core.manifest import StageError
 from kwanzaa_nb.core.stage import Stage
 
@@ -322,7 +322,7 @@ def test_no_path_no_user_no_token_in_a_manifest(project, tmp_path, monkeypatch):
     put(tmp_path, away.relative_to(tmp_path), "{}")
     stage = stage_of("evaluate", **{"data.eval_file": str(away)})
     stage.read(away)
-    stage.differs(Difference("model.base_model_id", str(away), "x", f"{away} is not there, hf_{'a' * 30} neither."))
+    stage.note_fallbacks(Fallback("model.base_model_id", str(away), "x", f"{away} is not there, hf_{'a' * 30} neither."))
     stage.fail(ValueError(f"can't open {away} nor {project}/data/x.jsonl with {os.environ['HF_TOKEN']}"))
     text = (project / "outputs/tiny/manifest.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "grace" not in text and "hf_aaa" not in text

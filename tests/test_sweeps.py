@@ -99,10 +99,10 @@ def test_the_evaluation_set_is_never_judged(project):
 
 def test_the_choice_says_how_sure_it_is():
     def row(name, value, low, high):
-        return {"run": name, "rates": {"yield": {"value": value, "low": low, "high": high, "total": 9}}}
-    said = choose([row("a", 0.5, 0.4, 0.6), row("b", 0.9, 0.8, 1.0), {"run": "c", "rates": {}}], "yield")
+        return {"run": name, "rates": {"grounded_answer_rate": {"value": value, "low": low, "high": high, "total": 9}}}
+    said = choose([row("a", 0.5, 0.4, 0.6), row("b", 0.9, 0.8, 1.0), {"run": "c", "rates": {}}], "grounded_answer_rate")
     assert "b, 0.90" in said and "luck" not in said and "1 of 3" in said
-    assert "1 other runs overlap" in choose([row("a", 0.85, 0.7, 0.9), row("b", 0.9, 0.8, 1.0)], "yield")
+    assert "1 other runs overlap" in choose([row("a", 0.85, 0.7, 0.9), row("b", 0.9, 0.8, 1.0)], "grounded_answer_rate")
 
 
 def test_the_committed_sweeps_are_sound(monkeypatch):

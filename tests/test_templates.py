@@ -29,7 +29,7 @@ from kwanzaa_nb.model.masking import (
     stop_ids,
     template_changes,
 )
-from kwanzaa_nb.model.load import ModelError, load_tokenizer, template_differences
+from kwanzaa_nb.model.load import ModelError, load_tokenizer, template_fallbacks
 from kwanzaa_nb.model.packing import flatten_rows, flatten_shared
 
 SHIPPED = Path(trl.__file__).parent / "chat_templates"
@@ -205,7 +205,7 @@ def test_every_template_that_trl_keeps_is_trained_on_rightly_or_refused_in_a_sen
 def test_a_template_is_changed_where_it_must_be_and_says_so(name, remarks):
     tokenizer = fitted(name)
     before = tokenizer.chat_template
-    assert len(template_changes(tokenizer)) == remarks and [one.key for one in template_differences(tokenizer)] == ["model.chat_template"] * remarks
+    assert len(template_changes(tokenizer)) == remarks and [one.key for one in template_fallbacks(tokenizer)] == ["model.chat_template"] * remarks
     fit_template(tokenizer)
     assert tokenizer.chat_template == before, "fitted twice"
 

@@ -131,7 +131,7 @@ def test_json_keeps_texts_and_loses_what_is_a_path_here(tmp_path, text):
 def test_a_card_shows_examples_as_they_are_and_none_that_may_not_leave(tmp_path):
     folder = make_run(tmp_path, good=0.0, records=6)
     config = config_of(tmp_path, **{"run.name": "tiny", "run.output_dir": "outputs/tiny", "data.eval_file": "data/eval.jsonl"})
-    log = folder / "evaluation" / "samples.jsonl"
+    log = folder / "evaluation" / "outputs.jsonl"
     whole = log.read_text()
     log.write_text(whole[:whole.rindex("\n") + 1].replace("Well, ", "See /wiki/Help/Contents: "))
     assert "See /wiki/Help/Contents: " in staging.run_card(config, folder, findings=[])

@@ -32,7 +32,7 @@ def test_rows_are_those_of_encode_records(given, tmp_path):
 
 
 def test_whatever_the_rows_depend_on_changes_the_key(given):
-    tokenizer, records, config, ends = given
+    tokenizer, records, config, eos_token_ids = given
     longer = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.max_seq_length": config.data.max_seq_length + 1})
     other = load_tokenizer(config)
     other.chat_template += " "
@@ -40,12 +40,12 @@ def test_whatever_the_rows_depend_on_changes_the_key(given):
     wider.add_tokens(["<new>"])
     said = json.loads(json.dumps(records))
     said[3]["messages"][1]["content"] += "?"
-    keys = [rows_key(*given), rows_key(tokenizer, records, longer, ends), rows_key(other, records, config, ends),
-            rows_key(wider, records, config, ends), rows_key(tokenizer, said, config, ends), rows_key(tokenizer, records[1:], config, ends),
-            rows_key(tokenizer, records[::-1], config, ends), rows_key(tokenizer, records, config, ends | {5}),
-            rows_key(tokenizer, [{**records[0], "group": "another"}, *records[1:]], config, ends)]
+    keys = [rows_key(*given), rows_key(tokenizer, records, longer, eos_token_ids), rows_key(other, records, config, eos_token_ids),
+            rows_key(wider, records, config, eos_token_ids), rows_key(tokenizer, said, config, eos_token_ids), rows_key(tokenizer, records[1:], config, eos_token_ids),
+            rows_key(tokenizer, records[::-1], config, eos_token_ids), rows_key(tokenizer, records, config, eos_token_ids | {5}),
+            rows_key(tokenizer, [{**records[0], "group": "another"}, *records[1:]], config, eos_token_ids)]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == rows_key(load_tokenizer(config), json.loads(json.dumps(records)), config, set(ends))
+    assert keys[0] == rows_key(load_tokenizer(config), json.loads(json.dumps(records)), config, set(eos_token_ids))
 
 
 def test_another_version_of_the_code_is_another_key(given, monkeypatch):
@@ -72,9 +72,9 @@ def test_a_folder_that_cannot_be_written_is_only_slower(given, tmp_path):
 
 
 def test_rows_with_problems_are_refused_each_time_and_never_kept(given, tmp_path):
-    tokenizer, records, config, ends = given
+    tokenizer, records, config, eos_token_ids = given
     short = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.max_seq_length": 300})
     for _ in range(2):
         with pytest.raises(RecordsError):
-            cached_rows(tokenizer, records, short, ends, folder=tmp_path)
+            cached_rows(tokenizer, records, short, eos_token_ids, folder=tmp_path)
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from kwanzaa_nb.model.decision import DECISION, REFUSING, decision_tokens
 from kwanzaa_nb.train.live import LiveReport, Moment
 from kwanzaa_nb.model.local import encode_prompts
 from kwanzaa_nb.model.masking import IGNORED, encode_chat
-from kwanzaa_nb.model.load import Effective, Hardware, add_adapter, effective_settings, load_adapter, load_tokenizer
+from kwanzaa_nb.model.load import RuntimeSettings, Hardware, add_adapter, runtime_settings, load_adapter, load_tokenizer
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, pack_rows
 from kwanzaa_nb.train.resume import MARK, Checkpoints, forget, last_whole, training_identity
 from kwanzaa_nb.core.record import read_records
@@ -41,7 +41,7 @@ from kwanzaa_nb.train.trainer import (
     trainer_arguments,
 )
 
-CPU = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "sgd")
+CPU = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, "sgd")
 ROWS = [row(3 + place, 2 + place % 3, group=f"g{place // 2}", first=11 * place + 3) for place in range(8)]
 STEADY = {
     "adapter.dropout": 0.0,
@@ -221,7 +221,7 @@ def test_a_seed_gives_the_same_adapter_bit_for_bit(tmp_path):
         "training.optim": "adamw_torch",
         "training.learning_rate": 0.01,
     }
-    adamw = Effective("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
+    adamw = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
     first, second, other = (
         train(tmp_path / str(place), effective=adamw, **settings, run__seed=seed)[2]
         for place, seed in enumerate((1, 1, 2))
@@ -449,18 +449,18 @@ def test_intervals_are_lowered_and_that_is_said():
         training__max_steps=40,
         training__warmup_ratio=0.03,
     )
-    budget, differences = step_budget(config, 1000)
+    budget, fallbacks = step_budget(config, 1000)
     assert (budget["logging_steps"], budget["eval_steps"], budget["save_steps"], budget["warmup_steps"]) == (
         4,
         20,
         3,
         2,
     )
-    assert [(item.key, item.requested, item.used) for item in differences] == [
+    assert [(item.key, item.requested, item.used) for item in fallbacks] == [
         ("run.logging_steps", 50, 4),
         ("run.eval_steps", 200, 20),
     ]
-    assert all("40 steps" in item.reason for item in differences)
+    assert all("40 steps" in item.reason for item in fallbacks)
     single, _ = step_budget(tiny_config(training__max_steps=1), 1000)
     assert min(single.values()) >= 1
     unchanged = tiny_config(run__logging_steps=4, run__eval_steps=20, run__save_steps=20, training__max_steps=40)
@@ -519,7 +519,7 @@ def test_every_key_reaches_the_trainer(monkeypatch, key):
     def arguments(changes):
         config = tiny_config(**{"run.mixed_precision": "bf16", **base, **changes})
         budget, _ = step_budget(config, 1000)
-        return trainer_arguments(config, effective_settings(config, GPU), budget, "folder", True)
+        return trainer_arguments(config, runtime_settings(config, GPU), budget, "folder", True)
 
     plain, changed = arguments({}), arguments({key: OTHER[key]})
     different = {name for name in plain if plain[name] != changed[name]}
@@ -769,8 +769,8 @@ def test_the_kinds_learn_differently(tmp_path):
 
 def test_intervals_that_the_run_is_too_short_for_are_shortened():
     overrides = {"training.max_steps": 10, "run.eval_steps": 200, "run.save_steps": 200, "run.logging_steps": 1}
-    budget, differences = step_budget(tiny_config(**overrides), 100)
-    assert (budget["eval_steps"], budget["save_steps"]) == (5, 5) and len(differences) == 2
+    budget, fallbacks = step_budget(tiny_config(**overrides), 100)
+    assert (budget["eval_steps"], budget["save_steps"]) == (5, 5) and len(fallbacks) == 2
 
 
 def test_freed_memory_is_kept_and_given_back_on_request():

@@ -23,7 +23,7 @@ from typing import Any
 from .forgeries import PARAPHRASES, forge, forgeable
 from ..core.config import load_config, project_root
 from ..core.console import steady_streams
-from ..core.files import draw, write_atomically
+from ..core.files import stable_hash, write_atomically
 from ..core.record import read_records
 from ..data.corpus import load_corpus
 from ..data.records import generate_records, write_splits
@@ -39,20 +39,20 @@ def made_up_name(
     *names: object,  # the name depends on them alone
 ) -> str:
     "A name of three or four syllables."
-    number = draw("name", *names)
+    number = stable_hash("name", *names)
     return "".join(_SYLLABLES[number // 90 ** place % 90] for place in range(3 + number % 2)).capitalize()
 
 
 def made_up_word(*names: object) -> str:
     "One of ten thousand words; the tenth is ten times rarer than the first (Zipf 1935)."
-    place = int(10_000 ** (draw("word", *names) / 2 ** 64))
+    place = int(10_000 ** (stable_hash("word", *names) / 2 ** 64))
     return made_up_name("vocabulary", place).lower()
 
 
 def made_up_chunk(place: int) -> dict:
     "A chunk by its number."
-    hall, town, year = made_up_name("hall", place), made_up_name("town", place % 997), 1700 + draw("year", place) % 300
-    seats, other = 1000 + draw("seats", place) % 900_000, " ".join(made_up_word(place, number) for number in range(24))
+    hall, town, year = made_up_name("hall", place), made_up_name("town", place % 997), 1700 + stable_hash("year", place) % 300
+    seats, other = 1000 + stable_hash("seats", place) % 900_000, " ".join(made_up_word(place, number) for number in range(24))
     text = (f"The {hall} hall of {town} opened in {year}. It had {seats} seats for those who came to {town}. "
             f"{made_up_name('person', place)} {made_up_name('family', place)} built the {hall} hall. Its walls told of {other}.")
     return {"chunk_id": f"doc{place // 4:07d}-{place % 4}", "doc_id": f"doc{place // 4:07d}", "citation_label": f"{hall} hall",
@@ -108,13 +108,13 @@ def measure_scoring(
 ) -> dict[str, float]:  # samples, seconds of the processor (the median round), samples a minute
     "How fast samples are scored in this process."
     records = read_records(project_root() / "data" / "training" / "kwanzaa_eval.jsonl")
-    samples, seconds = controls(records), []
+    outputs, seconds = controls(records), []
     for _ in range(rounds):
         forget_scores()
         started = time.process_time()
-        score_arms(samples, records)
+        score_arms(outputs, records)
         seconds.append(time.process_time() - started)
-    return {"samples": len(samples), "seconds": median(seconds), "samples_per_minute": 60 * len(samples) / median(seconds)}
+    return {"samples": len(outputs), "seconds": median(seconds), "samples_per_minute": 60 * len(outputs) / median(seconds)}
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-013
 def one_at_a_time(
@@ -134,8 +134,8 @@ def one_at_a_time(
             found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most, do_sample=False,
                                    pad_token_id=tokenizer.pad_token_id)
         new = found[0, len(prompt.tokens):].tolist()
-        ends = stop_ids(tokenizer, model.generation_config)
-        texts.append(tokenizer.decode(new[:-1] if new and new[-1] in ends else new, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        eos_token_ids = stop_ids(tokenizer, model.generation_config)
+        texts.append(tokenizer.decode(new[:-1] if new and new[-1] in eos_token_ids else new, skip_special_tokens=False, clean_up_tokenization_spaces=False))
     return texts
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-014
@@ -148,9 +148,9 @@ def measure_generation(
     from kwanzaa_nb.core.record import spread
     from kwanzaa_nb.model.backend import Decoding
     from kwanzaa_nb.model.local import LocalBackend
-    from kwanzaa_nb.model.load import detect_hardware, effective_settings, load_adapter, load_base, load_tokenizer
+    from kwanzaa_nb.model.load import detect_hardware, runtime_settings, load_adapter, load_base, load_tokenizer
     config = load_config(config_file)
-    effective = effective_settings(config, detect_hardware("cpu"))
+    effective = runtime_settings(config, detect_hardware("cpu"))
     tokenizer, model = load_tokenizer(config), load_base(config, effective, attention="sdpa")
     model = load_adapter(model, adapter) if adapter else model
     asked = spread(read_records(config.path(config.data.eval_file)), records)

@@ -32,7 +32,7 @@ from ..core.console import steady_streams
 from ..core.record import read_records
 from ..data.corpus import load_corpus
 from ..model.load import (
-    add_adapter, detect_hardware, effective_settings, from_pretrained, load_base, load_tokenizer)
+    add_adapter, detect_hardware, runtime_settings, from_pretrained, load_base, load_tokenizer)
 from ..model.masking import IGNORED, stop_ids
 from ..model.packing import pack_rows, row_shares
 from ..train.budget import peak_bytes
@@ -159,7 +159,7 @@ def train_arm(
     "Train by one arm."
     arm, rows = ARMS[name], json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     config = arm_config(arm, folder / "model", len(rows), steps)
-    effective, tokenizer = effective_settings(config, detect_hardware("cpu")), load_tokenizer(config)
+    effective, tokenizer = runtime_settings(config, detect_hardware("cpu")), load_tokenizer(config)
     set_seed(config.run.seed)
     model = add_adapter(load_base(config, effective, attention=None if arm.ours else "sdpa"), config)
     if arm.ours:

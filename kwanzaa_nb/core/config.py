@@ -12,7 +12,7 @@ __all__ = ['Count', 'Seed', 'Flag', 'Text', 'Precision', 'PROJECTIONS', 'ChunkFi
            'project_root', 'Config', 'known_keys', 'expected', 'choices', 'ConfigError', 'shown', 'dotted',
            'nearest_key', 'Source', 'read_yaml', 'Rule', 'same_file', 'unfilled', 'homeless', 'load_config',
            'resolve_config', 'injected_names', 'check_injected', 'config_table', 'to_yaml', 'config_to_yaml',
-           'describe_config', 'Difference', 'config_schema', 'write_schema']
+           'describe_config', 'Fallback', 'config_schema', 'write_schema']
 
 # %% ../../nbs/core/config.ipynb #00-002
 import ast
@@ -1075,7 +1075,7 @@ def describe_config(
 
 # %% ../../nbs/core/config.ipynb #00-088
 @dataclass(frozen=True)
-class Difference:
+class Fallback:
     "A value that a run could not use as it was asked to."
     key: str  # dotted key
     requested: Any  # value in the config

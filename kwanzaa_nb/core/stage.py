@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .config import DEFAULT_CONFIG, Config, Difference, check_injected, config_table, resolve_config
+from .config import DEFAULT_CONFIG, Config, Fallback, check_injected, config_table, resolve_config
 from .errors import KwanzaaError
 from .files import disk_sentence, file_record, files_of, no_file
 from .lock import FolderInUse, hold, leave
@@ -188,18 +188,18 @@ class Stage(StageFiles):
     "One stage of one run, from `start_stage` to `done`."
 
     def __init__(self, name: str, config: Config, source: "str | Path" = ""):
-        self.differences: list[Difference] = []
+        self.fallbacks: list[Fallback] = []
         super().__init__(name, config, source)
 
-    def differs(self, *differences: Difference) -> None:
+    def note_fallbacks(self, *fallbacks: Fallback) -> None:
         "Note settings that could not be used as they were asked for."
-        self.differences += differences
-        self.entry["differences"] = [vars(difference) for difference in self.differences]
+        self.fallbacks += fallbacks
+        self.entry["fallbacks"] = [vars(difference) for difference in self.fallbacks]
         self.save()
 
     def settings(self) -> Table:
         "Every setting, with what was used instead and why where that differs."
-        used = {difference.key: difference for difference in self.differences}
+        used = {difference.key: difference for difference in self.fallbacks}
         return Table(["setting", "requested", "used", "reason"], [
             [key, value, used[key].used if key in used else value, used[key].reason if key in used else ""]
             for key, value in ((key, portable_config(value, self.root, key)) for key, value in config_table(self.config))])
@@ -224,7 +224,7 @@ class Stage(StageFiles):
         self.entry.pop("error", None)
         self.entry |= {"status": "done", "finished": now(), "seconds": round(time.monotonic() - self.began, 1),
                        "versions": versions(), "commit": commit(self.root), "hardware": hardware(),
-                       "differences": [vars(difference) for difference in self.differences], "summary": summary}
+                       "fallbacks": [vars(difference) for difference in self.fallbacks], "summary": summary}
         self.save()
         self.write_pages()
         leave(self.folder)

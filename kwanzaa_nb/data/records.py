@@ -9,7 +9,7 @@ __all__ = ['SPLITS', 'SPLIT_PATTERN', 'NOT_GIVEN', 'NOTHING_RETRIEVED', 'FORMAT_
            'all_shown', 'make_record', 'minimal_pair', 'near_miss', 'injected_pair', 'terms', 'lookup', 'lookup_pair',
            'answered_by', 'conflicts', 'Turns', 'near_chunks', 'QuestionPool', 'panel', 'about_context', 'request',
            'plan_panels', 'anchored_panel', 'Plan', 'split_records', 'plan_pairs', 'shuffled_questions',
-           'generate_records', 'build_records', 'check_records', 'word_set', 'Trained', 'leaks', 'prompt_features',
+           'generate_records', 'build_records', 'check_records', 'word_set', 'LeakIndex', 'leaks', 'prompt_features',
            'shortcuts', 'Features', 'shortcut_problems', 'RecordChecks', 'write_records', 'write_splits',
            'refuse_foreign', 'ForeignFile', 'count_rows', 'count_by']
 
@@ -32,7 +32,7 @@ import numpy as np
 
 from ..core.answer import PERSONAS, ModelAnswer, find_marks
 from ..core.errors import KwanzaaError, Problem
-from ..core.files import draw, shuffled, write_atomically
+from ..core.files import stable_hash, shuffled, write_atomically
 from ..core.jsonl import DataError
 from ..core.prompt import render_prompt, target_json
 from ..core.record import target_problems
@@ -67,7 +67,7 @@ def split_documents(
     spaces: dict[str, tuple[str, str]] = {}
     for document, chunk in last.items():
         spaces[find(document)] = max(chunk, spaces.get(find(document), chunk))
-    groups = sorted(spaces, key=lambda group: (spaces[group][1], draw(seed, "split", group)))
+    groups = sorted(spaces, key=lambda group: (spaces[group][1], stable_hash(seed, "split", group)))
     assigned = {group: SPLIT_PATTERN[place % len(SPLIT_PATTERN)] for place, group in enumerate(groups)}
     return {document: assigned[find(document)] for document in leader}
 
@@ -101,7 +101,7 @@ def refusal_answer(
     "Make the refusal that says in a sentence what is missing; without a question's `missing` that is the answer to it."
     missing = question.missing or f"the answer to “{as_said(question.question)[:400]}”"
     wordings = NOT_GIVEN if anything_retrieved else NOTHING_RETRIEVED
-    text = wordings[draw("refusal", question.question_id, *names) % len(wordings)].format(missing=missing)
+    text = wordings[stable_hash("refusal", question.question_id, *names) % len(wordings)].format(missing=missing)
     return ModelAnswer.model_validate({
         "evidence": [], "answer": {"completeness": "insufficient_data", "text": text},
         "unknowns": {"unsupported_claims": [], "missing_context": [missing], "clarifying_questions": []},
@@ -137,7 +137,7 @@ def distractors(
 # %% ../../nbs/data/records.ipynb #22-012-b
 def shuffled_chunks(chunks: Iterable[Chunk], *names: Any) -> list[Chunk]:
     "Chunks in an order that depends on the names and their ids alone."
-    return sorted(chunks, key=lambda chunk: draw(*names, chunk.chunk_id))
+    return sorted(chunks, key=lambda chunk: stable_hash(*names, chunk.chunk_id))
 
 # %% ../../nbs/data/records.ipynb #22-014
 def units(text: str) -> list[str]:
@@ -159,7 +159,7 @@ def excerpt(
     kept = [part for part in parts if any(quote in part for quote in quoted)]
     rest = [part for part in parts if part not in kept and not any(quote in part for quote in without)]
     others = shuffled(dict.fromkeys(rest), "excerpt", chunk.chunk_id, *names)
-    count = max(len(kept), 3 + draw("sentences", chunk.chunk_id, *names) % max(1, len(parts) - 2))
+    count = max(len(kept), 3 + stable_hash("sentences", chunk.chunk_id, *names) % max(1, len(parts) - 2))
     chosen = shuffled([*kept, *others][:count], "order", chunk.chunk_id, *names)
     text = "\n\n".join(chosen)
     return chunk.model_copy(update={"text": text}) if chosen and units(text) == chosen else chunk
@@ -218,7 +218,7 @@ def minimal_pair(
 ) -> list[dict]:  # two records
     "The question with its gold chunks, and with distractors in their place."
     gold = [retriever.by_id[chunk_id] for chunk_id in sorted(set(question.chunk_ids))]
-    extra = beside[draw("extra", name, question.question_id) % len(beside)]
+    extra = beside[stable_hash("extra", name, question.question_id) % len(beside)]
     near = distractors(question, retriever, extra + len(gold))
     extra = max(0, min(extra, len(near) - len(gold)))
     order = shuffled_chunks([*gold, *near[:extra]], "order", name, question.question_id)
@@ -226,9 +226,9 @@ def minimal_pair(
     without = [chunk if chunk not in gold else next(replaced, None) for chunk in order]
     group, asked = f"{question.question_id}.{name}", wrapper.format(question=question.question)
     second_kind = kinds[1]
-    if name == "pair" and draw("emptied", question.question_id) % 12 == 0:
+    if name == "pair" and stable_hash("emptied", question.question_id) % 12 == 0:
         without, second_kind = [], "nothing_retrieved"
-    elif name == "pair" and draw("emptied", question.question_id) % 12 == 1:
+    elif name == "pair" and stable_hash("emptied", question.question_id) % 12 == 1:
         without, second_kind = distractors(question, retriever, len(order), hard=False), "irrelevant"
     sides = ((order, category[0], kinds[0]), ([chunk for chunk in without if chunk], category[1], second_kind))
     return [make_record(question, shown, category=sort, kind=kind, group=group, asked=asked, pair_id=group) for shown, sort, kind in sides]
@@ -241,7 +241,7 @@ def near_miss(
 ) -> list[dict]:  # one record
     "A question with its subject's chunks, none of which answers it."
     about = [retriever.by_id[chunk_id] for chunk_id in sorted(set(question.chunk_ids))]
-    extra = distractors(question, retriever, beside[draw("extra", question.question_id) % len(beside)])
+    extra = distractors(question, retriever, beside[stable_hash("extra", question.question_id) % len(beside)])
     order = shuffled_chunks([*about, *extra], "order", question.question_id)
     return [make_record(question, order, category="refusal", kind=question.kind, group=f"{question.question_id}.near")]
 
@@ -294,12 +294,12 @@ def injected_pair(
     if not candidates:
         return []
     carrier = candidates[-1]
-    order = INJECTIONS[split][draw("injection", question.question_id) % len(INJECTIONS[split])]
+    order = INJECTIONS[split][stable_hash("injection", question.question_id) % len(INJECTIONS[split])]
     poisoned = carrier.model_copy(update={"text": f"{carrier.text}\n\n{order}", "chunk_id": f"{carrier.chunk_id}-x"})
     rebuilt = []
     for record in pair:
         shown = [retriever.by_id[chunk["chunk_id"]] for chunk in record["chunks"] if chunk["chunk_id"] != carrier.chunk_id]
-        place = draw("place", question.question_id) % (len(shown) + 1)
+        place = stable_hash("place", question.question_id) % (len(shown) + 1)
         rebuilt.append(make_record(
             question, [*shown[:place], poisoned, *shown[place:]], category="red_team", kind="injection",
             group=record["group"], pair_id=record["pair_id"]))
@@ -328,12 +328,12 @@ def lookup(
     *names: Any,  # what the choice depends on
 ) -> "Question | None":  # None where the sentence has fewer than two terms, or is too long to be quoted
     "A question for what is said of two or three of a sentence's terms."
-    chosen = shuffled(terms(sentence), "terms", *names)[:2 + draw("how many", *names) % 2]
+    chosen = shuffled(terms(sentence), "terms", *names)[:2 + stable_hash("how many", *names) % 2]
     if len(chosen) < 2 or len(sentence) > 400:
         return None
-    wording, named = LOOKUPS[draw("lookup", sentence, *names) % len(LOOKUPS)], ", ".join(chosen[:-1]) + f" and {chosen[-1]}"
+    wording, named = LOOKUPS[stable_hash("lookup", sentence, *names) % len(LOOKUPS)], ", ".join(chosen[:-1]) + f" and {chosen[-1]}"
     return Question(
-        question_id=f"{chunk.chunk_id}.lookup-{draw(sentence, *chosen) % 10**8}", answer=as_said(sentence).rstrip("."),
+        question_id=f"{chunk.chunk_id}.lookup-{stable_hash(sentence, *chosen) % 10**8}", answer=as_said(sentence).rstrip("."),
         question=wording.format(terms=named), statement=f"{as_said(sentence)} [1]", missing=f"anything about {named} together",
         evidence=[{"chunk_id": chunk.chunk_id, "quote": sentence}], topic="lookup")
 
@@ -354,7 +354,7 @@ def lookup_pair(
         return len(holders) == 1 if wanted else any(term not in text for term in named)
 
     found = []
-    for wanted, candidates in ((True, sorted(lines, key=lambda line: draw("line", line[1], *names))), (False, hidden)):
+    for wanted, candidates in ((True, sorted(lines, key=lambda line: stable_hash("line", line[1], *names))), (False, hidden)):
         questions = ((chunk, lookup(chunk, sentence, *names)) for chunk, sentence in candidates)
         found.append(next((question for chunk, question in questions if question and fits(question, chunk, wanted)), None))
     return [question for question in found if question]
@@ -497,7 +497,7 @@ def panel(
     asked += [question for question in pool.refusals(shown, 2 * PANEL) if question not in asked][:PANEL - len(asked)]
     pool.turns.count(question for question in asked if question not in answers)
     if injected:
-        order = INJECTIONS[split][draw("injection", group) % len(INJECTIONS[split])]
+        order = INJECTIONS[split][stable_hash("injection", group) % len(INJECTIONS[split])]
         shown[-1] = shown[-1].model_copy(update={"text": f"{shown[-1].text}\n\n{order}"})
     return about_context(shuffled_chunks(shown, "order", group), asked, split, group, injected)
 
@@ -510,7 +510,7 @@ def about_context(
     injected: bool = False,  # whether a chunk carries an instruction
 ) -> list[dict]:  # a record a question
     "Records of several questions about one context, for one persona."
-    persona, records = PERSONAS[draw("persona", group) % len(PERSONAS)], []
+    persona, records = PERSONAS[stable_hash("persona", group) % len(PERSONAS)], []
     for question in asked:
         name, category, wrapper = request(split, group, question.question_id)
         answered = answered_by(question, shown)
@@ -529,11 +529,11 @@ def request(
     *names: str,  # what the choice depends on
 ) -> tuple[str, str, str]:  # kind and category, both empty for a bare question, and the wording around the question
     "A request for a format for one question in eight, for a tone for one in sixteen."
-    choice = draw("request", *names) % 16
+    choice = stable_hash("request", *names) % 16
     requests = {0: FORMAT_REQUESTS, 1: FORMAT_REQUESTS, 2: TONE_REQUESTS}.get(choice)
     if requests is None:
         return "", "", "{question}"
-    wording = requests[split][draw("wording", *names) % len(requests[split])]
+    wording = requests[split][stable_hash("wording", *names) % len(requests[split])]
     return ("tone", "red_team", wording) if requests is TONE_REQUESTS else ("strict", "strict_json", wording)
 
 # %% ../../nbs/data/records.ipynb #22-041
@@ -576,11 +576,11 @@ def anchored_panel(
     "The panel on one piece of evidence."
     group = f"{'+'.join(ids)}.panel-{turn}"
     own = own[2 * turn % len(own):] + own[:2 * turn % len(own)]
-    extra = beside[draw("beside", group) % len(beside)]
+    extra = beside[stable_hash("beside", group) % len(beside)]
     near = pool.near[own[0].question_id][:extra + 2 * turn][-extra:] if extra else []
     near = [pool.chunks[chunk_id] for chunk_id in near if chunk_id not in ids]
     return panel([*(pool.chunks[chunk_id] for chunk_id in ids), *near], own[:1] if near and turn % 2 else own,
-                 pool, split, group, injected=bool(near) and draw("injected", group) % 16 == 0)
+                 pool, split, group, injected=bool(near) and stable_hash("injected", group) % 16 == 0)
 
 # %% ../../nbs/data/records.ipynb #22-044
 @dataclass(frozen=True)
@@ -614,10 +614,10 @@ def split_records(
 ) -> Iterator[dict]:  # records, those of a group behind one another
     "All records of a split, each built when it is asked for; a `ChunkList` is in the order of ids."
     retriever = retrieve(chunks if isinstance(chunks, ChunkList) else sorted(chunks, key=lambda chunk: chunk.chunk_id))
-    ordered = sorted(questions, key=lambda question: draw(seed, split, question.question_id))
+    ordered = sorted(questions, key=lambda question: stable_hash(seed, split, question.question_id))
     planned = plan_panels(split, ordered, retriever, plan.distractors, plan.rounds, plan.excerpts, report) if plan.rounds else \
         plan_pairs(split, ordered, retriever, plan)
-    for _, build in sorted(planned, key=lambda group: draw(seed, "order", group[0])):
+    for _, build in sorted(planned, key=lambda group: stable_hash(seed, "order", group[0])):
         yield from build()
 
 # %% ../../nbs/data/records.ipynb #22-046
@@ -646,7 +646,7 @@ def plan_pairs(
 
 def shuffled_questions(questions: Iterable[Question], *names: Any) -> list[Question]:
     "Questions in an order that depends on the names and their ids alone."
-    return sorted(questions, key=lambda question: draw(*names, question.question_id))
+    return sorted(questions, key=lambda question: stable_hash(*names, question.question_id))
 
 # %% ../../nbs/data/records.ipynb #22-047
 def generate_records(
@@ -710,7 +710,7 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"\w+", text.casefold()))
 
 # %% ../../nbs/data/records.ipynb #22-053
-class Trained:
+class LeakIndex:
     "What was trained on, to find it elsewhere."
 
     def __init__(
@@ -760,7 +760,7 @@ def leaks(
     near: float = 0.8,  # Jaccard similarity of two questions' words from which they count as one
 ) -> list[Problem]:  # empty where nothing leaks
     "Questions, chunks and near-duplicates that stand on both sides."
-    trained = Trained(train, near)
+    trained = LeakIndex(train, near)
     return [problem for record in held_out for problem in trained.leaks(record, name)]
 
 # %% ../../nbs/data/records.ipynb #22-056
@@ -772,7 +772,7 @@ def prompt_features(
     return {
         "number of chunks": len(texts), "characters of context": sum(map(len, texts)),
         "characters of question": len(record["question"]), "words of question": len(record["question"].split()),
-        "first chunk's id": draw("id", *[chunk["chunk_id"] for chunk in record["chunks"][:1]]) % 97,
+        "first chunk's id": stable_hash("id", *[chunk["chunk_id"] for chunk in record["chunks"][:1]]) % 97,
         "first chunk's year": record["chunks"][0].get("year", 0) if texts else 0,
     }
 
@@ -838,7 +838,7 @@ class RecordChecks:
 
     def __init__(self) -> None:
         self.counts, self.ids, self.broken, self.leaked = Counter(), {split: set() for split in SPLITS}, [], []
-        self.trained = {split: Trained() for split in SPLITS}
+        self.trained = {split: LeakIndex() for split in SPLITS}
         self.features = {split: Features() for split in SPLITS}
 
     def add(self, split: str, record: dict) -> None:

@@ -41,10 +41,10 @@ class Preview:
 def preview_record(
     tokenizer: Any,  # a fast tokenizer with a chat template
     record: dict,  # with "messages"
-    ends: "set[int] | None" = None,  # ids that end a turn, default: those of `stop_ids`
+    eos_token_ids: "set[int] | None" = None,  # ids that end a turn, default: those of `stop_ids`
 ) -> Preview:
     "Tokenise a record as training does. Raises `MaskError` where what is trained on can't be told."
-    encoded = encode_chat(tokenizer, record["messages"], ends)
+    encoded = encode_chat(tokenizer, record["messages"], eos_token_ids)
     trained = check_supervised(tokenizer, encoded, record["messages"][-1]["content"])
     runs: list[tuple[list[int], bool]] = []
     for token, label in zip(encoded["input_ids"], encoded["labels"], strict=True):
@@ -59,11 +59,11 @@ def token_problems(
     record: dict,  # from `filled_in`
     tokenizer: Any,
     longest: float = math.inf,  # tokens, data.max_seq_length
-    ends: "set[int] | None" = None,
+    eos_token_ids: "set[int] | None" = None,
 ) -> tuple[list[tuple[str, str, str, str]], int]:  # problems, and how many tokens the record has (0 where that can't be told)
     "What keeps a record from being trained on with this tokenizer."
     try:
-        found = preview_record(tokenizer, record, ends)
+        found = preview_record(tokenizer, record, eos_token_ids)
     except MaskError as error:
         return [("messages", str(error), "", "template" if isinstance(error, TemplateRefusal) else "mask")], 0
     if found.tokens <= longest:
@@ -100,7 +100,7 @@ def validate_records(
     tokenizer: Any = None,  # with a chat template; None: lengths and masks are not checked
     max_seq_length: "int | None" = None,  # tokens, data.max_seq_length; None: any length
     shown: "str | None" = None,  # the name used in messages
-    ends: "set[int] | None" = None,  # ids that end a turn, default: those of `stop_ids`
+    eos_token_ids: "set[int] | None" = None,  # ids that end a turn, default: those of `stop_ids`
 ) -> Report:
     "Check everything that training and evaluation want of a record file; problems are told and never raised."
     name, problems, tokens, records = shown or str(path), [], [], 0
@@ -109,7 +109,7 @@ def validate_records(
         tokenizer = None
     try:
         for records, (number, record) in enumerate(checked_records(path, name, problems, targets=True), start=1):  # noqa: B007
-            found, size = token_problems(record, tokenizer, max_seq_length or math.inf, ends) if tokenizer is not None else ([], 0)
+            found, size = token_problems(record, tokenizer, max_seq_length or math.inf, eos_token_ids) if tokenizer is not None else ([], 0)
             problems += [Problem(f"{name}, line {number}, {field}", what, mend, code) for field, what, mend, code in found]
             tokens += [size] if size else []
     except (MissingFile, OSError, ValueError) as error:

@@ -272,19 +272,19 @@ def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
 # %% ../../nbs/evaluate/metrics.ipynb #42-020
 def judge(
     case: Case,
-    sample: "dict | None",  # what the arm wrote; None when it wrote nothing
+    output: "dict | None",  # what the arm wrote; None when it wrote nothing
 ) -> Outcome:
     "Score one output; pure."
     outcome = Outcome(case)
-    if sample is None:
+    if output is None:
         outcome.fail("no_sample")
         return outcome
-    outcome.seconds, outcome.new_tokens = _measured(sample.get("seconds")) or 0.0, _measured(sample.get("new_tokens"))
-    reason, problem = sample.get("finish_reason", "stop"), sample.get("problem") or ""
+    outcome.seconds, outcome.new_tokens = _measured(output.get("seconds")) or 0.0, _measured(output.get("new_tokens"))
+    reason, problem = output.get("finish_reason", "stop"), output.get("problem") or ""
     if reason == REFUSED:
         outcome.fail("not_answered", problem)
         return outcome
-    answer = _read(outcome, sample.get("raw") or "")
+    answer = _read(outcome, output.get("raw") or "")
     if reason not in ("stop", "unknown", "invalid"):
         outcome.fail("cut_off" if reason == "length" else "crashed", problem or ("" if reason == "length" else f"it ended with the reason {reason}"))
     elif problem:
@@ -312,7 +312,7 @@ def _measured(value: object) -> "float | None":
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-022
 METRICS = ("json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate", "retrieval_groundedness_rate")
-HEADLINES = METRICS + ("minimal_pair_accuracy", "yield")
+HEADLINES = METRICS + ("minimal_pair_accuracy", "grounded_answer_rate")
 
 
 def four_metrics(
@@ -356,7 +356,7 @@ def _companions(outcomes: "list[Outcome]") -> dict[str, Rate]:
                 "minimal_pair_accuracy",
                 [all(one.refusal_right and (one.right or not one.case.answerable) for one in pair) for pair in whole],
             ),
-            share("yield", [outcome.yields for outcome in answerable]),
+            share("grounded_answer_rate", [outcome.yields for outcome in answerable]),
             share("strict_json_rate", [outcome.parsed for outcome in outcomes]),
             share("schema_rate", [outcome.fits for outcome in outcomes]),
             share("valid_without_fence_rate", [outcome.valid_without_fence for outcome in outcomes if outcome.valid_without_fence is not None]),
@@ -415,7 +415,7 @@ class Scores:
         }
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-025
-def _check(samples: "list[dict]", records: "list[dict]") -> None:
+def _check(outputs: "list[dict]", records: "list[dict]") -> None:
     "Samples and records have to fit: one arm, one sample a record, no unknown ids."
     known, problems = Counter(record["id"] for record in records), []
     problems += [
@@ -423,7 +423,7 @@ def _check(samples: "list[dict]", records: "list[dict]") -> None:
         for one, count in known.items()
         if count > 1
     ]
-    seen = Counter(sample["id"] for sample in samples)
+    seen = Counter(output["id"] for output in outputs)
     problems += [
         Problem(f"sample {one}", "belongs to no record", "score with the records it was made from", "unknown_record")
         for one in seen
@@ -434,7 +434,7 @@ def _check(samples: "list[dict]", records: "list[dict]") -> None:
         for one, count in seen.items()
         if count > 1
     ]
-    arms = sorted({sample.get("arm", "") for sample in samples})
+    arms = sorted({output.get("arm", "") for output in outputs})
     if len(arms) > 1:
         problems.append(
             Problem("samples", f"hold {len(arms)} arms: {', '.join(arms)}", "use score_arms", "several_arms")
@@ -444,12 +444,12 @@ def _check(samples: "list[dict]", records: "list[dict]") -> None:
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-026
 def score(
-    samples: "list[dict]",  # of one arm; a record without one counts as failed
+    outputs: "list[dict]",  # of one arm; a record without one counts as failed
     records: "list[dict]",  # what was asked
 ) -> Scores:
     "Score one arm; pure, so that a log can be scored again at any time. Raises `ScoreError`."
-    _check(samples, records)
-    by_id = {sample["id"]: sample for sample in samples}
+    _check(outputs, records)
+    by_id = {output["id"]: output for output in outputs}
     outcomes = [judge(case, by_id.get(case.id)) for case in read_cases(records)]
     groups: dict[str, dict[str, dict[str, Rate]]] = {}
     for by in ("category", "persona", "answerable"):
@@ -470,17 +470,17 @@ def score(
         "new_tokens_known": len(lengths),
     }
     ordered = dict(sorted(codes.items(), key=lambda item: (-item[1], item[0])))
-    arm = samples[0].get("arm", "") if samples else ""
+    arm = outputs[0].get("arm", "") if outputs else ""
     return Scores(arm, four_metrics(outcomes) | _companions(outcomes), groups, ordered, costs, tuple(outcomes))
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-027
 def score_arms(
-    samples: "list[dict]",  # of any number of arms
+    outputs: "list[dict]",  # of any number of arms
     records: "list[dict]",
 ) -> dict[str, Scores]:  # by arm, in the order of first appearance
     "Score every arm of a log; raises `ScoreError`."
-    arms = dict.fromkeys(sample.get("arm", "") for sample in samples)
-    return {arm: score([sample for sample in samples if sample.get("arm", "") == arm], records) for arm in arms}
+    arms = dict.fromkeys(output.get("arm", "") for output in outputs)
+    return {arm: score([output for output in outputs if output.get("arm", "") == arm], records) for arm in arms}
 
 
 def forget_scores() -> None:
@@ -555,7 +555,7 @@ def controls(
     records: "list[dict]",
 ) -> list[dict]:  # samples of the arms gold, always_refuse, never_refuse, cite_everything, …
     "What answerers without skill would have written, for `score_arms`; deterministic."
-    threshold, samples = _score_threshold(records), []
+    threshold, outputs = _score_threshold(records), []
     for record, case in zip(records, read_cases(records)):
         gold, first = record["messages"][-1]["content"], _first_sentences(case)
         raws = {
@@ -572,11 +572,11 @@ def controls(
             top = max(record["chunks"], key=lambda chunk: chunk.get("score") or 0.0, default={})
             answers = (top.get("score") or 0.0) >= threshold
             raws["retrieval_score"] = _copying([one for one in first if one.chunk_id == top["chunk_id"]]) if answers and top else REFUSAL
-        samples += [
+        outputs += [
             {"id": case.id, "arm": arm, "raw": raw, "finish_reason": "stop", "seconds": 0.0, "new_tokens": 0}
             for arm, raw in raws.items()
         ]
-    return samples
+    return outputs
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-037
 _PASSES = {
@@ -632,10 +632,10 @@ def scores_table(
 def failures(
     scores: Scores,
     records: "list[dict]",
-    samples: "list[dict]",  # of this arm
+    outputs: "list[dict]",  # of this arm
 ) -> list[dict]:  # what was asked, expected and written, and why it failed
     "The failed records of an arm, those with its commonest failure code first, then by id."
-    raws = {sample["id"]: sample.get("raw") or "" for sample in samples if sample.get("arm", "") == scores.arm}
+    raws = {output["id"]: output.get("raw") or "" for output in outputs if output.get("arm", "") == scores.arm}
     targets = {record["id"]: record["messages"][-1]["content"] for record in records}
     rank = {code: place for place, code in enumerate(scores.codes)}
     failed = sorted(

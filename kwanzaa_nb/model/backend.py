@@ -40,10 +40,10 @@ class Decoding:
 
 
 def is_headline(
-    sample: dict,  # of a log
+    output: dict,  # of a log
 ) -> bool:
     "Whether a sample is of the pass without chance that an arm's metrics are computed from."
-    return sample["pass"] == f"{sample['arm']}, greedy"
+    return output["pass"] == f"{output['arm']}, greedy"
 
 # %% ../../nbs/model/backend.ipynb #40-006
 REFUSED = "refused"  # the reason of an output that isn't there, as its record could not be asked or was refused
@@ -56,7 +56,7 @@ class Written:
     reason: str  # "stop", "length", "invalid" where it was stopped because nothing valid could follow, `REFUSED`, or a server's word
     new_tokens: "int | None"  # None: unknown, as a server didn't say
     tokens: tuple[int, ...] = ()  # ids of what was written; none from a server that doesn't tell
-    answering: "float | None" = None  # probability of answering against refusing, at the token that decides; None: it never came there
+    p_answer: "float | None" = None  # probability of answering against refusing, at the token that decides; None: it never came there
     died_at: "int | None" = None  # tokens after which it could not become valid any more
     problem: str = ""  # what a reader should know beside the text; mostly nothing
 
@@ -100,7 +100,7 @@ def as_they_come(
 
 # %% ../../nbs/model/backend.ipynb #40-008
 def read_log(
-    path: "str | Path",  # samples.jsonl
+    path: "str | Path",  # outputs.jsonl
 ) -> tuple[dict, list[dict]]:  # header, samples: of each record in each pass the first that was answered, else the last
     "Read a log, also one that two runs wrote into. Raises `MissingFile`, or `DataError` with every line that is no sample."
     shown, problems = Path(path).name, []
@@ -166,7 +166,7 @@ def append(path: "str | Path", row: dict) -> None:
 
 # %% ../../nbs/model/backend.ipynb #40-009
 def open_log(
-    path: "str | Path",  # samples.jsonl; made where it is not there
+    path: "str | Path",  # outputs.jsonl; made where it is not there
     header: dict[str, Any],  # what the samples depend on, as JSON values
 ) -> str:  # "new", "continued", or the name under which a log of other settings was kept
     "Begin a log or go on with it; a line that can't be read, as one that a kill left half written, is dropped, its record is generated again."
@@ -218,7 +218,7 @@ def sample_row(
 ) -> dict[str, Any]:  # JSON values
     "An output as the log keeps it."
     row = {"id": prompt.record_id, "arm": arm, "pass": name, "prompt_sha256": prompt.digest, "raw": written.raw,
-           "finish_reason": written.reason, "new_tokens": written.new_tokens, "seconds": round(seconds, 3), "answering": written.answering,
+           "finish_reason": written.reason, "new_tokens": written.new_tokens, "seconds": round(seconds, 3), "p_answer": written.p_answer,
            "tokens": list(written.tokens)}
     return row | ({} if written.died_at is None else {"died_at": written.died_at}) | ({"problem": written.problem} if written.problem else {})
 
@@ -226,15 +226,15 @@ def sample_row(
 def taken_over(
     backend: Backend,
     prompts: Sequence[AnyPrompt],
-    samples: dict[str, dict],  # of the pass without a grammar, by record id
+    outputs: dict[str, dict],  # of the pass without a grammar, by record id
     arm: str,
     name: str,  # of the pass under the grammar
 ) -> Iterator[dict]:
     "Outputs that a grammar changes nothing about, as samples of the pass under it."
     for prompt in prompts:
-        sample = samples.get(prompt.record_id)
-        if sample and sample["finish_reason"] == "stop" and backend.lets_through(prompt, sample["tokens"]):
-            yield sample | {"arm": arm, "pass": name, "same_as": sample["pass"]}
+        output = outputs.get(prompt.record_id)
+        if output and output["finish_reason"] == "stop" and backend.lets_through(prompt, output["tokens"]):
+            yield output | {"arm": arm, "pass": name, "same_as": output["pass"]}
 
 # %% ../../nbs/model/backend.ipynb #40-013
 PATIENCE = 20  # records in a row from the first that may go without an answer before a pass is given up
@@ -251,13 +251,13 @@ def generate_pass(
 ) -> list[dict]:  # this pass's samples, one a record, in the records' order
     "Generate what the log lacks, append it sample by sample, return all. Raises the error of a record where none is answered."
     name, (_, logged) = f"{arm}, {decoding.name}", read_log(log)
-    done = {sample["id"]: sample for sample in logged if sample["pass"] == name and sample.get("finish_reason") != REFUSED}
+    done = {output["id"]: output for output in logged if output["pass"] == name and output.get("finish_reason") != REFUSED}
     prompts, started, failed, errors = backend.prompts(records), time.monotonic(), {}, []
     if same_as and not decoding.temperature:
-        plain = {sample["id"]: sample for sample in logged if sample["pass"] == f"{same_as}, {decoding.name}"}
-        for sample in taken_over(backend, [prompt for prompt in prompts if prompt.record_id not in done], plain, arm, name):
-            done[sample["id"]] = sample
-            append(log, sample)
+        plain = {output["id"]: output for output in logged if output["pass"] == f"{same_as}, {decoding.name}"}
+        for output in taken_over(backend, [prompt for prompt in prompts if prompt.record_id not in done], plain, arm, name):
+            done[output["id"]] = output
+            append(log, output)
         prompts = [prompt for prompt in prompts if "same_as" not in done.get(prompt.record_id, {})]
     for place, batch in enumerate(backend.batches(prompts, decoding)):
         missing = [prompt for prompt in batch if prompt.record_id not in done]

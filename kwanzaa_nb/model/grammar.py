@@ -186,11 +186,11 @@ class Grammar:
         self,
         tokenizer: PreTrainedTokenizerFast,  # GrammarError: a tokenizer that is not of the fast kind
         vocabulary: int,  # width of the model's logits; at least the tokenizer's
-        ends: Iterable[int],  # ids of tokens that end an output
+        eos_token_ids: Iterable[int],  # ids of tokens that end an output
     ):
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise GrammarError(f"{type(tokenizer).__name__} is not a fast tokenizer, which a grammar needs: set evaluation.grammar to false.")
-        self.tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends))
+        self.tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(eos_token_ids))
 
     def made(
         self,

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DTYPES', 'KNOWN_GGUF', 'EXPERT_LAYERS', 'Hardware', 'cpu_multiplies_bf16', 'detect_hardware', 'ModelError',
-           'Effective', 'choose_dtype', 'choose_attention', 'choose_optimiser', 'effective_settings', 'cache_folder',
-           'packaged_gguf', 'check_gguf', 'is_whole', 'unpack_gguf', 'find_base', 'from_pretrained', 'is_pinned',
-           'remote_code', 'read_template', 'template_differences', 'turn_ends', 'load_tokenizer', 'unknown_attention',
-           'is_sharded', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter', 'stacked_weights',
-           'adapts_experts', 'expert_differences', 'load_adapter']
+           'RuntimeSettings', 'choose_dtype', 'choose_attention', 'choose_optimiser', 'runtime_settings',
+           'cache_folder', 'packaged_gguf', 'check_gguf', 'is_whole', 'unpack_gguf', 'find_base', 'from_pretrained',
+           'is_pinned', 'remote_code', 'read_template', 'template_fallbacks', 'turn_ends', 'load_tokenizer',
+           'unknown_attention', 'is_sharded', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter',
+           'stacked_weights', 'adapts_experts', 'expert_fallbacks', 'load_adapter']
 
 # %% ../../nbs/model/load.ipynb #30-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -33,7 +33,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 from transformers.utils import logging as transformers_logging
 
-from ..core.config import Config, Difference
+from ..core.config import Config, Fallback
 from ..core.errors import KwanzaaError
 from ..core.files import no_file
 from .masking import check_template, fit_template, stop_ids, template_changes
@@ -86,15 +86,15 @@ class ModelError(KwanzaaError):
 
 # %% ../../nbs/model/load.ipynb #30-005
 @dataclass(frozen=True)
-class Effective:
-    "The settings that are used; `differences` lists those that were asked for otherwise."
+class RuntimeSettings:
+    "The settings that are used; `fallbacks` lists those that were asked for otherwise."
     device: str  # "cpu" or "cuda"
     dtype: str  # fp32, fp16 or bf16, for weights that are not quantised and for the adapter's arithmetic
     compute_dtype: str  # likewise, for weights unpacked from 4 bits
     attention: str  # name in transformers' registry
     four_bit: bool
     optim: str
-    differences: tuple[Difference, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 def choose_dtype(
@@ -143,10 +143,10 @@ def choose_optimiser(
     return asked, ""
 
 # %% ../../nbs/model/load.ipynb #30-100
-def effective_settings(
+def runtime_settings(
     config: Config,
     hardware: Hardware,
-) -> Effective:
+) -> RuntimeSettings:
     "Resolve what hardware decides: dtype, attention, 4-bit loading and optimiser."
     precision, quantization = config.run.mixed_precision, config.adapter.quantization
     four_bit = quantization.load_in_4bit and hardware.bitsandbytes
@@ -163,8 +163,8 @@ def effective_settings(
          "the package bitsandbytes is not installed, so the weights are not quantised"),
         ("training.optim", config.training.optim, optim, why_optim),
     )
-    return Effective(hardware.device, dtype, compute, attention, four_bit, optim,
-                     tuple(Difference(*one) for one in settled if one[1] != one[2] and one[3]))
+    return RuntimeSettings(hardware.device, dtype, compute, attention, four_bit, optim,
+                     tuple(Fallback(*one) for one in settled if one[1] != one[2] and one[3]))
 
 # %% ../../nbs/model/load.ipynb #30-010
 def cache_folder() -> Path:
@@ -288,7 +288,7 @@ def is_pinned(
 
 def remote_code(
     config: Config,
-) -> tuple[bool, tuple[Difference, ...]]:  # (whether the repository's code may run, the difference if any)
+) -> tuple[bool, tuple[Fallback, ...]]:  # (whether the repository's code may run, the difference if any)
     "Run a repository's own code only where it is needed and pinned to a commit."
     asked = config.model.trust_remote_code
     try:
@@ -302,7 +302,7 @@ def remote_code(
                 f"{config.model.base_model_id} needs code from its repository: pin model.revision to a commit "
                 "(40 hexadecimal digits) whose code you have read") from error
         return True, ()
-    return False, (Difference("model.trust_remote_code", True, False, reason),) if asked else ()
+    return False, (Fallback("model.trust_remote_code", True, False, reason),) if asked else ()
 
 # %% ../../nbs/model/load.ipynb #30-014
 def read_template(path: Path) -> str:
@@ -315,11 +315,11 @@ def read_template(path: Path) -> str:
         raise ModelError(f"model.chat_template {path} can't be read ({type(error).__name__}): name a file with a Jinja template") from error
 
 
-def template_differences(
+def template_fallbacks(
     tokenizer: Any,  # from `load_tokenizer`
-) -> tuple[Difference, ...]:
+) -> tuple[Fallback, ...]:
     "What was changed in a chat template, and why."
-    return tuple(Difference("model.chat_template", "as it is", "changed", reason) for reason in template_changes(tokenizer))
+    return tuple(Fallback("model.chat_template", "as it is", "changed", reason) for reason in template_changes(tokenizer))
 
 # %% ../../nbs/model/load.ipynb #30-154
 def turn_ends(
@@ -384,7 +384,7 @@ def is_sharded() -> bool:
 
 def load_base(
     config: Config,
-    effective: Effective,
+    effective: RuntimeSettings,
     attention: "str | None" = None,  # default: the effective one; "sdpa" for generation
 ) -> Any:  # the model, in evaluation mode
     "Load the base model, in 4 bits where that is effective."
@@ -467,16 +467,16 @@ def adapts_experts(model: torch.nn.Module, config: Config) -> bool:
     return stacked_weights(model) > 0 and (wanted == "all-linear" or not EXPERT_LAYERS.isdisjoint(wanted))
 
 
-def expert_differences(
+def expert_fallbacks(
     model: torch.nn.Module,  # the base model
     config: Config,
-) -> tuple[Difference, ...]:  # empty for a model without experts
+) -> tuple[Fallback, ...]:  # empty for a model without experts
     "What can't be as configured in a model of experts."
     found, experts = [], stacked_weights(model)
     if adapts_experts(model, config) and config.adapter.dropout:
-        found.append(Difference("adapter.dropout", config.adapter.dropout, 0.0, "PEFT adapts stacked experts without dropout only"))
+        found.append(Fallback("adapter.dropout", config.adapter.dropout, 0.0, "PEFT adapts stacked experts without dropout only"))
     if experts and config.adapter.quantization.load_in_4bit:
-        found.append(Difference("adapter.quantization.load_in_4bit", True, "all but the experts",
+        found.append(Fallback("adapter.quantization.load_in_4bit", True, "all but the experts",
                                 f"{experts:,} weights are stacked experts, which bitsandbytes leaves as they are"))
     return tuple(found)
 

@@ -433,7 +433,7 @@ def encode_text(
 def encode_chat(
     tokenizer: Any,  # a fast tokenizer with a chat template
     messages: list[dict],  # system, user, assistant
-    ends: "set[int] | None" = None,  # ids that end a turn; default: those of `stop_ids`
+    eos_token_ids: "set[int] | None" = None,  # ids that end a turn; default: those of `stop_ids`
 ) -> dict[str, list[int]]:  # "input_ids" and "labels", both of the record's length
     """Tokenise a conversation and supervise the assistant's tokens and the end-of-turn token, nothing else.
 
@@ -441,13 +441,13 @@ def encode_chat(
     to stop.
     """
     text, start, stop = answer_span(tokenizer, messages)
-    ends = ends or stop_ids(tokenizer)
+    eos_token_ids = eos_token_ids or stop_ids(tokenizer)
     before, _ = encode_text(tokenizer, text.part(0, start))
     tokens, offsets = encode_text(tokenizer, text.part(start))
-    closing = (place for place, (token, (left, _)) in enumerate(zip(tokens, offsets)) if left >= stop - start and token in ends)
+    closing = (place for place, (token, (left, _)) in enumerate(zip(tokens, offsets)) if left >= stop - start and token in eos_token_ids)
     trained = next(closing, -1) + 1
     if not trained:
-        known = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in sorted(ends))
+        known = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in sorted(eos_token_ids))
         ends_so = text[stop:].strip() and "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model, or "
         raise MaskError(f"no end-of-turn token follows the answer: the chat template writes {repr(text[stop:][:40]) if ends_so else 'nothing'} there, "
                         f"and the model stops at {known or 'no token'}: {ends_so}{_MEND}")

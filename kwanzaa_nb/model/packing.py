@@ -120,7 +120,7 @@ def share_prompts(
     shortest: int = 16,  # tokens from which sharing is worth a segment
 ) -> list[tuple[int, int, int, list[tuple[int, int]]]]:  # (row, start, stop) in its record, and flat ranges seen before
     "Plan a flat row in which common beginnings of prompts stand once; every record is the path to one of its leaves."
-    ends = [next((place for place, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"])) - 1 for row in rows]
+    ends_of_prompts = [next((place for place, label in enumerate(row["labels"]) if label != IGNORED), len(row["labels"])) - 1 for row in rows]
     plan, flat = [], 0
 
     def emit(member: int, start: int, stop: int, before: list) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def share_prompts(
         return flat - (stop - start), flat
 
     def grow(members: list[int], start: int, before: list) -> None:
-        most, first = min(ends[member] for member in members), rows[members[0]]["input_ids"]
+        most, first = min(ends_of_prompts[member] for member in members), rows[members[0]]["input_ids"]
         stop = next((place for place in range(start, most) if any(rows[other]["input_ids"][place] != first[place]
                      for other in members)), max(start, most))
         if len(members) == 1 or stop >= most and stop - start < shortest:

@@ -348,12 +348,12 @@ def read_body(
     timeout: Any,  # seconds for all of it; where that is no number, 600
 ) -> bytes:
     "A body that comes in time and is not too long; raises OverflowError or TimeoutError."
-    body, ends = bytearray(), time.monotonic() + (timeout if isinstance(timeout, (int, float)) else 600.0)
+    body, deadline = bytearray(), time.monotonic() + (timeout if isinstance(timeout, (int, float)) else 600.0)
     for part in parts:
         body += part
         if len(body) > LONGEST_BODY:
             raise OverflowError(f"over {LONGEST_BODY:,} bytes")
-        if time.monotonic() > ends:
+        if time.monotonic() > deadline:
             raise TimeoutError("it is still coming")
     return bytes(body)
 

@@ -21,7 +21,7 @@ from ..model.backend import Decoding
 from .hub import explain, find_token
 from .licence import is_hub_id
 from ..model.local import LocalBackend
-from ..model.load import detect_hardware, effective_settings, load_adapter, load_base, load_tokenizer
+from ..model.load import detect_hardware, runtime_settings, load_adapter, load_base, load_tokenizer
 from ..core.own_corpus import system_prompts
 from ..core.prompt import render_prompt
 from .staging import ADAPTER_CONFIG, SUMS, TRAINING_CONFIG, sums_text
@@ -144,7 +144,7 @@ def load_answerer(
     "Load a published adapter on its base model. AnswererError, ConfigError, ModelError: something is missing or damaged."
     folder = fetch(source, revision, token)
     config = answerer_config(folder, base, device)
-    effective = effective_settings(config, detect_hardware(device))
+    effective = runtime_settings(config, detect_hardware(device))
     tokenizer, model = load_tokenizer(config), load_base(config, effective, attention="sdpa")
     version = sums_text(folder, ["adapter_model.safetensors"])[:12]
     return Answerer(config, LocalBackend(load_adapter(model, folder), tokenizer), grammar, f"{config.run.name} ({version})")

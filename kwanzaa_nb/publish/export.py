@@ -26,7 +26,7 @@ from ..core.record import read_records, spread
 from ..core.table import Table
 from ..model.backend import Decoding
 from ..model.load import (
-    DTYPES, Effective, detect_hardware, effective_settings, load_adapter, load_base, load_tokenizer)
+    DTYPES, RuntimeSettings, detect_hardware, runtime_settings, load_adapter, load_base, load_tokenizer)
 from ..model.local import LocalBackend
 from .gate import PublishError
 from .staging import replace_folder
@@ -52,7 +52,7 @@ def unpack_into(
 # %% ../../nbs/publish/export.ipynb #54-004-b
 def merged_model(
     config: Config,
-    effective: Effective,
+    effective: RuntimeSettings,
     adapter: "str | Path",  # its folder
     quantised: "torch.nn.Module | None" = None,  # the base model in four bits, where it is
 ) -> torch.nn.Module:
@@ -83,7 +83,7 @@ def export_merged(
     report: Callable[[str], object] = print,  # takes one line of progress
 ) -> str:  # one sentence
     "Write the merged model as safetensors. PublishError: it does not write what base and adapter wrote."
-    effective, place = effective_settings(config, detect_hardware(config.run.device)), Path(place)
+    effective, place = runtime_settings(config, detect_hardware(config.run.device)), Path(place)
     effective = replace(effective, compute_dtype=effective.dtype)  # else 4-bit layers would multiply in another type than the merged ones
     tokenizer, base = load_tokenizer(config), load_base(config, effective, attention="sdpa")
     report("merging the adapter")

@@ -14,7 +14,7 @@ from ..core.config import Config
 from ..core.errors import KwanzaaError
 from ..core.files import file_record
 from ..core.manifest import read_manifest
-from ..core.results import read_metrics
+from ..core.results import load_results
 from ..core.table import Table
 
 # %% ../../nbs/publish/gate.ipynb #52-003
@@ -82,7 +82,7 @@ def gate_findings(
     folder: "str | Path",  # the run folder
 ) -> list[Finding]:  # empty: may be published
     "Everything that keeps a run's adapter from being published. StageError: metrics.json can't be read."
-    metrics, files = read_metrics(folder), (Path(folder, "adapter", "adapter_model.safetensors"), config.path(config.data.eval_file))
+    metrics, files = load_results(folder), (Path(folder, "adapter", "adapter_model.safetensors"), config.path(config.data.eval_file))
     if metrics is None:
         return [Finding("missing", f"there is no evaluation/metrics.json: {AGAIN}")]
     if not metrics["arms"].get("adapter"):

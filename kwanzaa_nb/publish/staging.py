@@ -16,12 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ..core.config import PATHS, Config, Difference, to_yaml
+from ..core.config import PATHS, Config, Fallback, to_yaml
 from ..core.errors import Problem
 from ..core.files import file_record, files_of
 from ..core.manifest import portable, portable_config, read_manifest, without_tokens
 from ..core.record import question_of, read_records
-from ..core.results import read_metrics
+from ..core.results import load_results
 from ..core.table import Table
 from ..model.backend import is_headline, read_log
 from .card import failure_examples, render_card
@@ -257,7 +257,7 @@ def _text(path: Path) -> str:
 
 def _examples(config: Config, folder: Path, metrics: "Mapping | None") -> list[dict]:
     "Failures to show, where records and outputs are still there; none that holds a path of this machine or a secret."
-    records, log = config.path(config.data.eval_file), folder / "evaluation" / "samples.jsonl"
+    records, log = config.path(config.data.eval_file), folder / "evaluation" / "outputs.jsonl"
     if not metrics or not records.is_file() or not log.is_file():
         return []
     outputs = {row["id"]: row.get("raw") or "" for row in read_log(log)[1] if row.get("arm") == "adapter" and is_headline(row)}
@@ -271,20 +271,20 @@ def _examples(config: Config, folder: Path, metrics: "Mapping | None") -> list[d
 def run_card(
     config: Config,
     folder: "str | Path",  # the run folder
-    differences: "Iterable[Difference | Mapping]" = (),  # beside those in the manifest
+    fallbacks: "Iterable[Fallback | Mapping]" = (),  # beside those in the manifest
     findings: "list[Finding] | None" = None,  # of gate_findings; None: they are looked for
 ) -> str:
     "The card of a run as it is now. PublishError, StageError: something can't be read."
     findings = gate_findings(config, folder) if findings is None else findings
-    metrics = None if any(finding.code == "stale" for finding in findings) else read_metrics(folder)
+    metrics = None if any(finding.code == "stale" for finding in findings) else load_results(folder)
     verdict = gate_verdict(findings, config.publishing.force_reason)
-    return render_card(config, read_manifest(folder), metrics, differences, verdict, _examples(config, Path(folder), metrics))
+    return render_card(config, read_manifest(folder), metrics, fallbacks, verdict, _examples(config, Path(folder), metrics))
 
 # %% ../../nbs/publish/staging.ipynb #57-018
 def stage_publication(
     config: Config,  # of the run
     folder: "str | Path",  # the run folder, with adapter/ and evaluation/metrics.json
-    differences: "Iterable[Difference | Mapping]" = (),  # beside those in the manifest
+    fallbacks: "Iterable[Fallback | Mapping]" = (),  # beside those in the manifest
 ) -> Path:  # the staged folder, publish/ in the run folder
     "Stage exactly the files of publishing.include. PublishError, StageError: something is missing or refused."
     folder, root, base = Path(folder), config.path(""), base_model(config)
@@ -293,11 +293,11 @@ def stage_publication(
     def make(name: str) -> "str | Path":
         path = source_of(folder, name)
         if name == CARD:
-            return run_card(config, folder, differences)
+            return run_card(config, folder, fallbacks)
         if name == ADAPTER_CONFIG:
             return public_adapter_config(_text(path), base, root)
         if name == TRAINING_CONFIG:
-            return public_training_config(_text(path), base, root, ((read_metrics(folder) or {}).get("thresholds") or {}).get("adapter", 0.5))
+            return public_training_config(_text(path), base, root, ((load_results(folder) or {}).get("thresholds") or {}).get("adapter", 0.5))
         kinds = {".ipynb": public_notebook, ".json": public_json} if "/" in name else {}
         return kinds[path.suffix](_text(path), root) if path.suffix in kinds else path
 

@@ -20,11 +20,11 @@ from .answer import marked_output, named_sentences, readable_chunks, shown_chunk
 # %% ../../nbs/report/evaluation.ipynb #48-004
 def page_rows(
     records: Sequence[dict],
-    samples: Sequence[dict],  # of the arms in `scores`, one an arm and record
+    outputs: Sequence[dict],  # of the arms in `scores`, one an arm and record
     scores: dict[str, Scores],  # by arm
 ) -> list[dict]:  # a row a record; facts are what it can be filtered by
     "Gather what the page needs of each record."
-    raws = {(sample["arm"], sample["id"]): sample for sample in samples}
+    raws = {(output["arm"], output["id"]): output for output in outputs}
     outcomes = {(arm, one.case.id): one for arm, part in scores.items() for one in part.outcomes}
     rows = []
     for record in records:
@@ -49,12 +49,12 @@ def _named_chunks(chunks: list[dict], written: dict[str, str]) -> list[dict]:
     return shown_chunks(chunks, cited, numbered, {number: ", ".join(who) for number, who in names.items()})
 
 
-def _arm_row(outcome: Any, sample: dict, chunks: list[dict]) -> dict:
+def _arm_row(outcome: Any, output: dict, chunks: list[dict]) -> dict:
     "What one arm did with a record."
-    raw = sample.get("raw") or ""
+    raw = output.get("raw") or ""
     return {"raw": raw, "shown": marked_output(raw, chunks, None), "decision": outcome.decision, "codes": outcome.codes, "valid": outcome.valid,
             "grounded": f"{outcome.grounded} of {outcome.claims}", "notes": outcome.notes,
-            "answering": sample.get("answering"), "finish": sample.get("finish_reason", "")}
+            "p_answer": output.get("p_answer"), "finish": output.get("finish_reason", "")}
 
 # %% ../../nbs/report/evaluation.ipynb #48-0042
 TABLE_NOTE = ("Rates with 95 % intervals; p of a paired test against the adapter (the base model where there is none), adjusted for four metrics. "
@@ -84,14 +84,14 @@ def p_text(p: float) -> str:
 def evaluation_page(
     title: str,
     records: Sequence[dict],
-    samples: Sequence[dict],
+    outputs: Sequence[dict],
     scores: dict[str, Scores],  # by arm; the arms to show side by side
     controls: "dict[str, Scores] | None" = None,  # shown in the table alone
     verdict: str = "",  # paragraphs of text
     instrument: "Sequence[Sequence[str]]" = (),  # rows: what was measured, result, over how many
 ) -> Markup:
     "Write the page; raises nothing about what was written, however odd."
-    rows = page_rows(records, samples, scores)
+    rows = page_rows(records, outputs, scores)
     judged = [one for row in rows for one in row["facts"]["arms"].values()]
     choices = {"outcome": ["failed", "passed"], "decision": sorted({one["decision"] for one in judged}),
                "code": sorted({code for one in judged for code in one["code"]}),

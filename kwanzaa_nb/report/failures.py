@@ -31,12 +31,12 @@ def failure_html(
 def show_failures(
     scores: Scores,  # of one arm
     records: Sequence[Mapping],
-    samples: Iterable[Mapping],  # of this arm
+    outputs: Iterable[Mapping],  # of this arm
     each: int = 3,  # of each code
 ) -> Shown:
     "Show the failures of an arm by code, the commonest first; a record that has several codes is shown under its commonest."
     by_id, groups = {record["id"]: record for record in records}, {code: [] for code in scores.codes}
-    for row in failures(scores, list(records), list(samples)):
+    for row in failures(scores, list(records), list(outputs)):
         groups[min(row["codes"], key=list(groups).index)].append(row)
     told = {code: f"{count} of {len(by_id)} records" for code, count in scores.codes.items()}
     parts = [(code, told[code] + ("" if rows else "; each of them has a commoner code, above"),

@@ -21,7 +21,7 @@ from ..core.files import write_atomically
 from ..core.html import render_page, render_part
 from ..core.manifest import NOTEBOOKS, STAGES, StageError, path_text, read_manifest
 from ..core.record import question_of
-from ..core.results import read_metrics
+from ..core.results import load_results
 from ..core.stage import clock, sentence_of
 from ..evaluate.metrics import HEADLINES, METRICS
 from ..model.backend import is_headline
@@ -42,7 +42,7 @@ class RunFacts:
     "What a run's folder says."
     folder: Path
     manifest: dict  # of `read_manifest`; without stages where it can't be read
-    metrics: "dict | None"  # of `read_metrics`; None before the evaluation
+    metrics: "dict | None"  # of `load_results`; None before the evaluation
     records: dict[str, dict]  # evaluation records by id; empty where the file is gone or another
     outputs: dict[tuple[str, str], str]  # what was written greedily, by arm and record id
     problems: tuple[str, ...]  # sentences on what could not be read
@@ -79,7 +79,7 @@ def read_run(
 ) -> RunFacts:
     "Read what there is; raises nothing about what is in the folder."
     folder, problems, found = Path(folder), [], []
-    for read, otherwise in ((read_manifest, {"stages": {}}), (read_metrics, None)):
+    for read, otherwise in ((read_manifest, {"stages": {}}), (load_results, None)):
         try:
             found.append(read(folder))
         except StageError as error:
@@ -90,13 +90,13 @@ def read_run(
     data = last_config(manifest).get("data")
     name = data.get("eval_file") if isinstance(data, Mapping) else None
     records = {row["id"]: row for row in (_lines(Path(root or project_root(), name)) if metrics and name else []) if row.get("id") in judged}
-    outputs = {(str(row.get("arm")), str(row.get("id"))): str(row.get("raw") or "") for row in _lines(folder / "evaluation" / "samples.jsonl")
+    outputs = {(str(row.get("arm")), str(row.get("id"))): str(row.get("raw") or "") for row in _lines(folder / "evaluation" / "outputs.jsonl")
                if {"arm", "pass"} <= row.keys() and is_headline(row) and row.get("id") in judged}
     return RunFacts(folder, manifest, metrics, records, outputs, tuple(problems))
 
 # %% ../../nbs/report/run.ipynb #62-009
 def verdict_sentence(
-    metrics: "Mapping | None",  # of `read_metrics`
+    metrics: "Mapping | None",  # of `load_results`
     status: str = "done",  # of the stage evaluate
 ) -> str:
     "Base against adapter in words."
@@ -122,7 +122,7 @@ def _label(name: str) -> str:
 
 # %% ../../nbs/report/run.ipynb #62-0102
 def controls_sentence(
-    metrics: Mapping,  # of `read_metrics`
+    metrics: Mapping,  # of `load_results`
 ) -> str:  # empty where no controls were scored
     "Where an answerer without skill does better than the adapter, or than the base model where there is none."
     controls, judged = metrics.get("controls") or {}, "adapter" if "adapter" in metrics["arms"] else "base"
@@ -140,7 +140,7 @@ def controls_sentence(
 
 # %% ../../nbs/report/run.ipynb #62-0102-b
 def evaluation_verdict(
-    metrics: Mapping,  # of `read_metrics`
+    metrics: Mapping,  # of `load_results`
     gates: Mapping[str, float],  # publishing.gates: least lower end by metric
 ) -> str:  # paragraphs
     "What an evaluation comes to: base against adapter, against answerers without skill, against the gates of publishing."
@@ -156,8 +156,8 @@ def evaluation_verdict(
 
 # %% ../../nbs/report/run.ipynb #62-012
 def rate_groups(
-    metrics: "Mapping | None",  # of `read_metrics`
-    names: Iterable[str] = (*METRICS, "minimal_pair_accuracy", "yield"),
+    metrics: "Mapping | None",  # of `load_results`
+    names: Iterable[str] = (*METRICS, "minimal_pair_accuracy", "grounded_answer_rate"),
 ) -> list[tuple[str, list[dict]]]:  # a metric, and a line an arm: name, arm, rate; empty before the evaluation
     "Gather the rates of all arms by metric."
     arms = (metrics or {}).get("arms", {})
@@ -212,7 +212,7 @@ def _machine(hardware: object) -> str:
 
 # %% ../../nbs/report/run.ipynb #62-018
 def chosen_samples(
-    scores: Mapping,  # of one arm, of `read_metrics`
+    scores: Mapping,  # of one arm, of `load_results`
     count: int = 3,  # of each kind
 ) -> tuple[list[dict], list[dict]]:  # rows of records that passed, and that failed
     "Records to show."
@@ -258,7 +258,7 @@ def run_samples(
 # %% ../../nbs/report/run.ipynb #62-021
 def run_again(
     facts: RunFacts,
-) -> dict:  # code, versions, config, files, differences; empty before any stage
+) -> dict:  # code, versions, config, files, fallbacks; empty before any stage
     "Gather what it takes to do a run again: the resolved config, the commit, versions, and hashes of what went in and came out."
     entries = [(stage, facts.manifest["stages"][stage]) for stage in STAGES if facts.manifest["stages"].get(stage, {}).get("config")]
     if not entries:
@@ -271,8 +271,8 @@ def run_again(
         "config": json.dumps(facts.config, indent=1, ensure_ascii=False),
         "files": [[stage, use, key, str(record.get("sha256", ""))[:16]] for stage, entry in entries for use in ("read", "wrote")
                   for key, record in (entry.get(use) or {}).items()],
-        "differences": [[row.get("key"), row.get("requested"), row.get("used"), row.get("reason")] for _, entry in entries
-                        for row in entry.get("differences") or []]}
+        "fallbacks": [[row.get("key"), row.get("requested"), row.get("used"), row.get("reason")] for _, entry in entries
+                        for row in entry.get("fallbacks") or []]}
 
 # %% ../../nbs/report/run.ipynb #62-022-b
 def run_page(
@@ -281,10 +281,10 @@ def run_page(
     "Write the report of a run."
     status = facts.manifest["stages"].get("evaluate", {}).get("status", "not_run")
     notebooks = [f"{name}.ipynb" for name in NOTEBOOKS.values() if (facts.folder / "notebooks" / f"{name}.ipynb").exists()]
-    arm, samples = run_samples(facts)
+    arm, outputs = run_samples(facts)
     return render_page(
         "run", title=facts.name, facts=facts, base=(facts.config.get("model") or {}).get("base_model_id") or "not recorded",
-        verdict=verdict_sentence(facts.metrics, status), rates=rate_groups(facts.metrics), costs=run_costs(facts), arm=arm, samples=samples,
+        verdict=verdict_sentence(facts.metrics, status), rates=rate_groups(facts.metrics), costs=run_costs(facts), arm=arm, outputs=outputs,
         evaluation=(facts.folder / "evaluation/index.html").exists(), again=run_again(facts), notebooks=notebooks)
 
 # %% ../../nbs/report/run.ipynb #62-023

@@ -25,7 +25,7 @@ from ..core.files import disk_sentence, write_atomically
 from ..core.html import render_page
 from ..core.lock import at_work
 from ..core.manifest import STAGES, StageError, portable, portable_config, read_manifest
-from ..core.results import rate_text, read_metrics
+from ..core.results import rate_text, load_results
 from ..core.table import Table
 from ..evaluate.metrics import METRICS
 from ..report.runs import write_overview
@@ -217,7 +217,7 @@ def sweep_rows(
             stages = read_manifest(root / name)["stages"]
             statuses = {stage: stages[stage]["status"] for stage in sweep.stages}
             errors = [str(stages[stage].get("error") or "") for stage in sweep.stages if stages[stage]["status"] in ("failed", "interrupted")]
-            metrics = read_metrics(root / name) if statuses.get("evaluate") == "done" else None
+            metrics = load_results(root / name) if statuses.get("evaluate") == "done" else None
         except StageError as error:
             problem = problem or str(error)
         problem = problem or "; ".join(filter(None, errors))

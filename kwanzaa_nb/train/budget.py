@@ -30,7 +30,7 @@ from ..core.config import Config, Section, project_root
 from ..core.errors import KwanzaaError
 from ..model.fused import fuse_adapter
 from ..model.masking import IGNORED
-from ..model.load import Effective
+from ..model.load import RuntimeSettings
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
 from .trainer import supervised_loss
 
@@ -249,7 +249,7 @@ MEASURED_STEPS = 2  # that tell how long training will take; they are thrown awa
 def pick_batches(
     rows: Sequence[dict],  # training rows, packed or not
     config: Config,
-    effective: Effective,
+    effective: RuntimeSettings,
 ) -> tuple[list[dict], dict]:  # batches spread over the rows, and the largest
     "Batches as training makes them, in the order of the rows."
     flatten, size = flatten_shared if effective.attention == SEGMENTED else flatten_rows, config.training.per_device_train_batch_size
@@ -263,9 +263,9 @@ def pick_batches(
 def estimate_run(
     model: torch.nn.Module,  # with its adapter
     rows: Sequence[dict],  # training rows, packed or not
-    watched_rows: Sequence[dict],  # development rows
+    dev_rows: Sequence[dict],  # development rows
     config: Config,
-    effective: Effective,
+    effective: RuntimeSettings,
     planned: Mapping[str, int],  # from `step_budget`
     device_name: str = "",  # of the GPU that is here, "" for a CPU
     processes: int = 1,  # that train together, each on a device of its own price
@@ -274,7 +274,7 @@ def estimate_run(
     (price, priced_by), gpu = price_per_hour(config, device_name), config.budget.gpu
     batches, largest = pick_batches(rows, config, effective)
     per_step = sum(batch["input_ids"].shape[1] for batch in batches) / len(batches) * config.training.gradient_accumulation_steps
-    watching = planned["steps"] // planned["eval_steps"] * sum(len(row["input_ids"]) for row in watched_rows) if watched_rows else 0
+    watching = planned["steps"] // planned["eval_steps"] * sum(len(row["input_ids"]) for row in dev_rows) if dev_rows else 0
     tokens = planned["steps"] * per_step + watching * 2 / 3  # a loss and a decision, each a forward pass: a third of the work
     elsewhere = bool(gpu) and gpu_kind(device_name, [gpu]) is None
     memory = predict_memory(model, config, effective.optim, largest["input_ids"].shape[1], int((largest["labels"] != IGNORED).sum()), elsewhere,

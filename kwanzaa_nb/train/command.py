@@ -37,8 +37,8 @@ from ..core.plots import loss_plot
 from ..core.record import read_records, spread
 from ..core.stage import QUIET, Stage, unstoppable
 from ..model.load import (
-    Effective, Hardware, add_adapter, detect_hardware, effective_settings, expert_differences, load_base,
-    load_tokenizer, remote_code, template_differences)
+    RuntimeSettings, Hardware, add_adapter, detect_hardware, runtime_settings, expert_fallbacks, load_base,
+    load_tokenizer, remote_code, template_fallbacks)
 from ..model.masking import stop_ids
 from ..model.packing import pack_rows
 from .budget import Estimate, check_budget, estimate_run
@@ -53,12 +53,12 @@ from .trainer import (
 # %% ../../nbs/train/command.ipynb #71-004
 def settle_settings(
     stage: Stage,
-) -> tuple[Hardware, Effective]:
+) -> tuple[Hardware, RuntimeSettings]:
     "Look at the hardware, and note what it can't do as asked."
     hardware = detect_hardware(stage.config.run.device)
-    effective = effective_settings(stage.config, hardware)
+    effective = runtime_settings(stage.config, hardware)
     _, code_difference = remote_code(stage.config)
-    stage.differs(*effective.differences, *code_difference)
+    stage.note_fallbacks(*effective.fallbacks, *code_difference)
     return hardware, effective
 
 # %% ../../nbs/train/command.ipynb #71-006
@@ -66,11 +66,11 @@ def settle_settings(
 class TrainingData:
     "What is trained on and watched."
     tokenizer: Any
-    ends: set[int]  # ids of tokens that end a turn
+    eos_token_ids: set[int]  # ids of tokens that end a turn
     records: list[dict]  # a row each, as tokens and labels
     rows: list[dict]  # what a batch is made of: the same, or packed
-    watched: list[dict]  # development records
-    watched_rows: list[dict]
+    dev_records: list[dict]  # development records
+    dev_rows: list[dict]
     shortened: list[str]  # a line for each record that was too long
 
 # %% ../../nbs/train/command.ipynb #71-006-b
@@ -80,29 +80,29 @@ def read_training(
     "Read and note the record files. StageError: the stage data must run first."
     data = stage.config.data
     train_file = stage.read(data.train_file, made_by="data")
-    records, watched = read_records(train_file, shown=train_file.name, targets=True), []
+    records, dev_records = read_records(train_file, shown=train_file.name, targets=True), []
     if data.dev_file:
         dev_file = stage.read(data.dev_file, made_by="data")
-        watched = spread(read_records(dev_file, shown=dev_file.name, targets=True), data.dev_max_records)
-    return records, watched
+        dev_records = spread(read_records(dev_file, shown=dev_file.name, targets=True), data.dev_max_records)
+    return records, dev_records
 
 # %% ../../nbs/train/command.ipynb #71-007
 def encode_training(
     stage: Stage,
     records: Sequence[dict],
-    watched: Sequence[dict],
+    dev_records: Sequence[dict],
 ) -> TrainingData:
     "Tokenise and check all records, and pack them where that is asked for. RecordsError: some don't fit."
     config = stage.config
     tokenizer = load_tokenizer(config)
-    stage.differs(*template_differences(tokenizer))
-    ends = stop_ids(tokenizer)
+    stage.note_fallbacks(*template_fallbacks(tokenizer))
+    eos_token_ids = stop_ids(tokenizer)
     fitting, shortened = fit_records(tokenizer, records, config.data.max_seq_length, config.data.over_length)
-    watched, shortened_watched = fit_records(tokenizer, watched, config.data.max_seq_length, config.data.over_length)
-    rows, kept = cached_rows(tokenizer, fitting, config, ends)
+    dev_records, shortened_watched = fit_records(tokenizer, dev_records, config.data.max_seq_length, config.data.over_length)
+    rows, kept = cached_rows(tokenizer, fitting, config, eos_token_ids)
     stage.progress(f"tokens of {len(rows)} records {'were kept from an earlier run' if kept else 'made and kept'}")
     packed = pack_rows(rows, config.data.max_seq_length) if config.data.packing else rows
-    return TrainingData(tokenizer, ends, rows, packed, watched, cached_rows(tokenizer, watched, config, ends)[0],
+    return TrainingData(tokenizer, eos_token_ids, rows, packed, dev_records, cached_rows(tokenizer, dev_records, config, eos_token_ids)[0],
                         [*shortened, *shortened_watched])
 
 # %% ../../nbs/train/command.ipynb #71-007-b
@@ -112,8 +112,8 @@ def plan_steps(
     processes: int = 1,
 ) -> dict[str, int]:
     "Count steps and intervals, and note those that are not as asked."
-    budget, differences = step_budget(stage.config, len(data.rows), processes)
-    stage.differs(*differences)
+    budget, fallbacks = step_budget(stage.config, len(data.rows), processes)
+    stage.note_fallbacks(*fallbacks)
     return budget
 
 # %% ../../nbs/train/command.ipynb #71-009
@@ -172,7 +172,7 @@ def is_first() -> bool:
 
 
 @contextlib.contextmanager
-def one_by_one(effective: Effective) -> Iterator[None]:
+def one_by_one(effective: RuntimeSettings) -> Iterator[None]:
     "Let the first process go ahead, such as in unpacking a model; the others find its work done."
     if count_processes() == 1:
         yield
@@ -183,12 +183,12 @@ def one_by_one(effective: Effective) -> Iterator[None]:
 # %% ../../nbs/train/command.ipynb #71-025
 def prepare_model(
     stage: Stage,
-    effective: Effective,
+    effective: RuntimeSettings,
 ) -> tuple[Any, "Path | None"]:  # the base model with its adapter; where it begins, from `keep_start`
     "Load the model that is trained, and note what its kind leaves out of the adapter."
     set_seed(stage.config.run.seed)
     base = load_base(stage.config, effective)
-    stage.differs(*expert_differences(base, stage.config))
+    stage.note_fallbacks(*expert_fallbacks(base, stage.config))
     model = add_adapter(base, stage.config)
     if effective.device == "cpu":
         keep_freed_memory()
@@ -198,13 +198,13 @@ def prepare_model(
 def estimate_training(
     stage: Stage,
     hardware: Hardware,
-    effective: Effective,
+    effective: RuntimeSettings,
     data: TrainingData,
     model: Any,  # from `prepare_model`
     planned: Mapping[str, int],  # from `plan_steps`
 ) -> Estimate:
     "Say what training will need, after measuring a few steps. BudgetError: more than the budget."
-    estimate = estimate_run(model, data.rows, data.watched_rows, stage.config, effective, planned,
+    estimate = estimate_run(model, data.rows, data.dev_rows, stage.config, effective, planned,
                             hardware.name if hardware.device == "cuda" else "", count_processes())
     stage.progress(f"about {estimate.seconds / 60:.1f} minutes, {estimate.memory['peak'] / 1e9:.1f} GB and ${estimate.usd:.2f}")
     check_budget(estimate, stage.config)
@@ -213,7 +213,7 @@ def estimate_training(
 # %% ../../nbs/train/command.ipynb #71-026
 def run_training(
     stage: Stage,
-    effective: Effective,
+    effective: RuntimeSettings,
     data: TrainingData,
     model: Any,  # from `prepare_model`
     start: "Path | None",  # likewise
@@ -226,10 +226,10 @@ def run_training(
     with told_in_sentences(folder):
         checkpoints = Checkpoints(folder)
         stage.progress(f"goes on from step {checkpoints.step_before}" if checkpoints.last else "trains from the start")
-        watch = DecisionWatch(data.tokenizer, data.watched, stage.progress)
+        watch = DecisionWatch(data.tokenizer, data.dev_records, stage.progress)
         report = LiveReport(stage.progress, show, step_tokens(config, data), price, checkpoints.seconds_before, lambda: watch.history)
         trainer, outcome = train_adapter(
-            model, data.tokenizer, data.rows, data.watched_rows, config, effective, folder,
+            model, data.tokenizer, data.rows, data.dev_rows, config, effective, folder,
             [watch, report, checkpoints, *([Orphan()] if count_processes() > 1 else [])], checkpoints.last)
         outcome["seconds"] += checkpoints.seconds_before
         outcome["trainable_parameters"] = model.get_nb_trainable_parameters()[0]
@@ -321,7 +321,7 @@ def train_stage(
         data = encode_training(stage, *read_training(stage))
     planned = plan_steps(stage, data, count_processes())
     model, start = prepare_model(stage, effective)
-    for difference in stage.differences:
+    for difference in stage.fallbacks:
         stage.progress(f"{difference.key}: {difference.requested} asked, {difference.used} used, for {difference.reason}")
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"  # the trainer shards it later; until then no step can be measured
     price = 0.0 if sharded else estimate_training(stage, hardware, effective, data, model, planned).usd_per_hour

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from ..core.config import Config
 from ..core.files import write_atomically
-from ..model.load import Effective
+from ..model.load import RuntimeSettings
 from .trainer import TrainingError, count_processes
 
 # %% ../../nbs/train/resume.ipynb #35-004
@@ -32,7 +32,7 @@ SECTIONS = ("model", "adapter", "training")  # of a config; all of their keys de
 
 def training_identity(
     config: Config,
-    effective: Effective,  # what is used of it on this hardware
+    effective: RuntimeSettings,  # what is used of it on this hardware
     rows: Sequence[dict],  # what is trained on, as token ids and labels
 ) -> str:  # 16 hexadecimal digits
     "A name for all that decides which adapter comes out: settings, seed, arithmetic, number of processes and data."

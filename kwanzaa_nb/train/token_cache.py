@@ -33,11 +33,11 @@ def rows_key(
     tokenizer: Any,  # a fast tokenizer with a chat template
     records: Sequence[dict],  # with "id" and "messages"
     config: Config,
-    ends: set[int],  # ids that end a turn
+    eos_token_ids: set[int],  # ids that end a turn
 ) -> str:  # SHA-256
     "A key of everything that the rows of `encode_records` depend on."
     digest = hashlib.sha256()
-    settings = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map, sorted(ends),
+    settings = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map, sorted(eos_token_ids),
                 config.data.max_seq_length, config.evaluation.generation_defaults.max_new_tokens, tokenizers.__version__,
                 transformers.__version__, ROWS_VERSION]
     for part in (settings, *([record["id"], record.get("group"), record["messages"]] for record in records)):
@@ -49,17 +49,17 @@ def cached_rows(
     tokenizer: Any,
     records: Sequence[dict],
     config: Config,
-    ends: set[int],
+    eos_token_ids: set[int],
     folder: "str | Path | None" = None,  # None: "tokens" in the user's cache folder (KWANZAA_CACHE names another)
 ) -> tuple[list[dict], bool]:  # rows as of `encode_records`, and whether they were read instead of made
     "Read the rows of these records, or make and keep them; raises `RecordsError`."
-    place = Path(folder or cache_folder() / "tokens") / rows_key(tokenizer, records, config, ends)
+    place = Path(folder or cache_folder() / "tokens") / rows_key(tokenizer, records, config, eos_token_ids)
     try:
         if place.is_dir():
             return load_from_disk(str(place)).to_list(), True
     except Exception:  # damaged: whatever the format's reader raises
         shutil.rmtree(place, ignore_errors=True)
-    rows = encode_records(tokenizer, records, config, ends)
+    rows = encode_records(tokenizer, records, config, eos_token_ids)
     if rows:
         _keep(rows, place)
     return rows, False

@@ -29,13 +29,13 @@ from safetensors import SafetensorError
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from ..core.config import Config, Difference
+from ..core.config import Config, Fallback
 from ..core.errors import KwanzaaError, Problem, ProblemList
 from ..core.files import write_atomically
 from ..core.stats import auroc
 from ..model.decision import decision_tokens
 from ..model.fused import fuse_adapter
-from ..model.load import Effective
+from ..model.load import RuntimeSettings
 from ..model.masking import IGNORED, MaskError, check_supervised, encode_chat, encode_text, render_chat
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
 
@@ -52,14 +52,14 @@ def encode_records(
     tokenizer: Any,
     records: Sequence[dict],  # with "id" and "messages"
     config: Config,  # data.max_seq_length and generation_defaults.max_new_tokens
-    ends: set[int],  # ids that end a turn
+    eos_token_ids: set[int],  # ids that end a turn
 ) -> list[dict]:  # rows with "input_ids", "labels" and "group"
     "Tokenise and check every record; raises `RecordsError` with all that don't fit."
     rows, problems = [], []
     longest, answer_limit = config.data.max_seq_length, config.evaluation.generation_defaults.max_new_tokens
     for record in records:
         try:
-            row = encode_chat(tokenizer, record["messages"], ends)
+            row = encode_chat(tokenizer, record["messages"], eos_token_ids)
             trained = check_supervised(tokenizer, row, record["messages"][-1]["content"])
         except MaskError as error:
             problems.append(Problem(record["id"], str(error), code="mask"))
@@ -205,7 +205,7 @@ class AdapterTrainer(SupervisedTrainer):
     def __init__(self, *args: Any, groups: Sequence[str], watched: int = 0, **options: Any):
         wanted = options["args"]
         self.order = GroupSampler(groups, wanted.seed, wanted.train_batch_size * wanted.world_size if wanted.world_size > 1 else 1)
-        self.watched = watched  # development rows, without the spare one
+        self.dev_records = watched  # development rows, without the spare one
         shares = getattr(options["model"].config, "_attn_implementation", "") == SEGMENTED
         super().__init__(*args, data_collator=flatten_shared if shares else flatten_rows, **options)
         self.loss_is_scaled_for_ga = True
@@ -222,7 +222,7 @@ class AdapterTrainer(SupervisedTrainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Sequence[int]:
         "Development rows in their order, filled up with the spare row."
         many = self.args.eval_batch_size * self.args.world_size if self.args.world_size > 1 else 1
-        return [*range(self.watched), *[self.watched] * (-self.watched % many)]
+        return [*range(self.dev_records), *[self.dev_records] * (-self.dev_records % many)]
 
 # %% ../../nbs/train/trainer.ipynb #f6d562a3
 class Epochs(TrainerCallback):
@@ -249,7 +249,7 @@ def step_budget(
     config: Config,
     rows: int,  # training rows, packed or not
     processes: int = 1,  # that train together, one a device
-) -> tuple[dict[str, int], tuple[Difference, ...]]:  # optimiser steps and intervals, and what differs from the config
+) -> tuple[dict[str, int], tuple[Fallback, ...]]:  # optimiser steps and intervals, and what differs from the config
     "How many optimiser steps there will be, and when the run logs, evaluates and saves."
     wanted = config.training
     micro = math.ceil(rows / (wanted.per_device_train_batch_size * processes))
@@ -260,13 +260,13 @@ def step_budget(
         asked = getattr(config.run, name)
         budget[name] = min(asked, max(1, most))
         if budget[name] != asked:
-            found.append(Difference(f"run.{name}", asked, budget[name], f"the run has {total} steps, so {asked} is too rare"))
+            found.append(Fallback(f"run.{name}", asked, budget[name], f"the run has {total} steps, so {asked} is too rare"))
     return budget, tuple(found)
 
 # %% ../../nbs/train/trainer.ipynb #33-019
 def trainer_arguments(
     config: Config,
-    effective: Effective,
+    effective: RuntimeSettings,
     budget: dict[str, int],  # from `step_budget`
     folder: "str | Path",  # for checkpoints
     watched: bool,  # whether there are development records to evaluate on
@@ -379,23 +379,23 @@ def train_adapter(
     model: Any,  # a PeftModel
     tokenizer: Any,
     rows: list[dict],  # from `encode_records`, and `pack_rows` where data.packing asks for it
-    watched_rows: list[dict],  # likewise, of development records; may be empty
+    dev_rows: list[dict],  # likewise, of development records; may be empty
     config: Config,
-    effective: Effective,
+    effective: RuntimeSettings,
     folder: "str | Path",  # for checkpoints
     callbacks: Sequence[TrainerCallback] = (),
     resume_from: "str | Path | None" = None,  # a whole checkpoint of the same settings and rows; None: from the start
 ) -> tuple[AdapterTrainer, dict]:  # the trainer after training; budget, tokens, and the seconds since it was started
     "Train the adapter, and return what happened."
     budget, _ = step_budget(config, len(rows), count_processes())
-    arguments = trainer_arguments(config, effective, budget, folder, bool(watched_rows))
+    arguments = trainer_arguments(config, effective, budget, folder, bool(dev_rows))
     keep = ("input_ids", "labels", "seq_lengths")
     tables = [Dataset.from_list([{name: row[name] for name in keep if name in row} for row in [*part, spare_row(part)]])
-              for part in (rows, watched_rows) if part]
+              for part in (rows, dev_rows) if part]
     trainer = AdapterTrainer(
         model=model, args=arguments, processing_class=tokenizer, train_dataset=tables[0],
-        eval_dataset=tables[1] if watched_rows else None, callbacks=[MemoryReturn(), *callbacks],
-        groups=[str(place) if config.data.packing else row["group"] for place, row in enumerate(rows)], watched=len(watched_rows))
+        eval_dataset=tables[1] if dev_rows else None, callbacks=[MemoryReturn(), *callbacks],
+        groups=[str(place) if config.data.packing else row["group"] for place, row in enumerate(rows)], watched=len(dev_rows))
     trainer.remove_callback(PrinterCallback)  # a live report tells the same, once
     outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     tokens = sum(len(row["input_ids"]) for row in rows)
