@@ -127,7 +127,7 @@ def test_a_module_imports_with_its_extra_alone_and_every_other_module_is_of_the_
 def test_each_extra_of_the_settings_is_one_of_setup():
     "Also the smaller one is part of the larger, so that a hint can name the smallest."
     names = re.findall(r'^        "(\w+)": listed', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(names) == {"train", "eval", "server", "docs", "dev"} and set(listed("server")) < set(listed("eval"))
+    assert set(names) == {"train", "eval", "server", "documents", "docs", "dev"} and set(listed("server")) < set(listed("eval"))
     assert not closure(listed("server")) & {"torch", "transformers", "peft", "huggingface-hub"}
 
 

@@ -209,9 +209,9 @@ class DataSection(Section):
     dev_file: Text | None = setting("Records to watch during training; null: none are watched.", None)
     dev_max_records: Count | None = setting("Watch only so many of them, spread over the categories; null: all.", None)
     corpus: Text | None = setting(
-        "Chunks to build the records from: a JSONL, CSV or Parquet file, a folder of them, or a folder of .md and .txt files; "
-        "null: the record files are your own.", None)
-    questions: Text | None = setting("Questions on the corpus: a JSONL, CSV or Parquet file, or a folder; goes with corpus.", None)
+        "Chunks to build the records from: a JSONL, CSV or Parquet file, a folder of them, a folder of .md, .txt, .pdf and "
+        ".docx files, or hf://owner/name of the Hub; null: the record files are your own.", None)
+    questions: Text | None = setting("Questions on the corpus: a JSONL, CSV or Parquet file, a folder, or hf://owner/name; goes with corpus.", None)
     fields: mapping(Literal[ChunkField, QuestionField], Text) = setting(
         "Your column for a field of a chunk or a question, where it has another name.", default_factory=FrozenMap)
     ignore_fields: tuple[Text, ...] = setting("Your columns that are knowingly left out.", ())
