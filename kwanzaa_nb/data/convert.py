@@ -95,7 +95,7 @@ def _listed_chunks(
     by_id = dict(zip(given, listed))
     return [by_id[name] for name in names]
 
-
+# %% ../../nbs/data/convert.ipynb #25-014-b
 def _record_chunks(
     record: "Record",
     shown: list[dict],  # by `read_old_user`

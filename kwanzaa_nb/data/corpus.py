@@ -186,6 +186,11 @@ def _unknown_columns(
         yield Problem(f"{where}, {plain_name(name)}", f"no field of a {kind.__name__.lower()}",
                       mend, "extra_forbidden")
 
+# %% ../../nbs/data/corpus.ipynb #20-032-b
+def _listed(names: list[str]) -> str:
+    "Return the first twenty names in one line."
+    return f"{', '.join(map(plain_name, names[:20]))}{' …' if len(names) > 20 else ''}"
+
 
 def _missing_columns(
     names: list[str], kind: type[BaseModel], options: CorpusOptions, where: str,
@@ -200,11 +205,6 @@ def _missing_columns(
                 f"{where}, {name}", f"no column {column!r}, expected {EXPECTED[name]}",
                 _nearest(column, names) or there, "missing")
     return found
-
-
-def _listed(names: list[str]) -> str:
-    "Return the first twenty names in one line."
-    return f"{', '.join(map(plain_name, names[:20]))}{' …' if len(names) > 20 else ''}"
 
 # %% ../../nbs/data/corpus.ipynb #20-033
 _LISTS = ("tags", "aliases", "about")
@@ -514,7 +514,7 @@ def _fetch_rows(address: str, parts: Mapping[str, "str | None"], path: Path) -> 
                        "as in hf://owner/name/subset#split", "bad_dataset")
     return None
 
-
+# %% ../../nbs/data/corpus.ipynb #28-021-c
 def corpus_paths(
     config: "Config",
     folder: "str | Path",  # where rows of the Hub are written

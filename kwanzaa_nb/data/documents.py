@@ -239,7 +239,7 @@ def _bad_document(head: bytes, suffix: str) -> "tuple[str, str, str] | None":
                 "pip install 'kwanzaa_nb[documents]'", "not_installed")
     return None
 
-
+# %% ../../nbs/data/documents.ipynb #27-018-c
 def read_document(
     path: "str | Path",  # .md, .txt, .pdf or .docx
     shown: str,  # the name used in messages
