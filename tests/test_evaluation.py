@@ -85,7 +85,7 @@ def test_what_the_greedy_headline_leaves_unused_is_said(seeds, temperature, keys
     )
     found = sampling_fallbacks(config)
     assert [item.key for item in found] == keys
-    assert all("without chance" in item.reason and item.requested != item.used for item in found)
+    assert all("greedy" in item.reason and item.requested != item.used for item in found)
 
 
 @pytest.mark.parametrize("top_p, keys", [(1.0, ["temperature"]), (0.9, ["temperature", "top_p"])])
