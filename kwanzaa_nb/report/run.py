@@ -9,7 +9,7 @@ __all__ = ['RunFacts', 'read_run', 'verdict_sentence', 'evaluation_verdict', 'mo
 # %% ../../nbs/report/run.ipynb #62-003
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
