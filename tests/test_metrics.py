@@ -14,7 +14,7 @@ from kwanzaa_nb.core import stats, text
 from kwanzaa_nb.core.answer import RULE_ERRORS, find_marks
 from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, wilson
 from kwanzaa_nb.evaluate.metrics import (
-    HEADLINES, METRICS, REFUSAL, ScoreError, compare, controls, failures, score, score_arms, scores_table)
+    HEADLINES, REFUSAL, ScoreError, compare, controls, failures, score, score_arms, scores_table)
 from kwanzaa_nb.core.prompt import render_user
 from kwanzaa_nb.core.record import read_records
 
