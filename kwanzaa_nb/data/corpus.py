@@ -401,7 +401,8 @@ def corpus_options(
     data: Any,  # the section `data` of a config
 ) -> CorpusOptions:
     "What a config says on how to read a corpus."
-    return CorpusOptions(data.fields, data.defaults, data.ignore_fields, data.chunk_words, data.max_chunk_words)
+    most = max(data.chunk_words, CorpusOptions.max_chunk_words)
+    return CorpusOptions(data.fields, data.defaults, data.ignore_fields, data.chunk_words, most)
 
 # %% ../../nbs/data/corpus.ipynb #20-030
 _ID = "letters, digits and . _ : - without spaces"
@@ -930,7 +931,7 @@ def load_corpus(
         count = len(chunk.text.split())
         if count > options.max_chunk_words:
             problems.append(Problem(f"{where}, text", f"{count} words, expected at most {options.max_chunk_words}",
-                                    "part it, or raise data.max_chunk_words", "long_chunk"))
+                                    "part it, or raise data.chunk_words", "long_chunk"))
     known, unread = len(problems), bool(problems) and not chunks
     asked = list(load_rows(questions, Question, problems, options,
                            complete=lambda values, where: complete_question(values, where, chunks, problems)))

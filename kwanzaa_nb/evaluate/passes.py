@@ -20,7 +20,6 @@ from typing import Any
 
 from ..core.answer import AnswerError, complete_answer, parse_model_answer, record_schema
 from ..core.config import Config, Fallback
-from ..core.errors import KwanzaaError
 from ..core.files import write_atomically
 from ..core.record import question_of
 from ..core.sentences import number_sentences
@@ -77,13 +76,12 @@ def backend_fallbacks(
     elif wanted.answer_threshold == "dev" and config.data.dev_file is None:
         found.append(Fallback("evaluation.answer_threshold", "dev", 0.5, "data.dev_file names no development records"))
     if wanted.backend == "server":
-        reason = f"the server at {wanted.server.url} decides what it serves as {wanted.server.base}, and writes every output to its end"
+        reason = f"the server at {wanted.server} decides what it serves under a name, and writes every output to its end"
         own = (("run.device", config.run.device), ("run.mixed_precision", config.run.mixed_precision),
                ("adapter.quantization.load_in_4bit", config.adapter.quantization.load_in_4bit))
         found += [Fallback(key, value, "as the server has it", reason) for key, value in own]
-        found.append(Fallback("model.base_model_id", config.model.base_model_id, wanted.server.base, reason))
-        if wanted.adapter != "none":
-            found.append(Fallback("evaluation.adapter", wanted.adapter, wanted.server.adapter or "none", reason))
+        if wanted.adapter == "auto":
+            found.append(Fallback("evaluation.adapter", "auto", "none", "a server needs the name under which it serves an adapter"))
     return found
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013
@@ -109,22 +107,15 @@ def arms(
     return _by_model(config, effective, adapter)
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013-b
-def _api_key(variable: "str | None") -> "str | None":
-    "A server's key from the environment."
-    if variable and not os.environ.get(variable):
-        raise KwanzaaError(f"evaluation.server.api_key_env names {variable}, which is not set: export it, or write null.")
-    return os.environ[variable] if variable else None
-
-
 def _served(config: Config) -> "Iterator[tuple[str, Backend]]":
     "The arms that a server writes."
     from kwanzaa_nb.model.server import ServerBackend
 
     wanted = config.evaluation
-    key = _api_key(wanted.server.api_key_env)
-    yield "base", ServerBackend(wanted.server.url, wanted.server.base, key)
-    if wanted.adapter != "none" and wanted.server.adapter:
-        yield "adapter", ServerBackend(wanted.server.url, wanted.server.adapter, key)
+    key = os.environ.get("KWANZAA_API_KEY") or None
+    yield "base", ServerBackend(wanted.server, config.model.base_model_id, key)
+    if wanted.adapter not in ("auto", "none"):
+        yield "adapter", ServerBackend(wanted.server, wanted.adapter, key)
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013-b-p2
 def _by_model(config: Config, effective: Any, adapter: "Path | None") -> "Iterator[tuple[str, Backend]]":
@@ -224,7 +215,7 @@ def experiment(
         "backend": config.evaluation.backend,
         **({"development_sha256": digest(json.dumps([[record["id"], record["messages"]] for record in development]).encode())}
            if config.evaluation.answer_threshold == "dev" else {}),
-        "server": None if here else config.evaluation.server.model_dump(mode="json", exclude={"api_key_env"}),
+        "server": None if here else {"url": config.evaluation.server, "adapter": config.evaluation.adapter},
         "versions": {name: value for name, value in versions().items() if here and name in ("torch", "transformers", "peft", "bitsandbytes")},
     }
 
