@@ -84,7 +84,7 @@ def _nearest_key(key: Any, section: tuple[str, ...]) -> str:
             return f"the nearest known key is {_dotted(names[name])}"
     return f"known here: {', '.join(here)}"
 
-# %% ../../nbs/core/config.ipynb #config-014
+# %% ../../nbs/core/config.ipynb #config-015
 @dataclass
 class Source:
     "A config as it is written: its values, where they stand, and what is wrong with them."
@@ -118,7 +118,7 @@ class Source:
         where = f"line {line}" if line else "the file"
         return ConfigError(self.title, [Problem(where, what, mend, code)])
 
-# %% ../../nbs/core/config.ipynb #config-016
+# %% ../../nbs/core/config.ipynb #config-018
 _PARSER_ERRORS = (
     YAMLError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError,
     TypeError, ValueError)
@@ -162,7 +162,7 @@ def _parse(source: Source, text: str) -> MappingNode:
             found = "no sections at the top level", mend, "not_mapping", node.start_mark.line + 1
     raise source.stop(*found)
 
-# %% ../../nbs/core/config.ipynb #config-018
+# %% ../../nbs/core/config.ipynb #config-021
 _MOST_NODES, _DEEPEST = 10_000, 20
 
 
@@ -203,7 +203,7 @@ def _mapping(source: Source, node: MappingNode, path: tuple) -> dict:
         values[key] = _plain(source, value_node, (*path, key))
     return values
 
-# %% ../../nbs/core/config.ipynb #config-019
+# %% ../../nbs/core/config.ipynb #config-022
 def read_yaml(
     path: "str | Path",  # a relative path is looked for here, then at the project root
 ) -> Source:
@@ -217,7 +217,7 @@ def read_yaml(
     source.values = _mapping(source, _parse(source, _read_text(source, found)), ())
     return source
 
-# %% ../../nbs/core/config.ipynb #config-024
+# %% ../../nbs/core/config.ipynb #config-029
 def _known_values(source: Source, section: type[Section], raw: Mapping, path: tuple = ()) -> dict:
     "Return the values of known keys; note other keys, and what should be a section and is none."
     kept = {}
@@ -249,7 +249,7 @@ def _meant_key(source: Source, section: type[Section], raw: Mapping, key: Any, p
         source.renamed[(*path, near)] = key
     return near
 
-# %% ../../nbs/core/config.ipynb #config-026
+# %% ../../nbs/core/config.ipynb #config-032
 def _patches(source: Source, overrides: Any, above: tuple = ()) -> Iterator[tuple[tuple, Any]]:
     "Flatten overrides to pairs of path and value, and note keys that no config has."
     if not isinstance(overrides, Mapping):
@@ -285,7 +285,7 @@ def _override(source: Source, values: dict, overrides: Mapping) -> None:
                 key: place for key, place in source.places.items() if key[:length] != path}
             source.places[path] = "override"
 
-# %% ../../nbs/core/config.ipynb #config-029
+# %% ../../nbs/core/config.ipynb #config-037
 def _gathered(error: ValidationError) -> dict[tuple, list]:
     "Return pydantic's errors by the path of their key or section."
     found: dict[tuple, list] = {}
@@ -295,7 +295,7 @@ def _gathered(error: ValidationError) -> dict[tuple, list]:
         found.setdefault(location[:length], []).append({**one, "loc": location[length:]})
     return found
 
-# %% ../../nbs/core/config.ipynb #config-032
+# %% ../../nbs/core/config.ipynb #config-040
 _WORDS = {
     "bool_type": "true or false", "int_type": "a whole number", "float_type": "a number",
     "string_type": "text", "tuple_type": "a list", "too_short": "a list that is not empty",
@@ -315,7 +315,7 @@ def _expected(errors: Iterable[Mapping], nullable: bool) -> str:
         words.append(_WORDS.get(one["type"], "{words}").format(words=pattern, **context))
     return ", or ".join(dict.fromkeys([*words, "null"] if nullable else words))
 
-# %% ../../nbs/core/config.ipynb #config-033
+# %% ../../nbs/core/config.ipynb #config-043
 def _value_at(values: Any, path: tuple) -> Any:
     "Return the value at a path of nested mappings. KeyError: nothing stands there."
     return functools.reduce(lambda section, name: section[name], path, values)
@@ -361,7 +361,7 @@ def _tell_missing(source: Source, path: tuple) -> None:
         mend = f"write {path[-1]}: under {_dotted(path[:-1])}"
         source.add(path, "the key is missing", mend, "missing_key")
 
-# %% ../../nbs/core/config.ipynb #config-034
+# %% ../../nbs/core/config.ipynb #config-044
 _SWITCHES = {
     "true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 
@@ -378,7 +378,7 @@ def _mend(path: tuple, part: Any, value: Any, errors: list) -> str:
     near = _nearest(value.lower(), choices(path)) if "literal_error" in types else ""
     return f"the nearest is {near}" if near else ""
 
-# %% ../../nbs/core/config.ipynb #config-036
+# %% ../../nbs/core/config.ipynb #config-047
 def _good_values(
     values: Mapping, bad: Iterable[tuple], section: type[Section] = Config, path: tuple = (),
 ) -> dict:
@@ -403,7 +403,7 @@ def _check_rules(source: Source, config: Config, bad: Iterable[tuple]) -> None:
         if rule.broken(*found):
             source.add(paths[0], rule.what.format(*found), rule.mend, "impossible")
 
-# %% ../../nbs/core/config.ipynb #config-038
+# %% ../../nbs/core/config.ipynb #config-050
 def _notes(raw: Any, value: Any, path: tuple = ()) -> Iterator[str]:
     "Yield a sentence for each text in the written values that was read as a number."
     if isinstance(raw, str) and not isinstance(value, str):
@@ -412,7 +412,7 @@ def _notes(raw: Any, value: Any, path: tuple = ()) -> Iterator[str]:
         for name, part in raw.items() if isinstance(raw, Mapping) else enumerate(raw):
             yield from _notes(part, value[name], (*path, name))
 
-# %% ../../nbs/core/config.ipynb #config-040
+# %% ../../nbs/core/config.ipynb #config-053
 def _order(problem: Problem) -> float:
     "Return the line of a problem, for sorting; overrides come last, other places before them."
     line = re.match(r"line (\d+)", problem.where)
@@ -444,7 +444,7 @@ def load_config(
     "Read and check a YAML file. Raises `ConfigError` with every problem of file and overrides."
     return _check(read_yaml(path), overrides)
 
-# %% ../../nbs/core/config.ipynb #config-051
+# %% ../../nbs/core/config.ipynb #config-066
 DEFAULT_CONFIG = "configs/demo.cpu.yaml"
 
 
@@ -467,7 +467,7 @@ def resolve_config(
         source.places[(name,)] = "injected"
     return _check(source, overrides)
 
-# %% ../../nbs/core/config.ipynb #config-054
+# %% ../../nbs/core/config.ipynb #config-070
 def _injected_names(cells: Iterable[str]) -> Iterator[str]:
     "Yield what papermill's injected cells assign."
     for cell in cells:
@@ -498,7 +498,7 @@ def check_injected(
     if problems:
         raise ConfigError("injected parameters", problems)
 
-# %% ../../nbs/core/config.ipynb #config-057
+# %% ../../nbs/core/config.ipynb #config-074
 def config_table(
     config: Config,
 ) -> list[tuple[str, Any]]:  # dotted keys and values, in the order of the sections
@@ -506,7 +506,7 @@ def config_table(
     return [(_dotted(path), functools.reduce(getattr, path, config))
             for path, kind in known_keys().items() if isinstance(kind, FieldInfo)]
 
-# %% ../../nbs/core/config.ipynb #config-060
+# %% ../../nbs/core/config.ipynb #config-077
 def _quoted(value: Any) -> Any:
     "Return a value with texts in double quotes and tuples as lists, for the YAML writer."
     if isinstance(value, dict):
@@ -536,7 +536,7 @@ def config_to_yaml(
     "Write a config as YAML that `load_config` reads back to an equal one."
     return to_yaml(config.model_dump())
 
-# %% ../../nbs/core/config.ipynb #config-063
+# %% ../../nbs/core/config.ipynb #config-081
 def _comment(info: FieldInfo) -> str:
     "Return what a key means, and its default."
     if info.is_required():
@@ -561,7 +561,7 @@ def describe_config(
         lines += [f"{indent}{line}" for line in [*(f"# {line}" for line in comment), *key]]
     return "\n".join(lines).lstrip("\n") + "\n"
 
-# %% ../../nbs/core/config.ipynb #config-067
+# %% ../../nbs/core/config.ipynb #config-085
 def config_schema() -> dict:
     "Return the JSON Schema (draft 2020-12) of a config file, with descriptions and defaults."
     schema = Config.model_json_schema()

@@ -71,7 +71,7 @@ _Text, _Template, _Phrase, _RepoId = (
 _Count, _Seed, _Share = _whole(ge=1), _whole(ge=0, le=2**32 - 1), _number(ge=0, le=1)
 _Flag = Annotated[bool, Field(strict=True)]
 
-# %% ../../nbs/core/settings.ipynb #settings-013
+# %% ../../nbs/core/settings.ipynb #settings-014
 class FrozenMap(dict):
     "A mapping that can't be changed, and so can be hashed."
 
@@ -86,11 +86,11 @@ class FrozenMap(dict):
     def __reduce__(self) -> tuple:
         return FrozenMap, (dict(self),)
 
-# %% ../../nbs/core/settings.ipynb #settings-016
+# %% ../../nbs/core/settings.ipynb #settings-017
 class Section(BaseModel):
     "A frozen part of a config that refuses unknown keys."
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 def setting(
@@ -103,7 +103,7 @@ def setting(
         more["default"] = default
     return Field(description=text, **more)
 
-# %% ../../nbs/core/settings.ipynb #settings-020
+# %% ../../nbs/core/settings.ipynb #settings-021
 Precision = Literal["bf16", "fp16", "fp32", "auto"]
 
 
@@ -129,7 +129,7 @@ class RunSection(Section):
     report_to: tuple[Literal["tensorboard", "trackio"], ...] = setting(
         "Also write logs for these tools, into the run's folder; nothing is sent anywhere.", ())
 
-# %% ../../nbs/core/settings.ipynb #settings-022
+# %% ../../nbs/core/settings.ipynb #settings-024
 class ModelSection(Section):
     "The base model that the adapter is trained on."
 
@@ -146,7 +146,7 @@ class ModelSection(Section):
     use_flash_attention: _Flag = setting(
         "Use FlashAttention where it is installed and the GPU supports it.", True)
 
-# %% ../../nbs/core/settings.ipynb #settings-024
+# %% ../../nbs/core/settings.ipynb #settings-026
 class QuantizationSection(Section):
     "How bitsandbytes holds the base model in four bits (QLoRA, Dettmers et al. 2023)."
 
@@ -160,7 +160,7 @@ class QuantizationSection(Section):
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = setting(
         "Four-bit format; nf4 is made for weights that are normally distributed.", "nf4")
 
-# %% ../../nbs/core/settings.ipynb #settings-025
+# %% ../../nbs/core/settings.ipynb #settings-027
 _Modules = Annotated[tuple[_Text, ...], Field(min_length=1)]
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -181,10 +181,9 @@ class AdapterSection(Section):
     target_modules: _Modules | Literal["all-linear"] = setting(
         "Layers that get an adapter, by the end of their names; all-linear takes every linear "
         "layer.", _PROJECTIONS)
-    quantization: QuantizationSection = setting(
-        "Four-bit loading.", default_factory=QuantizationSection)
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
 
-# %% ../../nbs/core/settings.ipynb #settings-027
+# %% ../../nbs/core/settings.ipynb #settings-032
 ChunkField = Literal[
     "chunk_id", "doc_id", "citation_label", "canonical_url", "source_org", "year", "content_type",
     "license", "namespace", "tags", "text", "checked"]
@@ -207,7 +206,7 @@ class Defaults(TypedDict, total=False):
     canonical_url: Annotated[_Text, Field(description="Address of the source.")]
     content_type: Annotated[_Text, Field(description="Sort of text, such as summary.")]
 
-# %% ../../nbs/core/settings.ipynb #settings-028
+# %% ../../nbs/core/settings.ipynb #settings-033
 class DataSection(Section):
     "Training records, and what they are built from."
 
@@ -248,7 +247,7 @@ class DataSection(Section):
     packing: _Flag = setting(
         "Put several short records into one sequence, isolated from each other.", True)
 
-# %% ../../nbs/core/settings.ipynb #settings-030
+# %% ../../nbs/core/settings.ipynb #settings-038
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
     "inverse_sqrt"]
@@ -282,7 +281,7 @@ class TrainingSection(Section):
     gradient_checkpointing: _Flag = setting(
         "Save memory by computing activations a second time in the backward pass.", True)
 
-# %% ../../nbs/core/settings.ipynb #settings-032
+# %% ../../nbs/core/settings.ipynb #settings-041
 class BudgetSection(Section):
     "What training may cost; checked before the first step."
 
@@ -295,7 +294,7 @@ class BudgetSection(Section):
         "Price of an hour in USD, for the estimate and the model card; null takes the estimate's "
         "price from configs/gpus.yaml, and the card names none.", None)
 
-# %% ../../nbs/core/settings.ipynb #settings-034
+# %% ../../nbs/core/settings.ipynb #settings-044
 METRICS = (
     "json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
     "retrieval_groundedness_rate")
@@ -313,7 +312,7 @@ class GenerationSection(Section):
     max_new_tokens: _Count = setting(
         "Longest answer in tokens; a longer one is cut off and counts as a failure.", 800)
 
-# %% ../../nbs/core/settings.ipynb #settings-035
+# %% ../../nbs/core/settings.ipynb #settings-045
 class EvaluationSection(Section):
     "What is measured, on which adapter and how."
 
@@ -342,15 +341,14 @@ class EvaluationSection(Section):
         "Address of a server with OpenAI's protocol, up to /v1, such as http://localhost:8000/v1; "
         "null generates answers in this process. A key is read from the environment variable "
         "KWANZAA_API_KEY.", None)
-    generation_defaults: GenerationSection = setting(
-        "How answers are generated.", default_factory=GenerationSection)
+    generation_defaults: GenerationSection = Field(default_factory=GenerationSection)
 
     @property
     def backend(self) -> Literal["local", "server"]:
         "Who generates answers: a model in this process, or a server."
         return "local" if self.server is None else "server"
 
-# %% ../../nbs/core/settings.ipynb #settings-037
+# %% ../../nbs/core/settings.ipynb #settings-048
 class MetadataSection(Section):
     "Facts for the model card."
 
@@ -359,7 +357,7 @@ class MetadataSection(Section):
     dataset_version: _Text = setting("Version of the data, which also tags the upload.", "v0")
     task: _Text = setting("Task named on the card.", "citation_grounded_chat")
 
-# %% ../../nbs/core/settings.ipynb #settings-038
+# %% ../../nbs/core/settings.ipynb #settings-049
 _GATES = dict(zip(METRICS, (0.95, 0.7, 0.8, 0.7)))
 _WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")  # what loading an adapter needs
 _Gates = Annotated[dict[Metric, _Share], AfterValidator(FrozenMap)]
@@ -389,10 +387,9 @@ class PublishingSection(Section):
         "Repository on the Hub for the data set, owner/name; null does not publish it.", None)
     dataset_license: _Text | None = setting(
         "Licence of the data set, by its name on the Hub; null: not decided.", None)
-    metadata: MetadataSection = setting(
-        "Facts for the model card.", default_factory=MetadataSection)
+    metadata: MetadataSection = Field(default_factory=MetadataSection)
 
-# %% ../../nbs/core/settings.ipynb #settings-040
+# %% ../../nbs/core/settings.ipynb #settings-052
 def project_root(
     start: "str | Path | None" = None,  # folder to look upwards from; None: the current folder
 ) -> Path:  # absolute; `start` itself where no folder above it is this project
@@ -408,7 +405,7 @@ def project_root(
             return folder
     return start
 
-# %% ../../nbs/core/settings.ipynb #settings-043
+# %% ../../nbs/core/settings.ipynb #settings-055
 PATHS = (  # keys whose values are paths, or can be
     "run.output_dir", "model.base_model_id", "model.chat_template", "data.train_file",
     "data.eval_file", "data.dev_file", "data.corpus", "data.questions", "evaluation.adapter",
@@ -421,7 +418,7 @@ def _is_homeless(path: str | None) -> bool:
     "Return whether a path begins with `~` and leads to no home folder."
     return path is not None and os.path.expanduser(path).startswith("~")
 
-# %% ../../nbs/core/settings.ipynb #settings-046
+# %% ../../nbs/core/settings.ipynb #settings-058
 class ConfigError(ProblemList):
     "Everything wrong with a config; `problems` lists it, one line of the message each."
 
@@ -429,18 +426,14 @@ class ConfigError(ProblemList):
 class Config(Section):
     "A whole run, made by `load_config` or `resolve_config`. Configs with equal values are equal."
 
-    run: RunSection = setting(
-        "Where results go, what the run computes on, and how often it reports.")
-    model: ModelSection = setting("The base model that the adapter is trained on.")
-    adapter: AdapterSection = setting("The adapter that is trained.")
-    data: DataSection = setting("Training records, and what they are built from.")
-    training: TrainingSection = setting(
-        "The optimiser and its schedule.", default_factory=TrainingSection)
-    budget: BudgetSection = setting("What training may cost.", default_factory=BudgetSection)
-    evaluation: EvaluationSection = setting(
-        "What is measured, and how.", default_factory=EvaluationSection)
-    publishing: PublishingSection = setting(
-        "What is published, and where.", default_factory=PublishingSection)
+    run: RunSection
+    model: ModelSection
+    adapter: AdapterSection
+    data: DataSection
+    training: TrainingSection = Field(default_factory=TrainingSection)
+    budget: BudgetSection = Field(default_factory=BudgetSection)
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
+    publishing: PublishingSection = Field(default_factory=PublishingSection)
     _notes: tuple[str, ...] = PrivateAttr(())
     _root: Path = PrivateAttr(default_factory=project_root)
 
@@ -462,7 +455,7 @@ class Config(Section):
     def __hash__(self) -> int:
         return hash(tuple(getattr(self, name) for name in type(self).model_fields))
 
-# %% ../../nbs/core/settings.ipynb #settings-049
+# %% ../../nbs/core/settings.ipynb #settings-064
 @functools.cache
 def known_keys(
     section: type[Section] = Config,  # section to list
@@ -476,7 +469,7 @@ def known_keys(
         found.update(known_keys(info.annotation, (*path, name)) if nested else {})
     return found
 
-# %% ../../nbs/core/settings.ipynb #settings-052
+# %% ../../nbs/core/settings.ipynb #settings-069
 def choices(
     path: tuple[str, ...],  # a known key
 ) -> list[str]:  # empty where any value of a type will do
@@ -493,7 +486,7 @@ def _words_of(kind: Any) -> Iterator[str]:
     for part in get_args(kind):
         yield from _words_of(part)
 
-# %% ../../nbs/core/settings.ipynb #settings-055
+# %% ../../nbs/core/settings.ipynb #settings-072
 @dataclass(frozen=True)
 class Rule:
     "A combination of values that no run can have."
@@ -525,7 +518,7 @@ def _leaves_folder(names: Iterable[str]) -> bool:
     "Return whether a file name is absolute or climbs out of its folder."
     return any(os.path.isabs(name) or "\\" in name or ".." in name.split("/") for name in names)
 
-# %% ../../nbs/core/settings.ipynb #settings-058
+# %% ../../nbs/core/settings.ipynb #settings-078
 _FOUR_BIT = ("adapter.quantization.load_in_4bit", "adapter.method")
 RULES = (
     Rule(_FOUR_BIT, lambda four_bit, method: method == "qlora" and not four_bit,
@@ -557,7 +550,7 @@ RULES = (
          "write fewer new tokens or a longer sequence"),
 )
 
-# %% ../../nbs/core/settings.ipynb #settings-059
+# %% ../../nbs/core/settings.ipynb #settings-079
 RULES += (
     Rule(("publishing.include", "publishing.hf_repo"),
          lambda names, repo: repo and not {*_WEIGHTS} <= {*names},
@@ -581,7 +574,7 @@ RULES += (
     *(Rule((key,), _is_homeless, _HOMELESS, _WHOLE_PATH) for key in PATHS),
 )
 
-# %% ../../nbs/core/settings.ipynb #settings-063
+# %% ../../nbs/core/settings.ipynb #settings-084
 _ACCELERATE = (
     "start several processes by accelerate launch --config_file configs/accelerate/ddp.yaml "
     "-m kwanzaa_nb.train --config FILE; delete the key")
@@ -601,7 +594,7 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "publishing.cost_per_hour": "the card takes budget.usd_per_hour",
 }
 
-# %% ../../nbs/core/settings.ipynb #settings-066
+# %% ../../nbs/core/settings.ipynb #settings-087
 @dataclass(frozen=True)
 class Fallback:
     "A value of a config that a run replaced by another."
