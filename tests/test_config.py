@@ -2,8 +2,6 @@
 
 import ast
 import copy
-import dataclasses
-import functools
 import importlib.util
 import json
 import math
@@ -21,16 +19,17 @@ from ruamel.yaml import YAML
 from kwanzaa_nb.core import settings as module
 from kwanzaa_nb.core.answer import PERSONAS
 from kwanzaa_nb.core.config import (
-    PATHS, Config, ConfigError, Fallback, check_injected, config_schema, config_table,
-    config_to_yaml, describe_config, known_keys, load_config, project_root, read_yaml, resolve_config, write_schema)
+    PATHS, Config, ConfigError, check_injected, config_schema, config_table,
+    config_to_yaml, describe_config, known_keys, load_config, project_root, read_yaml,
+    resolve_config, write_schema)
 from kwanzaa_nb.data import corpus
 from kwanzaa_nb.run.cli import parser
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name != "gpus.yaml")
 SEED = Path(__file__).with_name("seed_config.yaml")
-REQUIRED = {"run.name", "run.output_dir", "model.base_model_id", "adapter.method", "data.train_file",
-            "data.eval_file"}
+REQUIRED = {"run.name", "run.output_dir", "model.base_model_id", "adapter.method",
+            "data.train_file", "data.eval_file"}
 ADDED = {"data.corpus", "data.questions", "data.dev_file", "evaluation.grammar",
          "publishing.dataset_license"}  # to the keys of the seed
 KINDS = {".".join(path): kind.annotation for path, kind in known_keys().items()
@@ -86,26 +85,6 @@ def tree(text=MINIMAL):
 
 # ---- what loads
 
-def test_the_seed_loads_as_pasted():
-    config = load_config(SEED)
-    seed = tree(SEED.read_text(encoding="utf-8"))
-    for key, value in config_table(config):
-        node = seed
-        for part in key.split("."):
-            node = node.get(part, ...) if isinstance(node, dict) else ...
-        if node is not ...:
-            assert (list(value) if isinstance(value, tuple) else value) == node, key
-    assert config.training.learning_rate == 0.0002
-    assert config.notes == ()
-
-
-def test_every_seed_key_is_known_and_its_value_is_the_default():
-    seed = tree(SEED.read_text(encoding="utf-8"))
-    from_seed, defaults = dict(config_table(load_config(SEED))), dict(config_table(made()))
-    assert {key for key, _ in written_keys(seed) if from_seed[key] != defaults[key]} == {
-        *REQUIRED, "publishing.hf_repo", "publishing.metadata.base_model_id"} - {"adapter.method"}
-
-
 def written_keys(part, path=()):
     "The keys that a file writes, with their values, in its order."
     for name, value in part.items():
@@ -139,11 +118,25 @@ def test_each_config_but_the_seeds_writes_what_differs_from_the_defaults(path):
     assert same <= {*REQUIRED, "data.dev_file"}
 
 
-def test_the_seeds_config_has_its_keys_in_its_order_and_what_is_added_behind_them():
+def test_the_seed_loads_as_pasted_and_its_values_are_the_defaults():
+    config, defaults = load_config(SEED), dict(config_table(made()))
+    read = dict(config_table(config))
+    for key, value in written_keys(tree(SEED.read_text(encoding="utf-8"))):
+        assert read[key] == (tuple(value) if isinstance(value, list) else value)
+    assert config.notes == ()
+    assert {key for key in read if read[key] != defaults[key]} == {
+        *REQUIRED, "publishing.hf_repo", "publishing.metadata.base_model_id"} - {"adapter.method"}
+
+
+def test_the_qlora_config_is_the_seeds_and_what_is_added_stands_behind_it():
+    path = ROOT / "configs" / "train.adapter.qlora.yaml"
     ours, seed = ([key for key, _ in written_keys(tree(path.read_text(encoding="utf-8")))]
-                  for path in (ROOT / "configs" / "train.adapter.qlora.yaml", SEED))
+                  for path in (path, SEED))
     assert [key for key in ours if key in seed] == seed
     assert set(ours) - set(seed) == ADDED
+    pairs = zip(config_table(load_config(path)), config_table(load_config(SEED)))
+    assert {own[0] for own, other in pairs if own != other} == ADDED | {
+        "model.base_model_id", "publishing.metadata.base_model_id", "publishing.include"}
 
 
 def test_the_configs_are_there_and_do_not_share_a_run():
@@ -156,32 +149,19 @@ def test_the_configs_are_there_and_do_not_share_a_run():
     assert len(set(repos)) == len(repos) == 4
 
 
-def test_the_qlora_config_has_the_values_of_the_seed():
-    ours = dict(config_table(load_config(ROOT / "configs" / "train.adapter.qlora.yaml")))
-    seed = dict(config_table(load_config(SEED)))
-    changed = {key for key in seed if seed[key] != ours[key]}
-    assert changed == ADDED | {
-        "model.base_model_id", "publishing.metadata.base_model_id", "publishing.include"}
-
-
 def test_defaults_of_our_own_keys():
-    config = made()
-    assert (config.run.device, config.model.revision) == ("auto", None)
-    assert (config.data.corpus, config.data.questions, config.data.dev_file) == (None, None, None)
-    assert (config.evaluation.adapter, config.evaluation.batch_size) == ("auto", 16)
-    assert (config.evaluation.max_records, config.evaluation.sampling_seeds) == (None, ())
-    assert (config.evaluation.server, config.evaluation.backend) == (None, "local")
-    publishing = config.publishing
-    assert (publishing.hf_repo, publishing.license) == (None, "apache-2.0")
-    assert publishing.metadata.base_model_id is None
+    values = dict(config_table(made()))
+    unset = {key for key, value in values.items() if value is None}
+    assert unset >= {"data.corpus", "data.dev_file", "publishing.hf_repo", "evaluation.server"}
+    assert (values["run.device"], values["evaluation.adapter"]) == ("auto", "auto")
+    assert (values["evaluation.sampling_seeds"], made().evaluation.backend) == ((), "local")
 
 
-def test_an_empty_section_counts_as_its_defaults(load):
-    assert load(MINIMAL + "training:\nevaluation: {}\n") == made()
-
-
-def test_byte_order_mark_and_windows_line_ends(load):
-    assert load(b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode()) == made()
+@pytest.mark.parametrize("text", [
+    MINIMAL + "training:\nevaluation: {}\n",
+    b"\xef\xbb\xbf" + MINIMAL.replace("\n", "\r\n").encode()], ids=["empty sections", "Windows"])
+def test_what_makes_no_difference(load, text):
+    assert load(text) == made()
 
 
 def test_aliases_stand_for_what_they_name(load):
@@ -218,9 +198,36 @@ def test_what_is_no_number(key, value):
     assert told(made, {key: value}) == [(f"override, {key}", "wrong_value")]
 
 
-@pytest.mark.parametrize("value", [1.5, "1.5", 1e-9, 2**63, 1e30, "9" * 100], ids=str)
-def test_what_is_no_whole_number(value):
-    assert told(made, {"adapter.r": value}) == [("override, adapter.r", "wrong_value")]
+WRONG = {
+    "adapter.r": [1.5, "1.5", 1e-9, 2**63, 1e30, "9" * 100],
+    "run.name": [
+        "", "  ", "\n", "a\nb", "a\0b", "\x7f", "a\tb", 5, True, None, ["a"], "\ud800", b"a"],
+    "publishing.hf_repo": ["", "a/b/c", "a b", "/a", "a/", "https://huggingface.co/a/b", 5],
+    "adapter.target_modules": ["all_linear", "q_proj", 5, [], None, {"q": 1}],
+    "data.fields": [None, "text", ["text"], 5, True],
+    "data.system_prompt": ["", " \n", "a\0b", 5, ["a"], "\ud800"],
+    "data.max_seq_length": ["short"]}  # which a rule looks at
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in WRONG for value in WRONG[key]])
+def test_a_wrong_value_is_one_problem(key, value):
+    (found,) = problems_of(made, {key: value})
+    assert (found.where, found.code) == (f"override, {key}", "wrong_value")
+    str(found).encode("utf-8")
+
+
+RIGHT = {
+    "publishing.hf_repo": ["owner/name", "name", "a_b/c.d-e", "AI2/Model"],
+    "adapter.target_modules": [("query",), "all-linear"],
+    "data.system_prompt": [
+        "As {persona}, {rule}:\n{schema}\n", "Start with {\"evidence\": …", "none", "{x} {0} {}"]}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key in RIGHT for value in RIGHT[key]])
+def test_a_right_value_is_read_and_written(load, key, value):
+    config = made({key: value})
+    assert dict(config_table(config))[key] == value
+    assert load(config_to_yaml(config)) == config
 
 
 @pytest.mark.parametrize("value", ["true", "yes", "False", 1, 0, 1.0, None, "on"])
@@ -230,14 +237,6 @@ def test_what_is_no_truth_value(value):
     assert "true or false" in found[0].what
     meant = {"true": "true", "yes": "true", "on": "true", "False": "false"}.get(value)
     assert found[0].mend == (f"write {meant} without quotes" if meant else "")
-
-
-@pytest.mark.parametrize("value", [
-    "", "  ", "\n", "a\nb", "a\0b", "\x7f", "a\tb", 5, True, None, ["a"], "\ud800", b"a"])
-def test_what_is_no_text(value):
-    found = problems_of(made, {"run.name": value})
-    assert [problem.where for problem in found] == ["override, run.name"]
-    str(found[0]).encode("utf-8")
 
 
 RANGES = {
@@ -297,29 +296,7 @@ def test_schedulers_and_optimisers_are_known_to_transformers():
     assert set(optimisers) <= enum_values("training_args.py", "OptimizerNames")
 
 
-@pytest.mark.parametrize("value", ["owner/name", "name", "a_b/c.d-e", "AI2/Model"])
-def test_repositories(value):
-    assert made({"publishing.hf_repo": value}).publishing.hf_repo == value
-
-
-@pytest.mark.parametrize("value", ["", "a/b/c", "a b", "/a", "a/", "https://huggingface.co/a/b", 5])
-def test_what_is_no_repository(value):
-    assert told(made, {"publishing.hf_repo": value}) == [
-        ("override, publishing.hf_repo", "wrong_value")]
-
-
 # ---- lists
-
-def test_target_modules_are_a_list_or_all_linear():
-    for written, read in ((["query"], ("query",)), ("all-linear", "all-linear")):
-        assert made({"adapter.target_modules": written}).adapter.target_modules == read
-
-
-@pytest.mark.parametrize("value", ["all_linear", "q_proj", 5, [], None, {"q": 1}])
-def test_one_mistake_in_target_modules_is_one_problem(value):
-    found = told(made, {"adapter.target_modules": value})
-    assert found == [("override, adapter.target_modules", "wrong_value")]
-
 
 def test_each_bad_item_of_a_list_is_told_with_its_line(load):
     modules = "method: qlora\n  target_modules:\n    - q_proj\n    - 5\n    - ''"
@@ -385,7 +362,8 @@ def test_overrides_join_the_list(load):
     overrides = {"training.learning_rate": -1, "run.nme": "x", "data.dev_file": "eval.jsonl"}
     assert told(load, MINIMAL + "training: {epoch: 1}\n", overrides) == [
         ("line 11, training.epoch", "unknown_key"), ("override, run.nme", "unknown_key"),
-        ("override, training.learning_rate", "wrong_value"), ("override, data.dev_file", "impossible")]
+        ("override, training.learning_rate", "wrong_value"),
+        ("override, data.dev_file", "impossible")]
 
 
 SECTIONS = "known here: run, model, adapter, data, training, budget, evaluation, publishing"
@@ -515,25 +493,27 @@ def test_a_value_that_cannot_be_read_is_one_problem(load, value):
 
 
 def test_integers_that_python_does_not_print():
+    keys = ("run.name", "adapter.r", "training.epochs", "evaluation.sampling_seeds",
+            "evaluation.generation_defaults.max_new_tokens")
     huge = 10**5000
-    assert told(made, { "adapter.r": huge, "run.name": huge, "training.epochs": huge, huge: 1, "evaluation.generation_defaults.max_new_tokens": huge, "evaluation.sampling_seeds": [huge]}) == [
-            ("override, a number of more than 4300 digits", "unknown_key"),
-            ("override, run.name", "wrong_value"), ("override, adapter.r", "wrong_value"),
-            ("override, training.epochs", "wrong_value"), ("override, evaluation.sampling_seeds[0]", "wrong_value"),
-            ("override, evaluation.generation_defaults.max_new_tokens", "wrong_value")]
+    assert told(made, dict.fromkeys(keys, huge) | {keys[3]: [huge], huge: 1}) == [
+        ("override, a number of more than 4300 digits", "unknown_key"),
+        *((f"override, {key}{'[0]' if key == keys[3] else ''}", "wrong_value") for key in keys)]
 
 
 def test_numbers_and_dates_of_any_size_are_shown(load):
     text = MINIMAL + f"training:\n  epochs: 0x{'f' * 5000}\n  optim: 2024-01-01\n"
     found = problems_of(load, text)
-    assert [problem.where for problem in found] == ["line 12, training.epochs", "line 13, training.optim"]
+    assert [problem.where for problem in found] == [
+        "line 12, training.epochs", "line 13, training.optim"]
     assert all(len(problem.what) < 400 for problem in found)
 
 
 # ---- overrides
 
 def test_overrides_patch_dotted_nested_and_mixed_keys():
-    config = made({"training.epochs": 5, "run": {"seed": 1}, "evaluation": { "generation_defaults.top_p": 0.5, "generation_defaults": {"temperature": 1}}})
+    config = made({"training.epochs": 5, "run": {"seed": 1}, "evaluation": {
+        "generation_defaults.top_p": 0.5, "generation_defaults": {"temperature": 1}}})
     assert (config.training.epochs, config.run.seed, config.run.name) == (5, 1, "mine")
     sampling = config.evaluation.generation_defaults
     assert (sampling.top_p, sampling.temperature) == (0.5, 1)
@@ -634,7 +614,8 @@ def test_a_config_says_how_a_corpus_is_read(load):
     text = MINIMAL + "  fields: {text: body, question: ask}\n  ignore_fields: [notes]\n"
     text += "  defaults: {year: 1966, license: CC0-1.0}\n  chunk_words: 500\n"
     assert corpus.corpus_options(load(text).data) == corpus.CorpusOptions(
-        {"text": "body", "question": "ask"}, {"year": 1966, "license": "CC0-1.0"}, ("notes",), 500, 500)
+        {"text": "body", "question": "ask"}, {"year": 1966, "license": "CC0-1.0"}, ("notes",), 500,
+        500)
     assert corpus.corpus_options(made().data) == corpus.CorpusOptions()
 
 
@@ -655,8 +636,9 @@ def test_each_wrong_entry_of_a_mapping_is_told_with_its_line(load):
 
 
 @pytest.mark.parametrize(("entry", "mend"), [
-    ({"year": 1599}, ""), ({"year": 2101}, ""), ({"year": "many"}, ""), ({"year": None}, "leave it out"),
-    ({"license": 5}, ""), ({"license": ""}, ""), ({"licence": "x"}, "the nearest is license"),
+    ({"year": 1599}, ""), ({"year": 2101}, ""), ({"year": "many"}, ""),
+    ({"year": None}, "leave it out"), ({"license": 5}, ""), ({"license": ""}, ""),
+    ({"licence": "x"}, "the nearest is license"),
     ({"text": "x"}, f"known here: {', '.join(corpus.DEFAULTED)}")])
 def test_what_can_not_be_a_default_of_chunks(load, entry, mend):
     (found,) = problems_of(made, {"data.defaults": entry})
@@ -682,27 +664,6 @@ def test_a_config_is_shown_with_every_key_explained_and_reads_back_equal(load, w
         assert re.search(r"(Required|[\]\w}\"])\.$", above) and above.lstrip().startswith("# "), key
 
 
-@pytest.mark.parametrize("value", [None, "text", ["text"], 5, True])
-def test_what_is_no_mapping(value):
-    found = problems_of(made, {"data.fields": value})
-    assert [problem.where for problem in found] == ["override, data.fields"]
-    assert found[0].what.endswith(", expected a mapping")
-
-
-@pytest.mark.parametrize("value", ["", " \n", "a\0b", 5, ["a"], "\ud800"])
-def test_what_is_no_system_prompt(value):
-    assert told(made, {"data.system_prompt": value}) == [
-        ("override, data.system_prompt", "wrong_value")]
-
-
-@pytest.mark.parametrize("value", [
-    "As {persona}, {rule}:\n{schema}\n", "Start with {\"evidence\": …", "no fields", "{x} {0} {}"])
-def test_system_prompts_of_ones_own(load, value):
-    config = made({"data.system_prompt": value})
-    assert config.data.system_prompt == value
-    assert load(config_to_yaml(config)) == config
-
-
 def test_a_mapping_is_frozen_and_survives_copying(load):
     config = made({"data.fields": {"text": "body"}})
     fields = config.data.fields
@@ -713,11 +674,6 @@ def test_a_mapping_is_frozen_and_survives_copying(load):
     assert pickle.loads(pickle.dumps(fields)) == copy.deepcopy(fields) == fields == {"text": "body"}
     assert load(config_to_yaml(config)) == config
     assert hash(config) == hash(made({"data": {"fields": {"text": "body"}}}))
-
-
-def test_a_rule_waits_for_its_values():
-    found = told(made, {"data.max_seq_length": "short"})
-    assert found == [("override, data.max_seq_length", "wrong_value")]
 
 
 # ---- resolving
@@ -770,8 +726,8 @@ def test_check_injected_accepts_what_is_known():
 
 
 def test_check_injected_tells_each_unknown_name_once():
-    cells = ["# Parameters\nconfg = 1\noverride, zz = 1, 2\nconfg = 2", "# Parameters\nthis is no python",
-             "# Parameters\n\0",
+    cells = ["# Parameters\nconfg = 1\noverride, zz = 1, 2\nconfg = 2",
+             "# Parameters\nthis is no python", "# Parameters\n\0",
              "# Parameters\ntraining.epochs = 1\nconfig: str = ''"]
     found = problems_of(lambda: check_injected(cells, ["config", "overrides", "training"]))
     assert [(problem.where, problem.mend) for problem in found] == [
@@ -819,7 +775,7 @@ def test_paths_start_at_the_root_found_on_loading(tmp_path, monkeypatch):
     assert config.path("~/x") == Path("~/x").expanduser()
 
 
-@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "~~~", "~~", Path("~nobody-of-that-name")])
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "~~", Path("~nobody-of-that-name")])
 def test_a_path_into_nobodys_home_is_told_in_a_sentence(path):
     (found,) = problems_of(lambda: load_config(ROOT / "configs" / "demo.cpu.yaml").path(path))
     assert (found.where, found.code) == (str(path), "no_home") and found.mend
@@ -845,12 +801,6 @@ def test_table_lists_every_key_in_order():
     assert [key for key, _ in config_table(made())] == LEAVES
 
 
-def test_a_difference_is_frozen():
-    difference = Fallback("run.device", "cuda", "cpu", "There is no GPU.")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        difference.used = "cuda"
-
-
 # ---- schema
 
 def test_the_committed_schema_is_the_generated_one(tmp_path):
@@ -873,7 +823,8 @@ def test_the_schema_describes_closes_and_bounds():
     assert not re.search(r'"(ge|gt|le|lt)"', json.dumps(schema))
     validator = jsonschema.Draft202012Validator(schema)
     assert validator.is_valid(tree())
-    for bad in ({"run": {"name": 5}}, {"training": {"epochs": 0}}, {"training": {"epoch": 1}}, {"x": 1}):
+    for bad in ({"run": {"name": 5}}, {"training": {"epochs": 0}}, {"training": {"epoch": 1}},
+                {"x": 1}):
         assert not validator.is_valid(tree() | bad)
 
 
@@ -892,12 +843,14 @@ def only_config_or_error(act):
 
 PARTS = sorted({part for path in known_keys() for part in path} | {"zzz", "epoch"})
 NAMES = st.sampled_from(PARTS) | st.text(max_size=4)
-SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6), st.dates(),
-                    st.binary(max_size=3), st.sampled_from(["qlora", "1e-4", "x/y", 10**400]))
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6), st.dates(),
+    st.binary(max_size=3), st.sampled_from(["qlora", "1e-4", "x/y", 10**400]))
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
     NAMES | SCALARS, inner, max_size=4), max_leaves=12)
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture,
-                                                                       HealthCheck.too_slow])
+MANY = settings(max_examples=150, deadline=None, suppress_health_check=[
+    HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+SIGNS = "abr:un-[]{}&*!|>%@`'\"#?, \n\t01e.~<="
 
 
 @MANY
@@ -913,7 +866,7 @@ def test_any_values_of_known_keys(overrides):
 
 
 @MANY
-@given(st.binary(max_size=60) | st.text(alphabet="abr:un-[]{}&*!|>%@`'\"#?, \n\t01e.~<=", max_size=60).map(str.encode))
+@given(st.binary(max_size=60) | st.text(alphabet=SIGNS, max_size=60).map(str.encode))
 def test_any_bytes(tmp_path, content):
     path = tmp_path / "any.yaml"
     path.write_bytes(content)
@@ -921,23 +874,26 @@ def test_any_bytes(tmp_path, content):
 
 
 @MANY
-@given(st.integers(0, len(MINIMAL)), st.text(alphabet=":-[]{}&*!|'\"#\n 0é\x00\u2028", min_size=1, max_size=4))
+@given(st.integers(0, len(MINIMAL)),
+       st.text(":-[]{}&*!|'\"#\n 0é\x00\u2028", min_size=1, max_size=4))
 def test_a_damaged_file(tmp_path, at, damage):
     path = tmp_path / "any.yaml"
     path.write_bytes((MINIMAL[:at] + damage + MINIMAL[at:]).encode())
     only_config_or_error(lambda: load_config(path))
 
 
-LINE = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="".join(map(chr, [*range(32), 127]))),
-               min_size=1, max_size=12).filter(lambda text: text.strip(" "))
+CONTROL = "".join(map(chr, [*range(32), 127]))
+PRINTED = st.characters(exclude_categories=("Cs",), exclude_characters=CONTROL)
+LINE = st.text(PRINTED, min_size=1, max_size=12).filter(lambda text: text.strip(" "))
+ODD = ["no", "2e-4", "null", "~", "1.0", "- a", "a: b", "'", "\\", "#x", "2024-01-01"]
 
 
 @settings(MANY, max_examples=50)
-@given(name=LINE | st.sampled_from(["no", "2e-4", "null", "~", "1.0", "- a", "a: b", "'", "\\", "#x", "2024-01-01"]),
-       rate=st.floats(1e-12, 10), modules=st.lists(LINE, min_size=1, max_size=3), decay=st.floats(0, 1e300))
+@given(name=LINE | st.sampled_from(ODD), rate=st.floats(1e-12, 10), decay=st.floats(0, 1e300),
+       modules=st.lists(LINE, min_size=1, max_size=3))
 def test_round_trip(tmp_path, name, rate, modules, decay):
-    config = resolve_config("", {"run.name": name, "training.learning_rate": rate, "adapter.target_modules": modules,
-                                 "training.weight_decay": decay}, tree())
+    config = made({"run.name": name, "training.learning_rate": rate, "training.weight_decay": decay,
+                   "adapter.target_modules": modules})
     path = tmp_path / "again.yaml"
     path.write_text(config_to_yaml(config), encoding="utf-8", newline="\n")
     again = load_config(path)

@@ -89,8 +89,8 @@ def _nearest_key(key: Any, section: tuple[str, ...]) -> str:
 class Source:
     "A config as it is written: its values, where they stand, and what is wrong with them."
 
-    title: str  # the file, or what else was read; first line of an error
-    values: dict = field(default_factory=dict)  # `...` stands for a value that can't be read
+    title: str  # the file's name; the first line of an error
+    values: dict = field(default_factory=dict)  # `...` replaces a value that can't be read
     places: dict[tuple, str] = field(default_factory=dict)  # "line 7", "injected" or "override"
     problems: list[Problem] = field(default_factory=list)
     renamed: dict[tuple, str] = field(default_factory=dict)  # path of a key -> how it is misspelled
@@ -101,14 +101,14 @@ class Source:
         return tuple(self.renamed.get(path[:end], path[end - 1]) for end in range(1, len(path) + 1))
 
     def place(self, path: tuple) -> str:
-        "Return where a path stands, else the section above it; empty for the whole file."
+        "Return the place of a path, else of the section above it; empty for the whole file."
         path = self.written(path)
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, "")
 
     def add(self, path: tuple, what: str, mend: str, code: str, place: str = "") -> None:
-        "Note a problem at a path, at the place where the path stands."
+        "Note a problem with a path, at the place of that path unless another is given."
         place = place or self.place(path)
         where = ", ".join(filter(None, [place, _dotted(self.written(path))]))
         self.problems.append(Problem(where, what, mend, code))
@@ -219,7 +219,7 @@ def read_yaml(
 
 # %% ../../nbs/core/config.ipynb #config-029
 def _known_values(source: Source, section: type[Section], raw: Mapping, path: tuple = ()) -> dict:
-    "Return the values of known keys; note other keys, and what should be a section and is none."
+    "Return the values of known keys; note unknown keys, and values in place of a section."
     kept = {}
     for key, value in raw.items():
         name = key if key in section.model_fields else _meant_key(source, section, raw, key, path)
@@ -317,16 +317,16 @@ def _expected(errors: Iterable[Mapping], nullable: bool) -> str:
 
 # %% ../../nbs/core/config.ipynb #config-043
 def _value_at(values: Any, path: tuple) -> Any:
-    "Return the value at a path of nested mappings. KeyError: nothing stands there."
+    "Return the value at a path of nested mappings. KeyError: there is nothing."
     return functools.reduce(lambda section, name: section[name], path, values)
 
 
-def _tell(source: Source, values: dict, path: tuple, errors: list) -> None:
+def _report(source: Source, values: dict, path: tuple, errors: list) -> None:
     "Note what pydantic refuses about a key or section, one problem for each item or entry."
     try:
         raw = _value_at(values, path)
     except KeyError:
-        return _tell_missing(source, path)
+        return _report_missing(source, path)
     parts: dict[Any, list] = {}  # an index or a name; None: the value as a whole
     for one in errors:
         parts.setdefault(_part_of(raw, one["loc"]), []).append(one)
@@ -351,7 +351,7 @@ def _part_of(raw: Any, location: tuple) -> Any:
     return location[0] if isinstance(raw, Mapping) and location and location[0] in raw else None
 
 
-def _tell_missing(source: Source, path: tuple) -> None:
+def _report_missing(source: Source, path: tuple) -> None:
     "Note a required key, or a section with required keys, that is missing."
     if isinstance(section := known_keys()[path], type):
         names = [name for name, info in section.model_fields.items() if info.is_required()]
@@ -428,7 +428,7 @@ def _check(source: Source, overrides: Mapping | None) -> Config:
     except ValidationError as error:
         bad = _gathered(error)
         for path, errors in bad.items():
-            _tell(source, values, path, errors)
+            _report(source, values, path, errors)
         config = Config.model_validate(_good_values(values, bad))
     _check_rules(source, config, bad)
     if source.problems:
