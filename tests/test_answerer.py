@@ -77,7 +77,7 @@ def server(monkeypatch):
 
 def test_published_downloaded_by_another_process_and_the_same_answers(run, server, tmp_path):
     config, base, staged = run
-    there = Destination("ada/adapter", "model", True, "v0", "adapter_config.json")
+    there = Destination("ada/adapter", "model", "v0", "adapter_config.json")
     upload(there, staged, INCLUDE, config, TOKEN, HfApi(endpoint=server.url, token=TOKEN), report=str)
     answer = load_answerer(staged, base=str(base), grammar=True)
     here = [answer(question, CHUNKS, generated_at=WHEN) for question in QUESTIONS]

@@ -129,8 +129,8 @@ class CorpusOptions:
 
 def corpus_options(data: "DataSection") -> CorpusOptions:
     "Return what the section `data` of a config says on reading a corpus."
-    return CorpusOptions(data.fields, data.defaults, data.ignore_fields, data.chunk_words,
-                         data.max_chunk_words)
+    most = max(data.chunk_words, CorpusOptions.max_chunk_words)
+    return CorpusOptions(data.fields, data.defaults, data.ignore_fields, data.chunk_words, most)
 
 # %% ../../nbs/data/corpus.ipynb #20-030
 _ID = "letters, digits and . _ : - without spaces"
@@ -836,7 +836,7 @@ def _load_chunks(
         count = len(chunk.text.split())
         if count > most:
             problems.append(Problem(f"{where}, text", f"{count} words, expected at most {most}",
-                                    "split it, or raise data.max_chunk_words", "long_chunk"))
+                                    "split it, or raise data.chunk_words", "long_chunk"))
     return chunks, places
 
 # %% ../../nbs/data/corpus.ipynb #20-051-p2

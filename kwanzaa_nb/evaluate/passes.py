@@ -42,7 +42,7 @@ def adapter_to_evaluate(
     Raises `StageError`, which names the stage to run, where it is missing or stale.
     """
     asked = stage.config.evaluation.adapter
-    if asked == "none" or stage.config.evaluation.backend == "server":
+    if asked == "none" or stage.config.evaluation.server:
         return None
     if asked == "auto":
         return stage.read(stage.folder / "adapter", made_by="train")
@@ -57,7 +57,7 @@ def decodings(
 ) -> list[Decoding]:  # the headline, then a sampled one for each seed
     "List the ways in which each arm is asked."
     wanted, asked = config.evaluation, config.evaluation.generation_defaults
-    local = wanted.backend == "local"
+    local = wanted.server is None
     greedy = Decoding(asked.max_new_tokens, wanted.batch_size,
                       stop_invalid_after=_STOP_INVALID_AFTER if local else None,
                       answer_threshold=wanted.answer_threshold if local else None)
@@ -81,19 +81,18 @@ def sampling_fallbacks(
 # %% ../../nbs/evaluate/passes.ipynb #44-011
 def _server_fallbacks(config: Config) -> list[Fallback]:
     "List the settings that a server decides."
-    wanted, server = config.evaluation, config.evaluation.server
-    reason = (f"the server at {server.url} decides what it serves as {server.base}, "
+    wanted = config.evaluation
+    reason = (f"the server at {wanted.server} decides what it serves under a name, "
               "and writes every output to its end")
     used = "as the server has it"
+    quantization = config.adapter.quantization
     found = [
         Fallback("run.device", config.run.device, used, reason),
         Fallback("run.mixed_precision", config.run.mixed_precision, used, reason),
-        Fallback("adapter.quantization.load_in_4bit", config.adapter.quantization.load_in_4bit,
-                 used, reason),
-        Fallback("model.base_model_id", config.model.base_model_id, server.base, reason)]
-    if wanted.adapter != "none":
-        found.append(Fallback("evaluation.adapter", wanted.adapter, server.adapter or "none",
-                              reason))
+        Fallback("adapter.quantization.load_in_4bit", quantization.load_in_4bit, used, reason)]
+    if wanted.adapter == "auto":
+        found.append(Fallback("evaluation.adapter", "auto", "none",
+                              "a server knows adapters by name, and none is named"))
     return found
 
 
@@ -102,31 +101,23 @@ def backend_fallbacks(
 ) -> list[Fallback]:
     "List the settings that the backend, or missing development records, leave unused."
     wanted, key, found = config.evaluation, "evaluation.answer_threshold", []
-    if wanted.backend != "local" and wanted.answer_threshold is not None:
-        reason = f"backend {wanted.backend} doesn't tell the probability of answering"
+    if wanted.server and wanted.answer_threshold is not None:
+        reason = "a server doesn't tell the probability of answering"
         found.append(Fallback(key, wanted.answer_threshold, None, reason))
     elif wanted.answer_threshold == "dev" and config.data.dev_file is None:
         found.append(Fallback(key, "dev", 0.5, "data.dev_file names no development records"))
-    return found + (_server_fallbacks(config) if wanted.backend == "server" else [])
+    return found + (_server_fallbacks(config) if wanted.server else [])
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013
 def settings_here(
     config: Config,
 ) -> "RuntimeSettings | None":  # None where a server generates
     "Look up what this machine's hardware decides about an evaluation."
-    if config.evaluation.backend == "server":
+    if config.evaluation.server:
         return None
     from kwanzaa_nb.model.load import detect_hardware, runtime_settings
 
     return runtime_settings(config, detect_hardware(config.run.device))
-
-
-def _api_key(variable: "str | None") -> "str | None":
-    "Read a server's key from the environment. Raises `KwanzaaError` where it is not set."
-    if variable and not os.environ.get(variable):
-        raise KwanzaaError(f"evaluation.server.api_key_env names {variable}, which is not set: "
-                           "export it, or write null.")
-    return os.environ[variable] if variable else None
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013-b
 def _served(config: Config) -> Iterator[tuple[str, Backend]]:
@@ -134,10 +125,10 @@ def _served(config: Config) -> Iterator[tuple[str, Backend]]:
     from kwanzaa_nb.model.server import ServerBackend
 
     wanted = config.evaluation
-    key = _api_key(wanted.server.api_key_env)
-    yield "base", ServerBackend(wanted.server.url, wanted.server.base, key)
-    if wanted.adapter != "none" and wanted.server.adapter:
-        yield "adapter", ServerBackend(wanted.server.url, wanted.server.adapter, key)
+    key = os.environ.get("KWANZAA_API_KEY") or None
+    yield "base", ServerBackend(wanted.server, config.model.base_model_id, key)
+    if wanted.adapter not in ("auto", "none"):
+        yield "adapter", ServerBackend(wanted.server, wanted.adapter, key)
 
 
 def arms(
@@ -146,7 +137,7 @@ def arms(
     adapter: "Path | None",  # its folder
 ) -> Iterator[tuple[str, Backend]]:  # "base", then "adapter" where there is one
     "Make the arms of an evaluation, one after the other, with the backend that generates each."
-    if config.evaluation.backend == "server":
+    if config.evaluation.server:
         yield from _served(config)
         return
     from kwanzaa_nb.model.load import load_adapter, load_base, load_tokenizer
@@ -216,7 +207,7 @@ def settle_threshold(
     if config.evaluation.answer_threshold != "dev":
         return config
     truth = [row["answerable"] for row in decisions]
-    best = 0.5 if config.evaluation.backend == "local" else None
+    best = None if config.evaluation.server else 0.5
     if best and len(set(truth)) == 2:
         found = curve([row["p_answer"] for row in decisions], truth)
         chosen = max(found, key=lambda one: (one.balanced, -abs(one.probability - 0.5)))
@@ -266,7 +257,7 @@ def experiment(
     development: Sequence[Record] = (),  # records on which a threshold is chosen
 ) -> dict[str, Any]:  # JSON values
     "List everything that the outputs depend on, as a log's header."
-    wanted, local = config.evaluation, config.evaluation.backend != "server"
+    wanted, local = config.evaluation, config.evaluation.server is None
     asked = [[record["id"], [one for one in record["messages"] if one["role"] != "assistant"]]
              for record in records]
     found = {
@@ -277,8 +268,7 @@ def experiment(
         "dtype": effective.dtype if local else None,
         "quantization": _quantization(config, effective if local else None),
         "decodings": [vars(decoding) for decoding in decodings(config)],
-        "grammar": grammar_identity(records, not local), "backend": wanted.backend,
-        "server": None if local else wanted.server.model_dump(mode="json", exclude={"api_key_env"}),
+        "grammar": grammar_identity(records, not local), "server": wanted.server,
         "versions": {name: version for name, version in versions().items()
                      if local and name in _WRITERS}}
     if wanted.answer_threshold == "dev":

@@ -90,7 +90,7 @@ def checked_url(
     if any(sign.isspace() or unicodedata.category(sign).startswith("C") for sign in url):
         wrong = "holds a space, a line end or a control character"
     elif any(sign in url for sign in "@?#"):
-        wrong = "holds a user name, a ? or a #: where that is a key, let evaluation.server.api_key_env name a variable that holds it"
+        wrong = "holds a user name, a ? or a #: where that is a key, put it into the environment variable KWANZAA_API_KEY"
     elif not re.match(r"https?://", url, re.IGNORECASE):
         wrong = f"is {plain(url)}, which doesn't begin with http:// or https://"
     elif ending := re.search(r"/(chat/completions|completions|responses|models|embeddings)/*$", url):
@@ -98,7 +98,7 @@ def checked_url(
     elif found := _host_problem(url):
         wrong = f"is {plain(url)}, which names {found}"
     if wrong:
-        raise ServerError(f"evaluation.server.url {wrong}. Write where the server listens, up to /v1, e.g. http://localhost:8000/v1.")
+        raise ServerError(f"evaluation.server {wrong}. Write where the server listens, up to /v1, e.g. http://localhost:8000/v1.")
     return url
 
 # %% ../../nbs/model/server.ipynb #46-102-p2
@@ -131,7 +131,7 @@ def checked_key(
         place = next(place for place, sign in enumerate(key, 1) if not "!" <= sign <= "~")
         wrong = f"holds a space, a line end or a letter that no key has, at its character {place} of {len(key)}"
     if wrong:
-        raise ServerError(f"The server's API key {wrong}: give the bare key to the variable that evaluation.server.api_key_env names.")
+        raise ServerError(f"The server's API key {wrong}: give the bare key to the environment variable KWANZAA_API_KEY.")
     return key or None
 
 # %% ../../nbs/model/server.ipynb #46-106
@@ -155,7 +155,7 @@ def check_sendable(
     "Raise ServerError for what must not be sent, or can't be."
     if found := control_text(question.messages):
         raise ServerError(f"Not sent: its {found[0]} message holds {found[1]}, which a server may read as a control token, so that a turn would be "
-                          "forged. Take that out of the record, or set evaluation.backend to local, where text stays text.", "unasked")
+                          "forged. Take that out of the record, or set evaluation.server to null, for a local model reads text as text.", "unasked")
     try:
         json.dumps(question.messages, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -281,7 +281,7 @@ def _named(value: Any) -> str:
 
 # %% ../../nbs/model/server.ipynb #46-115
 _TOO_LONG = re.compile(r"context|too long|too many tokens|maximum .{0,30}(length|tokens)|exceed", re.IGNORECASE)
-_ADVICE = "Look at evaluation.server: url, base, adapter, api_key_env."
+_ADVICE = "Look at evaluation.server, model.base_model_id, evaluation.adapter and KWANZAA_API_KEY."
 
 
 def _refusal(client: openai.OpenAI, error: openai.APIStatusError, key: "str | None") -> ServerError:
@@ -332,7 +332,7 @@ def ask(
         except openai.APIConnectionError as error:
             cause = type(error if isinstance(error, openai.APITimeoutError) else error.__cause__ or error).__name__
             raise ServerError(f"{_base(client)} did not answer ({cause}): start the server, "
-                              "or set evaluation.server.url to where it listens.") from None
+                              "or set evaluation.server to where it listens.") from None
         except Exception as error:  # of whichever HTTP library the client has: a body cut off, packed wrongly, too slow or too long
             broke = error
             continue
@@ -363,7 +363,7 @@ def made_client(url: str, key: "str | None", timeout: float) -> openai.OpenAI:
     try:
         return openai.OpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=3)
     except Exception as error:  # of whichever HTTP library the client has
-        raise ServerError(f"{plain(url)} can't be asked ({plain(str(error), key)}): look at evaluation.server.url, and at HTTP_PROXY and the like "
+        raise ServerError(f"{plain(url)} can't be asked ({plain(str(error), key)}): look at evaluation.server, and at HTTP_PROXY and the like "
                           "in the environment.") from None
 
 

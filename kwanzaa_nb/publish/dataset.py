@@ -97,5 +97,5 @@ def publish_dataset(
     if not token:
         return no_token(wanted.dataset_repo)
     names = [*(path.name for path in split_files(config).values()), CARD, SUMS]
-    there = Destination(wanted.dataset_repo, "dataset", wanted.private, wanted.metadata.dataset_version, names[0])
+    there = Destination(wanted.dataset_repo, "dataset", wanted.metadata.dataset_version, names[0])
     return upload(there, staged, names, config, token, report=report)

@@ -164,7 +164,6 @@ class Destination:
     "Where a folder goes."
     repo: str  # owner/name
     kind: str  # "model" or "dataset"
-    private: bool
     tag: str  # put on the commit last
     owned_by: str  # a file that shows a repository to be one of ours, e.g. adapter_config.json
 
@@ -224,8 +223,6 @@ def check_remote(
     foreign = sorted(set(remote.files) - {".gitattributes", "README.md"})
     if foreign and there.owned_by not in remote.files:
         raise PublishError(f"the name {there.repo} is taken by something else ({', '.join(foreign[:3])}): name another repository")
-    if there.private and not remote.private:
-        raise PublishError(f"{there.repo} is public and publishing.private is true: make it private on the Hub, or write private: false")
     if same_as_tagged is False:
         raise PublishError(f"{there.repo} has a version {there.tag} already, of other files: write a new publishing.metadata.dataset_version")
 
@@ -234,9 +231,13 @@ def _prepare(api: Any, there: Destination, folder: Path, names: "list[str]", rep
     "The repository, made where it is not there, and whether it may be written to."
     remote = remote_state(api, there)
     if remote is None:
-        report(f"creating {there.repo}, {'private' if there.private else 'public'}")
-        patiently(lambda: api.create_repo(there.repo, private=there.private, repo_type=there.kind), report)
+        report(f"creating {there.repo}, private")
+        patiently(lambda: api.create_repo(there.repo, private=True, repo_type=there.kind), report)
         remote = remote_state(api, there) or Remote()
+    if not remote.private:
+        report(f"{there.repo} is public: everybody will see what is uploaded")
+    if not remote.private:
+        report(f"{there.repo} is public: everybody will see what is uploaded")
     tagged = listing(api, there, there.tag) if there.tag in remote.tags else None
     check_remote(remote, there, None if tagged is None else all(is_equal(folder / name, tagged.get(name)) for name in names))
     return remote
@@ -343,5 +344,5 @@ def publish(
     wanted, token = config.publishing, token or find_token()
     if obstacle := upload_obstacle(config, token, findings):
         return obstacle
-    there = Destination(wanted.hf_repo, "model", wanted.private, wanted.metadata.dataset_version, "adapter_config.json")
+    there = Destination(wanted.hf_repo, "model", wanted.metadata.dataset_version, "adapter_config.json")
     return upload(there, staged, wanted.include, config, token, report=report)
