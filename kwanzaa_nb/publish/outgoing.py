@@ -73,9 +73,9 @@ def _own_secrets() -> "dict[str, re.Pattern]":
 
 # %% ../../nbs/publish/outgoing.ipynb #53-010
 _HOMES = re.compile(
-    r"(?<![\w.:/~<-])(?:/(?:home|Users)/[\w.-]+"  # /home/ada, /Users/ada
+    r"(?<![\w.:/~<-])(?:/(?:home|Users)/[\w.-]+"  # Linux, macOS
     r"|/root(?=[/\"'\s:;,)]|$)|/(?:tmp|var/folders|private/tmp)/\w)"
-    r"|\b[A-Za-z]:(?:\\{1,4}|/)Users(?:\\{1,4}|/)[\w.-]+")  # C:\Users\ada, also escaped in JSON
+    r"|\b[A-Za-z]:(?:\\{1,4}|/)Users(?:\\{1,4}|/)[\w.-]+")  # Windows, also escaped in JSON
 
 
 def own_folders(
