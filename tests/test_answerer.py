@@ -12,7 +12,6 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import HfApi
 from tiny import ROOT, short_spoken, tiny_config, tiny_tokenizer
 
-import kwanzaa_nb
 from kwanzaa_nb.core.answer import AnswerError, find_marks, validate_answer_json
 from kwanzaa_nb.publish.answerer import Answerer, AnswererError, answerer_config, fetch, load_answerer
 from kwanzaa_nb.publish.card import usage
@@ -240,9 +239,3 @@ def test_a_repository_that_is_not_there(server, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(AnswererError, match="ada/nothing can't be downloaded: "):
         load_answerer("ada/nothing")
-
-
-def test_the_package_has_it_and_nothing_else_by_name():
-    assert kwanzaa_nb.load_answerer is load_answerer
-    with pytest.raises(AttributeError):
-        _ = kwanzaa_nb.load_nothing

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from ..core.answer import (
     AnswerError, complete_answer, parse_model_answer, record_schema)
 from ..core.config import Config, Fallback
-from ..core.errors import KwanzaaError
 from ..core.files import write_atomically
 from ..core.manifest import versions
 from ..core.record import Chunk, Record, question_of
