@@ -42,8 +42,7 @@ publishing = {}
 """
 START = """\
 from kwanzaa_nb.core.stage import start_stage
-stage = start_stage("data", config=config, overrides=overrides, run=run, model=model, adapter=adapter, data=data,
-                    training=training, evaluation=evaluation, publishing=publishing, cells=In)
+stage = start_stage("data", globals(), In)
 """
 
 
@@ -288,7 +287,7 @@ def test_scores_of_an_older_adapter(project):
 
 
 def test_an_output_that_is_not_there(project):
-    with pytest.raises(StageError, match="which isn't there"):
+    with pytest.raises(StageError, match="train.jsonl isn't there"):
         stage_of("data").wrote("data/train.jsonl")
 
 
@@ -393,6 +392,6 @@ def test_help_needs_no_torch():
 
 def test_overrides_are_checked_with_the_config(project):
     with pytest.raises(ConfigError, match="epohs"):
-        stage.start_stage("train", config="configs/tiny.yaml", overrides={"training.epohs": 1})
+        stage.start_stage("train", {"config": "configs/tiny.yaml", "overrides": {"training.epohs": 1}})
     with pytest.raises(StageError, match="no stage trian"):
-        stage.start_stage("trian", config="configs/tiny.yaml")
+        stage.start_stage("trian", {"config": "configs/tiny.yaml"})
