@@ -35,7 +35,7 @@ def kwanzaa(*words, **more):
                             stderr=subprocess.PIPE, text=True, env=STRANGER, **more)
 
 
-def until(found, seconds=20):
+def until(found, seconds=60):
     end = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < end, "it never came"
