@@ -269,7 +269,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes, int]]:
     if held or gone:
         yield number + 1, held, gone + len(held)
 
-# %% ../../nbs/core/jsonl.ipynb #jsonl-n09
+# %% ../../nbs/core/jsonl.ipynb #jsonl-n15
 def _is_readable(path: "str | Path", shown: str, problems: list[Problem]) -> bool:
     "Tell whether a path is a file; if not, add a problem. Raises `MissingFile`."
     if not Path(path).exists():

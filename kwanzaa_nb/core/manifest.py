@@ -54,7 +54,7 @@ def without_tokens(
             text = text.replace(os.environ[name], "<token>")
     return _TOKEN.sub("<token>", text)
 
-# %% ../../nbs/core/manifest.ipynb #manifest-n02
+# %% ../../nbs/core/manifest.ipynb #manifest-n03
 def _portable_text(value: str, root: "str | Path") -> str:
     "Shorten the absolute paths in a text, and replace tokens."
     value = without_tokens(value)
@@ -149,7 +149,7 @@ def manifest_schema() -> dict:
     "Return the JSON Schema (draft 2020-12) of `manifest.json`."
     return _MANIFEST.json_schema()
 
-# %% ../../nbs/core/manifest.ipynb #manifest-n06
+# %% ../../nbs/core/manifest.ipynb #manifest-n07
 def checked_json(
     path: "str | Path",  # a JSON file
     form: TypeAdapter,  # what it must hold

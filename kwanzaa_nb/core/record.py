@@ -274,7 +274,7 @@ def _sign_problems(record: dict) -> list[FieldProblem]:
                 found[place] = FieldProblem(place, *problem)
     return list(found.values())
 
-# %% ../../nbs/core/record.ipynb #record-n09
+# %% ../../nbs/core/record.ipynb #record-n16
 def _list_problem(record: dict) -> FieldProblem:
     "Say what is there in place of a list of messages."
     what = f"found {short(record.get('messages'))}, expected a list of three messages"

@@ -116,8 +116,9 @@ def load_results(
     try:
         return checked_json(path, _RESULTS)
     except (ValueError, OSError) as error:
-        raise StageError(f"evaluation/metrics.json can't be read ({sentence_of(error)}): "
-                         "run the stage evaluate again.") from None
+        what = sentence_of(error).removeprefix("ValueError: ")
+        raise StageError(f"evaluation/metrics.json can't be read ({what}): run the stage evaluate "
+                         "again.") from None
 
 # %% ../../nbs/core/results.ipynb #27-016
 def rate_text(
