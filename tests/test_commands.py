@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_runs import CONFIG
+from stage_project import CONFIG
 
 import kwanzaa_nb
 from kwanzaa_nb.run import cli

@@ -19,7 +19,7 @@ STAGES = sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "kwanzaa_nb").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 LONGEST = 40  # lines of code in an exported cell
 LONG_CELLS = {  # what may be longer: one thing that would not read better in pieces
-    ("answer", "complete_answer"), ("stage", "StageFiles"),
+    ("answer", "complete_answer"),
 }
 # /home/ada is the person of the examples that show how paths are made portable; everybody else's folders are a leak
 ABSOLUTE = re.compile(r"(?<![\w.:/<~-])/(?!home/ada/)(?:work|root|home|tmp|Users|private/var)(?:/|\b(?=[\"'\s\\]))|[A-Za-z]:\\\\Users")
