@@ -114,7 +114,7 @@ def test_stored_spans_are_taken_as_they_are():
 @pytest.mark.parametrize("spans, words", [
     ("0-4", "pairs"), (3, "pairs"), ({0: 4}, "pairs"), ([4], "pairs"), ([[4]], "pairs"), ([[0, 1, 2]], "pairs"), ([["0", "4"]], "pairs"), ([[0, True]], "pairs"),
     ([[0.0, 4.0]], "pairs"), ([None], "pairs"), ([[-1, 4]], "0 <= start"), ([[4, 4]], "start < end"), ([[5, 4]], "start < end"), ([[0, 10]], "end <= 9"),
-    ([[0, 4], [3, 9]], "4 <= start"), ([[5, 9], [0, 4]], "9 <= start"), ([[4, 5]], "white space"), ([], "none")])
+    ([[0, 4], [3, 9]], "4 <= start"), ([[5, 9], [0, 4]], "9 <= start"), ([[4, 5]], "white space"), ([], "empty")])
 def test_spans_that_do_not_fit_are_described(spans, words):
     assert words in span_problem("One. Two.", spans)
     with pytest.raises(SpanError, match="chunk a, spans") as caught:

@@ -110,7 +110,7 @@ def sentence_spans(
     for start, end, is_prose in blocks(text):
         for part in _prose(text, start, end, language) if is_prose else [(start, end)]:
             for left, right in _shorter(text, *_trimmed(text, *part), longest):
-                if left == right:
+                if right <= left:  # blank
                     continue
                 if spans and not (_speaks(text[left:right]) and _speaks(text[slice(*spans[-1])])):
                     spans[-1] = (spans[-1][0], right)
