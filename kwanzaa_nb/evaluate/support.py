@@ -19,10 +19,10 @@ from pathlib import Path
 
 from ..core.files import other_format
 from ..core.stats import LabelError, auroc
-from ..core.text import MONTHS, STOP_WORDS, WORD, WORDS, Token, plain, sentences, split_claims, stem, tokens
+from ..core.text import MONTHS, STOP_WORDS, WORD, Token, plain, sentences, split_claims, stem, tokens
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
-_NEGATIONS = frozenset(WORDS("not no never none nor neither without cannot nobody nothing"))
+_NEGATIONS = frozenset("not no never none nor neither without cannot nobody nothing".split())
 _DEMONYM = ("n", "an", "ian", "s", "es", "ese", "ish")
 
 
@@ -123,10 +123,10 @@ def _names_fail(asked: tuple[Token, ...], given: tuple[Token, ...]) -> bool:
     )
 
 # %% ../../nbs/evaluate/support.ipynb #41-026-b
-_PREPOSITIONS = frozenset(WORDS("""
+_PREPOSITIONS = frozenset("""
     a an after against among as at before behind beside between by during for from in into near of on over since through to toward under until upon
     v vs when where while with
-"""))
+""".split())
 _Role = tuple[tuple[str, ...], str]  # the words of a name, and the preposition before it, "" for none
 
 
