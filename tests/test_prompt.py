@@ -123,7 +123,7 @@ def test_a_changed_model_changes_the_prompt(monkeypatch):
     changed["properties"]["verdict"] = {"type": "string", "enum": ["yes", "no"]}
     del changed["properties"]["unknowns"]
     monkeypatch.setattr(prompt, "model_answer_schema", lambda: changed)
-    monkeypatch.setattr(prompt, "_skeleton", prompt.answer_skeleton)  # the default is kept once it was made
+    monkeypatch.setattr(prompt, "answer_skeleton", prompt.answer_skeleton.__wrapped__)  # without its cache
     text = system_prompt()
     assert '"verdict":"yes|no"' in text and '"unknowns"' not in text
 
