@@ -111,7 +111,7 @@ def _object(schema: dict) -> _Reader:
     if set(left) & set(schema.get("required", ())):
         raise _Dead
 
-
+# %% ../../nbs/core/prefix.ipynb #pf-018
 def _array(schema: dict) -> _Reader:
     "Read an array after its opening bracket."
     char, items = (yield from _visible()), []
@@ -142,7 +142,7 @@ def _value(schema: dict, first: str = "") -> _Reader:
     else:
         yield from (_object if kind == "object" else _array)(schema)
 
-# %% ../../nbs/core/prefix.ipynb #pf-022
+# %% ../../nbs/core/prefix.ipynb #pf-023
 class PrefixCheck:
     """Follow one output as it is written.
 
