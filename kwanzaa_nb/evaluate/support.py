@@ -19,11 +19,11 @@ from pathlib import Path
 from ..core.files import other_format
 from ..core.stats import LabelError, auroc
 from ..core.text import (
-    MONTHS, STOP_WORDS, WORD, WORDS, Token, plain, sentences, split_claims, stem, tokens)
+    MONTHS, STOP_WORDS, WORD, Token, plain, sentences, split_claims, stem, tokens)
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
 _Date = tuple[str, str, str]  # month, day and year; "" for a day or a year that is not given
-_NEGATIONS = frozenset(WORDS("not no never none nor neither without cannot nobody nothing"))
+_NEGATIONS = frozenset("not no never none nor neither without cannot nobody nothing".split())
 _DEMONYM = ("n", "an", "ian", "s", "es", "ese", "ish")  # endings, as in Ghana and Ghanaian
 
 
@@ -144,10 +144,10 @@ def _subject_fails(claim: str, asked: tuple[Token, ...], present: frozenset[str]
     return subject is not None and subject.weight > 0 and not _named(subject.stem, present)
 
 # %% ../../nbs/evaluate/support.ipynb #41-026-b
-_PREPOSITIONS = frozenset(WORDS("""
+_PREPOSITIONS = frozenset("""
     a an after against among as at before behind beside between by during for from in into near of
     on over on since through to toward under until upon v vs when where while with
-"""))
+""".split())
 _Role = tuple[tuple[str, ...], str]  # the words of a name, and the preposition before it or ""
 
 
