@@ -5,7 +5,6 @@ import configparser
 import importlib.metadata
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-import kwanzaa_nb
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.manifest import STAGES, StageError
@@ -224,40 +222,6 @@ def test_an_older_python_is_refused_before_anything_else_is_imported(monkeypatch
         exec(compile(INIT, "__init__.py", "exec"), names)
     assert OLD.fullmatch(str(caught.value))[1] == ".".join(map(str,
                                                                version)) and "logging" not in names
-
-
-OLDER = [found for name in ("python2.7", *(f"python3.{minor}" for minor in range(6, 11)))
-         if (found := shutil.which(name))]
-OLDER += sorted(map(str, (Path.home() / ".pyenv" / "versions").glob("*/bin/python")))
-
-
-def told(python, *words):
-    return subprocess.run([python, *words], cwd=ROOT, capture_output=True, text=True, timeout=60,
-                          check=False)
-
-
-@pytest.mark.parametrize("words", [["-c", "import kwanzaa_nb"],
-                                   ["-c", "from kwanzaa_nb.run.cli import main"],
-                                   ["-m", "kwanzaa_nb", "--help"], ["-m", "kwanzaa_nb.train"],
-                                   ["-m", "kwanzaa_nb.bench.benchmarks"]], ids=" ".join)
-def test_a_real_older_python_is_told_one_sentence(words):
-    found = {told(python, "-c",
-                  "import sys; print('%d.%d.%d' % sys.version_info[:3])").stdout.strip(): python
-             for python in OLDER}
-    older = {version: python for version, python in found.items() if version
-             and tuple(map(int, version.split("."))) < (3, 11)}
-    if not older:
-        pytest.skip("no Python before 3.11 on this machine")
-    for version, python in older.items():
-        done = told(python, *words)
-        assert (done.returncode, done.stdout) == (1, ""), done.stderr
-        assert OLD.fullmatch(done.stderr.strip())[1] == version, done.stderr
-
-
-def test_the_package_is_what_it_was():
-    assert callable(kwanzaa_nb.load_answerer)
-    with pytest.raises(AttributeError, match="no attribute 'load_nothing'"):
-        kwanzaa_nb.load_nothing  # noqa: B018
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path):
