@@ -122,7 +122,7 @@ def test_the_choice_says_how_sure_it_is():
     said = choose([row("a", 0.5, 0.4, 0.6), row("b", 0.9, 0.8, 1.0), {"run": "c", "rates": {}}],
                   "grounded_answer_rate")
     assert "b, 0.90" in said and "luck" not in said and "1 of 3" in said
-    assert "1 other runs overlap" in choose([row("a", 0.85, 0.7, 0.9), row("b", 0.9, 0.8, 1.0)],
+    assert "1 other run overlaps" in choose([row("a", 0.85, 0.7, 0.9), row("b", 0.9, 0.8, 1.0)],
                                             "grounded_answer_rate")
 
 

@@ -34,7 +34,8 @@ def _run(arguments: argparse.Namespace) -> None:
     settings = dict(arguments.set)
     if arguments.force is not None:
         settings["publishing.force_reason"] = arguments.force
-    folder = run_all(arguments.config, stages, settings, lambda line: print(line, flush=True))
+    folder = run_all(arguments.config, stages, settings,
+                     log=lambda line: print(line, flush=True))
     print(f"\n{verdict(folder)}")
 
 # %% ../../nbs/run/cli.ipynb #70-009-s
