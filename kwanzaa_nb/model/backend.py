@@ -34,7 +34,7 @@ class Decoding:
     seed: "int | None" = None  # of a sampled pass
     stop_invalid_after: "int | None" = None  # tokens after an output became invalid; None: no stop
     grammar: bool = False  # whether a grammar allows only valid answers
-    answer_threshold: "float | None" = None  # probability from which to answer; None: as the model does
+    answer_threshold: "float | None" = None  # probability to answer from; None: model's choice
 
     @property
     def name(self) -> str:
@@ -75,7 +75,7 @@ class Written:
     reason: str  # "stop", "length", "invalid" (stopped early), `REFUSED`, or a server's own word
     new_tokens: "int | None"  # None: the server did not say
     tokens: tuple[int, ...] = ()  # ids of what was written; none from a server
-    p_answer: "float | None" = None  # probability of answering rather than refusing; None: not decided
+    p_answer: "float | None" = None  # probability of answering, not refusing; None: undecided
     died_at: "int | None" = None  # tokens after which it could not become valid any more
     problem: str = ""  # what a reader should know beside the text; mostly nothing
 
@@ -146,8 +146,8 @@ def log_line(
     except (ValueError, TypeError) as error:
         wrong = ", ".join(key for key, value in row.items() if not _is_json(value))
         raise LogError(
-            f"{name}: {wrong} can't be written as JSON ({error}). Nothing was written; a number must "
-            "be finite, so look at the model's logits and at what the backend returns.") from None
+            f"{name}: {wrong} can't be written as JSON ({error}). Nothing was written; a number "
+            "must be finite, so look at the model's logits and at what the backend returns.") from None
     if len(line) > LONGEST_LINE:
         raise LogError(f"{name}: it takes {len(line):,} bytes, over {LONGEST_LINE:,}. Nothing was "
                        "written; lower evaluation.generation_defaults.max_new_tokens.")
@@ -334,7 +334,7 @@ def generate_pass(
     log: "str | Path",  # from `open_log`
     arm: str,  # "base", "adapter", "base+grammar" or "adapter+grammar"
     report: Callable[[str], None] = print,  # takes one line of progress
-    same_as: "str | None" = None,  # arm without the grammar to copy fitting outputs from; greedy only
+    same_as: "str | None" = None,  # arm without the grammar, to copy fitting outputs from; greedy
 ) -> list[Output]:  # of this pass, one a record, in the records' order
     "Generate and log what the log lacks. Raises a record's error where no record is answered."
     name, (_, logged) = f"{arm}, {decoding.name}", read_log(log)
