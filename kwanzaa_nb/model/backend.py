@@ -147,7 +147,7 @@ def log_line(
         wrong = ", ".join(key for key, value in row.items() if not _is_json(value))
         raise LogError(
             f"{name}: {wrong} can't be written as JSON ({error}). Nothing was written; a number "
-            "must be finite, so look at the model's logits and at what the backend returns.") from None
+            "must be finite, so look at the model's logits and what the backend returns.") from None
     if len(line) > LONGEST_LINE:
         raise LogError(f"{name}: it takes {len(line):,} bytes, over {LONGEST_LINE:,}. Nothing was "
                        "written; lower evaluation.generation_defaults.max_new_tokens.")
