@@ -59,7 +59,9 @@ def plain_adapter(
     if len(names) != 1 or layer.disable_adapters or layer.merged:
         return False
     name, = names
-    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_B[name].bias is not None:
+    if name not in layer.lora_A or name in layer.lora_variant:
+        return False
+    if layer.lora_B[name].bias is not None:
         return False
     if layer.training and getattr(layer.lora_dropout[name], "p", 0) > 0:
         return False
