@@ -151,7 +151,7 @@ CONTROL = re.compile(
     r"|</?s>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"  # Mistral
     r"|<</?SYS>>"  # Llama 2
     r"|<(?:start|end)_of_(?:turn|role|text|image)>|<(?:bos|eos|pad|unk|sop|eop|eod)>"  # Gemma etc.
-    r"|\[\|\w{1,40}\|\]|\[g?MASK\]|<extra_id_\d+>|<reserved_\d+>")  # EXAONE, GLM, Nemotron, Baichuan
+    r"|\[\|\w{1,40}\|\]|\[g?MASK\]|<extra_id_\d+>|<reserved_\d+>")  # EXAONE, GLM etc.
 
 
 def control_text(
@@ -421,8 +421,8 @@ def made_client(url: str, key: "str | None", timeout: float) -> openai.OpenAI:
         return openai.OpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=3)
     except Exception as error:  # of whichever HTTP library the client has
         raise ServerError(
-            f"{plain(url)} can't be asked ({plain(str(error), key)}): look at evaluation.server.url, "
-            "and at HTTP_PROXY and the like in the environment.") from None
+            f"{plain(url)} can't be asked ({plain(str(error), key)}): look at "
+            "evaluation.server.url, and at HTTP_PROXY and the like in the environment.") from None
 
 
 def under_way(
