@@ -150,9 +150,7 @@ def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_
     assert counted == base and all(len(batch) <= 3 for batch in base)
     sampled = run(model, tokenizer, log, SAMPLED)
     assert {output["pass"] for output in read_log(log)[1]} == {
-        "base, greedy",
-        "adapter, greedy",
-        "base, sampled, seed 4",
+        "base, greedy", "adapter, greedy", "base, sampled, seed 4",
     }
     assert len(read_log(log)[1]) == 3 * len(RECORDS) and len(adapter) == len(sampled) == len(RECORDS)
     lengths = {prompt.record_id: len(prompt.tokens) for prompt in encode_prompts(tokenizer, RECORDS)}

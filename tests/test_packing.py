@@ -9,15 +9,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from kwanzaa_nb.model.masking import IGNORED
 from kwanzaa_nb.model.packing import (
-    SEGMENTED,
-    Segments,
-    causal_mask,
-    flatten_rows,
-    flatten_shared,
-    pack_rows,
-    row_shares,
-    segmented_attention,
-    share_prompts,
+    SEGMENTED, Segments, causal_mask, flatten_rows, flatten_shared, pack_rows, row_shares,
+    segmented_attention, share_prompts,
 )
 from kwanzaa_nb.train.trainer import supervised_loss
 
@@ -105,14 +98,8 @@ def test_a_model_with_sliding_window_equals_its_own_attention():
     torch.manual_seed(0)
     model = MistralForCausalLM(
         MistralConfig(
-            vocab_size=272,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=3,
-            initializer_range=0.2,
+            vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, sliding_window=3, initializer_range=0.2,
         )
     ).eval()
     model.set_attn_implementation(SEGMENTED)
@@ -126,9 +113,7 @@ def test_a_model_with_sliding_window_equals_its_own_attention():
 
 def test_causal_mask():
     assert causal_mask(4, 4, 2, "cpu").tolist() == [
-        [True, False, False, False],
-        [True, True, False, False],
-        [False, True, True, False],
+        [True, False, False, False], [True, True, False, False], [False, True, True, False],
         [False, False, True, True],
     ]
 
@@ -271,13 +256,8 @@ def windowed_model(window=5):
     torch.manual_seed(0)
     model = MistralForCausalLM(
         MistralConfig(
-            vocab_size=272,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=window,
+            vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, sliding_window=window,
             initializer_range=0.2,
         )
     ).eval()
