@@ -14,7 +14,7 @@ from tiny import ROOT, tiny_config
 
 from kwanzaa_nb.core.answer import record_schema
 from kwanzaa_nb.evaluate.passes import arms, backend_fallbacks, decodings, experiment, settle_threshold
-from kwanzaa_nb.model.backend import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, sample_row
+from kwanzaa_nb.model.backend import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, make_output
 from kwanzaa_nb.evaluate.metrics import score
 from kwanzaa_nb.model.load import RuntimeSettings
 from kwanzaa_nb.core.sentences import number_sentences
@@ -202,7 +202,7 @@ def test_whatever_a_body_holds_it_is_an_output_of_right_types_or_one_sentence(bo
     assert isinstance(written.raw, str) and written.raw.encode("utf-8") is not None and isinstance(written.reason, str) and written.reason
     assert written.new_tokens is None or type(written.new_tokens) is int and written.new_tokens >= 0
     assert written.raw.strip() or written.problem, "an empty output without a word"
-    assert parse_strict_json(log_line(sample_row(written, Question("r", ()), "base", "base, greedy", 0.1)))
+    assert parse_strict_json(log_line(make_output(written, Question("r", ()), "base", "base, greedy", 0.1)))
 
 
 class Raw:
