@@ -169,14 +169,14 @@ def development_decisions(
     report: Callable[[str], None] = print,  # takes one line of progress
 ) -> list[dict]:  # rows with "p_answer" and "answerable"; none where the backend can't tell
     "Ask for the probability of answering each development record that the log lacks."
-    if not hasattr(backend, "answering"):  # only a model in this process has it
+    if not hasattr(backend, "p_answer"):  # only a model in this process has it
         return []
     name, started = f"{arm}, development", time.monotonic()
     done = {output["id"]: output for output in read_log(log)[1] if output["pass"] == name}
     known = {record["id"]: record["answerable"] for record in records
              if record.get("answerable") is not None}
     wanted = [record for record in records if record["id"] in known and record["id"] not in done]
-    for prompt, p_answer in backend.answering(backend.prompts(wanted)):
+    for prompt, p_answer in backend.p_answer(backend.prompts(wanted)):
         row = {"id": prompt.record_id, "arm": arm, "pass": name, "prompt_sha256": prompt.digest,
                "p_answer": p_answer, "answerable": known[prompt.record_id]}
         done[prompt.record_id] = row
