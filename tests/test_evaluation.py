@@ -197,7 +197,7 @@ class Known(LocalBackend):
     def prompts(self, records):
         return [SimpleNamespace(record_id=record["id"], digest="d") for record in records]
 
-    def answering(self, prompts):
+    def p_answer(self, prompts):
         for prompt in prompts:
             self.asked.append(prompt.record_id)
             yield prompt, int(prompt.record_id[1:]) / 10
