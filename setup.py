@@ -55,8 +55,9 @@ setup(
         "train": listed("train"),
         "eval": listed("eval"),
         "server": listed("server"),
+        "documents": listed("documents"),
         "docs": listed("docs"),
-        "dev": listed("train", "eval", "server", "docs", "dev"),
+        "dev": listed("train", "eval", "server", "documents", "docs", "dev"),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

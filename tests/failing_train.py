@@ -9,10 +9,11 @@ import kwanzaa_nb.train.trainer as training
 inner, seen = training.supervised_loss, []
 
 
-def failing(model, batch, spare=False):
-    total, count = inner(model, batch, spare)
+def failing(model, batch, allow_empty=False):
+    total, count = inner(model, batch, allow_empty)
     seen.append(count)
-    return (total * float("nan") if len(seen) == 3 and os.environ["RANK"] == os.environ["RANK_THAT_FAILS"] else total), count
+    fails = len(seen) == 3 and os.environ["RANK"] == os.environ["RANK_THAT_FAILS"]
+    return (total * float("nan") if fails else total), count
 
 
 training.supervised_loss = failing

@@ -12,7 +12,6 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import HfApi
 from tiny import ROOT, short_spoken, tiny_config, tiny_tokenizer
 
-import kwanzaa_nb
 from kwanzaa_nb.core.answer import AnswerError, find_marks, validate_answer_json
 from kwanzaa_nb.publish.answerer import Answerer, AnswererError, answerer_config, fetch, load_answerer
 from kwanzaa_nb.publish.card import usage
@@ -77,7 +76,7 @@ def server(monkeypatch):
 
 def test_published_downloaded_by_another_process_and_the_same_answers(run, server, tmp_path):
     config, base, staged = run
-    there = Destination("ada/adapter", "model", True, "v0", "adapter_config.json")
+    there = Destination("ada/adapter", "model", "v0", "adapter_config.json")
     upload(there, staged, INCLUDE, config, TOKEN, HfApi(endpoint=server.url, token=TOKEN), report=str)
     answer = load_answerer(staged, base=str(base), grammar=True)
     here = [answer(question, CHUNKS, generated_at=WHEN) for question in QUESTIONS]
@@ -240,9 +239,3 @@ def test_a_repository_that_is_not_there(server, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(AnswererError, match="ada/nothing can't be downloaded: "):
         load_answerer("ada/nothing")
-
-
-def test_the_package_has_it_and_nothing_else_by_name():
-    assert kwanzaa_nb.load_answerer is load_answerer
-    with pytest.raises(AttributeError):
-        _ = kwanzaa_nb.load_nothing

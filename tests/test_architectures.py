@@ -6,20 +6,9 @@ import pytest
 import torch
 from tiny import chat, tiny_config, tiny_tokenizer
 from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV2Config,
-    DeepseekV3Config,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GptOssConfig,
-    LlamaConfig,
-    MistralConfig,
-    Olmo2Config,
-    Olmo3Config,
-    OlmoeConfig,
-    Phi3Config,
-    Qwen3Config,
-    Qwen3MoeConfig,
+    AutoModelForCausalLM, DeepseekV2Config, DeepseekV3Config, Gemma2Config, Gemma3TextConfig,
+    GptOssConfig, LlamaConfig, MistralConfig, Olmo2Config, Olmo3Config, OlmoeConfig, Phi3Config,
+    Qwen3Config, Qwen3MoeConfig,
 )
 
 from kwanzaa_nb.model.load import RuntimeSettings, ModelError, add_adapter, expert_fallbacks, linear_layers, load_adapter, load_base, load_tokenizer
@@ -34,10 +23,8 @@ LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "
           "first_k_dense_replace": 1}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
 KINDS = {
-    "Llama": lambda: LlamaConfig(**COMMON),
-    "Qwen 3": lambda: Qwen3Config(**COMMON, head_dim=16),
-    "OLMo 2": lambda: Olmo2Config(**COMMON),
-    "Olmo 3": lambda: Olmo3Config(**COMMON, **LOCAL),
+    "Llama": lambda: LlamaConfig(**COMMON), "Qwen 3": lambda: Qwen3Config(**COMMON, head_dim=16),
+    "OLMo 2": lambda: Olmo2Config(**COMMON), "Olmo 3": lambda: Olmo3Config(**COMMON, **LOCAL),
     "Gemma 3": lambda: Gemma3TextConfig(**COMMON, **LOCAL, head_dim=16),
     "Mistral": lambda: MistralConfig(**COMMON, sliding_window=16),
     "Phi 3": lambda: Phi3Config(**COMMON),
@@ -53,8 +40,7 @@ OF_EXPERTS = {"DeepSeek V2", "DeepSeek V3", "OLMoE", "Qwen 3 MoE"}
 USED = [kind for kind in KINDS if kind not in REFUSED]
 USUAL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 LAYERS = {
-    **dict.fromkeys(USED, USUAL),
-    "Phi 3": {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"},
+    **dict.fromkeys(USED, USUAL), "Phi 3": {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"},
     "DeepSeek V2": {"q_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
     "DeepSeek V3": {"q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
     "OLMoE": {"q_proj", "k_proj", "v_proj", "o_proj"},

@@ -7,21 +7,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_packing import random_records
 from tiny import tiny_config, tiny_model
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Olmo2Config, Phi3Config, Qwen3Config
+from transformers import (AutoModelForCausalLM, LlamaConfig, MistralConfig, Olmo2Config,
+                          Phi3Config, Qwen3Config)
 
-from kwanzaa_nb.train.budget import (
-    BudgetError,
-    Estimate,
-    activation_bytes,
-    check_budget,
-    estimate_run,
-    gpu_kind,
-    measure_steps,
-    predicted_and_measured,
-    price_per_hour,
-    read_gpus,
-    weight_bytes,
-)
+from kwanzaa_nb.train.budget import (BudgetError, Estimate, activation_bytes, check_budget,
+                                     estimate_run, gpu_kind, measure_steps, predicted_and_measured,
+                                     price_per_hour, read_gpus, weight_bytes)
 from kwanzaa_nb.model.fused import fuse_adapter
 from kwanzaa_nb.model.load import RuntimeSettings
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, flatten_shared
@@ -32,7 +23,9 @@ RECORDS = random_records(torch.Generator().manual_seed(0), 12)
 
 def adapted(dropout=0.0, **options):
     torch.manual_seed(0)
-    return get_peft_model(tiny_model(**options), LoraConfig(r=4, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(tiny_model(**options),
+                          LoraConfig(r=4, lora_dropout=dropout, target_modules="all-linear",
+                                     task_type="CAUSAL_LM"))
 
 
 def an_estimate(seconds=3600.0, price=2.0):
@@ -46,7 +39,9 @@ def test_the_table_of_gpus_can_be_read_and_says_where_prices_can_be_checked():
         assert gpu.prices.startswith("https://")
 
 
-@pytest.mark.parametrize("text", ["gpus: [", "gpus: {H100: {memory_gb: 80}}", "gpus: {H100: {memory_gb: -1, tflops: 1, usd_per_hour: 1, prices: x}}", "cards: {}"])
+@pytest.mark.parametrize("text", [
+    "gpus: [", "gpus: {H100: {memory_gb: 80}}", "cards: {}",
+    "gpus: {H100: {memory_gb: -1, tflops: 1, usd_per_hour: 1, prices: x}}"])
 def test_a_table_that_is_wrong_is_one_sentence(tmp_path, text):
     (tmp_path / "gpus.yaml").write_text(text)
     with pytest.raises(BudgetError, match="gpus.yaml"):
@@ -59,7 +54,8 @@ def test_a_price_is_the_users_then_the_tables_then_unknown():
     table = read_gpus().gpus
     assert price_per_hour(tiny_config(budget__usd_per_hour=1.25, budget__gpu="H100"))[0] == 1.25
     assert price_per_hour(tiny_config(budget__gpu="H100"))[0] == table["H100"].usd_per_hour
-    assert price_per_hour(tiny_config(), "NVIDIA A100-SXM4-80GB")[0] == table["A100-80GB"].usd_per_hour
+    assert price_per_hour(tiny_config(),
+                          "NVIDIA A100-SXM4-80GB")[0] == table["A100-80GB"].usd_per_hour
     assert price_per_hour(tiny_config())[0] == 0
     price, why = price_per_hour(tiny_config(), "Some Other Card")
     assert price == 0 and "Some Other Card" in why
@@ -76,11 +72,13 @@ def test_over_the_limit_it_stops_and_says_what_to_do():
 
 def test_measuring_changes_nothing():
     model = adapted(dropout=0.5)
-    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    before, state = {name: value.clone() for name,
+                     value in model.state_dict().items()}, torch.get_rng_state()
     model.eval()
     rate, seconds = measure_steps(model, [flatten_rows(RECORDS[:3]), flatten_rows(RECORDS[3:6])])
     assert rate > 0 and len(seconds) == 2 and not model.training
-    assert torch.equal(torch.get_rng_state(), state) and all(weight.grad is None for weight in model.parameters())
+    assert torch.equal(torch.get_rng_state(), state) and all(weight.grad is None
+                                                             for weight in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -99,14 +97,13 @@ def kept_bytes(model, batch):
     return sum(size for size, _ in kept.values())
 
 
-SHAPES = {
-    "Llama as SmolLM2-135M, two layers": (LlamaConfig, {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}),
-    "Llama": (LlamaConfig, {"num_hidden_layers": 5}),
-    "Mistral": (MistralConfig, {}),
-    "Qwen 3": (Qwen3Config, {"head_dim": 16}),
-    "OLMo 2": (Olmo2Config, {"eos_token_id": 1}),
-    "Phi 3": (Phi3Config, {"pad_token_id": 0, "eos_token_id": 1}),
-}
+SHAPES = {"Llama as SmolLM2-135M, two layers": (LlamaConfig,
+                                                {"hidden_size": 576, "intermediate_size": 1536,
+                                                 "num_attention_heads": 9,
+                                                 "num_key_value_heads": 3}),
+          "Llama": (LlamaConfig, {"num_hidden_layers": 5}), "Mistral": (MistralConfig, {}),
+          "Qwen 3": (Qwen3Config, {"head_dim": 16}), "OLMo 2": (Olmo2Config, {"eos_token_id": 1}),
+          "Phi 3": (Phi3Config, {"pad_token_id": 0, "eos_token_id": 1})}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
@@ -114,38 +111,50 @@ SHAPES = {
 def test_activations_are_what_autograd_keeps(shape, dropout):
     "The formula counts a Llama; within a fifth it holds for others, which were not fitted to."
     kind, sizes = SHAPES[shape]
-    small = {"vocab_size": 272, "hidden_size": 48, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
+    small = {"vocab_size": 272, "hidden_size": 48, "intermediate_size": 160, "num_hidden_layers": 2,
+             "num_attention_heads": 6, "num_key_value_heads": 2}
     model = AutoModelForCausalLM.from_config(kind(**{**small, **sizes}))
     model.set_attn_implementation(SEGMENTED)
-    model = get_peft_model(model, LoraConfig(r=8, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(model, LoraConfig(r=8, lora_dropout=dropout, target_modules="all-linear",
+                                             task_type="CAUSAL_LM"))
     fuse_adapter(model)
     model.train()
     tokens = [place % 250 for place in range(180)]
-    found = kept_bytes(model, flatten_shared([{"input_ids": tokens, "labels": [-100] * 150 + tokens[150:]}]))
+    found = kept_bytes(model, flatten_shared([{"input_ids": tokens,
+                                               "labels": [-100] * 150 + tokens[150:]}]))
     logits = 4 * 272 * 30
     assert activation_bytes(model, 180, dropout=dropout) == pytest.approx(found - logits, rel=0.2)
     assert activation_bytes(model, 180, checkpointing=True) < activation_bytes(model, 180)
 
 
-def estimated(model, steps=10, optim="adamw_torch", watched=(), device_name="", processes=1, **settings):
+def estimated(model, steps=10, optim="adamw_torch", watched=(), device_name="", processes=1,
+              **settings):
     rows = [{**record, "group": "g"} for record in RECORDS]
     effective = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, optim)
-    return estimate_run(model, rows, watched, tiny_config(**settings), effective, {"steps": steps, "eval_steps": 5}, device_name, processes)
+    return estimate_run(model, rows, watched, tiny_config(**settings), effective,
+                        {"steps": steps, "eval_steps": 5}, device_name, processes)
 
 
 def test_an_estimate_of_a_run_here_and_of_one_on_a_gpu_that_is_not_here():
     model = adapted()
     here, longer = estimated(model), estimated(model, 10_000)
-    assert here.seconds > 0 and here.usd == 0 and longer.seconds > 10 * here.seconds and here.memory_gb == float("inf")
-    assert here.memory["optimiser"] == 2 * here.memory["gradients"] == 2 * weight_bytes(model)["adapter"]
+    assert here.seconds > 0 and here.usd == 0 and longer.seconds > 10 * here.seconds
+    assert here.memory_gb == float("inf")
+    assert here.memory["gradients"] == weight_bytes(model)["adapter"]
+    assert here.memory["optimiser"] == 2 * here.memory["gradients"]
     there = estimated(model, optim="adamw_8bit", budget__gpu="H100")
-    assert "guess" in there.seconds_by and there.usd > 0 and there.memory["optimiser"] == here.memory["optimiser"] // 4
-    assert there.memory["held before training"] == sum(weight.nbytes for weight in model.parameters()) and there.memory_gb == 80
+    assert "guess" in there.seconds_by and there.usd > 0
+    assert there.memory["optimiser"] == here.memory["optimiser"] // 4
+    assert there.memory["held before training"] == sum(weight.nbytes
+                                                       for weight in model.parameters())
+    assert there.memory_gb == 80
     assert any("$" in line[1] for line in there.rows())
     for plan, steps in ((here, 10), (estimated(model, 50), 50), (longer, 100)):
-        assert plan.memory["kept free"] == pytest.approx(plan.memory["activations"] / 3 * steps / 100, abs=1)
+        expected = plan.memory["activations"] / 3 * steps / 100
+        assert plan.memory["kept free"] == pytest.approx(expected, abs=1)
     assert there.memory["kept free"] == 0
-    parts = sum(here.memory[name] for name in ("held before training", "gradients", "optimiser", "activations", "logits", "kept free"))
+    parts = sum(here.memory[name] for name in ("held before training", "gradients", "optimiser",
+                                               "activations", "logits", "kept free"))
     assert here.memory["peak"] >= parts
 
 
@@ -154,7 +163,8 @@ def test_development_records_and_processes_count():
     alone = estimated(model, budget__gpu="H100")
     assert estimated(model, budget__gpu="H100", watched=RECORDS).seconds > alone.seconds
     assert estimated(model, budget__gpu="H100", processes=3).usd == pytest.approx(3 * alone.usd)
-    assert "measured" in estimated(model, budget__gpu="H100", device_name="NVIDIA H100 80GB HBM3").seconds_by
+    assert "measured" in estimated(model, budget__gpu="H100",
+                                   device_name="NVIDIA H100 80GB HBM3").seconds_by
 
 
 def test_a_gpu_that_is_too_small_stops_it():
@@ -165,7 +175,8 @@ def test_a_gpu_that_is_too_small_stops_it():
         check_budget(replace(estimate, memory={"peak": 17 * 10**9}), config)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4"), ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
+@pytest.mark.parametrize(("name", "kind"), [("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4"),
+                                            ("NVIDIA A100-PCIE-40GB", "A100-40GB"),
                                             ("NVIDIA T400", None), ("", None)])
 def test_a_gpus_kind_is_told_by_whole_words(name, kind):
     assert gpu_kind(name, read_gpus().gpus) == kind

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_runs import CONFIG
+from stage_project import CONFIG
 
 import kwanzaa_nb
 from kwanzaa_nb.run import cli
@@ -16,9 +16,12 @@ from kwanzaa_nb.core.stage import Stage
 from kwanzaa_nb.report.runs import refresh_reports
 
 MODULES = sorted(Path(kwanzaa_nb.__file__).parent.rglob("*.py"))
-EVIL = ["my files", "it's", 'a "b"', "$HOME", "a & b", "x;rm", "(1)", "*", "a\\b", "#1", "`id`", "é ü", "a|b", "x~", "!1", "plain"]
-COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|convert|init|sweep|config)|\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
-PLAIN = {"made_by", "NOTEBOOKS[made_by]", "best", "name", "version", "','.join(needed)"}  # a stage, its notebook, an extra, a package, its version, extras
+EVIL = ["my files", "it's", 'a "b"', "$HOME", "a & b", "x;rm", "(1)", "*", "a\\b", "#1", "`id`",
+        "é ü", "a|b", "x~", "!1", "plain"]
+COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|convert|init|sweep|config)|"
+                     r"\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
+# a stage, its notebook, an extra, a package, its version, extras
+PLAIN = {"made_by", "NOTEBOOKS[made_by]", "best", "name", "version", "','.join(needed)"}
 
 
 def advised(source):
@@ -39,18 +42,22 @@ def quoted(value, source):
     "Whether a value goes through shlex.quote, at once or where its name was given."
     if isinstance(value, ast.Call) and ast.unparse(value.func) in ("quote", "shlex.quote"):
         return True
-    named = isinstance(value, ast.Name) and re.search(rf"\b{value.id} = (?:shlex\.)?quote\(", source)
+    named = isinstance(value, ast.Name) and re.search(rf"\b{value.id} = (?:shlex\.)?quote\(",
+                                                      source)
     return bool(named) or ast.unparse(value) in PLAIN
 
 
 def test_values_in_advised_commands_are_quoted():
-    found = [(path.stem, value, path.read_text(encoding="utf-8")) for path in MODULES for value in advised(path.read_text(encoding="utf-8"))]
+    found = [(path.stem, value, path.read_text(encoding="utf-8")) for path in MODULES
+             for value in advised(path.read_text(encoding="utf-8"))]
     assert len(found) >= 8
-    assert [f"{stem}: {ast.unparse(value)}" for stem, value, source in found if not quoted(value, source)] == []
+    assert [f"{stem}: {ast.unparse(value)}" for stem, value, source in found
+            if not quoted(value, source)] == []
 
 
 def test_what_is_not_quoted_is_found():
-    source = 'print(f"kwanzaa run {stage} --config {path}, and {this}")\nprint(f"{count} files. Done: {path}")'
+    source = ('print(f"kwanzaa run {stage} --config {path}, and {this}")\n'
+              'print(f"{count} files. Done: {path}")')
     assert [ast.unparse(value) for value in advised(source)] == ["stage", "path", "this"]
     assert not any(quoted(value, source) for value in advised(source))
 
@@ -68,10 +75,13 @@ def test_the_stage_to_run_first_with_its_config(tmp_path, monkeypatch, name, wit
     monkeypatch.chdir(root)
     with pytest.raises(StageError) as error:
         Stage("train", resolve_config(path), path).read("data/train.jsonl", made_by="data")
-    first, second = re.fullmatch(r"data/train.jsonl is missing: run the stage data first \((kwanzaa .*), or (papermill .*)\)\.", str(error.value)).groups()
+    pattern = (r"data/train.jsonl is missing: run the stage data first "
+               r"\((kwanzaa .*), or (papermill .*)\)\.")
+    first, second = re.fullmatch(pattern, str(error.value)).groups()
     shown = str(path.relative_to(root) if within else path)
     assert shlex.split(first) == ["kwanzaa", "run", "data", "--config", shown]
-    assert shlex.split(second) == ["papermill", "nbs/01_data.ipynb", "OUT.ipynb", "-p", "config", shown]
+    assert shlex.split(second) == ["papermill", "nbs/01_data.ipynb", "OUT.ipynb", "-p", "config",
+                                   shown]
     assert resolve_config(shlex.split(first)[-1])
 
 
@@ -96,8 +106,10 @@ def test_how_to_evaluate_the_run_that_a_sweep_found(tmp_path, monkeypatch, capsy
     from kwanzaa_nb.run import sweeps
 
     written = tmp_path / name / "sweep one" / "sweep.html"
-    for function, value in {"read_sweep": type("Sweep", (), {"select": "x"}), "sweep_rows": [], "write_sweep": written, "sweep_table": "", "choose": ""}.items():
+    for function, value in {"read_sweep": type("Sweep", (), {"select": "x"}), "sweep_rows": [],
+                            "write_sweep": written, "sweep_table": "", "choose": ""}.items():
         monkeypatch.setattr(sweeps, function, lambda *_, value=value: value)
     assert cli.main(["sweep", "--table", "x.yaml"]) == 0
     told = re.search(r"choose: (.*)\n", capsys.readouterr().out)[1]
-    assert shlex.split(told) == ["cd", str(tmp_path / name), "&&", "kwanzaa", "run", "evaluate", "--config", "sweep one/RUN/config.yaml"]
+    assert shlex.split(told) == ["cd", str(tmp_path / name), "&&", "kwanzaa", "run", "evaluate",
+                                 "--config", "sweep one/RUN/config.yaml"]

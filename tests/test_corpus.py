@@ -69,26 +69,12 @@ def test_a_good_corpus_is_read(tmp_path):
     assert [question.chunk_ids for question in questions] == [("c-1",), ("c-1",)]
 
 
-def test_the_committed_corpus_is_read():
-    chunks, questions = load_corpus(ROOT / "data/corpus", ROOT / "data/questions")
-    assert len(chunks) >= 60
-    assert {question.answer is None for question in questions} == {True, False}
-
-
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(MissingFile, match="gone.jsonl"):
         read_jsonl(tmp_path / "gone.jsonl")
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingFile, match="holds no .jsonl"):
         list(load_rows(tmp_path / "empty", Chunk, []))
-
-
-@pytest.mark.parametrize("content", [b"", b"\n\n", b" \r\n\t\n"])
-def test_an_empty_file_is_named(tmp_path, content):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match="a.jsonl: holds no records") as error:
-        read_jsonl(tmp_path / "a.jsonl", shown="a.jsonl")
-    assert codes(error) == ["empty_file"]
 
 
 BAD_LINES = {
@@ -98,29 +84,13 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.parametrize("code", BAD_LINES)
-def test_one_bad_line_among_good_ones(tmp_path, code):
-    line, words = BAD_LINES[code]
-    path = write(tmp_path / "a.jsonl", {"a": 1}, {"a": 2}, line, {"a": 3})
-    with pytest.raises(DataError) as error:
-        read_jsonl(path, shown="a.jsonl")
-    assert [(problem.where, problem.code) for problem in error.value.problems] == [("a.jsonl, line 3", code)]
-    assert words in str(error.value)
-
-
 def test_every_bad_line_at_once_in_order(tmp_path):
     path = write(tmp_path / "a.jsonl", *[line for line, _ in BAD_LINES.values()], {"a": 1}, b"\xef\xbb\xbf{}")
     with pytest.raises(DataError) as error:
         read_jsonl(path, shown="a.jsonl")
     assert codes(error) == [*BAD_LINES, "bom"]
+    assert all(words in str(error.value) for _, words in BAD_LINES.values())
     assert [problem.where for problem in error.value.problems] == [f"a.jsonl, line {line}" for line in (1, 2, 3, 5)]
-
-
-def test_deep_nesting_is_one_bad_line(tmp_path):
-    path = write(tmp_path / "a.jsonl", {"a": 1}, b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
-    with pytest.raises(DataError, match="line 2: not JSON at column 106: .* nested too deeply") as error:
-        read_jsonl(path)
-    assert codes(error) == ["bad_json"]
 
 
 def test_an_endless_number_is_not_called_deep_nesting(tmp_path):
@@ -128,19 +98,6 @@ def test_an_endless_number_is_not_called_deep_nesting(tmp_path):
     with pytest.raises(DataError) as error:
         read_jsonl(path)
     assert codes(error) == ["nan_or_infinity"] and "nested" not in str(error.value)
-
-
-def test_a_half_written_last_line(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(json.dumps(CHUNK).encode() + b"\n" + json.dumps(CHUNK).encode()[:50])
-    with pytest.raises(DataError, match="line 2: not JSON"):
-        read_jsonl(path)
-
-
-def test_line_ends_of_windows_are_read(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"a": 1}\r\n\r\n{"a": 2}')
-    assert read_jsonl(path) == [(1, {"a": 1}), (3, {"a": 2})]
 
 
 def test_problems_of_every_file_come_at_once(tmp_path):
@@ -204,6 +161,7 @@ def test_a_missing_field_is_named(tmp_path, name):
         ({"statement": "It was first held then. [1]"}, "answer_not_in_statement"),
         ({"statement": "It was first held in 1966. [1] [2]"}, "mark_without_evidence"),
         ({"evidence": []}, "shape"),
+        ({"question": " "}, "string_pattern_mismatch"),
     ],
 )
 def test_a_question_that_is_no_gold_record(tmp_path, change, code):
@@ -231,11 +189,6 @@ def test_a_question_without_answer_has_its_own_shape(tmp_path, change, code):
     with pytest.raises(DataError) as error:
         load(tmp_path, questions=[{**MISS, **change}])
     assert code in codes(error)
-
-
-def test_a_blank_question_is_named(tmp_path):
-    with pytest.raises(DataError, match="line 1, question"):
-        load(tmp_path, questions=[{**QUESTION, "question": " "}])
 
 
 def test_duplicate_ids_over_files_name_both_places(tmp_path):

@@ -11,16 +11,8 @@ from tokenizers import Regex, pre_tokenizers
 
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.model.decision import (
-    DECISION,
-    NUMBERS,
-    REFUSING,
-    Calibration,
-    calibrate,
-    calibration_error,
-    curve,
-    decision_tokens,
-    judge_decision,
-    threshold,
+    DECISION, NUMBERS, REFUSING, Calibration, calibrate, calibration_error, curve, decision_tokens,
+    judge_decision, threshold,
 )
 from kwanzaa_nb.model.load import load_tokenizer
 

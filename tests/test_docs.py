@@ -161,7 +161,7 @@ def test_every_page_is_whole(browser, site):
 def test_the_library_has_signatures_and_figures(browser, site):
     _, address, _ = site
     page = look(browser, address + "core/config.html", 1280)
-    assert "load_config" in page["ids"] and "configerror" in page["ids"]
+    assert "load_config" in page["ids"] and "source" in page["ids"]
     assert "a YAML file" in page["text"], "parameters are not described"
     browser.get(address + "evaluate/figures.html")
     assert browser.execute_script("return [...document.images].filter(image => image.naturalWidth > 200).length") > 0

@@ -30,19 +30,9 @@ def named(*categories):
     return [{"id": place, "category": category} for place, category in enumerate(categories)]
 
 
-@pytest.mark.parametrize(
-    "most, kept",
-    [
-        (None, [0, 1, 2, 3, 4, 5, 6]),
-        (7, [0, 1, 2, 3, 4, 5, 6]),
-        (99, [0, 1, 2, 3, 4, 5, 6]),
-        (3, [0, 4, 6]),
-        (4, [0, 1, 4, 6]),
-        (5, [0, 1, 4, 5, 6]),
-        (1, [0]),
-        (6, [0, 1, 2, 4, 5, 6]),
-    ],
-)
+@pytest.mark.parametrize("most, kept", [
+    (None, [0, 1, 2, 3, 4, 5, 6]), (7, [0, 1, 2, 3, 4, 5, 6]), (99, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 4, 6]), (4, [0, 1, 4, 6]),
+    (5, [0, 1, 4, 5, 6]), (1, [0]), (6, [0, 1, 2, 4, 5, 6])])
 def test_spread_takes_turns_over_the_categories(most, kept):
     rows = named("a", "a", "a", "a", "b", "b", "c")
     assert [record["id"] for record in spread(rows, most)] == kept
@@ -55,15 +45,9 @@ def test_spread_of_the_committed_records(records):
 
 
 def test_decodings_are_greedy_first():
-    config = tiny_config(
-        **{
-            "evaluation.sampling_seeds": [3, 5],
-            "evaluation.batch_size": 7,
-            "evaluation.generation_defaults.temperature": 0.4,
-            "evaluation.generation_defaults.top_p": 0.8,
-            "evaluation.generation_defaults.max_new_tokens": 33,
-        }
-    )
+    config = tiny_config(**{
+        "evaluation.sampling_seeds": [3, 5], "evaluation.batch_size": 7, "evaluation.generation_defaults.temperature": 0.4,
+        "evaluation.generation_defaults.top_p": 0.8, "evaluation.generation_defaults.max_new_tokens": 33})
     found = decodings(config)
     assert [decoding.name for decoding in found] == ["greedy", "sampled, seed 3", "sampled, seed 5"]
     assert {(decoding.max_new_tokens, decoding.batch_size) for decoding in found} == {(33, 7)}
@@ -71,21 +55,13 @@ def test_decodings_are_greedy_first():
     assert [decoding.name for decoding in decodings(tiny_config())] == ["greedy"]
 
 
-@pytest.mark.parametrize(
-    "seeds, temperature, keys",
-    [
-        ([], 0.2, ["evaluation.generation_defaults.temperature", "evaluation.generation_defaults.top_p"]),
-        ([1], 0.2, []),
-        ([], 0, []),
-    ],
-)
+@pytest.mark.parametrize("seeds, temperature, keys", [
+    ([], 0.2, ["evaluation.generation_defaults.temperature", "evaluation.generation_defaults.top_p"]), ([1], 0.2, []), ([], 0, [])])
 def test_what_the_greedy_headline_leaves_unused_is_said(seeds, temperature, keys):
-    config = tiny_config(
-        **{"evaluation.sampling_seeds": seeds, "evaluation.generation_defaults.temperature": temperature}
-    )
+    config = tiny_config(**{"evaluation.sampling_seeds": seeds, "evaluation.generation_defaults.temperature": temperature})
     found = sampling_fallbacks(config)
     assert [item.key for item in found] == keys
-    assert all("without chance" in item.reason and item.requested != item.used for item in found)
+    assert all("greedy" in item.reason and item.requested != item.used for item in found)
 
 
 @pytest.mark.parametrize("top_p, keys", [(1.0, ["temperature"]), (0.9, ["temperature", "top_p"])])
@@ -221,7 +197,7 @@ class Known(LocalBackend):
     def prompts(self, records):
         return [SimpleNamespace(record_id=record["id"], digest="d") for record in records]
 
-    def answering(self, prompts):
+    def p_answer(self, prompts):
         for prompt in prompts:
             self.asked.append(prompt.record_id)
             yield prompt, int(prompt.record_id[1:]) / 10

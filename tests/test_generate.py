@@ -150,9 +150,7 @@ def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_
     assert counted == base and all(len(batch) <= 3 for batch in base)
     sampled = run(model, tokenizer, log, SAMPLED)
     assert {output["pass"] for output in read_log(log)[1]} == {
-        "base, greedy",
-        "adapter, greedy",
-        "base, sampled, seed 4",
+        "base, greedy", "adapter, greedy", "base, sampled, seed 4",
     }
     assert len(read_log(log)[1]) == 3 * len(RECORDS) and len(adapter) == len(sampled) == len(RECORDS)
     lengths = {prompt.record_id: len(prompt.tokens) for prompt in encode_prompts(tokenizer, RECORDS)}
@@ -237,8 +235,8 @@ def test_strict_json_has_null_for_what_is_no_number(value):
     assert found == json.loads(json.dumps(value), parse_constant=lambda word: None)
 
 
-@pytest.mark.parametrize("line, told", [(b'{"id": "r1", "arm": "base", "pass": "base, greedy", "answering": NaN}', "NaN"), (b'{"id": "r1", "arm": "ba', "not JSON"), (b"[1]", r"found \[1\], expected an object"),
-                                        (b'{"id": "r1", "arm": "base"}', "pass is missing"), (b'{"id": "r1", "arm": "base", "pass": "p", "raw": [7]}', "raw is missing or no text"),
+@pytest.mark.parametrize("line, told", [(b'{"id": "r1", "arm": "base", "pass": "base, greedy", "p_answer": NaN}', "NaN"), (b'{"id": "r1", "arm": "ba', "not JSON"), (b"[1]", r"found \[1\], expected an object"),
+                                        (b'{"id": "r1", "arm": "base"}', "pass is missing"), (b'{"id": "r1", "arm": "base", "pass": "p", "raw": [7]}', "raw is missing or not text"),
                                         (b"\xff", "UTF-8")])
 def test_a_damaged_line_of_a_log_is_named_with_what_to_do_and_nothing_is_lost(tmp_path, line, told):
     log = tmp_path / "outputs.jsonl"

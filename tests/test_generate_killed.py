@@ -147,5 +147,5 @@ def test_another_setting_is_another_log_and_the_first_goes_on_later(tmp_path):
     finish(tmp_path)
     check_log(log, "one")
     assert whole_lines(log)[:30] == first and len([row for row in told(tmp_path)[before:] if "asked" in row]) == 20 - 7
-    (other,) = tmp_path.glob("samples.*.jsonl")
+    (other,) = tmp_path.glob("outputs.*.jsonl")
     check_log(other, "two")

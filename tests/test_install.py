@@ -148,8 +148,7 @@ make_run(".")
 
 @pytest.mark.parametrize("words, extra", [
     (["run", "data"], "train"), (["run", "train"], "train"), (["run", "evaluate"], "eval"), (["run", "all"], "train,eval"),
-    (["run", "evaluate", "--set", "evaluation.backend=server", "--set", "evaluation.server.url=http://127.0.0.1:9/v1",
-      "--set", "evaluation.server.base=m"], "server"), (["validate", "data/training/kwanzaa_dev.jsonl", "--preview", "1"], "eval")], ids=str)
+    (["run", "evaluate", "--set", "evaluation.server=http://127.0.0.1:9/v1"], "server"), (["validate", "data/training/kwanzaa_dev.jsonl", "--preview", "1"], "eval")], ids=str)
 def test_what_needs_more_names_the_smallest_extra_in_one_sentence(core, project, words, extra):
     before = sorted(project.rglob("*"))
     out, err = core.kwanzaa(*words, status=2, folder=project)
@@ -196,8 +195,8 @@ def server():
 def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, project, server):
     core.install(f"{core.wheel}[server]")
     without_torch(core)
-    settings = {"run.output_dir": "outputs/served", "evaluation.backend": "server", "evaluation.server.url": f"http://127.0.0.1:{server.server_port}/v1",
-                "evaluation.server.base": "plain", "evaluation.server.adapter": "tuned", "evaluation.max_records": 6, "evaluation.grammar": "true"}
+    settings = {"run.output_dir": "outputs/served", "evaluation.server": f"http://127.0.0.1:{server.server_port}/v1",
+                "model.base_model_id": "plain", "evaluation.adapter": "tuned", "evaluation.max_records": 6, "evaluation.grammar": "true"}
     words = ["run", "evaluate", "--config", "configs/demo.cpu.yaml", *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")]]
     out, err = core.kwanzaa(*words, folder=project)
     assert "json_valid_rate" in out and err == ""

@@ -16,7 +16,8 @@ from kwanzaa_nb.train.trainer import RecordsError, encode_records
 @pytest.fixture(scope="module")
 def records():
     "Committed training records with three chunks or more."
-    found = [row for row in read_records(ROOT / "data" / "training" / "kwanzaa_train.jsonl") if len(row["chunks"]) >= 3]
+    found = [row for row in read_records(ROOT / "data" / "training" / "kwanzaa_train.jsonl")
+             if len(row["chunks"]) >= 3]
     return found[:40]
 
 
@@ -27,13 +28,17 @@ def tokenizer():
 
 def pointed_at(record):
     "The texts of the sentences that a target points at, and what it says without its marks."
-    target, shown = parse_model_answer(record["messages"][2]["content"], record["chunks"]), shown_sentences(record["chunks"])
-    return [(shown[number - 1].chunk_id, shown[number - 1].text) for number in target.evidence], re.sub(r"\[\d+\]", "", target.answer.text), target.unknowns
+    target, shown = parse_model_answer(record["messages"][2]["content"],
+                                       record["chunks"]), shown_sentences(record["chunks"])
+    return [(shown[number - 1].chunk_id, shown[number - 1].text)
+            for number in target.evidence], re.sub(r"\[\d+\]", "",
+                                                   target.answer.text), target.unknowns
 
 
 def test_error_changes_nothing_and_the_trainer_lists_ids_and_lengths(records, tokenizer):
     assert fit_records(tokenizer, records, 10, "error") == (records, [])
-    config = tiny_config(**{"data.max_seq_length": 10, "evaluation.generation_defaults.max_new_tokens": 5})
+    config = tiny_config(**{"data.max_seq_length": 10,
+                            "evaluation.generation_defaults.max_new_tokens": 5})
     with pytest.raises(RecordsError) as error:
         encode_records(tokenizer, records, config, {tokenizer.eos_token_id})
     told = {problem.where for problem in error.value.problems if problem.code == "too_long"}
@@ -52,8 +57,10 @@ def test_drop_chunks_takes_whole_uncited_chunks_and_says_so(records, tokenizer):
         changed += 1
         gone = next(chunk for chunk in record["chunks"] if chunk not in fitted["chunks"])
         before, after = (read_context(row["messages"][1]["content"]) for row in (record, fitted))
-        assert after == [part for part, chunk in zip(before, record["chunks"]) if chunk is not gone] and record_tokens(tokenizer, fitted) <= limit
-        assert pointed_at(fitted) == pointed_at(record) and fitted["messages"][0] == record["messages"][0]
+        assert after == [part for part, chunk in zip(before, record["chunks"])
+                         if chunk is not gone] and record_tokens(tokenizer, fitted) <= limit
+        assert pointed_at(fitted) == pointed_at(record)
+        assert fitted["messages"][0] == record["messages"][0]
         renumbered += fitted["messages"][2] != record["messages"][2]
         assert target_problems(fitted) == shown_problems(fitted) == []
         assert len(told) == 1 and record["id"] in told[0]
@@ -65,50 +72,62 @@ def test_what_is_cited_stays_even_where_the_record_stays_too_long(records, token
     fitted, told = fit_records(tokenizer, answered, 1, "drop_chunks")
     assert len(fitted) == len(answered)
     for record, row in zip(answered, fitted):
-        assert {chunk["chunk_id"] for chunk in row["chunks"]} == set(record["expected"]["gold_chunk_ids"])
+        assert {chunk["chunk_id"]
+                for chunk in row["chunks"]} == set(record["expected"]["gold_chunk_ids"])
 
 
 def test_drop_records_lists_what_it_leaves_out(records, tokenizer):
     lengths = sorted(record_tokens(tokenizer, row) for row in records)
     limit = lengths[len(lengths) // 2]
     kept, told = fit_records(tokenizer, records, limit, "drop_records")
-    assert [row["id"] for row in kept] == [row["id"] for row in records if record_tokens(tokenizer, row) <= limit]
+    assert [row["id"] for row in kept] == [row["id"] for row in records
+                                           if record_tokens(tokenizer, row) <= limit]
     assert len(kept) + len(told) == len(records) and 0 < len(told)
 
 
 def test_a_record_of_another_layout_loses_nothing(tokenizer):
-    messages = [{"role": role, "content": text} for role, text in (("system", "Be exact."), ("user", "When? " * 50), ("assistant", "Then."))]
+    messages = [{"role": role, "content": text} for role,
+                text in (("system", "Be exact."), ("user", "When? " * 50), ("assistant", "Then."))]
     record = {"id": "bare", "messages": messages, "chunks": []}
-    assert spare_chunks(record) == [] and fit_records(tokenizer, [record], 10, "drop_chunks") == ([record], [])
+    assert spare_chunks(record) == [] and fit_records(tokenizer, [record], 10,
+                                                      "drop_chunks") == ([record], [])
 
 
 @pytest.mark.parametrize("policy", ["error", "drop_chunks", "drop_records"])
-def test_a_target_that_generation_could_not_write_is_an_error_under_every_policy(records, tokenizer, policy):
-    config = tiny_config(**{"data.max_seq_length": 100_000, "evaluation.generation_defaults.max_new_tokens": 5})
+def test_a_target_that_generation_could_not_write_is_an_error_under_every_policy(records, tokenizer,
+                                                                                 policy):
+    config = tiny_config(**{"data.max_seq_length": 100_000,
+                            "evaluation.generation_defaults.max_new_tokens": 5})
     kept, told = fit_records(tokenizer, records[:3], config.data.max_seq_length, policy)
     assert told == []
     with pytest.raises(RecordsError) as error:
         encode_records(tokenizer, kept, config, {tokenizer.eos_token_id})
-    assert [(problem.where, problem.code) for problem in error.value.problems] == [(row["id"], "answer_too_long") for row in records[:3]]
-    length = len(tokenizer(records[0]["messages"][2]["content"], add_special_tokens=False)["input_ids"]) + 1
+    found = [(problem.where, problem.code) for problem in error.value.problems]
+    assert found == [(row["id"], "answer_too_long") for row in records[:3]]
+    length = len(tokenizer(records[0]["messages"][2]["content"],
+                           add_special_tokens=False)["input_ids"]) + 1
     assert f"its answer has {length} tokens, over max_new_tokens 5" in str(error.value)
 
 
 def test_a_length_is_that_of_the_row_that_is_trained_on(records):
     "Also where a template shows a finished turn otherwise than it asks for one."
-    hides = "{% if messages[-1]['role'] == 'user' %}Write JSON.{% endif %}" + tiny_tokenizer().chat_template
+    hides = "{% if messages[-1]['role'] == 'user' %}Write JSON.{% endif %}"
+    hides += tiny_tokenizer().chat_template
     for tokenizer in (tiny_tokenizer(), tiny_tokenizer(hides)):
         for record in records[:5]:
-            assert record_tokens(tokenizer, record) == len(encode_chat(tokenizer, record["messages"])["input_ids"])
+            row = encode_chat(tokenizer, record["messages"])
+            assert record_tokens(tokenizer, record) == len(row["input_ids"])
 
 
 @pytest.mark.parametrize("policy", ["drop_chunks", "drop_records"])
 def test_a_record_that_no_mask_is_right_for_is_left_for_the_trainer_to_refuse(records, policy):
-    tokenizer = tiny_tokenizer(tiny_tokenizer().chat_template.replace("m['content']", "m['content'] | upper"))
+    tokenizer = tiny_tokenizer(tiny_tokenizer().chat_template.replace("m['content']",
+                                                                      "m['content'] | upper"))
     assert fit_records(tokenizer, records[:3], 10, policy) == (records[:3], [])
     with pytest.raises(RecordsError) as error:
         encode_records(tokenizer, records[:3], tiny_config(), {tokenizer.eos_token_id})
-    assert [(problem.where, problem.code) for problem in error.value.problems] == [(row["id"], "mask") for row in records[:3]]
+    found = [(problem.where, problem.code) for problem in error.value.problems]
+    assert found == [(row["id"], "mask") for row in records[:3]]
 
 
 def test_without_chunk_is_what_the_renderer_gives(records):
@@ -116,7 +135,10 @@ def test_without_chunk_is_what_the_renderer_gives(records):
         for gone in spare_chunks(record):
             fewer = without_chunk(record, gone)
             question = split_user(record["messages"][1]["content"])[1]
-            assert fewer["messages"][1]["content"] == render_user(question, [chunk for chunk in record["chunks"] if chunk["chunk_id"] != gone])
+            assert fewer["messages"][1]["content"] == render_user(question,
+                                                                  [chunk
+                                                                   for chunk in record["chunks"]
+                                                                   if chunk["chunk_id"] != gone])
             assert pointed_at(fewer) == pointed_at(record)
 
 
@@ -124,8 +146,11 @@ def test_a_record_of_which_only_the_prompt_tells_its_sources_loses_a_chunk_too(r
     "The chunks of one's own records may hold an id and a text alone, or not be listed."
     for record in [row for row in records if spare_chunks(row)][:5]:
         bare = filled_in({"messages": record["messages"]}, 1)
-        plain = {**record, "chunks": [{name: chunk[name] for name in ("chunk_id", "text", "spans")} for chunk in record["chunks"]]}
-        (whole,), _ = fit_records(tokenizer, [record], record_tokens(tokenizer, record) - 1, "drop_chunks")
+        plain = {**record, "chunks": [{name: chunk[name] for name in ("chunk_id", "text", "spans")}
+                                      for chunk in record["chunks"]]}
+        (whole,), _ = fit_records(tokenizer, [record], record_tokens(tokenizer, record) - 1,
+                                  "drop_chunks")
         for row in (bare, plain):
-            (fitted,), _ = fit_records(tokenizer, [row], record_tokens(tokenizer, row) - 1, "drop_chunks")
+            (fitted,), _ = fit_records(tokenizer, [row], record_tokens(tokenizer, row) - 1,
+                                       "drop_chunks")
             assert fitted["messages"] == whole["messages"]

@@ -14,19 +14,13 @@ from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.record import read_records
 
 TEMPLATES = {
-    "chatml": (CHATML, "<|im_end|>"),
-    "stripping": (STRIPPING, "<|im_end|>"),
+    "chatml": (CHATML, "<|im_end|>"), "stripping": (STRIPPING, "<|im_end|>"),
     "last turn": (LAST_TURN, "<|end|>"),
 }
 ANSWERS = {
-    "plain": "yes",
-    "json": '{"evidence":[],"answer":{"text":"…"}}',
-    "unicode": "Ọjọ́ kìíní 🕯️ – «Umoja»",
-    "newline": "one\ntwo\n\nthree",
-    "in the prompt": "Is it?",
-    "role word": "assistant",
-    "one sign": "}",
-    "looks like a turn": "user\nsystem: x",
+    "plain": "yes", "json": '{"evidence":[],"answer":{"text":"…"}}',
+    "unicode": "Ọjọ́ kìíní 🕯️ – «Umoja»", "newline": "one\ntwo\n\nthree", "in the prompt": "Is it?",
+    "role word": "assistant", "one sign": "}", "looks like a turn": "user\nsystem: x",
 }
 
 

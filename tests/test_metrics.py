@@ -14,7 +14,7 @@ from kwanzaa_nb.core import stats, text
 from kwanzaa_nb.core.answer import RULE_ERRORS, find_marks
 from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, wilson
 from kwanzaa_nb.evaluate.metrics import (
-    HEADLINES, METRICS, REFUSAL, ScoreError, compare, controls, failures, score, score_arms, scores_table)
+    HEADLINES, REFUSAL, ScoreError, compare, controls, failures, score, score_arms, scores_table)
 from kwanzaa_nb.core.prompt import render_user
 from kwanzaa_nb.core.record import read_records
 
@@ -27,23 +27,13 @@ FACTS = [
 
 
 def chunk(slug, thing, place, year, person):
-    return {
-        "chunk_id": f"{slug}-01",
-        "source_org": "x",
-        "year": 1900,
-        "text": f"A weekly issue of {thing} cost six cents and reached many homes. "
-        f"{person} founded {thing} in {place} {year}.",
-    }
+    text = f"A weekly issue of {thing} cost six cents and reached many homes. {person} founded {thing} in {place} {year}."
+    return {"chunk_id": f"{slug}-01", "source_org": "x", "year": 1900, "text": text}
 
 
 def output(completeness="complete", text="x", evidence=(), missing=()):
-    return json.dumps(
-        {
-            "evidence": list(evidence),
-            "answer": {"completeness": completeness, "text": text},
-            "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []},
-        }
-    )
+    unknowns = {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []}
+    return json.dumps({"evidence": list(evidence), "answer": {"completeness": completeness, "text": text}, "unknowns": unknowns})
 
 
 def cited(text):
@@ -62,37 +52,17 @@ def make_records():
             shown = [{**other, "gold": False} for other in others[:2]]
             if answerable:
                 shown.insert(number % 3, {**chunk(*fact), "gold": True})
-            target = (
-                cited(f"{person} founded {thing} in {place}. [{2 * (number % 3) + 2}]")
-                if answerable
-                else output(
-                    "insufficient_data",
-                    f"The context does not say where {thing} was founded.",
-                    missing=["the place of founding"],
-                )
-            )
-            user = render_user(f"Where was {thing} founded?", shown)
-            records.append(
-                {
-                    "id": f"{slug}-{answerable}",
-                    "category": "citation_required" if answerable else "refusal",
-                    "persona": "educator",
-                    "mode": "base_adapter_rag",
-                    "answerable": answerable,
-                    "pair_id": slug,
-                    "chunks": shown,
-                    "messages": [
-                        {"role": "system", "content": "s"},
-                        {"role": "user", "content": user},
-                        {"role": "assistant", "content": target},
-                    ],
-                    "expected": {
-                        "answer": place if answerable else None,
-                        "aliases": [],
-                        "gold_chunk_ids": [f"{slug}-01"] if answerable else [],
-                    },
-                }
-            )
+            if answerable:
+                target = cited(f"{person} founded {thing} in {place}. [{2 * (number % 3) + 2}]")
+            else:
+                target = output("insufficient_data", f"The context does not say where {thing} was founded.",
+                                missing=["the place of founding"])
+            messages = [{"role": role, "content": text} for role, text in (
+                ("system", "s"), ("user", render_user(f"Where was {thing} founded?", shown)), ("assistant", target))]
+            records.append({
+                "id": f"{slug}-{answerable}", "category": "citation_required" if answerable else "refusal", "persona": "educator",
+                "mode": "base_adapter_rag", "answerable": answerable, "pair_id": slug, "chunks": shown, "messages": messages,
+                "expected": {"answer": place if answerable else None, "aliases": [], "gold_chunk_ids": [f"{slug}-01"] if answerable else []}})
     return records
 
 
@@ -157,42 +127,24 @@ def test_controls_copy_what_was_shown():
 
 
 def test_no_other_control_tops_a_headline(by_control):
-    assert set(by_control) == {
-        "gold",
-        "always_refuse",
-        "never_refuse",
-        "cite_everything",
-        "copy_first_chunk",
-        "wrong_chunk",
-        "empty_object",
-        "echo_prompt",
-    }
+    assert set(by_control) == {"gold", "always_refuse", "never_refuse", "cite_everything", "copy_first_chunk", "wrong_chunk",
+                               "empty_object", "echo_prompt"}
     for arm, scores in by_control.items():
         if arm != "gold":  # a fixed valid object is valid: format is all that `json_valid_rate` measures
             assert all(scores.rates[name].value < 0.8 for name in HEADLINES if name != "json_valid_rate"), arm
 
 
 def test_retrieval_score_rule():
-    records = [
-        {**record, "chunks": [{**shown, "score": 0.9 if record["answerable"] else 0.2} for shown in record["chunks"]]}
-        for record in RECORDS
-    ]
+    records = [{**record, "chunks": [{**shown, "score": 0.9 if record["answerable"] else 0.2} for shown in record["chunks"]]}
+               for record in RECORDS]
     scores = score_arms(controls(records), records)["retrieval_score"]
     assert scores.rates["refusal_correctness_rate"].value == 1.0  # scores that give answerability away are found out
     assert scores.rates["grounded_answer_rate"].value < 1.0
 
 
-@pytest.mark.parametrize(
-    "raw, finish_reason, code",
-    [
-        (cited(GOOD), "length", "cut_off"),
-        (cited(GOOD), "error", "crashed"),
-        ("", "stop", "empty"),
-        ("```json\n" + cited(GOOD) + "\n```", "stop", "markdown_fence"),
-        ("{}", "stop", "schema"),
-        (output(text=GOOD, evidence=["2"]), "stop", "schema"),
-    ],
-)
+@pytest.mark.parametrize("raw, finish_reason, code", [
+    (cited(GOOD), "length", "cut_off"), (cited(GOOD), "error", "crashed"), ("", "stop", "empty"), ("{}", "stop", "schema"),
+    ("```json\n" + cited(GOOD) + "\n```", "stop", "markdown_fence"), (output(text=GOOD, evidence=["2"]), "stop", "schema")])
 def test_invalid_output_fails_everything(raw, finish_reason, code):
     outcome, scores = one(raw, finish_reason=finish_reason)
     assert code in outcome.codes
@@ -239,10 +191,8 @@ def test_fence_is_a_diagnostic_only():
 
 
 def test_stages_stand_apart():
-    rates = [
-        [one(raw)[1].rates[name].value for name in ("strict_json_rate", "schema_rate", "json_valid_rate")]
-        for raw in ("{", "{}", BROKEN["number_not_shown"], cited(GOOD))
-    ]
+    rates = [[one(raw)[1].rates[name].value for name in ("strict_json_rate", "schema_rate", "json_valid_rate")]
+             for raw in ("{", "{}", BROKEN["number_not_shown"], cited(GOOD))]
     assert rates == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
@@ -259,19 +209,13 @@ def test_precision_counts_chunks_and_numbers_that_were_not_shown(marks, found, n
 TWIN = FIRST | {"chunks": [*FIRST["chunks"], {**chunk(*FACTS[0]), "chunk_id": "twin-01", "gold": False}]}
 
 
-@pytest.mark.parametrize(
-    "text, code, record",
-    [
-        (GOOD + " It was a weekly.", "claim_without_mark", FIRST),
-        (GOOD.replace("[2]", "[2][1][3][4]"), "too_many_marks", FIRST),
-        (GOOD + " Robert Abbott read Freedom's Journal. [2]", "claim_unsupported", FIRST),
-        ("Samuel Cornish never founded Freedom's Journal in New York City. [2]", "claim_unsupported", FIRST),
-        (GOOD.replace("[2]", "[1]"), "claim_beside_evidence", FIRST),
-        (GOOD.replace("[2]", "[1][2][3]"), "idle_marks", FIRST),
-        ("A weekly issue of Freedom's Journal cost six cents. [1]", "answer_not_in_text", FIRST),
-        (GOOD.replace("[2]", "[8]"), "gold_chunk_not_cited", TWIN),
-    ],
-)
+@pytest.mark.parametrize("text, code, record", [
+    (GOOD + " It was a weekly.", "claim_without_mark", FIRST), (GOOD.replace("[2]", "[2][1][3][4]"), "too_many_marks", FIRST),
+    (GOOD + " Robert Abbott read Freedom's Journal. [2]", "claim_unsupported", FIRST),
+    ("Samuel Cornish never founded Freedom's Journal in New York City. [2]", "claim_unsupported", FIRST),
+    (GOOD.replace("[2]", "[1]"), "claim_beside_evidence", FIRST), (GOOD.replace("[2]", "[1][2][3]"), "idle_marks", FIRST),
+    ("A weekly issue of Freedom's Journal cost six cents. [1]", "answer_not_in_text", FIRST),
+    (GOOD.replace("[2]", "[8]"), "gold_chunk_not_cited", TWIN)])
 def test_each_fault_of_an_answer_alone_costs_its_coverage(text, code, record):
     outcome, scores = one(cited(text), record)
     assert outcome.valid and outcome.codes == [code] and len(outcome.notes) == 1
@@ -331,15 +275,11 @@ def test_refusal():
     assert wrong.codes == ["refused_answerable"] and scores.rates["citation_coverage_rate"].value == 0.0
 
 
-@pytest.mark.parametrize(
-    "text, code",
-    [
-        ("The context does not say where. It may be Boston.", "refusal_with_claim"),
-        ("The context does not say where. The price was 6 cents.", "refusal_with_claim"),
-        ("The context does not say where Freedom's Journal of New York City was founded.", "answer_leaked"),
-        ("Nothing is known. Robert Abbott founded the Chicago Defender in Chicago in 1905.", "refusal_with_claim"),
-    ],
-)
+@pytest.mark.parametrize("text, code", [
+    ("The context does not say where. It may be Boston.", "refusal_with_claim"),
+    ("The context does not say where. The price was 6 cents.", "refusal_with_claim"),
+    ("The context does not say where Freedom's Journal of New York City was founded.", "answer_leaked"),
+    ("Nothing is known. Robert Abbott founded the Chicago Defender in Chicago in 1905.", "refusal_with_claim")])
 def test_a_mixture_is_wrong_on_both_sides(text, code):
     raw = output("insufficient_data", text, missing=["where"])
     scores = score([{"id": record["id"], "arm": "a", "raw": raw} for record in RECORDS[:2]], RECORDS[:2])
@@ -377,15 +317,7 @@ def test_answering_the_unanswerable_earns_nothing():
 def test_unknown_answerability_is_left_out_of_refusing_only():
     record = {key: value for key, value in FIRST.items() if key not in ("answerable", "expected", "pair_id")}
     _, scores = one(cited(GOOD), record)
-    totals = {name: scores.rates[name].total for name in HEADLINES}
-    assert totals == {
-        METRICS[0]: 1,
-        METRICS[1]: 0,
-        METRICS[2]: 0,
-        METRICS[3]: 1,
-        "minimal_pair_accuracy": 0,
-        "grounded_answer_rate": 0,
-    }
+    assert [scores.rates[name].total for name in HEADLINES] == [1, 0, 0, 1, 0, 0]
 
 
 def test_groups_add_up(by_control):
@@ -399,19 +331,13 @@ def test_samples_must_fit_records():
     output = {"id": FIRST["id"], "arm": "a", "raw": "{}", "finish_reason": "stop"}
     with pytest.raises(ScoreError) as caught:
         score([output, output, {**output, "id": "other", "arm": "b"}], RECORDS + [FIRST])
-    assert [problem.code for problem in caught.value.problems] == [
-        "duplicate_record",
-        "unknown_record",
-        "duplicate_sample",
-        "several_arms",
-    ]
+    codes = [problem.code for problem in caught.value.problems]
+    assert codes == ["duplicate_record", "unknown_record", "duplicate_sample", "several_arms"]
 
 
 def test_scores_are_json_and_pure(by_control):
     again = score([output for output in controls(RECORDS) if output["arm"] == "wrong_chunk"], RECORDS)
-    assert json.dumps(again.to_dict(), allow_nan=False) == json.dumps(
-        by_control["wrong_chunk"].to_dict(), allow_nan=False
-    )
+    assert json.dumps(again.to_dict(), allow_nan=False) == json.dumps(by_control["wrong_chunk"].to_dict(), allow_nan=False)
 
 
 def test_wilson_against_known_values():

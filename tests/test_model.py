@@ -23,24 +23,9 @@ from kwanzaa_nb.model.backend import Decoding
 from kwanzaa_nb.model.local import GrowingOutput
 from kwanzaa_nb.model.masking import MaskError, encode_chat, stop_ids
 from kwanzaa_nb.model.load import (
-    DTYPES,
-    KNOWN_GGUF,
-    RuntimeSettings,
-    Hardware,
-    ModelError,
-    add_adapter,
-    cache_folder,
-    check_gguf,
-    detect_hardware,
-    runtime_settings,
-    find_base,
-    is_whole,
-    linear_layers,
-    load_adapter,
-    load_base,
-    load_tokenizer,
-    packaged_gguf,
-    remote_code,
+    DTYPES, KNOWN_GGUF, RuntimeSettings, Hardware, ModelError, add_adapter, cache_folder,
+    check_gguf, detect_hardware, runtime_settings, find_base, is_whole, linear_layers, load_adapter,
+    load_base, load_tokenizer, packaged_gguf, remote_code,
 )
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows
 from kwanzaa_nb.train.trainer import AdapterTrainer, step_budget, token_lengths, trainer_arguments
@@ -56,19 +41,14 @@ H100 = Hardware("cuda", "H100", True, True, True, True)
 CPU_BARE = Hardware("cpu", "AVX2", False, False, False)
 PLAIN = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, "adamw_torch")
 ASKED = {
-    "run.mixed_precision": "bf16",
-    "adapter.method": "qlora",
+    "run.mixed_precision": "bf16", "adapter.method": "qlora",
     "adapter.quantization.load_in_4bit": True,
-    "adapter.quantization.bnb_4bit_compute_dtype": "bf16",
-    "model.use_flash_attention": True,
+    "adapter.quantization.bnb_4bit_compute_dtype": "bf16", "model.use_flash_attention": True,
     "training.optim": "paged_adamw_8bit",
 }
 KEYS = [
-    "run.mixed_precision",
-    "adapter.quantization.bnb_4bit_compute_dtype",
-    "model.use_flash_attention",
-    "adapter.quantization.load_in_4bit",
-    "training.optim",
+    "run.mixed_precision", "adapter.quantization.bnb_4bit_compute_dtype",
+    "model.use_flash_attention", "adapter.quantization.load_in_4bit", "training.optim",
 ]
 
 
@@ -97,11 +77,7 @@ def asked(**changes):
 def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
     found = runtime_settings(asked(), hardware)
     assert (found.dtype, found.compute_dtype, found.attention, found.four_bit, found.optim) == (
-        dtype,
-        compute,
-        attention,
-        four_bit,
-        optim,
+        dtype, compute, attention, four_bit, optim,
     )
     assert [difference.key for difference in found.fallbacks] == [KEYS[place] for place in differing]
     assert all(difference.reason and difference.requested != difference.used for difference in found.fallbacks)
@@ -110,12 +86,8 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
 @pytest.mark.parametrize(
     "precision, hardware, used, said",
     [
-        ("auto", CPU, "fp32", False),
-        ("auto", T4, "fp16", False),
-        ("auto", A100, "bf16", False),
-        ("fp32", A100, "fp32", False),
-        ("fp16", A100, "fp16", False),
-        ("fp16", CPU, "fp32", True),
+        ("auto", CPU, "fp32", False), ("auto", T4, "fp16", False), ("auto", A100, "bf16", False),
+        ("fp32", A100, "fp32", False), ("fp16", A100, "fp16", False), ("fp16", CPU, "fp32", True),
         ("bf16", T4, "fp16", True),
     ],
 )
@@ -127,12 +99,9 @@ def test_precision(precision, hardware, used, said):
 @pytest.mark.parametrize(
     "precision, hardware, used, said",
     [
-        ("auto", CPU, "fp32", False),
-        ("auto", CPU_BF16, "fp32", False),
-        ("bf16", CPU, "fp32", True),
-        ("bf16", CPU_BF16, "bf16", False),
-        ("fp16", CPU_BF16, "fp32", True),
-        ("fp32", CPU_BF16, "fp32", False),
+        ("auto", CPU, "fp32", False), ("auto", CPU_BF16, "fp32", False),
+        ("bf16", CPU, "fp32", True), ("bf16", CPU_BF16, "bf16", False),
+        ("fp16", CPU_BF16, "fp32", True), ("fp32", CPU_BF16, "fp32", False),
     ],
 )
 def test_precision_of_products_with_four_bit_weights(precision, hardware, used, said):
@@ -145,13 +114,8 @@ def test_precision_of_products_with_four_bit_weights(precision, hardware, used, 
 @pytest.mark.parametrize(
     "optim",
     [
-        "paged_adamw_8bit",
-        "paged_adamw_32bit",
-        "adamw_8bit",
-        "adamw_bnb_8bit",
-        "lion_8bit",
-        "lion_32bit",
-        "paged_lion_8bit",
+        "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_bnb_8bit", "lion_8bit",
+        "lion_32bit", "paged_lion_8bit",
     ],
 )
 def test_an_optimiser_of_bitsandbytes_needs_bitsandbytes(optim):
@@ -338,11 +302,8 @@ def test_a_local_folder_is_loaded(local):
 @pytest.mark.parametrize(
     "file, content",
     [
-        ("config.json", b"{half"),
-        ("config.json", b"[]"),
-        ("config.json", b"{}"),
-        ("model.safetensors", b"cut short"),
-        ("model.safetensors", b""),
+        ("config.json", b"{half"), ("config.json", b"[]"), ("config.json", b"{}"),
+        ("model.safetensors", b"cut short"), ("model.safetensors", b""),
     ],
 )
 def test_a_damaged_local_model_is_one_sentence(local, file, content):
@@ -503,8 +464,7 @@ def test_kept_weights_give_the_outputs_of_bitsandbytes(local, double):
     bitsandbytes = pytest.importorskip("bitsandbytes")
     config = tiny_config(
         **{
-            "model.base_model_id": str(local),
-            "adapter.method": "qlora",
+            "model.base_model_id": str(local), "adapter.method": "qlora",
             "adapter.quantization.load_in_4bit": True,
             "adapter.quantization.bnb_4bit_use_double_quant": double,
         }
@@ -515,9 +475,7 @@ def test_kept_weights_give_the_outputs_of_bitsandbytes(local, double):
         attn_implementation=SEGMENTED,
         dtype=torch.float32,
         quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=double,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double,
             bnb_4bit_compute_dtype=torch.float32,
         ),
     )
@@ -541,8 +499,7 @@ def test_kept_weights_compute_in_the_dtype_that_is_asked_for(local, monkeypatch)
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         config = tiny_config(
             **{
-                "model.base_model_id": str(local),
-                "adapter.method": "qlora",
+                "model.base_model_id": str(local), "adapter.method": "qlora",
                 "adapter.quantization.load_in_4bit": True,
                 "adapter.quantization.bnb_4bit_compute_dtype": name,
             }
@@ -559,10 +516,8 @@ def test_an_adapter_trains_over_kept_weights(local):
     pytest.importorskip("bitsandbytes")
     config = tiny_config(
         **{
-            "model.base_model_id": str(local),
-            "adapter.method": "qlora",
-            "adapter.quantization.load_in_4bit": True,
-            "adapter.dropout": 0.0,
+            "model.base_model_id": str(local), "adapter.method": "qlora",
+            "adapter.quantization.load_in_4bit": True, "adapter.dropout": 0.0,
         }
     )
     adapted = add_adapter(load_base(config, runtime_settings(config, CPU)), config)
@@ -643,12 +598,9 @@ def test_an_adapter_of_another_model_is_refused(saved, settings):
 @pytest.mark.parametrize(
     "file, content",
     [
-        ("adapter_model.safetensors", b"cut short"),
-        ("adapter_model.safetensors", b""),
-        ("adapter_config.json", b"{"),
-        ("adapter_config.json", b"{}"),
-        ("adapter_config.json", b"[]"),
-        ("adapter_config.json", b'{"peft_type": "NOPE"}'),
+        ("adapter_model.safetensors", b"cut short"), ("adapter_model.safetensors", b""),
+        ("adapter_config.json", b"{"), ("adapter_config.json", b"{}"),
+        ("adapter_config.json", b"[]"), ("adapter_config.json", b'{"peft_type": "NOPE"}'),
     ],
 )
 def test_a_damaged_adapter_is_one_sentence(saved, file, content):

@@ -9,17 +9,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from kwanzaa_nb.model.masking import IGNORED
 from kwanzaa_nb.model.packing import (
-    FLEX,
-    SEGMENTED,
-    Segments,
-    causal_mask,
-    flatten_rows,
-    flatten_shared,
-    flex_segments,
-    pack_rows,
-    row_shares,
-    segmented_attention,
-    share_prompts,
+    SEGMENTED, Segments, causal_mask, flatten_rows, flatten_shared, pack_rows, row_shares,
+    segmented_attention, share_prompts,
 )
 from kwanzaa_nb.train.trainer import supervised_loss
 
@@ -107,14 +98,8 @@ def test_a_model_with_sliding_window_equals_its_own_attention():
     torch.manual_seed(0)
     model = MistralForCausalLM(
         MistralConfig(
-            vocab_size=272,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=3,
-            initializer_range=0.2,
+            vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, sliding_window=3, initializer_range=0.2,
         )
     ).eval()
     model.set_attn_implementation(SEGMENTED)
@@ -128,9 +113,7 @@ def test_a_model_with_sliding_window_equals_its_own_attention():
 
 def test_causal_mask():
     assert causal_mask(4, 4, 2, "cpu").tolist() == [
-        [True, False, False, False],
-        [True, True, False, False],
-        [False, True, True, False],
+        [True, False, False, False], [True, True, False, False], [False, True, True, False],
         [False, False, True, True],
     ]
 
@@ -266,20 +249,15 @@ def test_packed_rows_share_too():
     assert flatten_shared([row])["input_ids"].tolist() == flatten_shared([first, second])["input_ids"].tolist()
 
 
-# flex attention, and windows where prompts are shared
+# windows where prompts are shared
 
 
 def windowed_model(window=5):
     torch.manual_seed(0)
     model = MistralForCausalLM(
         MistralConfig(
-            vocab_size=272,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            sliding_window=window,
+            vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, sliding_window=window,
             initializer_range=0.2,
         )
     ).eval()
@@ -294,27 +272,6 @@ def test_shared_prompts_under_a_sliding_window_give_loss_and_gradient_of_separat
     assert together[0] == pytest.approx(alone[0], rel=1e-5)
     for name, gradient in alone[2].items():
         assert torch.allclose(gradient, together[2][name], atol=1e-5 * max(1.0, gradient.abs().max().item())), name
-
-
-@pytest.mark.parametrize("flatten", [flatten_rows, flatten_shared])
-@pytest.mark.parametrize("window", [None, 5])
-def test_flex_attention_gives_the_loss_of_segmented_attention(flatten, window):
-    records = random_records(torch.Generator().manual_seed(2), 6)
-    model = windowed_model(window) if window else tiny_model()
-    batch = flatten(records)
-    with torch.no_grad():
-        expected = supervised_loss(model, batch)[0].item()
-        model.set_attn_implementation(FLEX)
-        found = supervised_loss(model, flatten(records))[0].item()
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_flex_attention_says_what_it_can_not_do():
-    query = torch.randn(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="dropout"):
-        flex_segments(None, query, query, query, dropout=0.1, cu_seq_lens_q=torch.tensor([0, 3]))
-    with pytest.raises(ValueError, match="soft cap"):
-        flex_segments(None, query, query, query, softcap=30.0, cu_seq_lens_q=torch.tensor([0, 3]))
 
 
 def test_flash_attention_is_given_what_it_reads(monkeypatch):

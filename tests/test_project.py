@@ -19,11 +19,11 @@ STAGES = sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "kwanzaa_nb").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 LONGEST = 40  # lines of code in an exported cell
 LONG_CELLS = {  # what may be longer: one thing that would not read better in pieces
-    ("answer", "complete_answer"), ("figures", "metric_bars"), ("stage", "StageFiles"), ("metrics", "Scores"),
+    ("answer", "complete_answer"),
 }
 # /home/ada is the person of the examples that show how paths are made portable; everybody else's folders are a leak
 ABSOLUTE = re.compile(r"(?<![\w.:/<~-])/(?!home/ada/)(?:work|root|home|tmp|Users|private/var)(?:/|\b(?=[\"'\s\\]))|[A-Za-z]:\\\\Users")
-LIGHT = ("core.config", "core.errors", "core.answer", "core.prompt", "core.record", "data.corpus", "core.stage", "run.cli", "publish.card")
+LIGHT = ("core.settings", "core.config", "core.errors", "core.answer", "core.prompt", "core.record", "data.corpus", "core.stage", "run.cli", "publish.card")
 
 
 def cells_of(path, kind="code"):
@@ -214,7 +214,7 @@ def has_a_choice(field):
 
 def all_reads():
     "What modules and stage notebooks read; magics of notebooks are no Python and left out."
-    sources = [path.read_text(encoding="utf-8") for path in MODULES if path.stem != "config"]
+    sources = [path.read_text(encoding="utf-8") for path in MODULES if path.stem not in ("config", "settings")]
     for path in STAGES:
         cells = ["" if re.search(r"^\s*[%!]", source, re.MULTILINE) else source for source, _ in cells_of(path)]
         sources.append("\n".join(cells))

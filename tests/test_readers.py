@@ -20,7 +20,7 @@ from test_corpus import CHUNK, MISS, QUESTION
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.answer import ModelAnswer, complete_answer, parse_model_answer
 from kwanzaa_nb.core.jsonl import DataError, iter_jsonl, year_meant
-from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, load_corpus, load_rows, read_csv, read_parquet
+from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, load_corpus, load_rows
 from kwanzaa_nb.core.errors import KwanzaaError, Problem, ProblemList
 from kwanzaa_nb.core.files import no_file
 from kwanzaa_nb.evaluate.passes import complete_answers, grammar_identity
@@ -35,6 +35,7 @@ from kwanzaa_nb.report.evaluation import evaluation_page, page_rows
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.stats import LabelError
 from kwanzaa_nb.evaluate.support import reliability
+from kwanzaa_nb.data.tables import read_csv, read_parquet
 from kwanzaa_nb.data.validation import validate_records
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -81,9 +82,9 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".md", ".txt", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".md", ".txt", ".parquet", ".pdf", ".docx"])
 def test_a_file_that_is_something_else_is_one_problem_with_its_cause(tmp_path, name, suffix):
-    if (name, suffix) == ("Parquet", ".parquet"):
+    if (name, suffix) in (("Parquet", ".parquet"), ("PDF", ".pdf"), ("zip", ".docx"), (".xls", ".docx")):
         return
     (tmp_path / "corpus").mkdir()
     path, content = tmp_path / "corpus" / f"a{suffix}", OTHERS[name]

@@ -1,4 +1,4 @@
-"""The files that a run leaves have a form of their own: a version, a schema, and a sentence where they do not fit."""
+"The files of a run have a version and a schema, and are refused with a sentence if they don't fit."
 
 import json
 from pathlib import Path
@@ -15,7 +15,9 @@ RATE = {"value": 0.5, "total": 4, "low": 0.15, "high": 0.85}
 
 def test_committed_schemas_are_those_of_the_types(tmp_path):
     for path in write_run_schemas(tmp_path):
-        assert path.read_bytes() == (ROOT / "configs" / "schemas" / path.name).read_bytes(), "run write_run_schemas('configs/schemas')"
+        committed = ROOT / "configs" / "schemas" / path.name
+        told = "run write_run_schemas('configs/schemas')"
+        assert path.read_bytes() == committed.read_bytes(), told
 
 
 def test_results_come_back_equal(tmp_path):
@@ -30,7 +32,8 @@ def test_results_come_back_equal(tmp_path):
 @pytest.mark.parametrize("content, told", [
     ('{"arms": {}}', "format: field required"),
     ('{"format": 2, "arms": {}}', "format: input should be 1"),
-    ('{"format": 1, "arms": {"adapter": {"rates": {"json_valid_rate": {"value": 1}}}}}', "arms.adapter.rates.json_valid_rate.total: field required"),
+    ('{"format": 1, "arms": {"adapter": {"rates": {"json_valid_rate": {"value": 1}}}}}',
+     "arms.adapter.rates.json_valid_rate.total: field required"),
     ("[1]", "its top level"),
 ])
 def test_results_of_another_form(tmp_path, content, told):
@@ -42,8 +45,10 @@ def test_results_of_another_form(tmp_path, content, told):
 
 
 @pytest.mark.parametrize("manifest, told", [
-    ({"stages": {}}, "format: field required"), ({"format": 2, "stages": {}}, "format: input should be 1"),
-    ({"format": 1, "stages": {"train": {"status": "stuck"}}}, "stages.train.status"), ({"format": 1, "stages": {"train": []}}, "stages.train"), ([], "its top level"),
+    ({"stages": {}}, "format: field required"),
+    ({"format": 2, "stages": {}}, "format: input should be 1"),
+    ({"format": 1, "stages": {"train": {"status": "stuck"}}}, "stages.train.status"),
+    ({"format": 1, "stages": {"train": []}}, "stages.train"), ([], "its top level"),
 ])
 def test_manifests_of_another_form(tmp_path, manifest, told):
     (tmp_path / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

@@ -6,78 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
+from stage_project import REPOSITORY, entry_of, kwanzaa, stage_notebook, stage_of
 
-from kwanzaa_nb.core import files
-from kwanzaa_nb.run import launch
-from kwanzaa_nb.core import manifest
-from kwanzaa_nb.core import stage
-from kwanzaa_nb.core import table
-from kwanzaa_nb.run import cli
-from kwanzaa_nb.core.config import ConfigError, Fallback, resolve_config
+from kwanzaa_nb.core import files, manifest, stage, table
+from kwanzaa_nb.core.config import ConfigError, Fallback
 from kwanzaa_nb.core.manifest import StageError
-from kwanzaa_nb.core.stage import Stage
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-CONFIG = """\
-run: {name: tiny, output_dir: outputs/tiny}
-model: {base_model_id: owner/model}
-adapter: {method: qlora}
-data: {train_file: data/train.jsonl, eval_file: data/eval.jsonl}
-"""
-PARAMETERS = """\
-config = ""
-overrides = {}
-run = {}
-model = {}
-adapter = {}
-data = {}
-training = {}
-evaluation = {}
-publishing = {}
-"""
-START = """\
-from kwanzaa_nb.core.stage import start_stage
-stage = start_stage("data", config=config, overrides=overrides, run=run, model=model, adapter=adapter, data=data,
-                    training=training, evaluation=evaluation, publishing=publishing, cells=In)
-"""
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    "A project of its own: settings.ini, one config, no data."
-    root = tmp_path / "ada" / "project"
-    (root / "configs").mkdir(parents=True)
-    (root / "nbs").mkdir()
-    (root / "settings.ini").write_text("[DEFAULT]\nlib_name = kwanzaa_nb\n", encoding="utf-8")
-    (root / "configs" / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
-    monkeypatch.chdir(root)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    return root
-
-
-def stage_notebook(root, *cells, name="01_data", tags=("parameters",)):
-    "Write a stage notebook: parameters, start_stage, then the cells given."
-    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
-    book.cells = [nbformat.v4.new_markdown_cell("# A stage"),
-                  nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": list(tags)}),
-                  *[nbformat.v4.new_code_cell(cell) for cell in (START, *cells)]]
-    path = root / "nbs" / f"{name}.ipynb"
-    nbformat.write(book, path)
-    return path
-
-
-def entry_of(root, stage="data"):
-    return manifest.read_manifest(root / "outputs/tiny")["stages"][stage]
-
-
-def stage_of(name, **overrides):
-    return Stage(name, resolve_config("configs/tiny.yaml", overrides), "configs/tiny.yaml")
+from kwanzaa_nb.run import cli, launch
 
 
 def put(root, path, text):
@@ -89,18 +27,22 @@ def put(root, path, text):
 
 
 def test_a_stage_runs(project):
-    stage_notebook(project, "from pathlib import Path\nPath('data').mkdir()\nPath('data/train.jsonl').write_text('{}')",
-                   "stage.progress('one record\\nwritten')\nstage.wrote('data/train.jsonl')\nstage.done(records=1)")
+    put(project, "data/train.jsonl", "{}")
+    stage_notebook(project, "stage.progress('one record\\nwritten')",
+                   "stage.wrote('data/train.jsonl')\nstage.done(records=1)")
     lines = []
     report = launch.run_stage("data", "configs/tiny.yaml", {"run.seed": 7}, log=lines.append)
     assert report == project / "outputs/tiny/notebooks/01_data.ipynb"
-    assert launch.unexecuted(report) == [] and [path.name for path in report.parent.iterdir()] == ["01_data.ipynb"]
+    assert launch.unexecuted(report) == []
+    assert [path.name for path in report.parent.iterdir()] == ["01_data.ipynb"]
     entry = entry_of(project)
-    assert entry["status"] == "done" and entry["summary"] == {"records": 1} and entry["config"]["run"]["seed"] == 7
+    assert entry["status"] == "done" and entry["summary"] == {"records": 1}
+    assert entry["config"]["run"]["seed"] == 7
     assert entry["wrote"]["data/train.jsonl"] == files.file_record(project / "data/train.jsonl")
     assert {"python", "papermill"} <= set(entry["versions"]) and entry["hardware"]["cpus"] >= 1
     assert entry["commit"] is None
-    assert any("one record written" in line for line in lines) and any("cell 5 of 5: A stage" in line for line in lines)
+    for text in ("one record written", "cell 5 of 5: A stage"):
+        assert any(text in line for line in lines)
     assert "done: outputs/tiny/notebooks/01_data.ipynb" in lines[-1]
     for path in (report, project / "outputs/tiny/manifest.json"):
         assert str(project) not in path.read_text(encoding="utf-8")
@@ -123,12 +65,15 @@ def test_a_failing_cell_leaves_report_and_sentence(project, capfd):
     stage_notebook(project, "stage.read('data/train.jsonl', made_by='data')", "stage.done()")
     assert cli.main(["run", "data", "--config", "configs/tiny.yaml"]) == 2
     out, err = capfd.readouterr()
-    assert "data/train.jsonl is missing: run the stage data first (kwanzaa run data --config configs/tiny.yaml" in err
-    assert "Traceback" not in out + err and "The report is kept: outputs/tiny/notebooks/01_data.ipynb" in err
+    assert ("data/train.jsonl is missing: run the stage data first "
+            "(kwanzaa run data --config configs/tiny.yaml") in err
+    assert "The report is kept: outputs/tiny/notebooks/01_data.ipynb" in err
+    assert "Traceback" not in out + err
     entry = entry_of(project)
     assert entry["status"] == "failed" and "data/train.jsonl is missing" in entry["error"]
     report = nbformat.read(project / "outputs/tiny/notebooks/01_data.ipynb", as_version=4)
-    shown = [output for cell in report.cells for output in cell.get("outputs", []) if output.output_type == "error"]
+    shown = [output for cell in report.cells for output in cell.get("outputs", [])
+             if output.output_type == "error"]
     assert len(shown) == 1 and len(shown[0].traceback) == 1
 
 
@@ -148,7 +93,8 @@ def test_a_cell_without_execution_count_is_no_success(project):
 
 
 def test_a_killed_kernel(project):
-    stage_notebook(project, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "stage.done()")
+    stage_notebook(project, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+                   "stage.done()")
     with pytest.raises(StageError, match="died, most likely for want of memory"):
         launch.run_stage("data", "configs/tiny.yaml", log=str)
     report = project / "outputs/tiny/notebooks/01_data.ipynb"
@@ -163,8 +109,9 @@ def test_a_notebook_that_forgets_done(project):
 
 def test_sections_from_a_file_and_overrides_on_papermill_s_command_line(project):
     notebook = stage_notebook(project, "stage.done()")
-    words = [str(notebook), "out.ipynb", "-f", "configs/tiny.yaml", "-y", "{overrides: {training.epochs: 5}}"]
-    subprocess.run([sys.executable, "-m", "papermill", *words], check=True, capture_output=True, timeout=60)
+    command = [sys.executable, "-m", "papermill", str(notebook), "out.ipynb",
+               "-f", "configs/tiny.yaml", "-y", "{overrides: {training.epochs: 5}}"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
     settings = entry_of(project)["config"]
     assert (settings["run"]["name"], settings["training"]["epochs"]) == ("tiny", 5)
     assert launch.unexecuted("out.ipynb") == []
@@ -174,8 +121,8 @@ def test_a_misspelled_injected_parameter(project):
     "papermill itself only warns; the notebook stops, and leaves a report."
     notebook, report = stage_notebook(project, "stage.done()"), project / "out.ipynb"
     with pytest.raises(papermill.PapermillExecutionError, match="overides"):
-        papermill.execute_notebook(notebook, report, {"config": "configs/tiny.yaml", "overides": {"run.seed": 1}},
-                                   cwd=project, progress_bar=False)
+        given = {"config": "configs/tiny.yaml", "overides": {"run.seed": 1}}
+        papermill.execute_notebook(notebook, report, given, cwd=project, progress_bar=False)
     assert report.exists() and not (project / "outputs").exists()
 
 
@@ -189,10 +136,7 @@ def test_a_lost_parameters_tag_is_found_before_the_run(project, tags):
 @pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_a_run(project, word):
     stage_notebook(project, "stage.progress('begun')\nimport time\ntime.sleep(60)", "stage.done()")
-    process = subprocess.Popen([sys.executable, "-m", "kwanzaa_nb", "run", "data", "--config", "configs/tiny.yaml"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
+    process = kwanzaa("data", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         for line in process.stdout:
             if "begun" in line:
@@ -235,9 +179,11 @@ def test_an_input_changed_since(project):
     maker = stage_of("data")
     maker.wrote("data/train.jsonl")
     maker.done()
-    assert stage_of("train").read("data/train.jsonl", made_by="data") == project / "data/train.jsonl"
+    path = stage_of("train").read("data/train.jsonl", made_by="data")
+    assert path == project / "data/train.jsonl"
     put(project, "data/train.jsonl", "2\n")
-    with pytest.raises(StageError, match="not the file that the stage data wrote.*run the stage data again"):
+    told = "not the file that the stage data wrote.*run the stage data again"
+    with pytest.raises(StageError, match=told):
         stage_of("train").read("data/train.jsonl", made_by="data")
 
 
@@ -248,12 +194,14 @@ def test_data_of_one_s_own_needs_no_data_stage(project):
     assert list(entry_of(project, "train")["read"]) == ["data/train.jsonl"]
 
 
-@pytest.mark.parametrize("error, status", [(ValueError("x"), "failed"), (KeyboardInterrupt(), "interrupted")])
+@pytest.mark.parametrize("error, status", [
+    (ValueError("x"), "failed"), (KeyboardInterrupt(), "interrupted")])
 def test_the_input_of_an_unfinished_stage(project, error, status):
     put(project, "outputs/tiny/adapter/adapter_config.json", "{}")
     maker = stage_of("train")
     maker.fail(error)
-    with pytest.raises(StageError, match=f"train of this run is marked {status}.*kwanzaa run train"):
+    told = f"train of this run is marked {status}.*kwanzaa run train"
+    with pytest.raises(StageError, match=told):
         stage_of("evaluate").read("outputs/tiny/adapter", made_by="train")
 
 
@@ -283,24 +231,25 @@ def test_scores_of_an_older_adapter(project):
     train = stage_of("train")
     train.wrote("outputs/tiny/adapter")
     train.done()
-    with pytest.raises(StageError, match="evaluate read an older adapter/w.*run the stage evaluate again"):
+    told = "evaluate read an older adapter/w.*run the stage evaluate again"
+    with pytest.raises(StageError, match=told):
         stage_of("publish").read("outputs/tiny/evaluation/metrics.json", made_by="evaluate")
 
 
 def test_an_output_that_is_not_there(project):
-    with pytest.raises(StageError, match="which isn't there"):
+    with pytest.raises(StageError, match="train.jsonl isn't there"):
         stage_of("data").wrote("data/train.jsonl")
 
 
 # ---- the manifest
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"stages": []}', '{"stages": {"data": {"status": "odd"}}}',
-                                     b"\xff\xfe", '{"stages": {"data": {}}}'])
+@pytest.mark.parametrize("content", [
+    b"", b"{", b"[]", b"null", b'{"stages": []}', b'{"stages": {"data": {"status": "odd"}}}',
+    b"\xff\xfe", b'{"stages": {"data": {}}}'])
 def test_a_manifest_that_is_none_is_never_written_over(project, content):
     path = project / "outputs/tiny/manifest.json"
     path.parent.mkdir(parents=True)
-    content = content if isinstance(content, bytes) else content.encode()
     path.write_bytes(content)
     with pytest.raises(StageError, match="manifest.json can't be read"):
         stage_of("data")
@@ -311,7 +260,8 @@ def test_stages_keep_each_other_s_entries(project):
     stage_of("data").done(records=3)
     stage_of("train").fail(ValueError("x"))
     stages = manifest.read_manifest(project / "outputs/tiny")["stages"]
-    assert [stages[name]["status"] for name in manifest.STAGES] == ["done", "failed", "not_run", "not_run"]
+    statuses = [stages[name]["status"] for name in manifest.STAGES]
+    assert statuses == ["done", "failed", "not_run", "not_run"]
     assert stages["data"]["summary"] == {"records": 3}
 
 
@@ -322,8 +272,10 @@ def test_no_path_no_user_no_token_in_a_manifest(project, tmp_path, monkeypatch):
     put(tmp_path, away.relative_to(tmp_path), "{}")
     stage = stage_of("evaluate", **{"data.eval_file": str(away)})
     stage.read(away)
-    stage.note_fallbacks(Fallback("model.base_model_id", str(away), "x", f"{away} is not there, hf_{'a' * 30} neither."))
-    stage.fail(ValueError(f"can't open {away} nor {project}/data/x.jsonl with {os.environ['HF_TOKEN']}"))
+    reason = f"{away} is not there, hf_{'a' * 30} neither."
+    stage.note_fallbacks(Fallback("model.base_model_id", str(away), "x", reason))
+    token = os.environ["HF_TOKEN"]
+    stage.fail(ValueError(f"can't open {away} nor {project}/data/x.jsonl with {token}"))
     text = (project / "outputs/tiny/manifest.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "grace" not in text and "hf_aaa" not in text
     assert '"data/x.jsonl' in text or " data/x.jsonl" in text
@@ -337,7 +289,8 @@ def test_values_that_json_does_not_know(project):
 
 
 def test_two_folders_with_files_of_one_name():
-    keys = {manifest.file_key(f"/{folder}/eval.jsonl", "/p/outputs/x", "/p") for folder in ("a", "b")}
+    keys = {manifest.file_key(f"/{folder}/eval.jsonl", "/p/outputs/x", "/p")
+            for folder in ("a", "b")}
     assert len(keys) == 2 and all(key.endswith("/eval.jsonl") for key in keys)
 
 
@@ -345,7 +298,8 @@ def test_two_folders_with_files_of_one_name():
     ("https://huggingface.co/a/b and s3://x/y/z", "https://huggingface.co/a/b and s3://x/y/z"),
     ("owner/model", "owner/model"), ("/p", "."), ("/p/data", "data"), ("/p2/data/x", ".../x"),
     ("1/2 and 3/4", "1/2 and 3/4"),
-    ("open('/etc/ada/x.txt')", "open('.../x.txt')"), (r"C:\Users\ada\x.txt", ".../x.txt"), ("~/models/x", ".../x"),
+    ("open('/etc/ada/x.txt')", "open('.../x.txt')"), (r"C:\Users\ada\x.txt", ".../x.txt"),
+    ("~/models/x", ".../x"),
 ])
 def test_portable_text(text, expected):
     assert manifest.portable(text, "/p") == expected
@@ -370,8 +324,9 @@ def test_a_table_escapes_what_would_break_it():
 # ---- the command
 
 
-@pytest.mark.parametrize("words", [[], ["run"], ["run", "trian"], ["run", "all", "--set", "x"], ["config", "look", "x"],
-                                   ["run", "all", "--set", "a=[1"]])
+@pytest.mark.parametrize("words", [
+    [], ["run"], ["run", "trian"], ["run", "all", "--set", "x"], ["config", "look", "x"],
+    ["run", "all", "--set", "a=[1"]])
 def test_wrong_usage(words, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(words)
@@ -386,13 +341,21 @@ def test_a_config_is_shown_and_checked(project, capsys):
 
 
 def test_help_needs_no_torch():
-    code = ("import sys\nfrom kwanzaa_nb.core import stage\nfrom kwanzaa_nb.run import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit as left:\n"
-            "    assert left.code == 0\nassert not {'torch', 'transformers', 'papermill'} & set(sys.modules)")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True, timeout=60)
+    code = """\
+import sys
+from kwanzaa_nb.core import stage
+from kwanzaa_nb.run import cli
+try:
+    cli.main(['--help'])
+except SystemExit as left:
+    assert left.code == 0
+assert not {'torch', 'transformers', 'papermill'} & set(sys.modules)"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, timeout=60)
 
 
 def test_overrides_are_checked_with_the_config(project):
+    given = {"config": "configs/tiny.yaml"}
     with pytest.raises(ConfigError, match="epohs"):
-        stage.start_stage("train", config="configs/tiny.yaml", overrides={"training.epohs": 1})
+        stage.start_stage("train", given | {"overrides": {"training.epohs": 1}})
     with pytest.raises(StageError, match="no stage trian"):
-        stage.start_stage("trian", config="configs/tiny.yaml")
+        stage.start_stage("trian", given)

@@ -31,17 +31,23 @@ def written(project, values):
     return project / "sweep.yaml"
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"grids": {}}, "unknown key"), ({"grid": {}}, "empty"), ({"grid": {"adapter.r": 8}}, "expected a list"), ({"stages": ["publish"]}, "publish"),
-    ({"select": "luck"}, "no metric"), ({"overrides": {"data.eval_file": "x"}}, "set by the sweep"), ({"name": "a/b"}, "folder"), ({"config": 3}, "int"),
-])
+@pytest.mark.parametrize("change, words", [({"grids": {}}, "unknown key"), ({"grid": {}}, "empty"),
+                                           ({"grid": {"adapter.r": 8}}, "expected a list"),
+                                           ({"stages": ["publish"]}, "publish"),
+                                           ({"select": "luck"}, "no metric"),
+                                           ({"overrides": {"data.eval_file": "x"}},
+                                            "set by the sweep"), ({"name": "a/b"}, "folder"),
+                                           ({"config": 3}, "int")])
 def test_wrong_files_are_refused(project, change, words):
     with pytest.raises(SweepError, match=words):
         read_sweep(written(project, GOOD | change))
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "configs/sweeps"), (b"3", "write name:, config: and grid:"), (b"a: [", "not YAML"), (b"\xff", "UTF-8"), (b"name: a\nname: b\n", "written twice"), (None, "no such file")])
+@pytest.mark.parametrize("content, words", [(b"", "configs/sweeps"),
+                                            (b"3", "write name:, config: and grid:"),
+                                            (b"a: [", "not YAML"), (b"\xff", "UTF-8"),
+                                            (b"name: a\nname: b\n", "written twice"),
+                                            (None, "no such file")])
 def test_files_that_are_no_sweep_are_refused(project, content, words):
     if content is not None:
         (project / "sweep.yaml").write_bytes(content)
@@ -74,35 +80,50 @@ def test_failures_are_listed_and_done_runs_are_left_out(project):
     sweep, first = read_sweep(written(project, GOOD)), Runner(fail=[("train", 8)])
     rows = run_sweep(sweep, str, first)
     assert [call[:2] for call in first.calls] == [("train", 8), ("train", 16), ("evaluate", 16)]
-    assert [row["status"] for row in rows] == ["failed", "done"] and rows[0]["problem"] == "out of <memory>"
+    assert [row["status"] for row in rows] == ["failed",
+                                               "done"] and rows[0]["problem"] == "out of <memory>"
     page = (project / "outputs/s/sweep.html").read_text(encoding="utf-8")
     assert "out of &lt;memory&gt;" in page and "out of <memory>" not in page and "r=16" in page
-    assert "failed,out of <memory>" in (project / "outputs/s/results.csv").read_text(encoding="utf-8")
+    table = (project / "outputs/s/results.csv").read_text(encoding="utf-8")
+    assert "failed,out of <memory>" in table
     second = Runner()
     assert [row["status"] for row in run_sweep(sweep, str, second)] == ["done", "done"]
-    assert [call[:2] for call in second.calls] == [("train", 8), ("evaluate", 8)], "what was done is not run again"
+    assert [call[:2] for call in second.calls] == [("train", 8),
+                                                   ("evaluate",
+                                                    8)], "what was done is not run again"
     third = Runner()
     run_sweep(Sweep(**{**vars(sweep), "overrides": {"training.max_steps": 7}}), str, third)
     assert len(third.calls) == 4, "another config is another run"
 
 
 def test_the_evaluation_set_is_never_judged(project):
-    sweep, runner = read_sweep(written(project, GOOD | {"stages": ["evaluate", "data", "train"]})), Runner()
+    sweep, runner = read_sweep(written(project,
+                                       GOOD | {"stages": ["evaluate", "data", "train"]})), Runner()
     run_sweep(sweep, str, runner)
     assert [call[0] for call in runner.calls[:3]] == ["data", "train", "evaluate"]
-    assert {call[2] for call in runner.calls if call[0] == "evaluate"} == {"outputs/s/r=8/data/dev.jsonl", "outputs/s/r=16/data/dev.jsonl"}
+    assert {call[2] for call in runner.calls
+            if call[0] == "evaluate"} == {"outputs/s/r=8/data/dev.jsonl",
+                                          "outputs/s/r=16/data/dev.jsonl"}
     chosen = load_config(project / "outputs/s/r=8/config.yaml")
-    assert chosen.data.eval_file == "outputs/s/r=8/data/eval.jsonl" and chosen.data.dev_file, "the chosen run's own config has both sets"
-    without = read_sweep(written(project, GOOD | {"name": "t", "overrides": {"data.dev_file": None, "data.corpus": None, "data.questions": None}}))
-    assert all("development set" in row["problem"] or row["status"] == "not run" for row in run_sweep(without, str, Runner()))
+    assert chosen.data.eval_file == "outputs/s/r=8/data/eval.jsonl"
+    assert chosen.data.dev_file, "the chosen run's own config has both sets"
+    without = read_sweep(written(project, GOOD | {"name": "t",
+                                                  "overrides": {"data.dev_file": None,
+                                                                "data.corpus": None,
+                                                                "data.questions": None}}))
+    assert all("development set" in row["problem"] or row["status"] == "not run"
+               for row in run_sweep(without, str, Runner()))
 
 
 def test_the_choice_says_how_sure_it_is():
     def row(name, value, low, high):
-        return {"run": name, "rates": {"grounded_answer_rate": {"value": value, "low": low, "high": high, "total": 9}}}
-    said = choose([row("a", 0.5, 0.4, 0.6), row("b", 0.9, 0.8, 1.0), {"run": "c", "rates": {}}], "grounded_answer_rate")
+        return {"run": name, "rates": {"grounded_answer_rate": {"value": value, "low": low,
+                                                                "high": high, "total": 9}}}
+    said = choose([row("a", 0.5, 0.4, 0.6), row("b", 0.9, 0.8, 1.0), {"run": "c", "rates": {}}],
+                  "grounded_answer_rate")
     assert "b, 0.90" in said and "luck" not in said and "1 of 3" in said
-    assert "1 other runs overlap" in choose([row("a", 0.85, 0.7, 0.9), row("b", 0.9, 0.8, 1.0)], "grounded_answer_rate")
+    assert "1 other run overlaps" in choose([row("a", 0.85, 0.7, 0.9), row("b", 0.9, 0.8, 1.0)],
+                                            "grounded_answer_rate")
 
 
 def test_the_committed_sweeps_are_sound(monkeypatch):
@@ -115,4 +136,5 @@ def test_the_command(project, capsys):
     assert cli.main(["sweep", "--table", str(written(project, GOOD))]) == 0
     assert "not run" in capsys.readouterr().out and (project / "outputs/s/sweep.html").exists()
     assert cli.main(["sweep", str(written(project, GOOD | {"grid": 1}))]) == 2
-    assert [row["status"] for row in sweep_rows(read_sweep(written(project, GOOD)))] == ["not run"] * 2
+    assert [row["status"] for row in sweep_rows(read_sweep(written(project,
+                                                                   GOOD)))] == ["not run"] * 2

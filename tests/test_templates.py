@@ -16,18 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from kwanzaa_nb.model.local import encode_prompts
 from kwanzaa_nb.model.masking import (
-    IGNORED,
-    SPACED,
-    MaskError,
-    TemplateRefusal,
-    answer_span,
-    check_supervised,
-    check_template,
-    encode_chat,
-    fit_template,
-    render_chat,
-    stop_ids,
-    template_changes,
+    IGNORED, SPACED, MaskError, TemplateRefusal, answer_span, check_supervised, check_template,
+    encode_chat, fit_template, render_chat, stop_ids, template_changes,
 )
 from kwanzaa_nb.model.load import ModelError, load_tokenizer, template_fallbacks
 from kwanzaa_nb.model.packing import flatten_rows, flatten_shared
@@ -37,23 +27,15 @@ ANSWER = '{"citations":[],"answer":{"text":"Ọjọ́ kìíní, \\"so\\" it\'s s
 
 # Ends of turns and, where there is one, the beginning of the text, as the models have them.
 ORIGINALS = {
-    "llama3": ("<|eot_id|>", "<|begin_of_text|>"),
-    "llama3_1": ("<|eot_id|>", "<|begin_of_text|>"),
-    "llama3_2": ("<|eot_id|>", "<|begin_of_text|>"),
-    "qwen2_5": ("<|im_end|>", None),
-    "qwen3": ("<|im_end|>", None),
-    "qwen3_instruct_2507": ("<|im_end|>", None),
-    "qwen3_5_think": ("<|im_end|>", None),
-    "qwen3_5_nothink": ("<|im_end|>", None),
+    "llama3": ("<|eot_id|>", "<|begin_of_text|>"), "llama3_1": ("<|eot_id|>", "<|begin_of_text|>"),
+    "llama3_2": ("<|eot_id|>", "<|begin_of_text|>"), "qwen2_5": ("<|im_end|>", None),
+    "qwen3": ("<|im_end|>", None), "qwen3_instruct_2507": ("<|im_end|>", None),
+    "qwen3_5_think": ("<|im_end|>", None), "qwen3_5_nothink": ("<|im_end|>", None),
     "deepseekv3": ("<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
     "deepseek_r1_distill": ("<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
-    "gemma": ("<end_of_turn>", "<bos>"),
-    "gemma3": ("<end_of_turn>", "<bos>"),
-    "gemma4": ("<turn|>", "<bos>"),
-    "phi3": ("<|end|>", "<s>"),
-    "phi3_5": ("<|end|>", "<s>"),
-    "lfm2": ("<|im_end|>", "<|startoftext|>"),
-    "cohere": ("<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
+    "gemma": ("<end_of_turn>", "<bos>"), "gemma3": ("<end_of_turn>", "<bos>"),
+    "gemma4": ("<turn|>", "<bos>"), "phi3": ("<|end|>", "<s>"), "phi3_5": ("<|end|>", "<s>"),
+    "lfm2": ("<|im_end|>", "<|startoftext|>"), "cohere": ("<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
 }
 # The tokenizer's eos where it is another one; the end of a turn stands in the model's generation config.
 EOS = {"gemma": "<eos>", "gemma3": "<eos>", "gemma4": "<eos>", "phi3": "<|endoftext|>", "phi3_5": "<|endoftext|>", "llama3": "<|end_of_text|>",

@@ -1,4 +1,4 @@
-"What a model is shown is published as it was, whatever it looks like; what is a path is made portable; what may not leave is refused by its key."
+"Published files: texts stay as they are, paths become portable, and secrets are refused by key."
 
 import ast
 import json
@@ -19,16 +19,22 @@ from kwanzaa_nb.core.manifest import portable_config, read_manifest
 from kwanzaa_nb.core.stage import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
-LIKE_PATHS = ["Answer by /api/v2/users.", "See /wiki/Help/Contents", r"Never name C:\Users or D:\Data\x.txt.", "and/or, him/her, 1/2", "/a/b/c", "~/notes/x",
-              "/etc/hosts and /var/log/syslog", "^/(?:api|wiki)/[a-z]+/?$", "https://example.org/a/b?c=/d/e", r"\\share\folder\x", "/", "..", "/usr/bin/env python"]
+LIKE_PATHS = [
+    "Answer by /api/v2/users.", "See /wiki/Help/Contents", r"Never name C:\Users or D:\Data\x.txt.",
+    "and/or, him/her, 1/2", "/a/b/c", "~/notes/x", "/etc/hosts and /var/log/syslog",
+    "^/(?:api|wiki)/[a-z]+/?$", "https://example.org/a/b?c=/d/e", r"\\share\folder\x", "/", "..",
+    "/usr/bin/env python"]
 FREE = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=60)
-PATHISH = st.lists(st.sampled_from(["/", "\\", "C:", "Users", "api", "~", ".", " ", "home", "x", "'", '"', "{rule}", "\n", ":"]), max_size=12).map("".join)
-TEXTS = (FREE | PATHISH).filter(lambda text: all(letter >= " " and letter != "\x7f" or letter in "\t\n" for letter in text) and text.strip())
+PATH_PARTS = [*"/\\~. x'\"\n:", "C:", "Users", "api", "home", "{rule}"]
+PATHISH = st.lists(st.sampled_from(PATH_PARTS), max_size=12).map("".join)
+TEXTS = (FREE | PATHISH).filter(lambda text: text.strip() and all(
+    letter >= " " and letter != "\x7f" or letter in "\t\n" for letter in text))
 NO_SHRINK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def config_of(root, **changes):
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.output_dir": "outputs/x", "evaluation.answer_threshold": 0.5, **changes})
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {
+        "run.output_dir": "outputs/x", "evaluation.answer_threshold": 0.5, **changes})
     config._root = Path(root)
     return config
 
@@ -44,12 +50,15 @@ def public(config, root):
 @pytest.mark.parametrize("text", LIKE_PATHS)
 def test_texts_that_look_like_paths_are_published_as_they_are(tmp_path, text):
     phrase = text.replace("{", "(").replace("}", ")")
-    config = config_of(tmp_path, **{"data.system_prompt": text, "data.personas": {"educator": phrase}, "data.ignore_fields": [phrase], "run.name": phrase,
-                                    "adapter.target_modules": [phrase], "publishing.force_reason": phrase, "data.defaults": {"canonical_url": phrase}})
+    config = config_of(tmp_path, **{
+        "data.system_prompt": text, "data.personas": {"educator": phrase},
+        "data.ignore_fields": [phrase], "run.name": phrase, "adapter.target_modules": [phrase],
+        "publishing.force_reason": phrase, "data.defaults": {"canonical_url": phrase}})
     assert public(config, tmp_path) == json.loads(json.dumps(config.model_dump(mode="json")))
     stage = Stage("train", config)
-    assert read_manifest(stage.folder)["stages"]["train"]["config"] == json.loads(json.dumps(config.model_dump(mode="json")))
-    shown = dict(zip((row[0] for row in stage.settings().rows), (row[1] for row in stage.settings().rows)))
+    stored = read_manifest(stage.folder)["stages"]["train"]["config"]
+    assert stored == json.loads(json.dumps(config.model_dump(mode="json")))
+    shown = {row[0]: row[1] for row in stage.settings().rows}
     assert shown["data.system_prompt"] == text
     stage.done()
 
@@ -65,20 +74,31 @@ def test_any_text_stays_or_is_refused_by_its_key(tmp_path, text):
     try:
         assert public(config, tmp_path)["data"]["system_prompt"] == text
     except OutgoingError as error:
-        assert "training_config.yaml, data.system_prompt: " in str(error) and kinds_in(text, tmp_path)
+        assert "training_config.yaml, data.system_prompt: " in str(error)
+        assert kinds_in(text, tmp_path)
 
 
-@pytest.mark.parametrize("key", ["data.system_prompt", "data.personas.educator", "run.name", "data.ignore_fields.0", "publishing.force_reason"])
-@pytest.mark.parametrize("what, words", [("home", "somebody's folder|a path of the home folder"), ("root", "a path of the project's folder|of the temporary folder"),
-                                         ("token", "a Hugging Face token"), ("other", "somebody's folder")])
-def test_a_path_of_this_machine_and_a_token_are_refused_by_key(tmp_path, monkeypatch, key, what, words):
+@pytest.mark.parametrize("key", [
+    "data.system_prompt", "data.personas.educator", "run.name", "data.ignore_fields.0",
+    "publishing.force_reason"])
+@pytest.mark.parametrize("what, words", [
+    ("home", "somebody's folder|a path of the home folder"),
+    ("root", "a path of the project's folder|of the temporary folder"),
+    ("token", "a Hugging Face token"), ("other", "somebody's folder")])
+def test_a_path_of_this_machine_and_a_token_are_refused(tmp_path, monkeypatch, key, what, words):
     monkeypatch.setenv("HOME", str(tmp_path / "ada"))
-    held = {"home": str(Path.home() / "notes.txt"), "root": f"{tmp_path}/data/x", "token": "hf_" + "Q" * 30, "other": r"C:\Users\grace"}[what]
+    held = {
+        "home": str(Path.home() / "notes.txt"), "root": f"{tmp_path}/data/x",
+        "token": "hf_" + "Q" * 30, "other": r"C:\Users\grace"}[what]
     text = f"Look into {held} first."
     section, _, name = key.partition(".")
-    change = {"data.personas.educator": {"data.personas": {"educator": text}}, "data.ignore_fields.0": {"data.ignore_fields": [text]}}.get(key, {key: text})
+    change = {
+        "data.personas.educator": {"data.personas": {"educator": text}},
+        "data.ignore_fields.0": {"data.ignore_fields": [text]}}.get(key, {key: text})
     config = config_of(tmp_path, **change)
-    with pytest.raises(OutgoingError, match=f"training_config.yaml, {key}: ({words}).*published as the adapter was trained with them: take it out") as error:
+    sentence = "published as the adapter was trained with them: take it out"
+    told = f"training_config.yaml, {key}: ({words}).*{sentence}"
+    with pytest.raises(OutgoingError, match=told) as error:
         public(config, tmp_path)
     assert held not in str(error.value)
     stage = Stage("train", config)
@@ -100,16 +120,28 @@ def test_every_key_that_is_a_path_is_made_portable(tmp_path):
 
 @pytest.mark.parametrize("text", LIKE_PATHS)
 def test_a_report_keeps_texts_and_loses_paths(tmp_path, text):
-    given_ = {"config": f"{tmp_path}/configs/x.yaml", "overrides": {"data.system_prompt": text, "data.corpus": "/mnt/corpus/x.jsonl"}, "data": {"system_prompt": text}}
+    given_ = {
+        "config": f"{tmp_path}/configs/x.yaml",
+        "overrides": {"data.system_prompt": text, "data.corpus": "/mnt/corpus/x.jsonl"},
+        "data": {"system_prompt": text}}
     source = "# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in given_.items())
-    outputs = [{"output_type": "stream", "name": "stdout", "text": [f"{text}\n", f"{tmp_path}/a.py:3: UserWarning\n"]},
+    outputs = [{
+        "output_type": "stream", "name": "stdout",
+        "text": [f"{text}\n", f"{tmp_path}/a.py:3: UserWarning\n"]},
                {"output_type": "execute_result", "data": {"text/plain": [text], "text/html": f"<p>{text}</p>", "image/png": "/home/ada/x"}, "metadata": {}}]
-    book = {"cells": [{"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": source.splitlines(keepends=True), "outputs": outputs}],
-            "metadata": {"papermill": {"parameters": given_, "input_path": "/mnt/nbs/x.ipynb", "output_path": f"{tmp_path}/out.ipynb"}}}
+    book = {"cells": [{
+        "cell_type": "code", "metadata": {"tags": ["injected-parameters"]},
+        "source": source.splitlines(keepends=True), "outputs": outputs}],
+            "metadata": {"papermill": {
+                "parameters": given_, "input_path": "/mnt/nbs/x.ipynb",
+                "output_path": f"{tmp_path}/out.ipynb"}}}
     made = json.loads(staging.public_notebook(json.dumps(book), tmp_path))
     cell, ran = made["cells"][0], made["metadata"]["papermill"]
     values = {one.targets[0].id: ast.literal_eval(one.value) for one in ast.parse("".join(cell["source"])).body}
-    wanted = {"config": "configs/x.yaml", "overrides": {"data.system_prompt": text, "data.corpus": ".../x.jsonl"}, "data": {"system_prompt": text}}
+    wanted = {
+        "config": "configs/x.yaml",
+        "overrides": {"data.system_prompt": text, "data.corpus": ".../x.jsonl"},
+        "data": {"system_prompt": text}}
     assert values == ran["parameters"] == wanted
     assert (ran["input_path"], ran["output_path"]) == (".../x.ipynb", "out.ipynb")
     assert cell["outputs"][0]["text"] == [f"{text}\n", "./a.py:3: UserWarning\n"]
@@ -119,18 +151,23 @@ def test_a_report_keeps_texts_and_loses_paths(tmp_path, text):
 
 @pytest.mark.parametrize("text", LIKE_PATHS)
 def test_json_keeps_texts_and_loses_what_is_a_path_here(tmp_path, text):
-    values = {"_name_or_path": str(tmp_path), "far": str(Path(os.__file__)), "chat_template": text, "list": [text, 1, None]}
+    values = {
+        "_name_or_path": str(tmp_path), "far": str(Path(os.__file__)), "chat_template": text,
+        "list": [text, 1, None]}
     made = json.loads(staging.public_json(json.dumps(values), tmp_path / "project"))
     assert made["chat_template"] == text or os.path.lexists(text)
-    assert made["list"][1:] == [1, None] and made["_name_or_path"] == f".../{tmp_path.name}" and made["far"] == ".../os.py"
+    assert made["list"][1:] == [
+        1, None] and made["_name_or_path"] == f".../{tmp_path.name}" and made["far"] == ".../os.py"
     adapter = {"base_model_name_or_path": "/mnt/models/smol", "target_modules": text, "r": 8}
     made = json.loads(staging.public_adapter_config(json.dumps(adapter), None, tmp_path))
-    assert made["base_model_name_or_path"] == ".../smol" and (made["target_modules"] == text or os.path.lexists(text))
+    assert made["base_model_name_or_path"] == ".../smol"
+    assert made["target_modules"] == text or os.path.lexists(text)
 
 
 def test_a_card_shows_examples_as_they_are_and_none_that_may_not_leave(tmp_path):
     folder = make_run(tmp_path, good=0.0, records=6)
-    config = config_of(tmp_path, **{"run.name": "tiny", "run.output_dir": "outputs/tiny", "data.eval_file": "data/eval.jsonl"})
+    config = config_of(tmp_path, **{
+        "run.name": "tiny", "run.output_dir": "outputs/tiny", "data.eval_file": "data/eval.jsonl"})
     log = folder / "evaluation" / "outputs.jsonl"
     whole = log.read_text()
     log.write_text(whole[:whole.rindex("\n") + 1].replace("Well, ", "See /wiki/Help/Contents: "))
@@ -142,5 +179,7 @@ def test_a_card_shows_examples_as_they_are_and_none_that_may_not_leave(tmp_path)
 
 def test_a_published_config_has_the_threshold_that_was_chosen(tmp_path):
     config = config_of(tmp_path, **{"evaluation.answer_threshold": "dev"})
-    published = [read_yaml(staging.public_training_config(config_to_yaml(config), None, tmp_path, *least)) for least in ((0.32,), (), (None,))]
+    written = config_to_yaml(config)
+    published = [read_yaml(staging.public_training_config(written, None, tmp_path, *least))
+                 for least in ((0.32,), (), (None,))]
     assert [one["evaluation"]["answer_threshold"] for one in published] == [0.32, 0.5, None]

@@ -1,4 +1,4 @@
-"""The token cache: what is read back is what was made, whatever changes makes it anew, and no damage stops a run."""
+"The token cache: rows are read back as made, made anew after any change, and after any damage."
 
 import json
 import shutil
@@ -33,19 +33,26 @@ def test_rows_are_those_of_encode_records(given, tmp_path):
 
 def test_whatever_the_rows_depend_on_changes_the_key(given):
     tokenizer, records, config, eos_token_ids = given
-    longer = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.max_seq_length": config.data.max_seq_length + 1})
+    longer = load_config(ROOT / "configs" / "demo.cpu.yaml",
+                         {"data.max_seq_length": config.data.max_seq_length + 1})
     other = load_tokenizer(config)
     other.chat_template += " "
     wider = load_tokenizer(config)
     wider.add_tokens(["<new>"])
     said = json.loads(json.dumps(records))
     said[3]["messages"][1]["content"] += "?"
-    keys = [rows_key(*given), rows_key(tokenizer, records, longer, eos_token_ids), rows_key(other, records, config, eos_token_ids),
-            rows_key(wider, records, config, eos_token_ids), rows_key(tokenizer, said, config, eos_token_ids), rows_key(tokenizer, records[1:], config, eos_token_ids),
-            rows_key(tokenizer, records[::-1], config, eos_token_ids), rows_key(tokenizer, records, config, eos_token_ids | {5}),
-            rows_key(tokenizer, [{**records[0], "group": "another"}, *records[1:]], config, eos_token_ids)]
+    keys = [rows_key(*given), rows_key(tokenizer, records, longer, eos_token_ids),
+            rows_key(other, records, config, eos_token_ids),
+            rows_key(wider, records, config, eos_token_ids),
+            rows_key(tokenizer, said, config, eos_token_ids),
+            rows_key(tokenizer, records[1:], config, eos_token_ids),
+            rows_key(tokenizer, records[::-1], config, eos_token_ids),
+            rows_key(tokenizer, records, config, eos_token_ids | {5}),
+            rows_key(tokenizer, [{**records[0], "group": "another"}, *records[1:]], config,
+                     eos_token_ids)]
     assert len(set(keys)) == len(keys)
-    assert keys[0] == rows_key(load_tokenizer(config), json.loads(json.dumps(records)), config, set(eos_token_ids))
+    assert keys[0] == rows_key(load_tokenizer(config), json.loads(json.dumps(records)), config,
+                               set(eos_token_ids))
 
 
 def test_another_version_of_the_code_is_another_key(given, monkeypatch):
@@ -57,7 +64,8 @@ def test_another_version_of_the_code_is_another_key(given, monkeypatch):
 def test_what_is_half_written_or_damaged_is_made_anew(given, tmp_path):
     wanted, _ = cached_rows(*given, folder=tmp_path)
     place = next(tmp_path.iterdir())
-    for damage in (lambda: (place / "dataset_info.json").write_text("{"), lambda: next(place.glob("*.arrow")).write_bytes(b"half"),
+    for damage in (lambda: (place / "dataset_info.json").write_text("{"),
+                   lambda: next(place.glob("*.arrow")).write_bytes(b"half"),
                    lambda: (shutil.rmtree(place), place.mkdir())):
         damage()
         assert cached_rows(*given, folder=tmp_path) == (wanted, False)
@@ -68,7 +76,8 @@ def test_what_is_half_written_or_damaged_is_made_anew(given, tmp_path):
 def test_a_folder_that_cannot_be_written_is_only_slower(given, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     wanted = encode_records(*given)
-    assert [cached_rows(*given, folder=tmp_path / "file") for _ in range(2)] == [(wanted, False)] * 2
+    assert [cached_rows(*given, folder=tmp_path / "file")
+            for _ in range(2)] == [(wanted, False)] * 2
 
 
 def test_rows_with_problems_are_refused_each_time_and_never_kept(given, tmp_path):

@@ -1,9 +1,10 @@
-"Training as a command: killed and run again, in several processes, and what it says when it ends early."
+"Training as a command: killed and run again, in several processes, and ended early."
 
 import errno
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,27 +16,21 @@ from ruamel.yaml import YAML
 from tiny import ROOT, SECTIONS, tiny_config, tiny_model, tiny_tokenizer
 
 import kwanzaa_nb.train.command as command_module
-from kwanzaa_nb.train.resume import last_whole
+from kwanzaa_nb.train.resume import last_complete
 from kwanzaa_nb.core.manifest import read_manifest
-from kwanzaa_nb.train.command import (
-    TrainingError,
-    TrainingStopped,
-    open_stage,
-    prepare_reports,
-    report_failure,
-    told_in_sentences,
-)
+from kwanzaa_nb.train.command import (TrainingError, TrainingStopped, open_stage, prepare_reports,
+                                      report_failure, explain_early_end)
 from kwanzaa_nb.core.record import read_records
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-SETTINGS = {
-    "run": {"seed": 3, "logging_steps": 1, "save_steps": 2, "eval_steps": 3, "save_total_limit": 2},
-    "adapter": {"dropout": 0.1, "r": 4, "target_modules": "all-linear"},
-    "training": {"epochs": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 0.01,
-                 "lr_scheduler": "cosine", "warmup_ratio": 0.1},
-    "data": {"max_seq_length": 4096},
-    "evaluation": {"generation_defaults": {"max_new_tokens": 2000}},
-}
+SETTINGS = {"run": {"seed": 3, "logging_steps": 1, "save_steps": 2, "eval_steps": 3,
+                    "save_total_limit": 2}, "adapter": {"dropout": 0.1, "r": 4,
+                                                        "target_modules": "all-linear"},
+            "training": {"epochs": 3, "per_device_train_batch_size": 2,
+                         "gradient_accumulation_steps": 2, "learning_rate": 0.01,
+                         "lr_scheduler": "cosine", "warmup_ratio": 0.1},
+            "data": {"max_seq_length": 4096},
+            "evaluation": {"generation_defaults": {"max_new_tokens": 2000}}}
 
 
 def some_records(split, count):
@@ -47,7 +42,8 @@ def some_records(split, count):
     short = sorted(sizes, key=sizes.get)
     ordered = sorted(records, key=lambda one: short.index(one["group"]))
     sides = [[one for one in ordered if one["answerable"] is side] for side in (True, False)]
-    return ordered[:count] if split == "train" else [*sides[0][:count - count // 2], *sides[1][:count // 2]]
+    return ordered[:count] if split == "train" else [*sides[0][:count - count // 2],
+                                                     *sides[1][:count // 2]]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +60,12 @@ def home(tmp_path_factory):
 
 def config_file(home, name, **changes):
     "A config of a run, with changes by section."
-    places = {
-        "run": {"name": name, "output_dir": str(home / name)},
-        "model": {"base_model_id": str(home / "base")},
-        "data": {f"{part}_file": str(home / f"{part}.jsonl") for part in ("train", "dev", "eval")},
-    }
-    values = {section: {**SECTIONS.get(section, {}), **SETTINGS.get(section, {}), **places.get(section, {}), **changes.get(section, {})}
+    places = {"run": {"name": name, "output_dir": str(home / name)},
+              "model": {"base_model_id": str(home / "base")},
+              "data": {f"{part}_file": str(home / f"{part}.jsonl")
+                       for part in ("train", "dev", "eval")}}
+    values = {section: {**SECTIONS.get(section, {}), **SETTINGS.get(section, {}),
+                        **places.get(section, {}), **changes.get(section, {})}
               for section in SECTIONS}
     path = home / f"{name}.yaml"
     with open(path, "w", encoding="utf-8") as file:
@@ -79,13 +75,15 @@ def config_file(home, name, **changes):
 
 def command(path, processes=None, module="kwanzaa_nb.train"):
     "The words that train by a config, in this many processes."
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--num_processes", str(processes), "--main_process_port", "0", "-m"]
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes",
+              str(processes), "--main_process_port", "0", "-m"]
     return [sys.executable, "-m", *(launch if processes else []), module, "--config", str(path)]
 
 
 def run(path, processes=None, module="kwanzaa_nb.train", **more):
-    return subprocess.run(command(path, processes, module), cwd=ROOT, env={**ENVIRONMENT, **more}, capture_output=True, text=True, timeout=900)
+    return subprocess.run(command(path, processes, module), cwd=ROOT, env={**ENVIRONMENT, **more},
+                          capture_output=True, text=True, timeout=900)
 
 
 def log_of(folder):
@@ -106,15 +104,26 @@ def whole(home):
 
 def test_the_command_does_what_the_stage_does(whole):
     entry = read_manifest(whole)["stages"]["train"]
-    assert entry["status"] == "done" and entry["summary"]["steps"] == 18 and "adapter/adapter_model.safetensors" in entry["wrote"]
+    assert entry["status"] == "done" and entry["summary"]["steps"] == 18
+    assert "adapter/adapter_model.safetensors" in entry["wrote"]
     assert {Path(key).name for key in entry["read"]} == {"train.jsonl", "dev.jsonl"}
-    assert len(losses(whole)) == 18 and len(losses(whole, "eval_loss")) == 6 and len(log_of(whole)["decision"]) == 6
+    assert len(losses(whole)) == 18 and len(losses(whole, "eval_loss")) == 6
+    assert len(log_of(whole)["decision"]) == 6
     assert not list((whole / "checkpoints").glob("*/checkpoint-*"))
+
+
+def test_the_notebook_takes_the_same_steps_in_the_same_order():
+    cells = json.loads((ROOT / "nbs" / "02_train.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    names = [step.__name__ for step in command_module.TRAINING_STEPS]
+    called = re.findall(rf"^({'|'.join(names)})\(work", code, re.MULTILINE)
+    assert called == names
 
 
 def killed_after(path, folder, step):
     "Run the command and kill it with SIGKILL a moment after it has told of a step."
-    process = subprocess.Popen(command(path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command(path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, text=True)
     for line in process.stdout:
         if line.startswith(f"step {step} of 18"):
             time.sleep(random.random() * 0.1)  # into the next step, an evaluation or a checkpoint
@@ -128,24 +137,31 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(home, whole):
     step = random.randrange(3, 17)
     path = config_file(home, "killed")
     checkpoints = killed_after(path, home / "killed", step)
-    kept = last_whole(checkpoints)
-    assert kept and step - 2 <= int(kept.name.rpartition("-")[2]) <= step + 6, f"killed after step {step}"
+    kept = last_complete(checkpoints)
+    saved = int(kept.name.rpartition("-")[2])
+    assert step - 2 <= saved <= step + 6, f"killed after step {step}"
     again = run(path)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert f"goes on from {kept.name.replace('checkpoint-', 'step ')}" in again.stdout
-    assert (home / "killed" / "adapter" / "adapter_model.safetensors").read_bytes() == (whole / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert losses(home / "killed") == losses(whole) and losses(home / "killed", "eval_loss") == losses(whole, "eval_loss")
+    assert f"resumes from {kept.name.replace('checkpoint-', 'step ')}" in again.stdout
+    resumed, expected = ((folder / "adapter" / "adapter_model.safetensors").read_bytes()
+                         for folder in (home / "killed", whole))
+    assert resumed == expected
+    assert losses(home / "killed") == losses(whole) and losses(home / "killed",
+                                                               "eval_loss") == losses(whole,
+                                                                                      "eval_loss")
 
 
 def test_two_processes_learn_what_one_learns_at_the_same_global_batch(home):
     "Rows that don't divide evenly, several epochs; the order of sums alone is another."
-    changes = {"adapter": {"dropout": 0.0}, "training": {"optim": "sgd", "learning_rate": 0.5, "epochs": 2}}
+    changes = {"adapter": {"dropout": 0.0}, "training": {"optim": "sgd", "learning_rate": 0.5,
+                                                         "epochs": 2}}
     one = run(config_file(home, "one", **changes))
     changes["training"]["gradient_accumulation_steps"] = 1
     two = run(config_file(home, "two", **changes), 2)
     for done in (one, two):
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("trains from the start") == done.stdout.count("step 12 of 12: loss") == 1
+        for line in ("trains from the start", "step 12 of 12: loss"):
+            assert done.stdout.count(line) == 1
     for name in ("loss", "eval_loss", "grad_norm"):
         first, second = losses(home / "one", name), losses(home / "two", name)
         assert len(first) == len(second) >= 4 and second == pytest.approx(first, abs=1e-4)
@@ -156,11 +172,13 @@ def test_two_processes_learn_what_one_learns_at_the_same_global_batch(home):
 def test_the_failure_of_one_process_ends_all_with_a_sentence(home):
     path = config_file(home, "failing", training={"gradient_accumulation_steps": 1, "epochs": 40})
     done = run(path, 2, "failing_train", RANK_THAT_FAILS="1", PYTHONPATH=str(ROOT / "tests"))
-    assert done.returncode and "TrainingError: the loss is nan at step 2: lower training.learning_rate" in done.stderr
+    assert done.returncode
+    assert "TrainingError: the loss is nan at step 2: lower training.learning_rate" in done.stderr
     assert done.stderr.count("TrainingError: ") == 1
     entry = read_manifest(home / "failing")["stages"]["train"]
     assert entry["status"] == "failed" and entry["error"].startswith("the loss is nan at step 2")
-    assert last_whole(next((home / "failing" / "checkpoints").glob("[0-9a-f]*"))).name == "checkpoint-2"
+    checkpoints = next((home / "failing" / "checkpoints").glob("[0-9a-f]*"))
+    assert last_complete(checkpoints).name == "checkpoint-2"
 
 
 def test_the_configs_for_accelerate_are_ones_that_it_takes():
@@ -170,7 +188,8 @@ def test_the_configs_for_accelerate_are_ones_that_it_takes():
     assert [path.stem for path in files] == ["ddp", "fsdp_qlora", "one_gpu"]
     for path in files:
         loaded = load_config_from_file(str(path))
-        assert loaded.num_processes >= 1 and "Not run on a GPU yet" in path.read_text(encoding="utf-8")
+        assert loaded.num_processes >= 1
+        assert "Not run on a GPU yet" in path.read_text(encoding="utf-8")
 
 
 def test_processes_other_than_the_first_write_nothing(home, monkeypatch):
@@ -199,14 +218,14 @@ def test_a_missing_tool_is_named(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("error, sentence", [
-    (KeyboardInterrupt(), "run the same again, and it starts anew"),
-    (OSError(errno.ENOSPC, "No space left on device"), "the disk is full: make room"),
-    (RuntimeError("No space left on device"), "the disk is full: make room"),
+    (KeyboardInterrupt(), "run the same again: it starts anew"),
+    (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room"),
+    (RuntimeError("No space left on device"), "the disk is full; make room"),
 ])
 def test_what_ends_a_training_early_is_told_in_a_sentence(error, sentence, tmp_path):
     with pytest.raises((TrainingStopped, TrainingError), match=sentence):
-        with told_in_sentences(tmp_path / "checkpoints"):
+        with explain_early_end(tmp_path / "checkpoints"):
             raise error
     with pytest.raises(OSError, match="denied"):
-        with told_in_sentences(tmp_path / "checkpoints"):
+        with explain_early_end(tmp_path / "checkpoints"):
             raise OSError(errno.EACCES, "denied")

@@ -42,12 +42,8 @@ def tiny_model(seed=0, attention=SEGMENTED, heads=4, key_value_heads=2, layers=2
     "A Llama of two layers and 32 hidden values."
     torch.manual_seed(seed)
     config = {
-        "vocab_size": 272,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
+        "vocab_size": 272, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
+        "num_attention_heads": heads, "num_key_value_heads": key_value_heads,
         "initializer_range": 0.2,
     }
     model = LlamaForCausalLM(LlamaConfig(**{**config, **settings})).eval()
@@ -73,11 +69,8 @@ SECTIONS = {
     "adapter": {"method": "lora", "quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "fp32"}},
     "data": {"train_file": "train.jsonl", "eval_file": "eval.jsonl", "max_seq_length": 1024, "packing": False},
     "training": {
-        "epochs": 1,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "optim": "adamw_torch",
-        "gradient_checkpointing": False,
+        "epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
+        "optim": "adamw_torch", "gradient_checkpointing": False,
     },
     "evaluation": {"generation_defaults": {"max_new_tokens": 320}},
     "publishing": {"metadata": {"base_model_id": "HuggingFaceTB/SmolLM2-135M-Instruct"}},
@@ -92,8 +85,7 @@ def tiny_config(**overrides):
 def chat(answer="yes", question="Is it?", system="Be exact."):
     "Messages of a record."
     return [
-        {"role": "system", "content": system},
-        {"role": "user", "content": question},
+        {"role": "system", "content": system}, {"role": "user", "content": question},
         {"role": "assistant", "content": answer},
     ]
 

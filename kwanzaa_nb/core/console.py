@@ -13,14 +13,15 @@ import sys
 # %% ../../nbs/core/console.ipynb #70-005
 def read_setting(
     text: str,  # key=value, as in training.epochs=1
-) -> tuple[str, object]:  # dotted key, value read as YAML
-    "Split one --set. argparse.ArgumentTypeError: there is no `=`, or the value is no YAML."
+) -> tuple[str, object]:  # dotted key, value
+    "Read one --set. Raises `argparse.ArgumentTypeError` without a `=` or for invalid YAML."
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} has no key and value; write it like training.epochs=1")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has no key and value; write it like training.epochs=1")
     try:
         return key.strip(), YAML(typ="safe", pure=True).load(value)
     except YAMLError as error:
@@ -28,10 +29,16 @@ def read_setting(
 
 # %% ../../nbs/core/console.ipynb #70-014-b
 def steady_streams() -> None:
-    "For a program's start: streams that are missing or closed become the null device, the others print a substitute for what they can't encode."
+    """Let standard streams take any text, at the start of a program.
+
+    Missing or closed streams become the null device. An error handler that the user chose, as in
+    `PYTHONIOENCODING=ascii:replace`, stays.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None or getattr(stream, "closed", False):
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
-        elif mode == "w" and getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
+            continue
+        raises = getattr(stream, "errors", None) in ("strict", "surrogateescape")
+        if mode == "w" and raises and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 # %% ../../nbs/core/errors.ipynb #05-004
 class KwanzaaError(Exception):
-    "An error with a sentence for whoever can mend it; a notebook shows that sentence and no stack."
+    "An error that a user can correct; a notebook shows its sentence and no stack."
 
     def _render_traceback_(self) -> list[str]:
-        "What IPython prints instead of the stack."
+        "Return what IPython prints in place of the stack."
         return [f"{type(self).__name__}: {self}"]
 
 # %% ../../nbs/core/errors.ipynb #05-007
@@ -31,21 +31,21 @@ class Problem:
 
 # %% ../../nbs/core/errors.ipynb #05-008
 def problem_lines(
-    problems: "Sequence[object]",  # in the order to print
+    problems: Sequence[object],  # in the order to print
     most: int = 50,  # how many are printed
 ) -> list[str]:
-    "A line for each of the first problems, and how many more there are."
+    "Write a line for each of the first problems, and one that says how many more there are."
     more = [f"  … and {len(problems) - most:,} more"] if len(problems) > most else []
     return [f"  - {problem}" for problem in problems[:most]] + more
 
 
 class ProblemList(KwanzaaError):
-    "Every problem of one input at once; `problems` holds them all in the order of the input, printed are the first."
+    "Every problem of one input; `problems` holds all of them in order, the first 50 are printed."
 
     def __init__(
         self,
         title: str,  # what was being read, for the first line
-        problems: "list[Problem] | tuple[Problem, ...]",  # at least one
+        problems: Sequence[Problem],  # at least one
     ):
         self.title, self.problems = title, tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems):,} problems"

@@ -19,35 +19,47 @@ from pathlib import Path
 from typing import Any
 
 # %% ../../nbs/core/files.ipynb #05-009-c
-_AGAIN, _SHEET, _UNPACK = "download it again, as a raw file", "open it, and save the sheet as CSV UTF-8 with commas", "unpack it first"
+_UNPACK, _PARQUET = "unpack it first", "save it as Parquet"
+_SHEET = "open it, and save the sheet as CSV UTF-8 with commas"
 _BEGINNINGS = (  # what a file begins with, what it is, and what to do
-    (b"version https://git-lfs", "a pointer of Git LFS in place of the file", "fetch the file itself: git lfs pull"),
-    (b"/annex/objects/", "a pointer of git-annex in place of the file", "fetch the file itself: git annex get"),
-    (b"\x1f\x8b", "a file packed by gzip", _UNPACK), (b"BZh91AY&SY", "a file packed by bzip2", _UNPACK),
-    (b"\xfd7zXZ\x00", "a file packed by xz", _UNPACK), (b"\x28\xb5\x2f\xfd", "a file packed by Zstandard", _UNPACK),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK), (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
-    (b"PK\x03\x04", "a zip archive, as workbooks (.xlsx, .ods) and documents (.docx) are", f"{_UNPACK}; of a workbook, save the sheet as CSV UTF-8"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office file such as .xls or .doc", _SHEET), (b"%PDF-", "a PDF", "save its text as a .txt file"),
-    (b"{\\rtf", "rich text (RTF)", "save it as plain text"), (b"SQLite format 3\x00", "a SQLite database", "export its table as CSV"),
-    (b"ARROW1", "an Arrow or Feather file", "save it as Parquet"), (b"\x93NUMPY", "a NumPy array", "save it as Parquet"),
+    (b"version https://git-lfs", "a pointer of Git LFS in place of the file",
+     "fetch the file itself: git lfs pull"),
+    (b"/annex/objects/", "a pointer of git-annex in place of the file",
+     "fetch the file itself: git annex get"),
+    (b"\x1f\x8b", "a file packed by gzip", _UNPACK),
+    (b"BZh91AY&SY", "a file packed by bzip2", _UNPACK),
+    (b"\xfd7zXZ\x00", "a file packed by xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a file packed by Zstandard", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
+    (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    (b"PK\x03\x04", "a zip archive, as workbooks (.xlsx, .ods) and documents (.docx) are",
+     f"{_UNPACK}; of a workbook, save the sheet as CSV UTF-8"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office file such as .xls or .doc", _SHEET),
+    (b"%PDF-", "a PDF", "save its text as a .txt file"),
+    (b"{\\rtf", "rich text (RTF)", "save it as plain text"),
+    (b"SQLite format 3\x00", "a SQLite database", "export its table as CSV"),
+    (b"ARROW1", "an Arrow or Feather file", _PARQUET),
+    (b"\x93NUMPY", "a NumPy array", _PARQUET),
     (b"PAR1\x15", "Parquet", "give it a name that ends with .parquet"),
 )
 
-
-def _encoding(head: bytes) -> str:
-    "UTF-16 or UTF-32, with or without a byte order mark, or an empty text; text begins with two letters, digits or signs of ASCII."
-    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
-        return "UTF-32"
-    zeros = tuple(sign == 0 for sign in head[:4])
-    if zeros in ((False, True, True, True), (True, True, True, False)):
-        return "UTF-32"
-    return "UTF-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) or zeros in ((False, True) * 2, (True, False) * 2) else ""
-
 # %% ../../nbs/core/files.ipynb #05-009-c-p2
+def _encoding(head: bytes) -> str:
+    "Return UTF-16 or UTF-32, with or without a byte order mark, or else an empty text."
+    zeros = tuple(byte == 0 for byte in head[:4])
+    if (head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff"))
+            or zeros in ((False, True, True, True), (True, True, True, False))):
+        return "UTF-32"
+    if (head.startswith((b"\xff\xfe", b"\xfe\xff"))
+            or zeros in ((False, True, False, True), (True, False, True, False))):
+        return "UTF-16"
+    return ""
+
+
 def other_format(
     head: bytes,  # the first bytes of a file that should be text or a table
-) -> "tuple[str, str] | None":  # what it is, and what to do; None where nothing tells
-    "What a file is by its first bytes, where it is neither UTF-8 text nor what it was taken for."
+) -> "tuple[str, str] | None":  # what it is, and what to do; None if it may be UTF-8 text
+    "Tell from its first bytes what a file is, if it is not UTF-8 text."
     if encoding := _encoding(head):
         return f"{encoding}, expected UTF-8", "save the file as UTF-8"
     for beginning, what, mend in _BEGINNINGS:
@@ -55,30 +67,32 @@ def other_format(
             return what, mend
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:200].lower()
     if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return "a page of HTML or XML, such as a server's error or login page, in place of the file", _AGAIN
+        return ("a page of HTML or XML, such as a server's error or login page, in place of the "
+                "file", "download it again, as a raw file")
     return None
 
 # %% ../../nbs/core/files.ipynb #05-009-f
 def no_file(
     path: "str | Path",
-) -> "tuple[str, str] | None":  # what it is, and what to do; None for a file, and where nothing is there
-    "What a path is that can't be read as a file: a folder, or a pipe, a device or a socket."
+) -> "tuple[str, str] | None":  # what it is, and what to do; None for a file or a missing path
+    "Say what a path is that can't be read as a file: a folder, a pipe, a device or a socket."
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return None
     if stat.S_ISREG(mode):
         return None
-    return ("a folder, expected a file", "name a file in it") if stat.S_ISDIR(mode) else (
-        "a pipe, a device or a socket, expected a file", "save what it gives as a file, and name that")
-
+    if stat.S_ISDIR(mode):
+        return "a folder, expected a file", "name a file in it"
+    return ("a pipe, a device or a socket, expected a file",
+            "save what it gives as a file, and name that")
 
 # %% ../../nbs/core/files.ipynb #05-011
 def write_atomically(
-    path: "str | Path",  # where it shall be; missing folders are made
-    content: "str | bytes | Iterable[str]",  # text is written as UTF-8 with "\n" line ends; an iterable, as it comes
+    path: "str | Path",  # missing folders are made
+    content: "str | bytes | Iterable[str]",  # text is written as UTF-8, with \n as it is
 ) -> Path:  # the path written
-    "Write a file whole or not at all: beside the target first, then renamed over it (POSIX rename is atomic)."
+    "Write a whole file, or leave the old one. Raises `OSError` with the path as its filename."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -90,7 +104,7 @@ def write_atomically(
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
+        os.chmod(beside, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
         os.replace(beside, path)
     except BaseException as error:
         Path(beside).unlink(missing_ok=True)
@@ -100,36 +114,41 @@ def write_atomically(
     return path
 
 # %% ../../nbs/core/files.ipynb #05-014
-_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OBSTACLES = (errno.ENOTDIR, errno.EEXIST)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, *_OBSTACLES)
 
 
 def disk_sentence(
-    error: BaseException,  # of a read or a write
+    error: BaseException,
 ) -> str:  # "" for any other error
-    "What to do about a full disk, or about a place that can't be read or written."
+    "Say what to do about a full disk, or a place that can't be read or written."
     number, place = getattr(error, "errno", None), getattr(error, "filename", None)
     place = os.fsdecode(place) if isinstance(place, bytes) else place
-    place = os.path.relpath(place) if isinstance(place, str) and os.path.abspath(place).startswith(os.getcwd() + os.sep) else place
-    if number in _ROOM or any(words in str(error) for words in ("No space left on device", "os error 28")):
-        return (f"No space is left to write {place or 'a file'}: free some, or set run.output_dir to a folder on another disk. What was done "
-                "is kept; run the same again.")
-    if number in _RIGHT and place:
-        what = "a file stands where a folder is to be" if number in (errno.ENOTDIR, errno.EEXIST) else os.strerror(number).lower()
-        return f"{place} can't be used ({what}): mend that, or name another place (run.output_dir for what a run writes), then run the same again."
+    if isinstance(place, str) and os.path.abspath(place).startswith(os.getcwd() + os.sep):
+        place = os.path.relpath(place)
+    texts = ("No space left on device", "os error 28")  # of libraries that lose the number
+    if number in _NO_ROOM or any(text in str(error) for text in texts):
+        return (f"No space is left to write {place or 'a file'}: free some, or set run.output_dir "
+                "to a folder on another disk. What was done is kept; run the same again.")
+    if number in _NOT_ALLOWED and place:
+        what = ("a file stands where a folder is to be" if number in _OBSTACLES
+                else os.strerror(number).lower())
+        return (f"{place} can't be used ({what}): mend that, or name another place "
+                "(run.output_dir for what a run writes), then run the same again.")
     return ""
 
 # %% ../../nbs/core/files.ipynb #05-102
 def strict_json(
-    value: Any,  # JSON values, and numbers that are none
+    value: Any,  # JSON values, and perhaps NaN and infinity
     **layout: Any,  # further arguments of `json.dumps`
 ) -> str:
-    "JSON that every reader takes: NaN and infinity become null."
+    "Write JSON that every reader accepts: NaN and infinity become null."
     return json.dumps(_finite(value), allow_nan=False, **layout)
 
 
 def _finite(value: Any) -> Any:
-    "The same with None for NaN and infinity."
+    "Replace NaN and infinity by None, at any depth."
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -140,29 +159,32 @@ def _finite(value: Any) -> Any:
 def file_record(
     path: "str | Path",  # a file
 ) -> dict:  # {"sha256": 64 hex digits, "bytes": int}
-    "The hash and size of a file, read in pieces of a mebibyte."
-    digest, size = hashlib.sha256(), 0
+    "Return the hash and size of a file, which is read in pieces."
     with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            size += len(piece)
-    return {"sha256": digest.hexdigest(), "bytes": size}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"sha256": digest, "bytes": file.tell()}
+
 
 def files_of(
-    path: "str | Path",  # a file or a folder
-) -> list[Path]:  # the file itself, or every file in the folder, sorted
-    "The files that a path stands for."
+    path: "str | Path",
+) -> list[Path]:  # of a folder, every file in it at any depth, sorted; else the path itself
+    "List the files that a path stands for."
     path = Path(path)
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.rglob("*") if file.is_file())
 
 # %% ../../nbs/core/files.ipynb #22-004
 def stable_hash(
-    *names: Any,  # what the choice is about; any text
-) -> int:  # 0 .. 2**64 - 1, the same everywhere
-    "A number that depends on the names alone."
+    *names: Any,  # what the choice is about
+) -> int:  # 0 to 2**64 - 1
+    "Return a number that depends on the names alone; Python's `hash` of a text changes every run."
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()[:8], "big")
 
 
-def shuffled(items: Iterable, *names: Any) -> list:
-    "The items in an order that depends on the names alone; items must have distinct texts."
+def shuffled(
+    items: Iterable,  # with distinct texts
+    *names: Any,  # what the order is for; other names give another order
+) -> list:
+    "Sort items by a hash of the names and the item."
     return sorted(items, key=lambda item: stable_hash(*names, item))

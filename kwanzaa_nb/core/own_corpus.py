@@ -11,21 +11,26 @@ from typing import Any
 
 from .answer import PERSONAS
 from .prompt import PERSONA_PHRASES, SYSTEM_PROMPT, fill_system_prompt
+from .record import Record
 
 # %% ../../nbs/core/own_corpus.ipynb #24-016
 def system_prompts(
     data: Any,  # the section `data` of a config
 ) -> dict[str, str]:  # by persona; {rule} and {schema} are still to be filled in
-    "The system message that a config asks for, for each persona."
+    "Return the system message that a config asks for, for each persona."
     template = data.system_prompt or SYSTEM_PROMPT
-    return {name: template.replace("{persona}", data.personas.get(name, PERSONA_PHRASES[name])) for name in PERSONAS}
+    return {name: template.replace("{persona}", data.personas.get(name, PERSONA_PHRASES[name]))
+            for name in PERSONAS}
 
 
 def with_system_prompts(
-    records: Sequence[dict],  # as built, the system message first
+    records: Sequence[Record],  # as built, the system message first
     prompts: dict[str, str],  # from `system_prompts`
-) -> list[dict]:  # records that differ in their system message alone
-    "Records with the system message of a config."
-    return [{**record, "messages": [
-        {"role": "system", "content": fill_system_prompt(prompts[record["persona"]], record["persona"], record["mode"])},
-        *record["messages"][1:]]} for record in records]
+) -> list[Record]:  # new records
+    "Replace the system message of each record by that of its persona."
+    replaced = []
+    for record in records:
+        text = fill_system_prompt(prompts[record["persona"]], record["persona"], record["mode"])
+        system = {"role": "system", "content": text}
+        replaced.append({**record, "messages": [system, *record["messages"][1:]]})
+    return replaced

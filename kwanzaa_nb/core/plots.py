@@ -6,7 +6,10 @@
 __all__ = ['COLOURS', 'HATCHES', 'new_panels', 'label', 'loss_plot']
 
 # %% ../../nbs/core/plots.ipynb #16-002
+from typing import Any
+
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # %% ../../nbs/core/plots.ipynb #43-004
@@ -14,9 +17,15 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "++", "oo")
 
 
-def new_panels(rows: int, width: float, height: float, **more) -> "tuple[Figure, list]":
-    "A closed figure with panels one below the other, without top and right frame."
-    figure, axes = plt.subplots(rows, 1, figsize=(width, height), layout="constrained", squeeze=False, **more)
+def new_panels(
+    rows: int,  # panels, one below the other
+    width: float,  # of the figure, in inches
+    height: float,
+    **more: Any,  # further arguments of `plt.subplots`
+) -> tuple[Figure, list[Axes]]:
+    "Make a closed figure with panels that have no frame at the top and the right."
+    figure, axes = plt.subplots(rows, 1, figsize=(width, height), layout="constrained",
+                                squeeze=False, **more)
     plt.close(figure)
     for panel in axes[:, 0]:
         panel.spines[["top", "right"]].set_visible(False)
@@ -24,47 +33,52 @@ def new_panels(rows: int, width: float, height: float, **more) -> "tuple[Figure,
         panel.set_axisbelow(True)
     return figure, list(axes[:, 0])
 
-
+# %% ../../nbs/core/plots.ipynb #plots-n02
 def label(name: str) -> str:
-    "A metric's name for an axis: words, broken in two lines."
+    "Write a metric's name for an axis, on two lines."
     words = name.removesuffix("_rate").split("_")
     return " ".join(words[:-1]) + "\n" + words[-1] if len(words) > 1 else name
 
-# %% ../../nbs/core/plots.ipynb #43-008
+# %% ../../nbs/core/plots.ipynb #43-007-s
 def _series(rows: "list[dict]", name: str) -> "tuple[list, list]":
-    "The steps at which something was logged, and its values."
-    pairs = [(row["step"], row[name]) for row in rows if row.get(name) is not None and "step" in row]
+    "Return the steps at which something was logged, and its values."
+    pairs = [(row["step"], row[name]) for row in rows
+             if row.get(name) is not None and "step" in row]
     return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def _draw_decisions(panel: Axes, decisions: "list[dict]") -> None:
+    "Draw how probable answering is, on records that can be answered and on the others."
+    for place, (name, marker) in enumerate((("answerable", "o"), ("unanswerable", "^"))):
+        panel.plot(*_series(decisions, name), label=name, color=COLOURS[place], marker=marker)
+    panel.set(ylim=(0, 1), ylabel="P(answers)")
+    panel.legend(frameon=False)
 
 # %% ../../nbs/core/plots.ipynb #43-008-b
 def loss_plot(
-    log_history: "list[dict]",  # rows with "step" and any of "loss", "eval_loss", "learning_rate", "grad_norm"
-    decisions: "list[dict] | None" = None,  # rows {"step", "answerable", "unanswerable"}: mean probability of answering
+    log_history: "list[dict]",  # rows with "step" and any of "loss", "eval_loss",
+    # "learning_rate" and "grad_norm", as `Trainer` logs them
+    decisions: "list[dict] | None" = None,  # rows with "step", "answerable" and "unanswerable":
+    # the mean probability of answering
 ) -> Figure:
-    "Training and evaluation loss, the learning rate and the gradient norm below, and the decision to answer where it was measured."
+    "Plot the losses, the learning rate, and if they were measured, gradient norm and decisions."
     norms = _series(log_history, "grad_norm")
     ratios = [3, 1, *([1] if norms[0] else []), *([2] if decisions else [])]
-    figure, panels = new_panels(len(ratios), 7.0, 2.4 + 0.7 * sum(ratios), sharex=True, height_ratios=ratios)
-    panels[0].plot(*_series(log_history, "loss"), color=COLOURS[0], marker=".", markersize=3, label="training loss")
-    panels[0].plot(
-        *_series(log_history, "eval_loss"), color=COLOURS[5], marker="s", markersize=5, label="evaluation loss"
-    )
+    figure, panels = new_panels(len(ratios), 7.0, 2.4 + 0.7 * sum(ratios), sharex=True,
+                                height_ratios=ratios)
+    panels[0].plot(*_series(log_history, "loss"), color=COLOURS[0], marker=".", markersize=3,
+                   label="training loss")
+    panels[0].plot(*_series(log_history, "eval_loss"), color=COLOURS[5], marker="s", markersize=5,
+                   label="evaluation loss")
+    panels[0].set(ylabel="loss per token", ylim=(0, None))
+    panels[0].legend(frameon=False)
     panels[1].plot(*_series(log_history, "learning_rate"), color=COLOURS[2])
     panels[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    panels[1].set(ylabel="learning\nrate", ylim=(0, None))
     if norms[0]:
         panels[2].plot(*norms, color=COLOURS[3])
         panels[2].set(ylabel="gradient\nnorm", ylim=(0, None))
-    for row, style in (
-        ("answerable", dict(color=COLOURS[0], marker="o")),
-        ("unanswerable", dict(color=COLOURS[1], marker="^")),
-    ):
-        if decisions:
-            panels[-1].plot(*_series(decisions, row), label=row, **style)
     if decisions:
-        panels[-1].set(ylim=(0, 1), ylabel="P(answers)")
-        panels[-1].legend(frameon=False)
-    panels[0].set(ylabel="loss per token", ylim=(0, None))
-    panels[1].set(ylabel="learning\nrate", ylim=(0, None))
-    panels[0].legend(frameon=False)
+        _draw_decisions(panels[-1], decisions)
     panels[-1].set_xlabel("optimiser step")
     return figure

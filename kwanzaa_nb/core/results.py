@@ -25,7 +25,7 @@ from .table import Table
 class RateResult(TypedDict):
     "A share with its 95 % interval."
     value: float  # 0 to 1
-    total: int  # records, or claims, that it is a share of
+    total: int  # how many records, or claims, it is a share of
     low: float
     high: float
     name: NotRequired[str]
@@ -34,17 +34,17 @@ class RateResult(TypedDict):
 
 
 class ArmResult(TypedDict):
-    "What one arm reached."
+    "What one arm reached: the base model, the adapter, or another one that answers all records."
     rates: dict[str, RateResult]  # by metric
     arm: NotRequired[str]
     codes: NotRequired[dict[str, int]]  # how many records failed for each reason
     costs: NotRequired[dict[str, float | None]]  # seconds and new tokens
-    records: NotRequired[list[dict[str, Any]]]  # one an evaluation record: what passed and what did not
-    groups: NotRequired[dict[str, dict[str, dict[str, RateResult]]]]  # rates by category, persona, kind and answerability
+    records: NotRequired[list[dict[str, Any]]]  # per record: what passed and what did not
+    groups: NotRequired[dict[str, dict[str, dict[str, RateResult]]]]  # by category, persona, …
 
 
 class Comparison(TypedDict):
-    "One metric, an arm tested against another on the same records."
+    "One metric, with one arm tested against another on the same records."
     metric: str
     p_holm: float  # of an exact McNemar test, adjusted for all metrics
     first: NotRequired[float]
@@ -59,17 +59,17 @@ class Results(TypedDict):
     format: Literal[1]
     arms: dict[str, ArmResult]
     comparison: NotRequired[list[Comparison]]  # base against adapter
-    comparisons: NotRequired[dict[str, list[Comparison]]]  # by the names of two arms, such as "base → adapter"
-    controls: NotRequired[dict[str, dict[str, RateResult]]]  # rates of answerers without skill
+    comparisons: NotRequired[dict[str, list[Comparison]]]  # by two arms, as in "base → adapter"
+    controls: NotRequired[dict[str, dict[str, RateResult]]]  # rates of trivial baselines
     sampled: NotRequired[dict[str, dict[str, RateResult]]]  # rates of sampled passes
-    decisions: NotRequired[dict[str, dict[str, Any]]]  # by arm: how well answering and refusing are told apart
-    thresholds: NotRequired[dict[str, float | None]]  # by arm: the probability of answering from which it answers
-    calibrations: NotRequired[dict[str, dict[str, float]]]  # by arm: what turns that probability into a confidence
+    decisions: NotRequired[dict[str, dict[str, Any]]]  # by arm: how well refusing is decided
+    thresholds: NotRequired[dict[str, float | None]]  # by arm: it answers from this p_answer on
+    calibrations: NotRequired[dict[str, dict[str, float]]]  # by arm: from p_answer to confidence
     red_team: NotRequired[dict[str, dict[str, RateResult]]]
     records: NotRequired[int]
-    incomplete_answers: NotRequired[dict[str, str]]  # valid outputs that could not be completed, with the reason
+    incomplete_answers: NotRequired[dict[str, str]]  # valid outputs that can't be completed, why
     experiment: NotRequired[dict[str, Any]]  # all that the outputs depend on
-    inputs: NotRequired[dict[str, str | None]]  # hashes of the adapter and of the evaluation records
+    inputs: NotRequired[dict[str, str | None]]  # hashes of the adapter and the records
 
 
 _RESULTS = TypeAdapter(Results)
@@ -83,10 +83,12 @@ def results_schema() -> dict:
 def write_run_schemas(
     folder: "str | Path",  # usually configs/schemas
 ) -> list[Path]:  # the two files
-    "Write `metrics.schema.json` and `manifest.schema.json`; run this after one of the types has changed."
-    return [write_atomically(Path(folder, f"{name}.schema.json"), json.dumps(
-        {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema, ensure_ascii=False, indent=2) + "\n")
-        for name, schema in (("metrics", results_schema()), ("manifest", manifest_schema()))]
+    "Write `metrics.schema.json` and `manifest.schema.json`; run this after a type has changed."
+    written, draft = [], {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    for name, schema in (("metrics", results_schema()), ("manifest", manifest_schema())):
+        text = json.dumps(draft | schema, ensure_ascii=False, indent=2)
+        written.append(write_atomically(Path(folder, f"{name}.schema.json"), f"{text}\n"))
+    return written
 
 # %% ../../nbs/core/results.ipynb #60-065
 def _results_file(folder: "str | Path") -> Path:
@@ -98,28 +100,31 @@ def save_results(
     folder: "str | Path",  # the run folder
     results: Results,
 ) -> Path:  # the file written
-    "Write `evaluation/metrics.json`, whole or not at all. Raises pydantic's ValidationError where `results` are none."
+    "Write `evaluation/metrics.json`. Raises pydantic's `ValidationError` for another form."
     _RESULTS.validate_python(results)
-    return write_atomically(_results_file(folder), strict_json(results, ensure_ascii=False, indent=1))
+    text = strict_json(results, ensure_ascii=False, indent=1)
+    return write_atomically(_results_file(folder), text)
 
 
 def load_results(
     folder: "str | Path",  # the run folder
-) -> "Results | None":  # None before the stage evaluate has written them
-    "Read `evaluation/metrics.json`. Raises StageError where it can't be read, or was written by another version of this package."
+) -> "Results | None":  # None if the stage evaluate has not written them yet
+    "Read `evaluation/metrics.json`. Raises `StageError` if it can't be read or has another form."
     path = _results_file(folder)
     if not path.exists():
         return None
     try:
         return checked_json(path, _RESULTS)
     except (ValueError, OSError) as error:
-        raise StageError(f"evaluation/metrics.json can't be read ({sentence_of(error)}): run the stage evaluate again.") from None
+        what = sentence_of(error).removeprefix("ValueError: ")
+        raise StageError(f"evaluation/metrics.json can't be read ({what}): run the stage evaluate "
+                         "again.") from None
 
 # %% ../../nbs/core/results.ipynb #27-016
 def rate_text(
     rate: "RateResult | None",
-) -> str:  # "0.98 [0.95, 0.99] n=120", "not measured" when nothing was counted, "not run" without a rate
-    "Write a rate with its interval and n."
+) -> str:  # such as "0.98 [0.95, 0.99] n=120"
+    'Write a rate with its interval and n; "not measured" if n is 0, "not run" for None.'
     if rate is None:
         return "not run"
     if not rate["total"]:
@@ -127,39 +132,48 @@ def rate_text(
     return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] n={rate['total']}"
 
 # %% ../../nbs/core/results.ipynb #60-066
-RATES = ("json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate", "retrieval_groundedness_rate",
-         "minimal_pair_accuracy", "grounded_answer_rate")
+RATES = ("json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
+         "retrieval_groundedness_rate", "minimal_pair_accuracy", "grounded_answer_rate")
+
 
 def metrics_table(
     results: "Results | None",
-    rates: Iterable[str] = RATES,  # one a row
-    arms: Iterable[str] = ("base", "adapter"),  # first columns, there or not; other arms follow
-) -> Table:  # metric, a column an arm, and p of the comparison where there is one
+    rates: Iterable[str] = RATES,  # one per row
+    arms: Iterable[str] = ("base", "adapter"),  # first columns, present or not; others follow
+) -> Table:  # metric, one column per arm, and p of the comparison if there is one
     "Show the rates of all arms side by side."
-    found = (results or {}).get("arms", {})
-    comparison = (results or {}).get("comparison")
-    tested = {row["metric"]: row["p_holm"] for row in comparison} if isinstance(comparison, list) else {}
-    columns = list(dict.fromkeys([*arms, *found]))
-    rows = [[name, *[rate_text(found.get(arm, {}).get("rates", {}).get(name)) for arm in columns]] for name in rates]
+    found = results["arms"] if results else {}
+    columns, rows = list(dict.fromkeys([*arms, *found])), []
+    for name in rates:
+        by_arm = [found.get(arm, {}).get("rates", {}).get(name) for arm in columns]
+        rows.append([name, *map(rate_text, by_arm)])
+    tested = (results or {}).get("comparison") or []
     if not tested:
         return Table(["metric", *columns], rows)
-    shown = {name: "p < 0.001" if p < 0.001 else f"p = {p:.3f}" for name, p in tested.items()}
-    return Table(["metric", *columns, "difference"], [[*row, shown.get(row[0], "")] for row in rows])
+    shown = {row["metric"]: "p < 0.001" if row["p_holm"] < 0.001 else f"p = {row['p_holm']:.3f}"
+             for row in tested}
+    return Table(["metric", *columns, "difference"],
+                 [[*row, shown.get(row[0], "")] for row in rows])
 
 # %% ../../nbs/core/results.ipynb #60-068
 def verdict(
     folder: "str | Path",  # the run folder
 ) -> str:  # text for a terminal
-    "Show base against adapter, the stages of a run, and where its reports lie. Raises StageError where the run's files can't be read."
-    folder = Path(folder)
+    "Show base against adapter, the stages of a run, and its reports. Raises `StageError`."
+    folder, here = Path(folder), Path.cwd()
     if not folder.is_dir():
-        raise StageError(f"{folder} is no run folder: name the one that run.output_dir of the config names.")
+        raise StageError(f"{folder} is no run folder: name the one that run.output_dir of the "
+                         "config names.")
     measured = load_results(folder)
-    results = str(metrics_table(measured)) if measured else "No results yet: the stage evaluate has not written any."
-    if measured and read_manifest(folder)["stages"]["evaluate"]["status"] not in ("done", "not_run"):
-        results += "\nThe stage evaluate did not finish since; these numbers are older."
+    shown = "No results yet: the stage evaluate has not written any."
+    if measured:
+        shown = str(metrics_table(measured))
+        status = read_manifest(folder)["stages"]["evaluate"]["status"]
+        if status not in ("done", "not_run"):
+            shown += "\nThe stage evaluate did not finish since; these numbers are older."
     reports = [folder.absolute() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb" for stage in STAGES]
     reports.append(folder.absolute() / "evaluation" / "index.html")
-    here = Path.cwd()
-    lines = [f"  {path.relative_to(here) if path.is_relative_to(here) else path}" for path in reports if path.exists()]
-    return "\n".join([results, "", str(stage_table(folder)), *(["", "Reports:", *lines] if lines else [])])
+    lines = [f"  {path.relative_to(here) if path.is_relative_to(here) else path}"
+             for path in reports if path.exists()]
+    return "\n".join([shown, "", str(stage_table(folder)),
+                      *(["", "Reports:", *lines] if lines else [])])

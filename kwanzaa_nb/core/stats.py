@@ -17,14 +17,15 @@ from .errors import KwanzaaError
 # %% ../../nbs/core/stats.ipynb #42-004
 def wilson(
     passed: float,  # 0 to `total`
-    total: int,  # may be 0, of which nothing is known
+    total: int,  # may be 0: then nothing is known
     z: float = 1.959964,  # normal quantile; the default gives 95 %
 ) -> tuple[float, float]:  # lower and upper bound
-    "Score interval of a share (Wilson 1927)."
+    "Return the score interval of a share (Wilson 1927)."
     if not total:
         return 0.0, 1.0
-    share, spread = passed / total, z * z / total
-    centre, half = share + spread / 2, z * sqrt(share * (1 - share) / total + spread / (4 * total))
+    rate, spread = passed / total, z * z / total
+    centre = rate + spread / 2
+    half = z * sqrt(rate * (1 - rate) / total + spread / (4 * total))
     return max(0.0, (centre - half) / (1 + spread)), min(1.0, (centre + half) / (1 + spread))
 
 # %% ../../nbs/core/stats.ipynb #42-004-b
@@ -40,8 +41,8 @@ class Rate:
     sides: "tuple[Rate, ...]" = ()  # of a balanced rate: the rates whose mean it is
 
     @property
-    def value(self) -> float:  # 0 to 1; 0 when nothing was counted
-        "The share itself; for a balanced rate the mean of its sides."
+    def value(self) -> float:  # 0 to 1; 0 if nothing was counted
+        "Return the share itself; for a balanced rate, the mean of its sides."
         if self.sides:
             return sum(side.value for side in self.sides) / len(self.sides)
         return self.passed / self.total if self.total else 0.0
@@ -49,55 +50,59 @@ class Rate:
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.total}"
 
-# %% ../../nbs/core/stats.ipynb #42-005
+
 def share(
     name: str,
-    passes: "list[bool]",  # one for each record
+    passes: "list[bool]",  # one per record
 ) -> Rate:
-    "A share of records with Wilson's interval."
+    "Return a share of records with Wilson's interval."
     return Rate(name, sum(passes), len(passes), *wilson(sum(passes), len(passes)))
 
-
+# %% ../../nbs/core/stats.ipynb #42-005
 def balanced(
     name: str,
-    *sides: Rate,  # each over its own records; a side without records is left out
+    *sides: Rate,  # each over records of its own; a side without records is left out
 ) -> Rate:
-    "The mean of shares, with the interval that combines theirs (MOVER: Newcombe 1998, Zou and Donner 2008)."
+    "Return the mean of shares with a MOVER interval (Newcombe 1998, Zou and Donner 2008)."
     sides = tuple(side for side in sides if side.total)
     count = max(len(sides), 1)
     middle = sum(side.value for side in sides) / count
     below = sqrt(sum((side.value - side.low) ** 2 for side in sides)) / count
     above = sqrt(sum((side.high - side.value) ** 2 for side in sides)) / count
     low, high = (max(0.0, middle - below), min(1.0, middle + above)) if sides else (0.0, 1.0)
-    return Rate(name, sum(side.passed for side in sides), sum(side.total for side in sides), low, high, sides)
+    passed, total = sum(side.passed for side in sides), sum(side.total for side in sides)
+    return Rate(name, passed, total, low, high, sides)
 
 # %% ../../nbs/core/stats.ipynb #42-006
-def _resamples(records: int, draws: int) -> np.ndarray:  # [draws, records], how often each record was drawn
-    "Draws with replacement, the same ones each time."
-    return np.random.default_rng(0).multinomial(records, np.full(records, 1 / records), size=draws).astype(float)
+def _resamples(records: int, draws: int) -> np.ndarray:  # [draws, records]
+    "Return how often each record was drawn, in each draw."
+    chances = np.full(records, 1 / records)
+    return np.random.default_rng(0).multinomial(records, chances, size=draws).astype(float)
 
 
 _few_resamples = lru_cache(maxsize=24)(_resamples)
 
 
 def forget_resamples() -> None:
-    "Empty what is remembered of resamples, for measuring."
+    "Empty the cache of draws, for measuring time or memory."
     _few_resamples.cache_clear()
 
 
 def clustered(
     name: str,
-    counts: "list[tuple[int, int]]",  # for each record: how many passed, of how many
+    counts: "list[tuple[int, int]]",  # per record: how many passed, of how many
     draws: int = 2000,
 ) -> Rate:
-    """A ratio of sums with a bootstrap interval over records, seed fixed.
+    """Return a ratio of sums with a bootstrap interval over records.
 
-    At 0 and 1 every resample is alike and the interval would have no width, so there it is Wilson's over the records.
+    At 0 and 1 all draws are equal, and the interval would have no width; there it is Wilson's
+    interval over the records.
     """
     table = np.array([count for count in counts if count[1]], dtype=float).reshape(-1, 2)
     (passed, total), records = table.sum(axis=0), len(table)
     if passed in (0, total):
-        return Rate(name, int(passed), int(total), *wilson(records if passed and total else 0, records))
+        bounds = wilson(records if passed and total else 0, records)
+        return Rate(name, int(passed), int(total), *bounds)
     sums = (_few_resamples if records <= 500 else _resamples)(records, draws) @ table
     low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
     return Rate(name, int(passed), int(total), float(low), float(high))
@@ -107,15 +112,15 @@ def mcnemar(
     only_first: int,  # records that only the first arm passed
     only_second: int,
 ) -> float:  # two-sided p
-    "Exact test of whether two arms differ (McNemar 1947, binomial form)."
-    total = only_first + only_second
-    return min(1.0, 2 * sum(comb(total, count) for count in range(min(only_first, only_second) + 1)) / 2**total)
+    "Test exactly whether two arms differ (McNemar 1947, in its binomial form)."
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(comb(total, count) for count in range(fewer + 1)) / 2**total)
 
 
 def holm(
     p_values: "list[float]",
 ) -> list[float]:  # adjusted, in the same order
-    "Adjust for several tests (Holm 1979)."
+    "Adjust p values for being tested together (Holm 1979)."
     adjusted, floor = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[place]))
@@ -131,11 +136,12 @@ def auroc(
     positives: list[float],  # scores of what should score high
     negatives: list[float],  # scores of what should score low
 ) -> float:  # 0.5 is chance
-    "The share of pairs in the right order, ties counted half (Mann and Whitney 1947); `LabelError` without pairs."
+    """Return the share of pairs in the right order, ties counted half (Mann and Whitney 1947).
+
+    Raises `LabelError` if there are no pairs.
+    """
     if not positives or not negatives:
-        raise LabelError("AUROC needs at least one positive and one negative label: look at the label column.")
-    return (
-        sum((high > low) + (high == low) / 2 for high in positives for low in negatives)
-        / len(positives)
-        / len(negatives)
-    )
+        raise LabelError("AUROC needs at least one positive and one negative label: "
+                         "look at the label column.")
+    right = sum((high > low) + (high == low) / 2 for high in positives for low in negatives)
+    return right / len(positives) / len(negatives)

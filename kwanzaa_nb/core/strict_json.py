@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JSON_ERRORS', 'MAX_DEPTH', 'JsonError', 'read_json', 'parse_strict_json']
 
-# %% ../../nbs/core/strict_json.ipynb #11-002
+# %% ../../nbs/core/strict_json.ipynb #sj-002
 import json
 import math
 import re
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from .errors import Problem, ProblemList
 
-# %% ../../nbs/core/strict_json.ipynb #11-004
+# %% ../../nbs/core/strict_json.ipynb #sj-006
 JSON_ERRORS = {
     "empty": "there is nothing but white space",
     "not_utf8": "the bytes are not UTF-8",
@@ -21,29 +21,29 @@ JSON_ERRORS = {
     "text_before": "text stands before the JSON",
     "text_after": "text stands after the JSON",
     "markdown_fence": "a Markdown fence stands around the JSON",
-    "nan_or_infinity": "NaN and Infinity are no JSON numbers",
-    "number_out_of_range": "no double holds this number",
-    "bad_number": "a number has a leading zero or plus, no digit beside its point, or another form that JSON lacks",
+    "nan_or_infinity": "NaN and Infinity are not JSON numbers",
+    "number_out_of_range": "the number is too large for a double",
+    "bad_number": "the number has a form that JSON lacks, such as 01, +1, .5 or 1.",
     "duplicate_key": "an object has the same key twice",
     "trailing_comma": "a comma stands before a closing bracket",
     "comment": "JSON has no comments",
-    "single_quotes": "strings and keys stand in double quotes",
+    "single_quotes": "strings and keys need double quotes",
     "control_character": "a raw control character stands in a string",
     "bad_escape": "a string holds an escape that JSON does not have",
-    "lone_surrogate": "half a surrogate pair is no character",
+    "lone_surrogate": "half a surrogate pair is not a character",
     "too_deep": "arrays and objects are nested too deeply",
     "unfinished": "the text ends inside the JSON",
     "bad_json": "this is not JSON",
 }
 
-# %% ../../nbs/core/strict_json.ipynb #11-005
+# %% ../../nbs/core/strict_json.ipynb #sj-007
 class JsonError(ProblemList):
-    "A text is not strict JSON; `problems` holds the first mistake."
+    "A text is not strict JSON; `problems` holds its first mistake."
 
     def __init__(
         self,
         problem: Problem,  # its code is a key of `JSON_ERRORS`
-        position: int,  # where it is: character offset from 0 (`not_utf8`: byte offset)
+        position: int,  # of the mistake: characters from 0 (`not_utf8`: bytes from 0)
     ):
         self.position = position
         super().__init__("strict JSON", [problem])
@@ -53,7 +53,7 @@ class JsonError(ProblemList):
         "Return the name of the mistake."
         return self.problems[0].code
 
-# %% ../../nbs/core/strict_json.ipynb #11-007
+# %% ../../nbs/core/strict_json.ipynb #sj-010
 def _unique(pairs: list[tuple[str, Any]]) -> dict:
     "Make a dict of pairs whose keys differ."
     found = dict(pairs)
@@ -79,33 +79,49 @@ def _whole(digits: str) -> int:
 
 _STRICT = json.JSONDecoder(
     object_pairs_hook=_unique, parse_float=_finite, parse_int=_whole, parse_constant=_finite)
-_LENIENT = json.JSONDecoder(parse_int=float)  # knows nothing but the grammar, and numbers of any length
+_LENIENT = json.JSONDecoder(parse_int=float)  # checks the grammar alone, numbers of any length
 
-# %% ../../nbs/core/strict_json.ipynb #11-009
+# %% ../../nbs/core/strict_json.ipynb #sj-014
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}:]|[^\s"\[\]{}:,]++', re.DOTALL)
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?![0-9A-Za-z_.+-])")
+_NUMBER = re.compile(
+    r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?![0-9A-Za-z_.+-])")
 _CONSTANT = re.compile(r"(?:NaN|-?Infinity)(?![0-9A-Za-z_])")
-_HALF = re.compile(  # an escape; group 1: half a surrogate pair, unless the text ends in the other half
-    r"\\(?:u[dD][89abAB]HH\\u[dD][c-fC-F]HH|(u[dD][89abAB]HH(?!\\?\Z|\\u(?!HHHH))|u[dD][c-fC-F]HH)|.)"
-    .replace("H", "[0-9a-fA-F]"), re.DOTALL)
-
-
-def _lone_half(text: str, start: int, end: int) -> "int | None":
-    "Find the first escape between two places that is half a surrogate pair."
-    return next((found.start() for found in _HALF.finditer(text, start, end) if found[1]), None)
 
 
 def _number_code(text: str, at: int) -> str:
-    "Name what is wrong with a grammatical number or constant; an empty text where there is nothing."
+    "Name what is wrong with a grammatical number or constant at `at`; empty where nothing is."
     if _CONSTANT.match(text, at):
         return "nan_or_infinity"
     number = _NUMBER.match(text, at)
     return "number_out_of_range" if number and math.isinf(float(number[0])) else ""
 
-# %% ../../nbs/core/strict_json.ipynb #11-010
+# %% ../../nbs/core/strict_json.ipynb #sj-017
+_HALF = re.compile(  # an escape; group 1: half a pair, unless the text ends in the other half
+    r"\\(?:u[dD][89abAB]HH\\u[dD][c-fC-F]HH"
+    r"|(u[dD][89abAB]HH(?!\\?\Z|\\u(?!HHHH))|u[dD][c-fC-F]HH)|.)"
+    .replace("H", "[0-9a-fA-F]"), re.DOTALL)
+
+
+def _lone_half(text: str, start: int, end: int) -> "int | None":
+    "Find the first escape between two places that is half a surrogate pair."
+    escapes = _HALF.finditer(text, start, end)
+    return next((found.start() for found in escapes if found[1]), None)
+
+# %% ../../nbs/core/strict_json.ipynb #sj-019
+def _is_repeated(written: str, keys: set) -> bool:
+    "Tell whether a key, as it is written, is among the keys so far, and add it."
+    try:
+        key = json.loads(written)
+    except ValueError:
+        return False  # the grammar is broken here
+    is_repeated = key in keys
+    keys.add(key)
+    return is_repeated
+
+# %% ../../nbs/core/strict_json.ipynb #sj-022
 def _find_fault(text: str, deepest: int, halves: bool) -> "tuple[int, str] | None":
     "Find the first place that is refused beyond the grammar: (position, code)."
-    keys, before = [], ""  # of each open array or object, the keys so far (None for an array); the token before
+    keys, before = [], ""  # of each open object the keys so far, of an array None; the token before
     for token in _TOKEN.finditer(text):
         sign, at = token[0], token.start()
         if sign in "{[":
@@ -118,38 +134,17 @@ def _find_fault(text: str, deepest: int, halves: bool) -> "tuple[int, str] | Non
             half = None if halves else _lone_half(text, at, token.end())
             if half is not None:
                 return half, "lone_surrogate"
-            if keys and keys[-1] is not None and before != ":" and _is_repeated(sign, keys[-1]):
+            is_key = keys and keys[-1] is not None and before != ":"
+            if is_key and _is_repeated(sign, keys[-1]):
                 return at, "duplicate_key"
         elif code := _number_code(text, at):
             return at, code
         before = sign
     return None
 
-
-def _is_repeated(sign: str, keys: set) -> bool:
-    "Tell whether the key written as `sign` is among the keys, and add it."
-    try:
-        key = json.loads(sign)
-    except ValueError:
-        return False  # the grammar is broken here
-    is_repeated = key in keys
-    keys.add(key)
-    return is_repeated
-
-# %% ../../nbs/core/strict_json.ipynb #11-012
+# %% ../../nbs/core/strict_json.ipynb #sj-025
 _NUMBER_SIGNS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.+-"
 _NOT_A_NUMBER = re.compile(r"[+-]?(?:nan|inf(?:inity)?)(?![0-9A-Za-z_])", re.IGNORECASE)
-
-
-def _name_number(text: str, at: int, inside: bool) -> "tuple[int, str] | None":
-    "Name a number or constant that goes on wrongly at `at`, if there is one: (position, code)."
-    start = len(text[:at].rstrip(_NUMBER_SIGNS))
-    word = text[start:at]
-    if text[at:at + 1] not in tuple(_NUMBER_SIGNS) or not re.search("[0-9]$|^(NaN|-?Infinity)$", word):
-        return None
-    if word[0] not in "-0123456789":
-        return start, "bad_json"
-    return _cut_number(text, at, inside) or (start, "bad_number")
 
 
 def _cut_number(text: str, at: int, inside: bool) -> "tuple[int, str] | None":
@@ -157,7 +152,19 @@ def _cut_number(text: str, at: int, inside: bool) -> "tuple[int, str] | None":
     is_cut = inside and text[-1] in ".eE+-" and not text[at:].strip(_NUMBER_SIGNS)
     return (len(text), "unfinished") if is_cut else None
 
-# %% ../../nbs/core/strict_json.ipynb #11-013
+
+def _name_number(text: str, at: int, inside: bool) -> "tuple[int, str] | None":
+    "Name a number or constant that goes on wrongly at `at`, if there is one: (position, code)."
+    start = len(text[:at].rstrip(_NUMBER_SIGNS))
+    word = text[start:at]
+    goes_on = text[at:at + 1] in tuple(_NUMBER_SIGNS)
+    if not goes_on or not re.search("[0-9]$|^(NaN|-?Infinity)$", word):
+        return None
+    if word[0] not in "-0123456789":
+        return start, "bad_json"
+    return _cut_number(text, at, inside) or (start, "bad_number")
+
+# %% ../../nbs/core/strict_json.ipynb #sj-028
 def _name_sign(text: str, at: int, inside: bool, is_value: bool) -> tuple[int, str]:
     "Name what stands where the grammar wants something else: (position, code)."
     rest, before = text[at:at + 9], text[:at].rstrip(" \t\n\r")
@@ -179,7 +186,7 @@ def _name_sign(text: str, at: int, inside: bool, is_value: bool) -> tuple[int, s
         return rest[0] == "-" and _cut_number(text, at, inside) or (at, "bad_number")
     return at, "bad_json"
 
-# %% ../../nbs/core/strict_json.ipynb #11-014
+# %% ../../nbs/core/strict_json.ipynb #sj-030
 def _name_syntax(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
     "Name a break of the grammar: (position, code)."
     start, at, message = len(text) - len(text.lstrip(" \t\n\r")), error.pos, error.msg
@@ -204,13 +211,15 @@ def _name_syntax(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
         return start, "text_before"
     return at, code
 
-# %% ../../nbs/core/strict_json.ipynb #11-016
+# %% ../../nbs/core/strict_json.ipynb #sj-034
 _MENDS = {
-    "empty": "write one JSON value", "bom": "save without a byte order mark", "text_before": "write the JSON alone",
-    "text_after": "write the JSON alone, and nothing behind it", "markdown_fence": "write the JSON alone",
+    "empty": "write one JSON value", "bom": "save without a byte order mark",
+    "text_before": "write the JSON alone", "text_after": "write the JSON alone",
+    "markdown_fence": "write the JSON alone", "comment": "leave it out",
     "nan_or_infinity": "write null or leave the key out", "duplicate_key": "keep one of them",
-    "number_out_of_range": "stay within 1.8e308 on both sides of 0", "trailing_comma": "leave the comma out",
-    "comment": "leave it out", "single_quotes": "write double quotes", "control_character": "write it as an escape",
+    "number_out_of_range": "stay between -1.8e308 and 1.8e308",
+    "trailing_comma": "leave the comma out", "single_quotes": "write double quotes",
+    "control_character": "write it as an escape",
     "bad_escape": r"write a backslash as \\, and four hexadecimal digits after \u",
     "lone_surrogate": "write both halves, or the character itself",
 }
@@ -220,16 +229,15 @@ _WANTED = {"Expecting value": "a value", "Expecting ':' delimiter": "a colon",
 
 
 def _refuse(text: str, position: int, code: str, mend: str = "") -> NoReturn:
-    "Raise the named error, with its place and what stands there."
+    "Raise `JsonError` with the named mistake, its place, and what was found there."
     line, column = text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
     found = repr(text[position:position + 24]) if position < len(text) else "the end of the text"
-    what = f"{JSON_ERRORS[code]}; found {found}"
-    mend = mend or _MENDS.get(code, "")
+    what, mend = f"{JSON_ERRORS[code]}; found {found}", mend or _MENDS.get(code, "")
     raise JsonError(Problem(f"line {line}, column {column}", what, mend, code), position)
 
-# %% ../../nbs/core/strict_json.ipynb #11-017
-def _tell(text: str, deepest: int, halves: bool) -> None:
-    "Refuse a text with its first mistake; return where there is none."
+# %% ../../nbs/core/strict_json.ipynb #sj-036
+def _refuse_first(text: str, deepest: int, halves: bool) -> None:
+    "Raise `JsonError` for the first mistake of a text; return where it has none."
     fault = _find_fault(text, deepest, halves)
     is_deep = fault and fault[1] == "too_deep"
     try:
@@ -241,7 +249,8 @@ def _tell(text: str, deepest: int, halves: bool) -> None:
             wanted = _WANTED.get(error.msg) if code in ("unfinished", "bad_json") else None
             _refuse(text, at, code, f"{wanted} should stand here" if wanted else "")
     if fault:
-        _refuse(text, *fault, f"at most {deepest} levels" if is_deep else "")
+        levels = f"{deepest} level" + "s" * (deepest != 1)
+        _refuse(text, *fault, f"at most {levels}" if is_deep else "")
 
 
 def read_json(
@@ -249,31 +258,33 @@ def read_json(
     deepest: int,  # how many arrays and objects may stand inside each other
     halves: bool = False,  # whether an escape may be half a surrogate pair
 ) -> Any:  # dict, list, str, int, float, bool or None, as `json.loads` returns them
-    "Read one JSON value and nothing else, strictly by RFC 8259. JsonError: the first mistake."
+    "Read one JSON value and nothing else. Raises `JsonError` with the first mistake."
     if not text.strip(" \t\n\r"):
         _refuse(text, len(text), "empty")
     try:
         value = _STRICT.decode(text)
     except (ValueError, RecursionError):
-        _tell(text, deepest, halves)
+        _refuse_first(text, deepest, halves)
         raise
-    if text.count("[") + text.count("{") > deepest or (not halves and "\\u" in text):
-        _tell(text, deepest, halves)
+    may_be_deep = text.count("[") + text.count("{") > deepest
+    if may_be_deep or (not halves and "\\u" in text):  # neither of these has a hook
+        _refuse_first(text, deepest, halves)
     return value
 
-# %% ../../nbs/core/strict_json.ipynb #11-019
+# %% ../../nbs/core/strict_json.ipynb #sj-042
 MAX_DEPTH = 32  # arrays and objects inside each other; an `AnswerJson` needs 5
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _decoded(raw: "str | bytes") -> str:
-    "Read bytes as UTF-8 and nothing else; refuse a byte order mark and lone surrogates."
+    "Read bytes as UTF-8; refuse a byte order mark and lone surrogates."
     if isinstance(raw, (bytes, bytearray)):
         try:
             raw = bytes(raw).decode("utf-8")
         except UnicodeDecodeError as error:
-            found = Problem(f"byte {error.start}", JSON_ERRORS["not_utf8"], "write the file as UTF-8", "not_utf8")
-            raise JsonError(found, error.start) from None
+            what = JSON_ERRORS["not_utf8"]
+            problem = Problem(f"byte {error.start}", what, "write the file as UTF-8", "not_utf8")
+            raise JsonError(problem, error.start) from None
     if not isinstance(raw, str):
         raise TypeError(f"expected str or bytes, got {type(raw).__name__}")
     if raw.startswith("\ufeff"):
@@ -282,13 +293,14 @@ def _decoded(raw: "str | bytes") -> str:
         _refuse(raw, half.start(), "lone_surrogate")
     return raw
 
-
+# %% ../../nbs/core/strict_json.ipynb #sj-044
 def parse_strict_json(
     raw: "str | bytes",  # the whole output of a model, or a whole file; bytes are UTF-8
 ) -> Any:  # dict, list, str, int, float, bool or None, as `json.loads` returns them
-    """Read one JSON value and nothing else, strictly by RFC 8259. JsonError: the first mistake, with its place.
+    """Read one JSON value and nothing else, strictly by RFC 8259, at most `MAX_DEPTH` levels deep.
 
-    White space (space, tab, line feed, carriage return) may stand before and after the value. Integers are exact if a
-    double reaches them; fractions are rounded to the nearest double, tiny ones to 0. TypeError: neither text nor bytes.
+    White space (space, tab, line feed, carriage return) may stand before and after the value.
+    Integers are exact; fractions are rounded to the nearest double. Raises `JsonError` with the
+    first mistake and its place, and `TypeError` for anything but text and bytes.
     """
     return read_json(_decoded(raw), MAX_DEPTH)

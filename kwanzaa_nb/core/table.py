@@ -11,48 +11,56 @@ from collections.abc import Iterable
 
 # %% ../../nbs/core/table.ipynb #60-023-b
 _MARKDOWN = re.compile(r"""
-    (\[[\d., -]+\](?![(\[:]))                    # an interval, which is no link
-    | (&(?=[A-Za-z\#]) | <(?=[A-Za-z/!?]) | ^>)  # an entity, a tag, a quotation
-    | [\\`*\[\]|~$#] | (?<![A-Za-z0-9])_ | _(?![A-Za-z0-9]) | :(?=//) | (?<=www)\. | @(?=\w) | ^[-+=](?=[-+=\s]|$) | (?<=^\d)[.)](?=\s|$)
+    (\[[\d., -]+\](?![(\[:]))                    # 1: an interval, which is no link
+    | (&(?=[A-Za-z\#]) | <(?=[A-Za-z/!?]) | ^>)  # 2: an entity, a tag, a quotation
+    | [\\`*\[\]|~$#] | (?<![A-Za-z0-9])_ | _(?![A-Za-z0-9]) | :(?=//) | (?<=www)\. | @(?=\w)
+    | ^[-+=](?=[-+=\s]|$) | (?<=^\d)[.)](?=\s|$)
     """, re.VERBOSE | re.IGNORECASE)
+_LINE_BREAK = re.compile(
+    r"[^\S\n]*(?:\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029])[^\S\n]*")
 
 
 def as_markdown(
-    text: object,  # shown as str shows it; line breaks become ↵, lone surrogates and other control characters are told
-) -> str:  # of one line
+    text: object,  # shown as `str` shows it
+) -> str:  # one line; line breaks become ↵, control characters and lone surrogates are escaped
     "Quote a text so that Markdown shows it as it is."
+    def quoted(found: re.Match) -> str:
+        return found[1] or (f"&#{ord(found[0])};" if found[2] else f"\\{found[0]}")
+
     text = str(text).encode("utf-8", "backslashreplace").decode()
-    text = re.sub(r"[^\S\n]*(?:\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029])[^\S\n]*", " ↵ ", text.strip())
-    text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text.replace("\t", " ")).strip()
-    return _MARKDOWN.sub(lambda found: found[1] or (f"&#{ord(found[0])};" if found[2] else f"\\{found[0]}"), text)
+    text = _LINE_BREAK.sub(" ↵ ", text.strip()).replace("\t", " ")
+    text = re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _MARKDOWN.sub(quoted, text.strip())
 
-
+# %% ../../nbs/core/table.ipynb #table-n02
 def code_span(text: str) -> str:
-    "A text as code within a line of Markdown."
+    "Write a text as code within a line of Markdown."
     text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     fence = "`" * (max(map(len, re.findall(r"`+", text)), default=0) + 1)
     return f"{fence} {text} {fence}" if "`" in text or not text else f"{fence}{text}{fence}"
 
 # %% ../../nbs/core/table.ipynb #60-024
 class Table:
-    "Rows under headings, rendered as Markdown in a notebook and as aligned text elsewhere."
+    "Rows under headings, shown as Markdown in a notebook and as aligned text elsewhere."
 
     def __init__(
         self,
         columns: Iterable[str],  # headings
-        rows: Iterable[Iterable[object]],  # one iterable a row, as long as the headings
+        rows: Iterable[Iterable[object]],  # each as long as the headings; None is an empty cell
     ):
         self.columns = [str(column) for column in columns]
         self.rows = [["" if cell is None else str(cell) for cell in row] for row in rows]
 
     def _repr_markdown_(self) -> str:
         head, *rows = ([as_markdown(cell) for cell in line] for line in (self.columns, *self.rows))
-        return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows))
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def __str__(self) -> str:
-        widths = [max(len(line[place]) for line in [self.columns, *self.rows]) for place in range(len(self.columns))]
+        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows)]
         lines = [self.columns, ["-" * width for width in widths], *self.rows]
-        texts = ("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)) for line in lines)
+        texts = ("  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True))
+                 for line in lines)
         return "\n".join(text.rstrip() for text in texts)
 
     __repr__ = __str__

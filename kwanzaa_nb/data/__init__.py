@@ -1,1 +1,1 @@
-"""The stage data: corpus, retrieval, records, validation. Imports core and model."""
+"""The stage data: tables, documents, corpus, retrieval, records, validation. Imports core and model."""

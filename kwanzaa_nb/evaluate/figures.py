@@ -6,78 +6,67 @@
 __all__ = ['metric_bars', 'token_lengths_plot', 'risk_coverage_plot']
 
 # %% ../../nbs/evaluate/figures.ipynb #43-002
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.plots import COLOURS, HATCHES, label, new_panels
+from ..core.stats import Rate
 from .metrics import METRICS, Scores
 from ..model.decision import Threshold
 
 # %% ../../nbs/evaluate/figures.ipynb #43-005
+def _draw_arm(panel: Axes, rates: Sequence[Rate], place: int, arm: str, arms: int) -> None:
+    "Draw the bars of one arm, each with its interval and its value."
+    width = 0.84 / arms
+    where = [group - 0.42 + width * (place + 0.5) for group in range(len(rates))]
+    values = [rate.value for rate in rates]
+    below = [max(0.0, rate.value - rate.low) for rate in rates]
+    above = [max(0.0, rate.high - rate.value) for rate in rates]
+    panel.bar(where, values, width * 0.94, label=arm, color=COLOURS[place % len(COLOURS)],
+              hatch=HATCHES[place % len(HATCHES)], edgecolor="white", linewidth=0.5)
+    panel.errorbar(where, values, yerr=[below, above], fmt="none", ecolor="#222222", elinewidth=1,
+                   capsize=2.5)
+    for x, rate in zip(where, rates):
+        panel.text(x, rate.high + 0.015, f"{rate.value:.2f}", ha="center", va="bottom",
+                   fontsize=7.5)
+
+
 def metric_bars(
-    scores_by_arm: dict[str, Scores],  # at least one arm
-    names: "tuple[str, ...]" = METRICS,  # of rates, one group of bars each
+    scores_by_arm: Mapping[str, Scores],  # at least one arm
+    names: Sequence[str] = METRICS,  # of rates, a group of bars each
     title: str = "",
 ) -> Figure:
-    "Rates of several arms with their 95 % intervals; above each bar its value, below the group the counts."
-    figure, (panel,) = new_panels(1, max(6.0, 0.55 * len(names) * (len(scores_by_arm) + 1) + 1.5), 4.2)
-    width = 0.84 / len(scores_by_arm)
+    "Draw the rates of several arms; above each bar its value, below each group its records."
+    arms = len(scores_by_arm)
+    figure, (panel,) = new_panels(1, max(6.0, 0.55 * len(names) * (arms + 1) + 1.5), 4.2)
     for place, (arm, scores) in enumerate(scores_by_arm.items()):
-        rates = [scores.rates[name] for name in names]
-        where = [group - 0.42 + width * (place + 0.5) for group in range(len(names))]
-        panel.bar(
-            where,
-            [rate.value for rate in rates],
-            width * 0.94,
-            label=arm,
-            color=COLOURS[place % len(COLOURS)],
-            hatch=HATCHES[place % len(HATCHES)],
-            edgecolor="white",
-            linewidth=0.5,
-        )
-        around = [[rate.value - rate.low for rate in rates], [rate.high - rate.value for rate in rates]]
-        panel.errorbar(
-            where,
-            [rate.value for rate in rates],
-            yerr=[[max(0.0, side) for side in sides] for sides in around],
-            fmt="none",
-            ecolor="#222222",
-            elinewidth=1,
-            capsize=2.5,
-        )
-        for x, rate in zip(where, rates):
-            panel.text(x, rate.high + 0.015, f"{rate.value:.2f}", ha="center", va="bottom", fontsize=7.5)
-    counts = [sorted({scores.rates[name].total for scores in scores_by_arm.values()}) for name in names]
-    panel.set_xticks(
-        range(len(names)),
-        [
-            f"{label(name)}\nn = {'–'.join(map(str, dict.fromkeys([count[0], count[-1]])))}"
-            for name, count in zip(names, counts)
-        ],
-    )
+        _draw_arm(panel, [scores.rates[name] for name in names], place, arm, arms)
+    ticks = []
+    for name in names:
+        counts = sorted({scores.rates[name].total for scores in scores_by_arm.values()})
+        shown = "–".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+        ticks.append(f"{label(name)}\nn = {shown}")
+    panel.set_xticks(range(len(names)), ticks)
     panel.set(ylim=(0, 1.1), ylabel="share, with 95 % interval", title=title)
     panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    figure.legend(loc="outside upper center", ncols=min(4, len(scores_by_arm)), frameon=False)
+    figure.legend(loc="outside upper center", ncols=min(4, arms), frameon=False)
     return figure
 
 # %% ../../nbs/evaluate/figures.ipynb #43-011
 def token_lengths_plot(
-    lengths: "dict[str, list[int]]",  # tokens of each record, by split or part
+    lengths: Mapping[str, Sequence[int]],  # tokens of each record, by split or part
     limit: "int | None" = None,  # the token limit, drawn as a line
 ) -> Figure:
-    "How long the records are; every split in the same bins."
+    "Draw how long the records are, every split in the same 30 bins."
     figure, (panel,) = new_panels(1, 7.0, 3.2)
     longest = max(max(counts, default=0) for counts in lengths.values())
     edges = [max(longest, 1) * place / 30 for place in range(31)]
     for place, (name, counts) in enumerate(lengths.items()):
-        panel.hist(
-            counts,
-            bins=edges,
-            histtype="stepfilled" if not place else "step",
-            alpha=0.45 if not place else 1,
-            linewidth=1.6,
-            color=COLOURS[place % len(COLOURS)],
-            label=f"{name}: n = {len(counts)}, longest {max(counts, default=0)}",
-        )
+        style = {"histtype": "step"} if place else {"histtype": "stepfilled", "alpha": 0.45}
+        panel.hist(counts, bins=edges, linewidth=1.6, color=COLOURS[place % len(COLOURS)], **style,
+                   label=f"{name}: n = {len(counts)}, longest {max(counts, default=0)}")
     if limit is not None:
         panel.axvline(limit, color=COLOURS[5], linestyle="--", label=f"limit {limit}")
     panel.set(xlabel="tokens in a record", ylabel="records", xlim=(0, None))
@@ -86,15 +75,17 @@ def token_lengths_plot(
 
 # %% ../../nbs/evaluate/figures.ipynb #43-013
 def risk_coverage_plot(
-    curves: "dict[str, list[Threshold]]",  # by arm, from `decision.curve`
+    curves: Mapping[str, Sequence[Threshold]],  # by arm, from `decision.curve`
 ) -> Figure:
-    "What each threshold of refusing does: of all records how many are answered, of those how many have no answer."
+    "Draw coverage against risk for every threshold; the dot is a threshold of one half."
     figure, (panel,) = new_panels(1, 6.0, 3.6)
     for place, (arm, points) in enumerate(curves.items()):
+        colour = COLOURS[place % len(COLOURS)]
         ordered = sorted((point.coverage, point.risk) for point in points if point.coverage)
-        panel.step(*zip(*ordered), where="post", color=COLOURS[place % len(COLOURS)], label=arm)
-        half = [point for point in points if point.probability >= 0.5][0]
-        panel.plot([half.coverage], [half.risk], marker="o", color=COLOURS[place % len(COLOURS)])
-    panel.set(xlabel="coverage: share of records that is answered", ylabel="risk: share of those\nwithout an answer", xlim=(0, 1), ylim=(0, 1))
+        panel.step(*zip(*ordered), where="post", color=colour, label=arm)
+        half = next(point for point in points if point.probability >= 0.5)
+        panel.plot([half.coverage], [half.risk], marker="o", color=colour)
+    panel.set(xlabel="coverage: share of records that is answered",
+              ylabel="risk: share of those\nwithout an answer", xlim=(0, 1), ylim=(0, 1))
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure

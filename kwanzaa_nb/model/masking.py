@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IGNORED', 'STOPPED_CLOCK', 'FIXED_DATE', 'SPACED', 'QUIET', 'CLOSED', 'FOLDED', 'MaskError', 'TemplateRefusal',
-           'without_clock', 'Control', 'control_of', 'control_strings', 'Rendered', 'spare_signs', 'render_chat',
-           'check_template', 'fit_template', 'template_changes', 'stop_ids', 'answer_span', 'encode_text',
+           'without_clock', 'stop_ids', 'Control', 'control_of', 'control_strings', 'Rendered', 'spare_signs',
+           'render_chat', 'check_template', 'fit_template', 'template_changes', 'answer_span', 'encode_text',
            'encode_chat', 'check_supervised']
 
 # %% ../../nbs/model/masking.ipynb #31-002
@@ -14,78 +14,113 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from ..core.errors import KwanzaaError
+from ..core.record import Message
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
+
+# %% ../../nbs/model/masking.ipynb #ce090c14
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 # %% ../../nbs/model/masking.ipynb #31-004
 class MaskError(KwanzaaError):
     "A record whose supervised tokens can't be determined beyond doubt."
 
-# %% ../../nbs/model/masking.ipynb #31-005
+
 class TemplateRefusal(MaskError):
-    "A chat template that is not there, raises an error of its own, or does not show the messages as they were given."
+    "A chat template that is missing, raises an error, or does not show the messages as given."
 
 
-_MEND = "choose another instruct model in model.base_model_id, or name a Jinja file in model.chat_template"
+_MEND = ("choose another instruct model in model.base_model_id, "
+         "or name a Jinja file in model.chat_template")
 
 # %% ../../nbs/model/masking.ipynb #31-111
 STOPPED_CLOCK = "26 Jul 2024"  # a Friday
 _CODES = {
-    "a": "Fri", "A": "Friday", "b": "Jul", "B": "July", "c": "Fri Jul 26 00:00:00 2024", "C": "20", "d": "26", "D": "07/26/24", "e": "26",
-    "f": "000000", "F": "2024-07-26", "g": "24", "G": "2024", "h": "Jul", "H": "00", "I": "12", "j": "208", "k": " 0", "l": "12", "m": "07",
-    "M": "00", "n": r"\n", "p": "AM", "P": "am", "r": "12:00:00 AM", "R": "00:00", "s": "1721952000", "S": "00", "t": r"\t", "T": "00:00:00",
-    "u": "5", "U": "29", "V": "30", "w": "5", "W": "30", "x": "07/26/24", "X": "00:00:00", "y": "24", "Y": "2024", "z": "", "Z": ""}
+    "a": "Fri", "A": "Friday", "b": "Jul", "B": "July", "c": "Fri Jul 26 00:00:00 2024", "C": "20",
+    "d": "26", "D": "07/26/24", "e": "26", "f": "000000", "F": "2024-07-26", "g": "24", "G": "2024",
+    "h": "Jul", "H": "00", "I": "12", "j": "208", "k": " 0", "l": "12", "m": "07", "M": "00",
+    "n": r"\n", "p": "AM", "P": "am", "r": "12:00:00 AM", "R": "00:00", "s": "1721952000",
+    "S": "00", "t": r"\t", "T": "00:00:00", "u": "5", "U": "29", "V": "30", "w": "5", "W": "30",
+    "x": "07/26/24", "X": "00:00:00", "y": "24", "Y": "2024", "z": "", "Z": ""}
+_CODE_TABLE = ", ".join(f"'{code}': '{value}'" for code, value in _CODES.items())
 FIXED_DATE = (
-    "{% macro strftime_now(format) %}{% set codes = {" + ", ".join(f"'{code}': '{value}'" for code, value in _CODES.items()) + "} %}"
-    "{% for part in format.split('%%') %}{{ '' if loop.first else '%' }}{% for piece in part.split('%') %}{% set code = piece.lstrip('-_^#0') %}"
+    "{% macro strftime_now(format) %}{% set codes = {" + _CODE_TABLE + "} %}"
+    "{% for part in format.split('%%') %}{{ '' if loop.first else '%' }}"
+    "{% for piece in part.split('%') %}{% set code = piece.lstrip('-_^#0') %}"
     "{% set flags = piece[:piece|length - code|length] %}{% set value = codes.get(code[:1]) %}"
-    "{% if loop.first %}{{ piece }}{% elif value is none %}{{ '%' ~ piece }}{% elif '^' in flags %}{{ value.upper() ~ code[1:] }}"
-    "{% elif value|length > 3 or not value.strip().isdigit() %}{{ value ~ code[1:] }}{% elif '-' in flags or '#' in flags %}{{ (value.strip().lstrip('0') or '0') ~ code[1:] }}"
-    "{% else %}{{ (value.replace('0', ' ', 1) if '_' in flags and value.startswith('0') else value) ~ code[1:] }}"
-    "{% endif %}{% endfor %}{% endfor %}{% endmacro %}")
+    "{% if loop.first %}{{ piece }}{% elif value is none %}{{ '%' ~ piece }}"
+    "{% elif '^' in flags %}{{ value.upper() ~ code[1:] }}"
+    "{% elif value|length > 3 or not value.strip().isdigit() %}{{ value ~ code[1:] }}"
+    "{% elif '-' in flags or '#' in flags %}"
+    "{{ (value.strip().lstrip('0') or '0') ~ code[1:] }}"
+    "{% else %}{{ (value.replace('0', ' ', 1) if '_' in flags and value.startswith('0') else value)"
+    " ~ code[1:] }}{% endif %}{% endfor %}{% endfor %}{% endmacro %}")
 
 
 def _begun(template: str, before: str, why: str) -> str:
-    "A template with something before it, and why; on a line of its own, so that its first line is read as it was."
+    "Put something and its reason before a template, on a line of its own."
     return "{# kwanzaa_nb: " + why + " #}" + before + "\n" + template
 
 
 def without_clock(
     template: str,  # Jinja
 ) -> str:  # the same template where it asks for no date
-    "A template for which it is always the same day."
+    "Return a template for which it is always the same day."
     if "strftime_now" not in template or FIXED_DATE in template:
         return template
-    return _begun(template, FIXED_DATE, f"the date is {STOPPED_CLOCK} on every day, so that a prompt is the same tomorrow as it was in training")
+    return _begun(template, FIXED_DATE, f"the date is {STOPPED_CLOCK} on every day, so that a "
+                  "prompt is the same tomorrow as it was in training")
+
+# %% ../../nbs/model/masking.ipynb #31-007
+def stop_ids(
+    tokenizer: "PreTrainedTokenizerFast",  # for its eos_token_id and, once loaded, its turn_ends
+    generation_config: "GenerationConfig | None" = None,  # a model's own
+) -> set[int]:
+    "Return the ids of the tokens that end a turn."
+    configured = getattr(generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, (list, tuple)) else [configured]
+    ends = [tokenizer.eos_token_id, *getattr(tokenizer, "turn_ends", ()), *listed]
+    return {token for token in ends if token is not None}
 
 # %% ../../nbs/model/masking.ipynb #31-113
 _TAG, _PIPED = re.compile(r"[<\[]\S+[>\]]"), re.compile(r"<[|｜]\S+[|｜]>")
-_SPELLING = re.compile(r"\s*\S?\s*|<0x[0-9A-F]{2}>")  # single signs and bytes, without which a text can't be written
+_SPELLING = re.compile(r"\s*\S?\s*|<0x[0-9A-F]{2}>")  # single characters and bytes, needed to spell
 
 
 def _twins(tag: str) -> tuple[str, str]:
-    "A tag, and the one that closes or opens it."
+    "Return a tag, and the one that closes or opens it."
     return tag, tag[0] + (tag[2:] if tag[1] == "/" else "/" + tag[1:])
+
+
+def _is_control(number: int, token: Any, ends: set[int], written: str) -> bool:
+    "Tell whether an added token must come from the template alone."
+    text = token.content
+    if _SPELLING.fullmatch(text):
+        return False
+    tag = _TAG.fullmatch(text) and any(one in written for one in _twins(text))
+    return bool(token.special or number in ends or _PIPED.fullmatch(text) or tag)
 
 # %% ../../nbs/model/masking.ipynb #31-113-p2
 class Control:
-    "A tokenizer's tokens of control."
+    "A tokenizer's control tokens."
 
-    def __init__(self, tokenizer: Any):
-        written, model = str(tokenizer.chat_template) + _frame(tokenizer), tokenizer.backend_tokenizer.model
-        self.unknown = {tokenizer.unk_token_id, getattr(model, "unk_id", None), tokenizer.backend_tokenizer.token_to_id(getattr(model, "unk_token", None) or "")}
-        self.tokens: dict[int, str] = {  # by id
-            number: token.content for number, token in tokenizer.added_tokens_decoder.items() if not _SPELLING.fullmatch(token.content) and (
-                token.special or number in stop_ids(tokenizer) or _PIPED.fullmatch(token.content)
-                or _TAG.fullmatch(token.content) and any(tag in written for tag in _twins(token.content)))}
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
+        backend = tokenizer.backend_tokenizer
+        model, written = backend.model, str(tokenizer.chat_template) + _frame(tokenizer)
+        self.unknown = {tokenizer.unk_token_id, getattr(model, "unk_id", None),
+                        backend.token_to_id(getattr(model, "unk_token", None) or "")}
+        ends, added = stop_ids(tokenizer), tokenizer.added_tokens_decoder
+        self.tokens: dict[int, str] = {number: token.content for number, token in added.items()
+                                       if _is_control(number, token, ends, written)}
         longest_first = sorted(self.tokens.values(), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.backends: dict[int, Any] = {}  # by the first of their signs
-        self.kept: dict[Any, Any] = {}  # what many records have alike
+        self.backends: dict[int, Any] = {}  # copies of the tokenizer, by the first of their signs
+        self.kept: dict[Any, Any] = {}  # what many records have in common
 
     def among(
         self,
@@ -93,16 +128,18 @@ class Control:
         ids: Sequence[int],  # of its tokens
         spans: Sequence[tuple[int, int]],  # their characters
     ) -> list[tuple[int, tuple[int, int]]]:
-        "The tokens of control in a text, and where; one that stands for a sign that the tokenizer does not know is none."
-        return [(token, (left, right)) for token, (left, right) in zip(ids, map(tuple, spans), strict=True)
-                if token in self.tokens and (token not in self.unknown or self.tokens[token] in text[left:right])]
+        "Find the control tokens in a text; one that stands for an unknown character is none."
+        return [(token, (left, right))
+                for token, (left, right) in zip(ids, map(tuple, spans), strict=True)
+                if token in self.tokens
+                and (token not in self.unknown or self.tokens[token] in text[left:right])]
 
     def keep(
         self,
         key: Any,
         make: Callable[[], Any],
     ) -> Any:  # what was made for the key
-        "Make something once; of more than fifty things the older ones are forgotten."
+        "Make something once; after fifty things, all are forgotten."
         if key not in self.kept:
             self.kept = {**(self.kept if len(self.kept) < 50 else {}), key: make()}
         return self.kept[key]
@@ -112,10 +149,11 @@ _CONTROL: "WeakKeyDictionary[Any, tuple[tuple, Control]]" = WeakKeyDictionary()
 
 
 def control_of(
-    tokenizer: Any,  # with a chat template
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
 ) -> Control:
-    "A tokenizer's tokens of control, found once."
-    state = (str(tokenizer.chat_template), len(tokenizer), *tokenizer.all_special_tokens, *sorted(stop_ids(tokenizer)))
+    "Return a tokenizer's control tokens; they are found again only where the tokenizer changes."
+    state = (str(tokenizer.chat_template), len(tokenizer), *tokenizer.all_special_tokens,
+             *sorted(stop_ids(tokenizer)))
     known = _CONTROL.get(tokenizer)
     if not known or known[0] != state:
         known = _CONTROL[tokenizer] = (state, Control(tokenizer))
@@ -123,24 +161,27 @@ def control_of(
 
 
 def control_strings(
-    tokenizer: Any,  # with a chat template
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
     text: str,
 ) -> list[str]:  # in their order
-    "What in a text reads like tokens of control."
+    "Find what in a text reads like control tokens."
     return control_of(tokenizer).pattern.findall(text)
 
 # %% ../../nbs/model/masking.ipynb #31-115
 class Rendered(str):
     "A rendering that knows which of its characters are the messages' own texts."
-    given: "tuple[tuple[int, int], ...]" = ()  # for each text its first character and the one behind its last, in order
+    given: tuple[tuple[int, int], ...] = ()  # for each text its first character, and one past it
 
     def part(self, start: int, stop: "int | None" = None) -> "Rendered":
-        "A piece of it that cuts no text."
+        "Return a piece of it that cuts no text."
         stop = len(self) if stop is None else stop
-        return _rendered(self[start:stop], [(left - start, right - start) for left, right in self.given if start <= left < right <= stop])
+        inside = [(left - start, right - start) for left, right in self.given
+                  if start <= left < right <= stop]
+        return _rendered(self[start:stop], inside)
 
 
 def _rendered(text: str, given: Sequence[tuple[int, int]]) -> Rendered:
+    "Return a rendering with the places of its texts."
     made = Rendered(text)
     made.given = tuple(given)
     return made
@@ -153,20 +194,22 @@ def _filled(
     "Put texts in the place of their signs."
     made, given = "", []
     for part in re.split(f"([{''.join(texts)}])", marked) if any(texts) else [marked]:
-        given += [(len(made), len(made) + len(texts[part]))] if part in texts and part else []
+        if part in texts and part:
+            given.append((len(made), len(made) + len(texts[part])))
         made += texts.get(part, part)
     return _rendered(made, given)
 
-# %% ../../nbs/model/masking.ipynb #31-115-p2
+
 def spare_signs(
     text: str,
 ) -> Iterator[str]:  # more than are ever needed
-    "Unicode's private signs, but for those that a text holds."
-    return (chr(code) for code in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(code) not in text)
+    "Yield Unicode's private-use characters, except those that a text holds."
+    codes = chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
+    return (chr(code) for code in codes if chr(code) not in text)
 
 # %% ../../nbs/model/masking.ipynb #31-116
-def _template_of(tokenizer: Any) -> str:
-    "A tokenizer's chat template, of several named ones the default."
+def _template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
+    "Return a tokenizer's chat template, of several named ones the default."
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, dict):
         template = template.get("default")
@@ -175,21 +218,28 @@ def _template_of(tokenizer: Any) -> str:
     return template
 
 
-def _apply(tokenizer: Any, messages: list[dict], add_generation_prompt: bool) -> str:
-    "What the template makes of messages."
+def _apply(
+    tokenizer: "PreTrainedTokenizerFast", messages: list[Message], add_generation_prompt: bool,
+) -> str:
+    "Return what the template makes of messages."
     template = without_clock(_template_of(tokenizer))
     try:
-        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt)
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False,
+            add_generation_prompt=add_generation_prompt)
     except Exception as error:  # noqa: BLE001 - programs of others raise what they like
         reason = " ".join(str(error).split())[:200]
-        kind = "" if type(error).__module__.startswith("jinja2") and reason else type(error).__name__
-        raise TemplateRefusal(f"the chat template refuses the messages ({': '.join(filter(None, [kind, reason]))}): {_MEND}") from error
+        own = type(error).__module__.startswith("jinja2") and reason
+        said = ": ".join(filter(None, ["" if own else type(error).__name__, reason]))
+        raise TemplateRefusal(
+            f"the chat template refuses the messages ({said}): {_MEND}") from error
 
 
-def _frame(tokenizer: Any) -> str:
-    "What a template writes around texts; nothing where it refuses them."
+def _frame(tokenizer: "PreTrainedTokenizerFast") -> str:
+    "Return what a template writes around texts; nothing where it refuses them."
+    roles = ("system", "user", "assistant")
     try:
-        return _apply(tokenizer, [{"role": role, "content": "a"} for role in ("system", "user", "assistant")], False)
+        return _apply(tokenizer, [{"role": role, "content": "a"} for role in roles], False)
     except TemplateRefusal:
         return ""
 
@@ -202,100 +252,149 @@ def _respaced(
     marks: list[str],  # a sign for each text
     texts: list[str],
 ) -> list[str]:
-    "Texts as the template writes them, where nothing but their white space differs."
+    "Return texts as the template writes them, where only their white space differs."
     marked, found = render(marks), []
     for place, (mark, text) in enumerate(zip(marks, texts)):
         before, _, behind = marked.partition(mark or marked)
-        written = render([*marks[:place], text, *marks[place + 1:]]).removeprefix(before).removesuffix(behind)
+        written = render([*marks[:place], text, *marks[place + 1:]])
+        written = written.removeprefix(before).removesuffix(behind)
         found.append(written if written.split() == text.split() else text)
     return found
 
 
 def _parting(given: str, written: str) -> str:
-    "Where a rendering departs from what it should be."
+    "Say where a rendering departs from what it should be."
     place = len(os.path.commonprefix([given, written]))
     return f"in place of {given[place:place + 40]!r} it writes {written[place:place + 40]!r}"
 
 # %% ../../nbs/model/masking.ipynb #31-116-c
 _NAMES = {"system": "the system message", "user": "the user's message", "assistant": "the answer"}
+_Render = Callable[[list[str]], str]  # of texts in the place of the messages'
 
 
+def _check_rendering(
+    render: _Render,
+    messages: list[Message],
+    plain: list[str],  # texts that were rendered
+    shown: list[str],  # the same as the template spaces them
+    made: str,  # the rendering with signs, filled
+    wanted: str,  # the rendering with texts
+) -> None:
+    "Raise `TemplateRefusal` where two renderings that should agree don't."
+    if made == wanted:
+        return
+    if len({wanted, *(render(plain) for _ in range(20))}) > 1:
+        raise TemplateRefusal(
+            f"the chat template does not render the same messages alike twice: {_MEND}")
+    which = [_NAMES.get(message["role"], message["role"])
+             for message, text in zip(messages, shown) if text not in wanted]
+    raise TemplateRefusal(
+        f"the chat template does not show {which[0] if which else 'every message'} as it was given "
+        f"({_parting(made, wanted)}): write that otherwise, {_MEND}")
+
+# %% ../../nbs/model/masking.ipynb #605ce474
 def _marked(
-    tokenizer: Any,
-    messages: list[dict],
+    tokenizer: "PreTrainedTokenizerFast",
+    messages: list[Message],
     add_generation_prompt: bool,
-) -> tuple[str, list[str], list[str]]:  # the rendering with a sign for each message's text; these signs; the texts ("" for a blank one)
-    "Render messages with and without their texts; raises `TemplateRefusal` where both don't agree."
+) -> tuple[str, list[str], list[str]]:  # rendering with a sign for each text; the signs; the texts
+    "Render messages with and without their texts. Raises `TemplateRefusal` where both differ."
     texts, control = [message["content"].strip() for message in messages], control_of(tokenizer)
     signs = spare_signs(_template_of(tokenizer) + "".join(texts))
-    blot = next(signs)  # in place of tokens of control, on which a template might act
+    blot = next(signs)  # in place of control tokens, on which a template might act
     plain = [control.pattern.sub(blot, text) for text in texts]
     marks = [next(signs) if text else "" for text in texts]
 
-    def messages_with(parts: list[str]) -> list[dict]:
-        return [{**message, "content": message["content"].replace(text, part, 1)} for message, text, part in zip(messages, texts, parts, strict=True)]
+    def messages_with(parts: list[str]) -> list[Message]:
+        return [{**message, "content": message["content"].replace(text, part, 1)}
+                for message, text, part in zip(messages, texts, parts, strict=True)]
 
     def render(parts: list[str]) -> str:
         return _apply(tokenizer, messages_with(parts), add_generation_prompt)
 
-    marked, wanted = control.keep((str(messages_with(marks)), add_generation_prompt), lambda: render(marks)), render(plain)
-    shown = _respaced(render, marks, plain) if SPACED in _template_of(tokenizer) else plain
+    key = str(messages_with(marks)), add_generation_prompt
+    marked, wanted = control.keep(key, lambda: render(marks)), render(plain)
+    spaced = SPACED in _template_of(tokenizer)
+    shown = _respaced(render, marks, plain) if spaced else plain
     made = _filled(marked, dict(zip(marks, shown)))
-    if made != wanted:
-        if len({wanted, *(render(plain) for _ in range(20))}) > 1:
-            raise TemplateRefusal(f"the chat template does not render the same messages alike twice: {_MEND}")
-        which = [_NAMES.get(message["role"], message["role"]) for message, text in zip(messages, shown) if text not in wanted]
-        raise TemplateRefusal(f"the chat template does not show {which[0] if which else 'every message'} as it was given ({_parting(made, wanted)}): "
-                              f"write that otherwise, {_MEND}")
-    if shown is plain:
-        return marked, marks, texts
-    strings = [iter(control.pattern.findall(text)) for text in texts]
-    return marked, marks, [text if message["role"] == "assistant" else re.sub(blot, lambda _, held=held: next(held), part)
-                           for message, text, part, held in zip(messages, texts, shown, strings)]
+    _check_rendering(render, messages, plain, shown, made, wanted)
+    return marked, marks, _restored(control, messages, texts, shown, blot) if spaced else texts
+
+# %% ../../nbs/model/masking.ipynb #3f0acc4a
+def _restored(
+    control: Control,
+    messages: list[Message],
+    texts: list[str],  # as given
+    shown: list[str],  # as the template spaces them, with blots for control tokens
+    blot: str,
+) -> list[str]:
+    "Return the texts as shown, with their control tokens; an answer stays as given."
+    found = []
+    for message, text, part in zip(messages, texts, shown):
+        strings = iter(control.pattern.findall(text))
+        answer = message["role"] == "assistant"
+        found.append(text if answer else re.sub(blot, lambda _, held=strings: next(held), part))
+    return found
 
 # %% ../../nbs/model/masking.ipynb #31-100
+def _left_out(
+    tokenizer: "PreTrainedTokenizerFast", messages: list[Message], marks: list[str],
+    mark: str, add_generation_prompt: bool,
+) -> str:
+    "Say why a template leaves a text out, as far as that can be found."
+    parts = [{**one, "content": [{"type": "text", "text": sign}]}
+             for one, sign in zip(messages, marks)]
+    try:
+        shown = mark in _apply(tokenizer, parts, add_generation_prompt)
+    except TemplateRefusal:
+        return ""
+    return ", for it reads a list of parts and no text" if shown else ""
+
+
 def render_chat(
-    tokenizer: Any,  # a fast tokenizer with a chat template
-    messages: list[dict],  # system, user and, for training, assistant messages
-    add_generation_prompt: bool = False,  # True for generation: ends where the answer shall begin
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
+    messages: list[Message],  # system, user and, for training, assistant messages
+    add_generation_prompt: bool = False,  # True: end where the answer shall begin
 ) -> Rendered:  # the text the model reads
-    "Render messages with the tokenizer's own chat template; raises `TemplateRefusal` where it has none, refuses them or leaves something out."
+    "Render messages with the tokenizer's template. Raises `TemplateRefusal` where it changes one."
     marked, marks, texts = _marked(tokenizer, messages, add_generation_prompt)
     for message, mark in zip(messages, marks):
         times = marked.count(mark) if mark else 1
-        if times == 1:
-            continue
-        name, why = _NAMES.get(message["role"], message["role"]), ""
-        if times:
+        name = _NAMES.get(message["role"], message["role"])
+        if times > 1:
             raise TemplateRefusal(f"the chat template shows {name} {times} times: {_MEND}")
-        try:
-            parts = [{**one, "content": [{"type": "text", "text": sign}]} for one, sign in zip(messages, marks)]
-            why = ", for it reads a list of parts and no text" if mark in _apply(tokenizer, parts, add_generation_prompt) else ""
-        except TemplateRefusal:
-            pass
-        raise TemplateRefusal(f"the chat template leaves {name} out{why}: {_MEND}")
+        if not times:
+            why = _left_out(tokenizer, messages, marks, mark, add_generation_prompt)
+            raise TemplateRefusal(f"the chat template leaves {name} out{why}: {_MEND}")
     return _filled(marked, dict(zip(marks, texts)))
 
 # %% ../../nbs/model/masking.ipynb #31-102
 QUIET = "{% set enable_thinking = false %}"
 CLOSED = "{%- if add_generation_prompt %}{{ '\\n</think>\\n\\n' }}{% endif %}"
 _FOLDS = "the model takes no system message, so it stands in front of the question"
-FOLDED = ("{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' "
-          "+ messages[1]['content']}] + messages[2:] %}{% endif %}")
-_TRIAL = [{"role": "system", "content": "Be «exact» & <b>\"brief\"</b>,\n\n\tọ́  1.\r\n" * 1000 + "So be it."},
-          {"role": "user", "content": "IS it 'so'\\n?\n" * 3000 + "Is it?"}]
+FOLDED = (
+    "{% if messages[0]['role'] == 'system' %}{% set messages = [{'role': 'user', 'content': "
+    "messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:] %}{% endif %}")
+_CLOSES = ("{# kwanzaa_nb: the thought that the prompt begins is closed, "
+           "since outputs are the answer alone #}")
+_TRIAL = [
+    {"role": "system",
+     "content": "Be «exact» & <b>\"brief\"</b>,\n\n\tọ́  1.\r\n" * 1000 + "So be it."},
+    {"role": "user", "content": "IS it 'so'\\n?\n" * 3000 + "Is it?"}]
 
 
 def check_template(
-    tokenizer: Any,  # with a chat template
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
 ) -> None:
-    "Raise `TemplateRefusal` where a model can't be asked by this template: a long prompt is rendered, again and again."
-    if len({str(render_chat(tokenizer, _TRIAL, add_generation_prompt=True)) for _ in range(20)}) > 1:
-        raise TemplateRefusal(f"the chat template does not render the same messages alike twice: {_MEND}")
+    "Raise `TemplateRefusal` where a long prompt, rendered often, does not come out right."
+    found = {str(render_chat(tokenizer, _TRIAL, add_generation_prompt=True)) for _ in range(20)}
+    if len(found) > 1:
+        raise TemplateRefusal(
+            f"the chat template does not render the same messages alike twice: {_MEND}")
 
 
-def _tried(tokenizer: Any) -> str:
-    "The trial's prompt; nothing where it is refused."
+def _tried(tokenizer: "PreTrainedTokenizerFast") -> str:
+    "Return the trial's prompt; nothing where it is refused."
     try:
         return render_chat(tokenizer, _TRIAL, add_generation_prompt=True)
     except TemplateRefusal:
@@ -303,63 +402,55 @@ def _tried(tokenizer: Any) -> str:
 
 # %% ../../nbs/model/masking.ipynb #31-102-c
 def fit_template(
-    tokenizer: Any,  # with a chat template, which is changed where it must be
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template, which is changed where it must be
 ) -> None:
-    "Have a chat template show a system message, ask for the answer at once, and know no date."
+    "Have a template show a system message, ask for the answer at once, and know no date."
     template = without_clock(_template_of(tokenizer))
     if "enable_thinking" in template and QUIET not in template:
         template = _begun(template, QUIET, "thinking is off, since outputs are the answer alone")
-    tokenizer.chat_template = template
-    prompt = _tried(tokenizer)
     spaced = _begun(template, "", SPACED)
-    for other in () if prompt else (_begun(template, FOLDED, _FOLDS), spaced, _begun(spaced, FOLDED, _FOLDS)):
-        tokenizer.chat_template = other
-        prompt = prompt or _tried(tokenizer)
-        if prompt:
+    choices = (template, _begun(template, FOLDED, _FOLDS), spaced, _begun(spaced, FOLDED, _FOLDS))
+    for choice in choices:
+        tokenizer.chat_template = choice
+        if prompt := _tried(tokenizer):
             break
-    if not prompt:
-        tokenizer.chat_template = template  # refused for another reason, which `check_template` tells
+    else:
+        tokenizer.chat_template = template  # refused for another reason, which check_template tells
     if prompt.rstrip().endswith("<think>"):
-        tokenizer.chat_template += CLOSED + "{# kwanzaa_nb: the thought that the prompt begins is closed, since outputs are the answer alone #}"
+        tokenizer.chat_template += CLOSED + _CLOSES
 
-# %% ../../nbs/model/masking.ipynb #31-102-b
+
 def template_changes(
-    tokenizer: Any,  # its template may be None
-) -> list[str]:  # what `fit_template` changed and why; empty for most
-    "Read a template's remarks on its changes."
-    return re.findall(r"\{# kwanzaa_nb: (.*?) #\}", getattr(tokenizer, "chat_template", None) or "")
-
-# %% ../../nbs/model/masking.ipynb #31-007
-def stop_ids(
-    tokenizer: Any,  # for its eos_token_id and, from `load_tokenizer`, its turn_ends
-    generation_config: Any = None,  # a model's own, where eos_token_id may be a list
-) -> set[int]:  # ids of the tokens that end a turn
-    "The ids that end generation."
-    configured = getattr(generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, (list, tuple)) else [configured]
-    return {token for token in [tokenizer.eos_token_id, *getattr(tokenizer, "turn_ends", ()), *listed] if token is not None}
+    tokenizer: "PreTrainedTokenizerFast",  # its template may be None
+) -> list[str]:  # empty for most
+    "Return what `fit_template` changed and why, from the template's own comments."
+    template = getattr(tokenizer, "chat_template", None) or ""
+    return re.findall(r"\{# kwanzaa_nb: (.*?) #\}", template)
 
 # %% ../../nbs/model/masking.ipynb #31-008
 def _turn_start(rendered: Rendered) -> str:
-    "What stands behind the last text, without white space around it and without an empty thought at its end."
+    "Return what stands behind the last text, without white space or an empty thought at its end."
     behind = rendered[rendered.given[-1][1]:] if rendered.given else rendered
     return re.sub(r"(<think>\s*)?</think>\s*$", "", behind).strip()
 
 
 def answer_span(
-    tokenizer: Any,  # a fast tokenizer with a chat template
-    messages: list[dict],  # system, user, assistant; of several exchanges only the last answer counts
-) -> tuple[Rendered, int, int]:  # the text to train on, first character of the answer, character behind its last
-    "The prompt that is generated from, the answer, and what the template puts behind an answer; raises `MaskError`."
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
+    messages: list[Message],  # system, user, assistant; only the last answer counts
+) -> tuple[Rendered, int, int]:  # the text, the answer's first character, and one past its last
+    "Render prompt, answer and what the template puts behind an answer. Raises `MaskError`."
     prompt = render_chat(tokenizer, messages[:-1], add_generation_prompt=True)
     answer = messages[-1]["content"].strip()
-    marked, marks, texts = _marked(tokenizer, [*messages[:-1], {**messages[-1], "content": answer}], False)
+    whole = [*messages[:-1], {**messages[-1], "content": answer}]
+    marked, marks, texts = _marked(tokenizer, whole, False)
     known = dict(zip(marks, texts))
     before, _, behind = marked.rpartition(marks[-1] or marked)
     begins, asks = _turn_start(_filled(before, known)), _turn_start(prompt)
     if not (answer and marked.count(marks[-1]) == 1 and begins == asks):
-        raise MaskError("the chat template does not show the answer as it was given, right after the prompt that a model generates from "
-                        f"(a finished turn begins {begins[-40:]!r}, the prompt ends {asks[-40:]!r}): {_MEND}")
+        raise MaskError(
+            "the chat template does not show the answer as it was given, right after the prompt "
+            f"that a model generates from (a finished turn begins {begins[-40:]!r}, the prompt "
+            f"ends {asks[-40:]!r}): {_MEND}")
     rest, length = _filled(marks[-1] + behind, known), len(prompt)
     given = [*prompt.given, *((left + length, right + length) for left, right in rest.given)]
     return _rendered(prompt + rest, given), length, length + len(answer)
@@ -367,9 +458,9 @@ def answer_span(
 # %% ../../nbs/model/masking.ipynb #31-121
 def _replaced(
     text: str,
-    others: Sequence[tuple[int, int, str]],  # first character, the one behind the last, and what shall stand there
-) -> tuple[str, list[int]]:
-    "A text with something else in places, and for each of its characters and its end the place that it came from."
+    others: Sequence[tuple[int, int, str]],  # first character, one past the last, replacement
+) -> tuple[str, list[int]]:  # and for each character, and the end, the place that it came from
+    "Replace parts of a text."
     made, origins, place = [], [], 0
     for left, right, other in others:
         made += [text[place:left], other]
@@ -378,91 +469,130 @@ def _replaced(
     return "".join([*made, text[place:]]), [*origins, *range(place, len(text) + 1)]
 
 # %% ../../nbs/model/masking.ipynb #31-121-p2
-def _by_signs(
-    control: Control,
-    tokenizer: Any,
-    text: str,
-) -> tuple[Any, dict[int, str]]:  # the copy, and the sign of each token of control, none of which the text holds
-    "A copy of a tokenizer that knows its tokens of control by other names."
-    held, count = {ord(sign) for sign in text}, max(1, len(control.tokens))
-    first = next(first for first in range(0xF0000, 0x10FFFE - count, count) if held.isdisjoint(range(first, first + count)))
-    signs = {number: chr(first + place) for place, number in enumerate(sorted(control.tokens))}
-    if first in control.backends:
-        return control.backends[first], signs
-    file = json.loads(tokenizer.backend_tokenizer.to_str())
-    names, model = {control.tokens[number]: sign for number, sign in signs.items()}, file["model"]
+def _renamed(file: dict, names: dict[str, str]) -> dict:
+    "Rename tokens in a tokenizer's JSON; merges that would make one of them are left out."
+    model = file["model"]
     for token in file["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])
-    model["vocab"] = {names.get(word, word): number for word, number in model["vocab"].items()} if isinstance(model["vocab"], dict) else [
-        [names.get(word, word), score] for word, score in model["vocab"]]
+    vocabulary = model["vocab"]
+    model["vocab"] = (
+        {names.get(word, word): number for word, number in vocabulary.items()}
+        if isinstance(vocabulary, dict) else
+        [[names.get(word, word), score] for word, score in vocabulary])
     model["unk_token"] = names.get(model.get("unk_token"), model.get("unk_token"))
-    pairs = [(pair, pair.split(" ") if isinstance(pair, str) else pair) for pair in model.get("merges") or []]
-    model |= {"merges": [pair for pair, (left, right) in pairs if names.keys().isdisjoint([left, right, left + right])]} if pairs else {}
-    control.backends[first] = type(tokenizer.backend_tokenizer).from_str(json.dumps(file | {"truncation": None, "padding": None}))
+    if merges := model.get("merges"):
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+        model["merges"] = [pair for pair, (left, right) in zip(merges, pairs)
+                           if names.keys().isdisjoint([left, right, left + right])]
+    return file | {"truncation": None, "padding": None}
+
+
+def _by_signs(
+    control: Control,
+    tokenizer: "PreTrainedTokenizerFast",
+    text: str,
+) -> tuple[Any, dict[int, str]]:  # the copy, and the sign of each control token
+    "Return a copy of a tokenizer that knows its control tokens by signs that the text lacks."
+    held, count = {ord(sign) for sign in text}, max(1, len(control.tokens))
+    first = next(first for first in range(0xF0000, 0x10FFFE - count, count)
+                 if held.isdisjoint(range(first, first + count)))
+    signs = {number: chr(first + place) for place, number in enumerate(sorted(control.tokens))}
+    if first not in control.backends:
+        backend = tokenizer.backend_tokenizer
+        names = {control.tokens[number]: sign for number, sign in signs.items()}
+        file = _renamed(json.loads(backend.to_str()), names)
+        control.backends[first] = type(backend).from_str(json.dumps(file))
     return control.backends[first], signs
 
 # %% ../../nbs/model/masking.ipynb #31-122
+def _meant(control: Control, tokenizer: "PreTrainedTokenizerFast", text: Rendered) -> list:
+    "Find the control tokens that the template itself wrote, and where."
+    sign = next(spare_signs(text))
+    frame, origins = _replaced(text, [(left, right, sign) for left, right in text.given])
+    bare = control.keep(frame, lambda: tokenizer(
+        frame, add_special_tokens=False, return_offsets_mapping=True))
+    found = control.among(frame, bare["input_ids"], bare["offset_mapping"])
+    return [(token, (origins[left], origins[right])) for token, (left, right) in found]
+
+
 def encode_text(
-    tokenizer: Any,  # a fast tokenizer with a chat template
-    text: str,  # from `render_chat`; of a plain text nothing is known to be anybody's
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
+    text: "Rendered | str",  # of a plain string nothing is known to be anybody's
 ) -> tuple[list[int], list[tuple[int, int]]]:  # ids, and the characters of each
-    "Tokenise a rendering: no token of control is read in a message's text. Raises `MaskError` where one can't be kept out."
-    encoded, given = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True), getattr(text, "given", ())
+    "Tokenise a rendering; no message's text becomes a control token. Raises `MaskError`."
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, spans = encoded["input_ids"], encoded["offset_mapping"]
-    if not given:
+    if not getattr(text, "given", ()):
         return ids, spans
     control = control_of(tokenizer)
-    sign = next(spare_signs(text))
-    frame, origins = _replaced(text, [(left, right, sign) for left, right in given])
-    bare = control.keep(frame, lambda: tokenizer(frame, add_special_tokens=False, return_offsets_mapping=True))
-    meant = [(token, (origins[left], origins[right])) for token, (left, right) in control.among(frame, bare["input_ids"], bare["offset_mapping"])]
+    meant = _meant(control, tokenizer, text)
     if control.among(text, ids, spans) == meant:
         return ids, spans
     backend, signs = _by_signs(control, tokenizer, text)
-    places = [(left, right, control.tokens[token] if control.tokens[token] in text[left:right] else text[left:right].strip(), signs[token])
-              for token, (left, right) in meant]
-    renamed, origins = _replaced(text, [(left, right, text[left:right].replace(name, sign, 1)) for left, right, name, sign in places])
+    places = []
+    for token, (left, right) in meant:
+        name, piece = control.tokens[token], text[left:right]
+        name = name if name in piece else piece.strip()
+        places.append((left, right, piece.replace(name, signs[token], 1)))
+    renamed, origins = _replaced(text, places)
     made = backend.encode(renamed, add_special_tokens=False)
     ids, spans = made.ids, [(origins[left], origins[right]) for left, right in made.offsets]
     if found := [one for one in control.among(text, ids, spans) if one not in meant]:
-        raise MaskError(f"this tokenizer can't write {control.tokens[found[0][0]]!r} as text: leave it out, or choose another model in "
-                        "model.base_model_id")
+        raise MaskError(
+            f"this tokenizer can't write {control.tokens[found[0][0]]!r} as text: leave it out, or "
+            "choose another model in model.base_model_id")
     return ids, spans
 
 # %% ../../nbs/model/masking.ipynb #31-010
+def _no_end(
+    tokenizer: "PreTrainedTokenizerFast", behind: str, eos_token_ids: set[int],
+) -> MaskError:
+    "Return the error for an answer that no end-of-turn token follows."
+    named = [f"{tokenizer.convert_ids_to_tokens(token)} ({token})"
+             for token in sorted(eos_token_ids)]
+    writes, mend = "nothing", ""
+    if behind.strip():
+        writes = repr(behind[:40])
+        mend = ("list what ends its turns as eos_token_id in the generation_config.json of a copy "
+                "of the model, or ")
+    return MaskError(
+        f"no end-of-turn token follows the answer: the chat template writes {writes} there, and "
+        f"the model stops at {', '.join(named) or 'no token'}: {mend}{_MEND}")
+
+
 def encode_chat(
-    tokenizer: Any,  # a fast tokenizer with a chat template
-    messages: list[dict],  # system, user, assistant
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
+    messages: list[Message],  # system, user, assistant
     eos_token_ids: "set[int] | None" = None,  # ids that end a turn; default: those of `stop_ids`
 ) -> dict[str, list[int]]:  # "input_ids" and "labels", both of the record's length
-    """Tokenise a conversation and supervise the assistant's tokens and the end-of-turn token, nothing else.
+    """Tokenise a conversation and supervise the answer's tokens and its end, nothing else.
 
-    Nothing is cut. Raises `MaskError` where no end-of-turn token follows the answer: such a model would never learn
-    to stop.
+    Nothing is cut. Raises `MaskError` where no end-of-turn token follows the answer: such a model
+    would never learn to stop.
     """
     text, start, stop = answer_span(tokenizer, messages)
     eos_token_ids = eos_token_ids or stop_ids(tokenizer)
     before, _ = encode_text(tokenizer, text.part(0, start))
     tokens, offsets = encode_text(tokenizer, text.part(start))
-    closing = (place for place, (token, (left, _)) in enumerate(zip(tokens, offsets)) if left >= stop - start and token in eos_token_ids)
+    closing = (place for place, (token, (left, _)) in enumerate(zip(tokens, offsets))
+               if left >= stop - start and token in eos_token_ids)
     trained = next(closing, -1) + 1
     if not trained:
-        known = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)} ({token})" for token in sorted(eos_token_ids))
-        ends_so = text[stop:].strip() and "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model, or "
-        raise MaskError(f"no end-of-turn token follows the answer: the chat template writes {repr(text[stop:][:40]) if ends_so else 'nothing'} there, "
-                        f"and the model stops at {known or 'no token'}: {ends_so}{_MEND}")
+        raise _no_end(tokenizer, text[stop:], eos_token_ids)
     labels = [IGNORED] * len(before) + tokens[:trained] + [IGNORED] * (len(tokens) - trained)
     return {"input_ids": before + tokens, "labels": labels}
 
 # %% ../../nbs/model/masking.ipynb #31-012
 def check_supervised(
-    tokenizer: Any,  # the tokenizer that encoded it
+    tokenizer: "PreTrainedTokenizerFast",  # the one that encoded it
     encoded: dict[str, list[int]],  # from `encode_chat`
     answer: str,  # the assistant's content
 ) -> int:  # number of supervised tokens
-    "Raise `MaskError` unless the supervised tokens decode to the answer and one end-of-turn token."
+    "Raise `MaskError` unless the supervised tokens decode to the answer and one end of turn."
     trained = [label for label in encoded["labels"] if label != IGNORED]
-    decoded = tokenizer.decode(trained[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    decoded = tokenizer.decode(
+        trained[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if decoded.strip() != answer.strip():
-        raise MaskError(f"the supervised tokens read {decoded[-60:]!r} at their end, the answer {answer[-60:]!r}")
+        raise MaskError(f"the supervised tokens read {decoded[-60:]!r} at their end, "
+                        f"the answer {answer[-60:]!r}")
     return len(trained)

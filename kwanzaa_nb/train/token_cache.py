@@ -13,15 +13,18 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 
 import tokenizers
 import transformers
-from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_from_disk
+from datasets import (
+    Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars,
+    load_from_disk)
+from transformers import PreTrainedTokenizerFast
 
 from ..core.config import Config
+from ..core.record import Record
 from ..model.load import cache_folder
 from .trainer import encode_records
 
@@ -30,30 +33,34 @@ ROWS_VERSION = 1  # raise it whenever a change of the code makes other rows of t
 
 
 def rows_key(
-    tokenizer: Any,  # a fast tokenizer with a chat template
-    records: Sequence[dict],  # with "id" and "messages"
+    tokenizer: PreTrainedTokenizerFast,  # with a chat template
+    records: Sequence[Record],  # each with an "id"
     config: Config,
-    eos_token_ids: set[int],  # ids that end a turn
-) -> str:  # SHA-256
-    "A key of everything that the rows of `encode_records` depend on."
+    eos_token_ids: set[int],  # ids of tokens that end a turn
+) -> str:  # a SHA-256, 64 hexadecimal digits
+    "Hash everything that the rows of `encode_records` depend on."
     digest = hashlib.sha256()
-    settings = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map, sorted(eos_token_ids),
-                config.data.max_seq_length, config.evaluation.generation_defaults.max_new_tokens, tokenizers.__version__,
-                transformers.__version__, ROWS_VERSION]
-    for part in (settings, *([record["id"], record.get("group"), record["messages"]] for record in records)):
+    longest = config.data.max_seq_length
+    answer_limit = config.evaluation.generation_defaults.max_new_tokens
+    settings = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
+                tokenizer.special_tokens_map, sorted(eos_token_ids), longest, answer_limit,
+                tokenizers.__version__, transformers.__version__, ROWS_VERSION]
+    parts = [[record["id"], record.get("group"), record["messages"]] for record in records]
+    for part in (settings, *parts):
         digest.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 # %% ../../nbs/train/token_cache.ipynb #39-006
 def cached_rows(
-    tokenizer: Any,
-    records: Sequence[dict],
+    tokenizer: PreTrainedTokenizerFast,
+    records: Sequence[Record],
     config: Config,
     eos_token_ids: set[int],
-    folder: "str | Path | None" = None,  # None: "tokens" in the user's cache folder (KWANZAA_CACHE names another)
-) -> tuple[list[dict], bool]:  # rows as of `encode_records`, and whether they were read instead of made
-    "Read the rows of these records, or make and keep them; raises `RecordsError`."
-    place = Path(folder or cache_folder() / "tokens") / rows_key(tokenizer, records, config, eos_token_ids)
+    folder: "str | Path | None" = None,  # None: "tokens" in the user's cache (see KWANZAA_CACHE)
+) -> tuple[list[dict], bool]:  # rows as from `encode_records`; whether they were read
+    "Read the rows of these records, or make and store them. Raises `RecordsError`."
+    key = rows_key(tokenizer, records, config, eos_token_ids)
+    place = Path(folder or cache_folder() / "tokens", key)
     try:
         if place.is_dir():
             return load_from_disk(str(place)).to_list(), True
@@ -61,17 +68,18 @@ def cached_rows(
         shutil.rmtree(place, ignore_errors=True)
     rows = encode_records(tokenizer, records, config, eos_token_ids)
     if rows:
-        _keep(rows, place)
+        _store(rows, place)
     return rows, False
 
 # %% ../../nbs/train/token_cache.ipynb #39-007
-def _keep(rows: list[dict], place: Path) -> None:
-    "Write rows beside their place, then rename; without room, or beaten by another process, nothing is kept."
+def _store(rows: list[dict], place: Path) -> None:
+    "Write rows beside their place, then rename; a full disk or a faster process stores nothing."
     shown = not are_progress_bars_disabled()
-    disable_progress_bars()  # of writing, which takes no time
+    disable_progress_bars()
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".new-", ignore_cleanup_errors=True) as work:
+        with tempfile.TemporaryDirectory(
+                dir=place.parent, prefix=".new-", ignore_cleanup_errors=True) as work:
             Dataset.from_list(rows).save_to_disk(str(Path(work, "rows")))
             os.rename(Path(work, "rows"), place)
     except OSError:
