@@ -13,8 +13,8 @@ from typing import Any
 
 from ..core.answer import ModelAnswer, find_marks, number_sentences
 from ..core.files import stable_hash
-from .corpus import Chunk, as_said
-from .questions import Question, reply_to, standing
+from .corpus import Chunk
+from .questions import Question, as_said, reply_to, standing
 
 # %% ../../nbs/data/targets.ipynb #c-005
 def evidence_numbers(
