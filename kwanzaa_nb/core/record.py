@@ -55,11 +55,13 @@ class Chunk(TypedDict, total=False):
     gold: bool  # whether this chunk holds the answer
 
 # %% ../../nbs/core/record.ipynb #record-expected
-class Expected(TypedDict):
+class Expected(TypedDict, total=False):
     "What a right answer says and cites."
-    answer: str | None
-    aliases: list[str]  # other right wordings
+    answer: str | None  # in own words, without marks
+    groups: list[list[str]]  # parts that a right answer has, each with every wording that counts
+    aliases: list[str]  # of a record without groups: other wordings of a short answer
     gold_chunk_ids: list[str]
+    completeness: str  # of the right answer: complete, partial or insufficient_data
 
 
 class Record(TypedDict, total=False):
@@ -79,21 +81,27 @@ class Record(TypedDict, total=False):
     expected: Expected
 
 # %% ../../nbs/core/record.ipynb #25-008
-_ROLES = ["system", "user", "assistant"]
+_TURN = ["user", "assistant"]
 OLD_HEADER = re.compile(
     r"^\[chunk_id: (?P<chunk_id>[^|\]\n]+) \| source: (?P<source_org>[^\n]*)"
     r" \| year: (?P<year>-?[0-9]{1,9})\]$", re.M)
 
 
+def _fits(roles: list) -> bool:
+    "Tell whether roles are those of a system message and one or more turns."
+    turns = roles[1:]
+    return roles[:1] == ["system"] and bool(turns) and turns == _TURN * (len(turns) // 2)
+
+
 def message_texts(
     record: dict,  # a line of a record file, whatever it holds
 ) -> list[str]:
-    "Return the texts of the system, user and assistant messages; [] if there are any others."
+    "Return the texts of the system message and of each turn; [] if the roles are others."
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(part, dict) for part in messages):
         return []
     texts = [message.get("content") for message in messages]
-    fits = [message.get("role") for message in messages] == _ROLES
+    fits = _fits([message.get("role") for message in messages])
     return texts if fits and all(isinstance(text, str) for text in texts) else []
 
 
@@ -110,7 +118,7 @@ def is_old_form(
     record: dict,  # a line of a record file, whatever it holds
 ) -> bool:
     "Tell whether a record's prompt shows chunk ids or its target has citations."
-    _, user, target = message_texts(record) or ("", "", "")
+    _, user, *_, target = message_texts(record) or ("", "", "")
     heading = f"{CONTEXT_HEADING}\n"
     shows_ids = user.startswith(heading) and OLD_HEADER.match(user, len(heading)) is not None
     return shows_ids or has_key(target, "citations")
@@ -144,7 +152,9 @@ def _is_expected(value: Any) -> bool:
     "Tell whether a value has the form of `Expected`; each of its fields may be missing."
     if not isinstance(value, dict) or not isinstance(value.get("answer"), (str, type(None))):
         return False
-    lists = [value.get(name, []) for name in ("aliases", "gold_chunk_ids")]
+    groups = value.get("groups", [])
+    lists = [value.get("aliases", []), value.get("gold_chunk_ids", []),
+             *(groups if isinstance(groups, list) else [None])]
     return all(isinstance(part, list) and all(map(_is_named, part)) for part in lists)
 
 # %% ../../nbs/core/record.ipynb #23-006
@@ -156,7 +166,7 @@ _FIELDS = {  # of a record, all optional: what is expected, and a test for it
     "category": _LINE, "kind": _LINE, "persona": _LINE, "mode": _LINE,
     "answerable": ("true, false or null", lambda value: value is None or isinstance(value, bool)),
     "chunks": ("a list of objects with chunk_id and text", lambda value: isinstance(value, list)),
-    "expected": ("an object with answer (text or null), aliases and gold_chunk_ids (lists of text)",
+    "expected": ("an object with answer (text or null), groups (lists of texts) and gold_chunk_ids",
                  _is_expected),
     "pair_id": ("one line of text, or null", lambda value: value is None or _is_line(value)),
 }
@@ -260,7 +270,7 @@ def _chunk_problems(chunks: list) -> list[FieldProblem]:
 # %% ../../nbs/core/record.ipynb #23-007
 _SHORT_FIELDS = "|".join(_FIELDS.keys() - {"chunks", "expected"})
 _READ = re.compile(
-    rf"(?:{_SHORT_FIELDS}|expected\.(?:answer|(?:aliases|gold_chunk_ids)\[\d+\])"
+    rf"(?:{_SHORT_FIELDS}|expected\.(?:answer|groups\[\d+\]\[\d+\]|(?:aliases|gold_chunk_ids)\[\d+\])"
     rf"|chunks\[\d+\]\.(?:{'|'.join(_CHUNK_FIELDS)})(?:\[\d+\])?)")  # places that stages read
 
 
@@ -277,7 +287,7 @@ def _sign_problems(record: dict) -> list[FieldProblem]:
 # %% ../../nbs/core/record.ipynb #record-n16
 def _list_problem(record: dict) -> FieldProblem:
     "Say what is there in place of a list of messages."
-    what = f"found {short(record.get('messages'))}, expected a list of three messages"
+    what = f"found {short(record.get('messages'))}, expected a list of messages"
     if "messages" not in record:
         names = ", ".join(short(name)[1:-1] for name in list(record)[:8])
         what = f"missing; the line has {names or 'nothing'}"
@@ -312,9 +322,10 @@ def message_problems(
     if not isinstance(messages, list) or not all(isinstance(part, dict) for part in messages):
         return [*found, _list_problem(record)]
     roles = [message.get("role") for message in messages]
-    if roles != _ROLES:
-        what = f"roles are {short(roles[:8])}, expected {_ROLES}"
-        return [*found, FieldProblem("messages", what, "write one exchange per record", "roles")]
+    if not _fits(roles):
+        what = f"roles are {short(roles[:8])}, expected {['system', *_TURN]}"
+        mend = "write a system message and one exchange, or several in a row"
+        return [*found, FieldProblem("messages", what, mend, "roles")]
     contents = [message.get("content") for message in messages]
     wrong = [_content_problem(place, text) for place, text in enumerate(contents)]
     found += filter(None, wrong)
@@ -347,17 +358,17 @@ def chunks_shown(
 def _told_by_messages(messages: list[Message], shown: list[Chunk], creative: bool) -> dict:
     "Read answerable, category, expected and question from a record's messages."
     told = {"answerable": None, "category": "uncategorised",
-            "question": split_user(messages[1]["content"])[1],
-            "expected": {"answer": None, "aliases": [], "gold_chunk_ids": []}}
+            "question": split_user(messages[-2]["content"])[1],
+            "expected": {"answer": None, "groups": [], "gold_chunk_ids": []}}
     try:
-        target = parse_model_answer(messages[2]["content"], shown, creative)
+        target = parse_model_answer(messages[-1]["content"], shown, creative)
     except AnswerError:
         return told
     refused, sentences = target.answer.completeness == "insufficient_data", shown_sentences(shown)
     gold = sorted({sentences[number - 1].chunk_id for number in target.evidence})
     return {**told, "answerable": not refused,
             "category": "refusal" if refused else "citation_required",
-            "expected": {"answer": None, "aliases": [], "gold_chunk_ids": gold}}
+            "expected": {"answer": None, "groups": [], "gold_chunk_ids": gold}}
 
 
 def filled_in(
@@ -397,7 +408,8 @@ def target_problems(
     try:
         target = parse_model_answer(record["messages"][-1]["content"], record["chunks"], creative)
     except AnswerError as error:
-        return found + [FieldProblem("messages[2].content", f"{problem.where}: {problem.what}",
+        field = f"messages[{len(record['messages']) - 1}].content"
+        return found + [FieldProblem(field, f"{problem.where}: {problem.what}",
                                      problem.mend, problem.code) for problem in error.problems]
     completeness = target.answer.completeness
     refused = completeness == "insufficient_data"
@@ -451,7 +463,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
-        self.prompts: dict[tuple[bytes, bytes], tuple[int, bytes]] = {}
+        self.prompts: dict[tuple[bytes, ...], tuple[int, bytes]] = {}
 
     def problems(self, record: Record, number: int, targets: bool) -> list[FieldProblem]:
         "Find what a record repeats of an earlier line; prompts are compared only if `targets`."
@@ -461,16 +473,16 @@ class _Seen:
             found.append(FieldProblem("id", what, "give it another", "duplicate_id"))
         if not targets:
             return found
-        system, user, target = (hashlib.sha256(message["content"].encode()).digest()
-                                for message in record["messages"])
-        first, other = self.prompts.setdefault((system, user), (number, target))
+        *asked, target = (hashlib.sha256(message["content"].encode()).digest()
+                          for message in record["messages"])
+        first, other = self.prompts.setdefault(tuple(asked), (number, target))
         if first != number and other == target:
             mend = "delete one; to repeat all records equally, raise training.epochs"
             found.append(FieldProblem("messages", f"the same as in line {first}", mend,
                                       "duplicate_record"))
         elif first != number:
             found.append(FieldProblem(
-                "messages[2].content", f"line {first} has another answer to the same prompt",
+                f"messages[{len(asked)}].content", f"line {first} has another answer to the same prompt",
                 "keep the one that is right", "contradiction"))
         return found
 
@@ -511,10 +523,10 @@ def read_records(
 def question_of(
     record: Record,
 ) -> str:  # "" without a user message
-    "Return the question as it was asked, read from the user message."
+    "Return the question as it was asked, read from the last user message."
     users = [message["content"] for message in record.get("messages", [])
              if message["role"] == "user"]
-    return split_user(users[0] if users else "")[1]
+    return split_user(users[-1] if users else "")[1]
 
 # %% ../../nbs/core/record.ipynb #44-004
 def spread(

@@ -47,7 +47,7 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     answer: Prose
-    missing: Phrase
+    missing: Phrase  # what is missing where only this part can be answered
     evidence: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]  # places in the question's evidence, from 0
 
 # %% ../../nbs/data/questions.ipynb #c-005

@@ -92,12 +92,11 @@ def _answer(text: str, completeness: str, **unknowns: Iterable[str]) -> ModelAns
 
 
 def _half_answer(question: Question, shown: Sequence[Chunk], *names: Any) -> ModelAnswer:
-    "Answer the part whose evidence is shown, and say what is missing of the other."
+    "Answer the part whose evidence is shown, and say what is missing then."
     found = set(standing(question, shown))
     met = next(part for part in question.parts if set(part.evidence) <= found)
-    missing = next(part.missing for part in question.parts if part is not met)
-    rest = worded(REST_NOT_GIVEN, missing, question.question_id, *names)
-    return _answer(f"{numbered(met.answer, evidence_numbers(question, shown))} {rest}", "partial", missing_context=[missing])
+    rest = worded(REST_NOT_GIVEN, met.missing, question.question_id, *names)
+    return _answer(f"{numbered(met.answer, evidence_numbers(question, shown))} {rest}", "partial", missing_context=[met.missing])
 
 # %% ../../nbs/data/targets.ipynb #c-011
 def right_answer(

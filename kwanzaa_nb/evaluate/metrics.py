@@ -23,7 +23,7 @@ from ..core.sentences import Sentence, number_sentences
 from ..core.stats import (
     Rate, balanced, clustered, forget_resamples, holm, mcnemar, share)
 from ..core.strict_json import parse_strict_json
-from ..core.text import mentions, sentences, split_claims, tokens
+from ..core.text import Claim, mentions, sentences, split_claims, tokens
 from .support import (
     SUPPORTED_AT, Support, examine, forget_claims, overlap, support)
 from ..model.backend import REFUSED
@@ -46,15 +46,32 @@ class Case:
     chunks: tuple[tuple[str, str], ...]  # id and text, in the order shown
     sentences: tuple[Sentence, ...]  # the sentence with number n is at index n - 1
     gold: frozenset[str]  # ids of the chunks that hold the answer
-    answers: tuple[str, ...]  # the expected answer and its aliases
-    secrets: tuple[str, ...]  # what a refusal must not tell: these, and the answers of its pair
+    groups: tuple[tuple[str, ...], ...]  # parts of a right answer, each with its wordings
+    secrets: tuple[tuple[str, ...], ...]  # groups that a refusal must not tell: its pair's
+    reference: str = ""  # a right answer in other words, without marks
+    evidence: frozenset[int] = frozenset()  # numbers of the sentences that it cites
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-010
-def _answers(record: Record) -> tuple[str, ...]:
-    "Return the expected answer and its aliases; nothing for a record that expects no answer."
+def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
+    "Return the parts of the right answer; a short answer with its aliases is a single one."
     expected = record.get("expected") or {}
+    if "groups" in expected:
+        return tuple(map(tuple, expected["groups"]))
     found = [expected.get("answer"), *(expected.get("aliases") or [])]
-    return tuple(text for text in found if text)
+    wordings = tuple(text for text in found if text)
+    return (wordings,) if wordings else ()
+
+
+def _reference(record: Record) -> tuple[str, frozenset[int]]:
+    "Return the right answer without its marks, and the sentences it cites; nothing for a refusal."
+    try:
+        target = json.loads(record["messages"][-1]["content"])
+        numbers, text = frozenset(target["evidence"]), target["answer"]["text"]
+    except (KeyError, TypeError, ValueError):
+        return "", frozenset()
+    if not numbers or "groups" not in (record.get("expected") or {}):
+        return "", frozenset()
+    return " ".join(claim.text for claim in split_claims(text)), numbers
 
 
 def _gold(record: Record) -> frozenset[str]:
@@ -73,21 +90,23 @@ def read_cases(
     Only the mode `creative` needs no citations. Raises `SpanError` where the spans of a chunk do
     not fit its text.
     """
-    told: dict["str | None", tuple[str, ...]] = defaultdict(tuple)
+    told: dict["str | None", tuple[tuple[str, ...], ...]] = defaultdict(tuple)
     for record in records:
         if record.get("pair_id"):
-            told[record["pair_id"]] += _answers(record)
+            told[record["pair_id"]] = told[record["pair_id"]] or _groups(record)
     cases = []
     for record in records:
-        shown, answers = record.get("chunks") or [], _answers(record)
+        shown, groups = record.get("chunks") or [], _groups(record)
+        reference, evidence = _reference(record)
         cases.append(Case(
             id=record["id"], category=record.get("category", "none"),
             persona=record.get("persona") or "none", answerable=record.get("answerable"),
             pair=record.get("pair_id"), needs_citations=record.get("mode") != "creative",
-            question=question_of(record), gold=_gold(record), answers=answers,
+            question=question_of(record), gold=_gold(record), groups=groups,
+            reference=reference, evidence=evidence,
             chunks=tuple((chunk["chunk_id"], chunk["text"]) for chunk in shown),
             sentences=tuple(number_sentences(shown)),
-            secrets=tuple(dict.fromkeys(answers + told[record.get("pair_id")]))))
+            secrets=groups or told[record.get("pair_id")]))
     return cases
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-012
@@ -208,8 +227,8 @@ def _refusal_faults(
     unknowns = answer.unknowns
     said = [answer.answer.text, *unknowns.unsupported_claims, *unknowns.missing_context,
             *unknowns.clarifying_questions]
-    secrets = [secret for secret in case.secrets if not tells(case.question, [secret])]
-    if any(tells(text, secrets) for text in said):
+    secrets = [group for group in case.secrets if not tells(case.question, group)]
+    if secrets and all(any(tells(text, group) for text in said) for group in secrets):
         faults.append(("answer_leaked", "tells the answer while refusing"))
     return faults
 
@@ -233,38 +252,52 @@ def _idle(
 def _claim_fault(
     claim: str,  # without marks
     named: list[Sentence],  # by its marks
-    found: Support,  # of the claim, by the chunks of those sentences
+    found: Support,  # of the claim, by the chunks of those sentences and by the reference
+    reference: str = "",  # a right answer, where the claim cites what it cites
+    most: int = 0,  # marks that the right answer has
 ) -> "tuple[str, str] | None":  # code and note; None for a good claim
     "Find what is wrong between a claim and the sentences that it names."
     if not named:
         return "claim_without_mark", f"0 marks: {claim}"
-    if len(named) > _MOST_MARKS:
+    if len(named) > max(_MOST_MARKS, most):
         return "too_many_marks", f"{len(named)} marks: {claim}"
     if found.score < SUPPORTED_AT:
         failed = ", ".join(found.failed) or "words"
         return "claim_unsupported", f"support {found.score:.2f} ({failed}): {claim}"
-    quoted = overlap(claim, tuple(part for one in named for part in sentences(one.text)))
+    texts = [*(one.text for one in named), reference]
+    quoted = overlap(claim, tuple(part for text in texts for part in sentences(text)))
     if quoted < QUOTED_AT:
         return "claim_beside_evidence", f"its sentences hold {quoted:.2f} of it: {claim}"
-    idle = _idle(claim, named)
+    idle = 0 if reference else _idle(claim, named)
     if 2 * idle > len(named):
         return "idle_marks", f"{idle} of its {len(named)} sentences add nothing to it: {claim}"
     return None
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-018-c
+def _is_remark(
+    claim: Claim,
+    answer: ModelAnswer,
+) -> bool:
+    "Tell whether a sentence of a partial answer only says what is missing."
+    missing = answer.unknowns.missing_context
+    return (answer.answer.completeness == "partial" and not claim.marks
+            and any(phrase.casefold() in claim.text.casefold() for phrase in missing))
+
+
 def _judge_claims(
     outcome: Outcome,  # gets `claims`, `supported` and codes
     answer: ModelAnswer,  # valid, so that every mark is a number that was shown
 ) -> bool:  # whether there are claims and none has a fault
     "Hold each claim of an answer against the sentences that it names, and against their chunks."
-    texts, claims = dict(outcome.case.chunks), split_claims(answer.answer.text)
-    faults = 0
+    case, texts, faults = outcome.case, dict(outcome.case.chunks), 0
+    claims = [claim for claim in split_claims(answer.answer.text) if not _is_remark(claim, answer)]
     for number, claim in enumerate(claims, 1):
-        named = [outcome.case.sentences[mark - 1] for mark in claim.marks]
+        named = [case.sentences[mark - 1] for mark in claim.marks]
         own = [texts[chunk_id] for chunk_id in dict.fromkeys(one.chunk_id for one in named)]
-        found = examine(claim.text, own)
+        other = case.reference if case.evidence & {one.number for one in named} else ""
+        found = examine(claim.text, [*own, *filter(None, [other])])
         outcome.supported += found.score >= SUPPORTED_AT
-        if fault := _claim_fault(claim.text, named, found):
+        if fault := _claim_fault(claim.text, named, found, other, len(case.evidence)):
             outcome.fail(fault[0], f"claim {number}: {fault[1]}")
             faults += 1
     outcome.claims = max(len(claims), 1)
@@ -279,10 +312,11 @@ def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
     if case.answerable is False:
         outcome.fail("answered_unanswerable")
         return
-    outcome.right = tells(answer.answer.text, case.answers) or not case.answers
+    lacking = [group for group in case.groups if not tells(answer.answer.text, group)]
+    outcome.right = not lacking
     cites_gold = bool(outcome.cited & case.gold) or not case.gold
     if not outcome.right:
-        outcome.fail("answer_not_in_text", f"expected: {case.answers[0]}")
+        outcome.fail("answer_not_in_text", f"expected: {lacking[0][0]}")
     if not cites_gold:
         outcome.fail("gold_chunk_not_cited", f"expected one of: {', '.join(sorted(case.gold))}")
     outcome.grounded = outcome.supported if outcome.right and cites_gold else 0
