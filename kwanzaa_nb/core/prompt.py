@@ -114,12 +114,13 @@ def _is_name(text: str) -> bool:
 def _field_problems(chunk: "Chunk", where: str) -> list[Problem]:
     "Check the fields of one chunk that a prompt shows."
     problems = []
-    for name in ("chunk_id", "source_org", "text"):
+    title = "citation_label" if field_of(chunk, "citation_label") else "source_org"
+    for name in ("chunk_id", title, "text"):
         value, code = field_of(chunk, name), f"bad_{name}"
         if not _is_shown_text(value):
             what, mend = "missing, blank or not text", "give it a text"
             problems.append(Problem(f"{where}, {name}", what, mend, code))
-        elif name == "source_org" and not _is_name(value):
+        elif name == title and not _is_name(value):
             what = "it has a line break or outer white space, or begins with ###"
             problems.append(Problem(f"{where}, {name}", what, "remove that", code))
     year = field_of(chunk, "year")
@@ -156,10 +157,14 @@ def shown_text(
     return f"\n{INDENT}".join(BRACKETED.sub(r"(\1)", text.strip()).splitlines())
 
 # %% ../../nbs/core/prompt.ipynb #pr-028
+def _title(chunk: "Chunk") -> str:
+    "Return the line under which a chunk is shown: what it is cited as, or else who keeps it."
+    return field_of(chunk, "citation_label") or field_of(chunk, "source_org")
+
+
 def _before_question(chunks: "Sequence[Chunk]", form: str = SHOWN_AS) -> str:
     "Write a user message up to its question."
-    parts = [[f"{shown_text(field_of(chunk, 'source_org'))}, {field_of(chunk, 'year')}"]
-             for chunk in chunks]
+    parts = [[f"{shown_text(_title(chunk))}, {field_of(chunk, 'year')}"] for chunk in chunks]
     for sentence in number_sentences(chunks):
         line = form.format(number=sentence.number, text=shown_text(sentence.text))
         parts[sentence.place].append(line)

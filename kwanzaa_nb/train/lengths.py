@@ -57,7 +57,7 @@ def without_chunk(
     system, user, target = record["messages"]
     chunks, answer = record["chunks"], _answer_of(record)
     read = read_context(user["content"]) or ()
-    headers = {chunk["chunk_id"]: {key: shown[key] for key in ("source_org", "year")}
+    headers = {chunk["chunk_id"]: {"citation_label": shown["source_org"], "year": shown["year"]}
                for chunk, shown in zip(chunks, read)}
     kept = [chunk for chunk in chunks if chunk["chunk_id"] != chunk_id]
     numbers = [sentence.number for sentence in shown_sentences(chunks)
