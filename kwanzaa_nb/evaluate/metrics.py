@@ -50,6 +50,7 @@ class Case:
     secrets: tuple[tuple[str, ...], ...]  # groups that a refusal must not tell: its pair's
     reference: str = ""  # a right answer in other words, without marks
     evidence: frozenset[int] = frozenset()  # numbers of the sentences that it cites
+    missing: tuple[str, ...] = ()  # what the right answer says is missing
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-010
 def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
@@ -62,16 +63,18 @@ def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
     return (wordings,) if wordings else ()
 
 
-def _reference(record: Record) -> tuple[str, frozenset[int]]:
-    "Return the right answer without its marks, and the sentences it cites; nothing for a refusal."
+def _from_target(record: Record) -> dict[str, Any]:  # fields of `Case`
+    "Return what the right answer says, cites and lacks; nothing for records without groups."
+    if "groups" not in (record.get("expected") or {}):
+        return {}
     try:
         target = json.loads(record["messages"][-1]["content"])
         numbers, text = frozenset(target["evidence"]), target["answer"]["text"]
+        missing = tuple(target["unknowns"]["missing_context"])
     except (KeyError, TypeError, ValueError):
-        return "", frozenset()
-    if not numbers or "groups" not in (record.get("expected") or {}):
-        return "", frozenset()
-    return " ".join(claim.text for claim in split_claims(text)), numbers
+        return {}
+    said = " ".join(claim.text for claim in split_claims(text)) if numbers else ""
+    return {"reference": said, "evidence": numbers, "missing": missing}
 
 
 def _gold(record: Record) -> frozenset[str]:
@@ -97,13 +100,12 @@ def read_cases(
     cases = []
     for record in records:
         shown, groups = record.get("chunks") or [], _groups(record)
-        reference, evidence = _reference(record)
         cases.append(Case(
             id=record["id"], category=record.get("category", "none"),
             persona=record.get("persona") or "none", answerable=record.get("answerable"),
             pair=record.get("pair_id"), needs_citations=record.get("mode") != "creative",
             question=question_of(record), gold=_gold(record), groups=groups,
-            reference=reference, evidence=evidence,
+            **_from_target(record),
             chunks=tuple((chunk["chunk_id"], chunk["text"]) for chunk in shown),
             sentences=tuple(number_sentences(shown)),
             secrets=groups or told[record.get("pair_id")]))
@@ -216,9 +218,11 @@ def _refusal_faults(
     "Find what makes a refusal a mixture of refusing and answering."
     known = {token.stem for sentence in sentences(case.question) for token in tokens(sentence)}
     known |= {token.stem for token in tokens(case.question.lower())}
+    known |= {token.stem for phrase in case.missing for token in tokens(phrase)}
 
     def claims(text: str) -> bool:
-        exact = [token for token in tokens(text) if token.name or token.stem.startswith("#")]
+        digits = [token for word in re.findall(r"\S*\d\S*", text) for token in tokens(word)]
+        exact = [token for token in tokens(text) if token.name] + digits  # "the two years" is none
         return (any(token.stem not in known for token in exact)
                 or any(support(text, [shown]) >= SUPPORTED_AT for _, shown in case.chunks))
 
@@ -227,7 +231,8 @@ def _refusal_faults(
     unknowns = answer.unknowns
     said = [answer.answer.text, *unknowns.unsupported_claims, *unknowns.missing_context,
             *unknowns.clarifying_questions]
-    secrets = [group for group in case.secrets if not tells(case.question, group)]
+    asked = " ".join([case.question, *case.missing])
+    secrets = [group for group in case.secrets if not tells(asked, group)]
     if secrets and all(any(tells(text, group) for text in said) for group in secrets):
         faults.append(("answer_leaked", "tells the answer while refusing"))
     return faults
