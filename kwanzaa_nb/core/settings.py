@@ -218,9 +218,9 @@ class DataSection(Section):
     dev_max_records: _Count | None = setting(
         "Use at most so many development records, spread over the categories; null uses all.", None)
     corpus: _Text | None = setting(
-        "Chunks to build the records from: a JSONL, CSV or Parquet file or a folder of them, a .md, "
-        ".txt, .pdf or .docx file or a folder of them, or a data set of the Hub, hf://owner/name; "
-        "null: the records are your own.", None)
+        "Chunks to build the records from: a JSONL, CSV or Parquet file, a .md, .txt, .pdf or "
+        ".docx file, a folder of either, or a data set of the Hub, hf://owner/name; null: the "
+        "records are your own.", None)
     questions: _Text | None = setting(
         "Questions on the corpus: a JSONL, CSV or Parquet file, a folder of them, or a data set of "
         "the Hub, hf://owner/name; needs data.corpus.", None)

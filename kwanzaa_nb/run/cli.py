@@ -260,9 +260,11 @@ def _add_checkers(commands: Any) -> None:
     validate.add_argument("--preview", type=_count, default=0, metavar="N",
                           help="show the first N records, with the learned part in ⟦ ⟧")
     validate.add_argument("--set", **_CHANGE)
-    convert = _add(commands, "convert", _convert, "convert records in the old format (copied quotes)",
+    convert = _add(commands, "convert", _convert,
+                   "convert records in the old format (copied quotes)",
                    "Convert records with citations and quotes into records that name numbered\n"
-                   "sentences. If any record can't be converted, it is named and no file is written.",
+                   "sentences. If any record can't be converted, it is named and no file is\n"
+                   "written.",
                    "convert old.jsonl new.jsonl")
     convert.add_argument("old", metavar="OLD", help="a JSONL file; records in the new form stay")
     convert.add_argument("new", nargs="?", metavar="NEW", help="a file that does not exist yet "
