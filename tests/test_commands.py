@@ -1,4 +1,4 @@
-"Every command that a sentence advises can be pasted into a shell, whatever a path is called."
+"Commands in messages can be pasted into a shell, whatever characters a path has."
 
 import ast
 import re

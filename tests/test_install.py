@@ -1,6 +1,6 @@
-"""The package as somebody gets it who installs only what is needed: the core, then what asking a server takes, neither with torch.
+"""Install the core, then the extra [server], into an empty environment, both without torch.
 
-Wheels come from where pip is set up to find them; versions are the pinned ones.
+pip fetches the pinned versions from wherever it is set up to find wheels.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What each metric counts, what it must not forgive, and the controls, on records made here."""
+"""What each metric counts and what it must fail, and the controls, on made-up records."""
 
 import ast
 import json

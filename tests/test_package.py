@@ -1,4 +1,4 @@
-"""The core without torch, each extra alone, and the package outside of a checkout."""
+"""The core without torch, each extra alone, and an installed package outside of a checkout."""
 
 import ast
 import configparser

@@ -1,4 +1,4 @@
-"Files that are something else than their name says, records of odd types, and prompts that are read back."
+"Files that are not what their name says, values of wrong types, and prompts that are read back."
 
 import csv
 import importlib.util

@@ -1,4 +1,4 @@
-"The page of an evaluation: everything is in it, nothing breaks out of it, nothing is loaded."
+"The page of an evaluation: it is complete, escapes every text, and loads nothing."
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The pages for readers: what they show, what they survive, and what they never let through."""
+"""The pages of a run and of all runs: content, damaged files, and escaped texts."""
 
 import re
 import shutil
