@@ -1,4 +1,4 @@
-"""Packaging: everything comes from settings.ini, the one place for name, version and dependencies."""
+"""Build the package; name, version and dependencies come from settings.ini."""
 
 import shutil
 from configparser import ConfigParser
@@ -13,13 +13,14 @@ parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 readme = HERE / "README.md"
 
-# What an installed package needs beside its modules, kept in kwanzaa_nb/project: the stage notebooks that `kwanzaa run`
-# executes, and the configs and data that `kwanzaa init` copies. MANIFEST.in lists the same for the source distribution.
+# What an installed package needs besides its modules: the stage notebooks that `kwanzaa run` executes,
+# and the configs and data that `kwanzaa init` copies. It is installed in kwanzaa_nb/project.
+# MANIFEST.in lists the same files for the source distribution.
 SHIPPED = ("nbs/0[1-4]_*.ipynb", "configs/**/*.yaml", "configs/**/*.json", "data/corpus/*", "data/questions/*", "data/benchmarks/*")
 
 
 class BuildWithProject(build_py):
-    """Copy what is shipped beside the modules; an editable install finds it in the checkout."""
+    """Copy these files into the package; an editable install finds them in the checkout."""
 
     def run(self):
         super().run()
@@ -32,7 +33,7 @@ class BuildWithProject(build_py):
 
 
 def listed(*names: str) -> list:
-    """Requirements of several keys of settings.ini, each once."""
+    """Return the requirements of several keys of settings.ini, each once."""
     return list(dict.fromkeys(word for name in names for word in settings[f"{name}_requirements"].split()))
 
 

@@ -1,4 +1,4 @@
-"""Fail where the package differs from what the notebooks export, or a notebook is not clean; change nothing."""
+"""Fail if the package is not what the notebooks export or a notebook is not clean; change nothing."""
 
 import filecmp
 import shutil
@@ -12,14 +12,14 @@ BIN = Path(sys.executable).parent
 
 
 def changed(left: Path, right: Path, pattern: str) -> list[str]:
-    """Paths of files that are on one side only or differ."""
+    """Return the paths of files that differ or exist in one folder only."""
     names = sorted({path.relative_to(folder).as_posix() for folder in (left, right) for path in folder.rglob(pattern)})
     return [name for name in names if not ((left / name).is_file() and (right / name).is_file()
                                            and filecmp.cmp(left / name, right / name, shallow=False))]
 
 
 def main() -> int:
-    """Export and clean a copy, compare it with the original."""
+    """Export and clean a copy, and compare it with the original."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         copy.mkdir()

@@ -1,6 +1,6 @@
-"""Build the docs site: nbdev prepares the notebooks, smalldocs lays them out from nbs/_quarto.yml, executed reports go beside them.
+"""Build the docs: nbdev prepares the notebooks, smalldocs lays them out, executed reports are added.
 
-`nbdev_docs` makes the same site where Quarto is installed, without the reports.
+With Quarto, `nbdev_docs` makes the same site without the reports.
 """
 
 import argparse
@@ -34,16 +34,16 @@ FENCE, LINK = re.compile(r"^```.*?^```", re.M | re.S), re.compile(r"\[`([^`]+)`\
 
 
 class NamedSite(Site):
-    "A site whose pages are called as their `output-file` says: 01_data.ipynb becomes data.html, as with Quarto."
+    "A site that names a page by its `output-file`, as Quarto does: 01_data.ipynb becomes data.html."
 
     def read(self, src: PurePosixPath) -> Page:
-        "Read a page, and put it where it wants to be."
+        "Read a page, and set its output file."
         page = super().read(src)
         page.out = src.with_name(str(page.front.get("output-file") or page.out.name))
         return page
 
     def find_page(self, target: PurePosixPath) -> "Page | None":
-        "Find a page by its source or by its output."
+        "Find a page by its source or by its output file."
         return super().find_page(target) or next((page for page in self.pages.values() if page.out == target), None)
 
 
@@ -53,12 +53,12 @@ def on_site(
     blob: str,  # address of files of the project, ending in a slash
     up: str = "",  # from the page to the site's root: "" or "../../"
 ) -> str:
-    "Link to pages of this site instead of published ones, name notebooks by links, and take no badge from another host."
+    "Point links to pages of this site, link notebooks by name, and replace badges of other hosts."
     text = BADGE.sub(r"[Open in Colab](\1){.btn .btn-outline-primary .btn-sm}", text)
     for published in (f"{blob}nbs/", f"{blob.replace('/blob/', '/raw/')}nbs/", site):
         text = text.replace(f"]({published}", f"]({up}")
     text = NOTEBOOK.sub(lambda found: f"[`{found[1].removesuffix('.ipynb')}`]({up}{found[1]})", text)
-    return FENCE.sub(lambda block: LINK.sub(r"\1", block[0]), text)  # nbdev links names inside code too, where a link is only noise
+    return FENCE.sub(lambda block: LINK.sub(r"\1", block[0]), text)  # nbdev links names in code too
 
 
 def rewrite(
@@ -80,7 +80,7 @@ def report_index(
     run: Path,  # the run folder
     pages: dict,  # title by file, for what is there
 ) -> str:  # Markdown
-    "The first page of a run's reports: results, links, stages."
+    "Write the first page of a run's reports: results, links, stages."
     metrics = read_metrics(run)
     results = metrics_table(metrics)._repr_markdown_() if metrics else "No results: the stage evaluate has not written any."
     links = [f"- [{name}]({name}.ipynb)" for name in NOTEBOOKS.values() if (run / "notebooks" / f"{name}.ipynb").exists()]
@@ -96,7 +96,7 @@ def add_reports(
     folder: Path,  # where the site's sources are
     **places: str,  # see `on_site`
 ) -> None:
-    "Put a run's executed notebooks and pages among the sources."
+    "Add a run's executed notebooks and pages to the sources."
     reports = folder / "reports" / run.name
     (reports / "evaluation").mkdir(parents=True)
     pages = {name: title for name, title in PAGES.items() if (run / name).exists()}
@@ -131,7 +131,7 @@ def build(
         folder = proc_nbs(str(sources), n_workers=2, force=True)
         shutil.copytree(sources / "images", folder / "images", dirs_exist_ok=True)
     for path in folder.rglob("*.ipynb"):
-        rewrite(path, up="../" * (len(path.relative_to(folder).parts) - 1), **places)  # nbdev links names to where the site is published
+        rewrite(path, up="../" * (len(path.relative_to(folder).parts) - 1), **places)  # nbdev links to the published site
     for run in runs:
         add_reports(run, folder, **places)
     if not runs:
@@ -141,7 +141,7 @@ def build(
     site.out = output.with_name(output.name + ".part")
     shutil.rmtree(site.out, ignore_errors=True)
     site.build()
-    if rows := [row for run in runs for row in overview_rows([run], run.parent, ROOT) if row["report"]]:  # where a run's page finds all runs
+    if rows := [row for run in runs for row in overview_rows([run], run.parent, ROOT) if row["report"]]:
         (site.out / "reports" / "index.html").write_text(overview_page(rows), encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)
     site.out.rename(output)
@@ -149,7 +149,7 @@ def build(
 
 
 def main() -> int:
-    "Build, and say what was left out."
+    "Build the site, and print what was left out."
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--output", type=Path, default=ROOT / "_docs", help="the site's folder (default: _docs)")
     options.add_argument("--run", type=Path, action="append", help="a run folder whose reports are shown (default: the demo's)")
@@ -158,11 +158,11 @@ def main() -> int:
     runs = [run for run in wanted if read_manifest(run)["stages"] and (run / "notebooks").is_dir()]
     for run in wanted:
         if run not in runs:
-            print(f"no reports of {run.name}: nothing has run into {run}; `make demo` makes the demo's")
+            print(f"no reports of {run.name}: no stage has run in {run}; `make demo` runs the demo")
     site = build(given.output.resolve(), runs)
     for warning in (text for text in site.warnings if "output-file is not read" not in text):  # `NamedSite` reads it
         print(f"warning: {warning}")
-    print(f"{len(site.pages)} pages: {given.output}; to read with search: {sys.executable} -m http.server --directory {given.output}")
+    print(f"{len(site.pages)} pages in {given.output}; to read them with search: {sys.executable} -m http.server --directory {given.output}")
     return 0
 
 

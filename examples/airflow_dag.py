@@ -1,4 +1,7 @@
-"""The four stages as an Airflow DAG; each task leaves an executed notebook. Not run: compiled against stand-ins by tests/test_examples.py."""
+"""Run the four stages as an Airflow DAG; each task leaves an executed notebook.
+
+Not run: tests/test_examples.py compiles it with stand-ins for Airflow's classes.
+"""
 
 from airflow import DAG
 from airflow.providers.papermill.operators.papermill import PapermillOperator

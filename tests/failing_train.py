@@ -1,4 +1,4 @@
-"The training command with a fault: in the process of rank RANK_THAT_FAILS, the loss of the third batch is no number."
+"The training command, whose third loss is NaN in the process with rank RANK_THAT_FAILS."
 
 import os
 import sys

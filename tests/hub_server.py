@@ -1,4 +1,4 @@
-"A server on loopback that speaks as much of the Hub's protocol as its client needs, and fails where it is told to."
+"A server on loopback with the part of the Hub's protocol that its client uses; it fails on request."
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A run's folder as stages leave it, made without a model: real records, made-up outputs, scored by the real code."""
+"""Make a run's folder without a model: real records and made-up outputs, scored by the real code."""
 
 import json
 from pathlib import Path

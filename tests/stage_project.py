@@ -1,4 +1,4 @@
-"A small project with stage notebooks, and commands that run in processes of their own."
+"A small project with stage notebooks, and helpers that start commands in other processes."
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"Models of many kinds, small and of random weights, from loading to a saved adapter that gives equal outputs."
+"Many architectures, small and with random weights: load, train, save, and get the same outputs."
 
 import math
 

@@ -1,4 +1,4 @@
-"What a run will take is counted and measured without changing it, and too much stops it."
+"The estimate of memory, time and money: it changes nothing, and stops a run over budget."
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"Colab: the guarded install cell, a folder that is no checkout, what a T4 is given; without a GPU."
+"Colab, tried without a GPU: the install cell, a folder outside of a checkout, settings for a T4."
 
 import json
 import os

@@ -1,4 +1,4 @@
-"Every command that a sentence advises can be pasted into a shell, whatever a path is called."
+"Commands in messages can be pasted into a shell, whatever characters a path has."
 
 import ast
 import re
@@ -21,7 +21,8 @@ EVIL = ["my files", "it's", 'a "b"', "$HOME", "a & b", "x;rm", "(1)", "*", "a\\b
 COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|convert|init|sweep|config)|"
                      r"\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
 # a stage, its notebook, an extra, a package, its version, extras
-PLAIN = {"made_by", "NOTEBOOKS[made_by]", "best", "name", "version", "','.join(needed)"}
+PLAIN = {"stage", "NOTEBOOKS[stage]", "made_by", "NOTEBOOKS[made_by]", "best", "name", "version",
+         "','.join(needed)"}
 
 
 def advised(source):
@@ -56,9 +57,9 @@ def test_values_in_advised_commands_are_quoted():
 
 
 def test_what_is_not_quoted_is_found():
-    source = ('print(f"kwanzaa run {stage} --config {path}, and {this}")\n'
+    source = ('print(f"kwanzaa run {what} --config {path}, and {this}")\n'
               'print(f"{count} files. Done: {path}")')
-    assert [ast.unparse(value) for value in advised(source)] == ["stage", "path", "this"]
+    assert [ast.unparse(value) for value in advised(source)] == ["what", "path", "this"]
     assert not any(quoted(value, source) for value in advised(source))
 
 

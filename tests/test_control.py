@@ -1,4 +1,4 @@
-"Text is never a control token, and a template's clock stands still, for many tokenizers."
+"Text is never read as a control token, and templates see a fixed date, for many tokenizers."
 
 import datetime
 import functools

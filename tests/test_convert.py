@@ -1,4 +1,4 @@
-"""Records of the first edition in the new form: every quote by its sentences, nothing else changed, and no file where a line can't be converted."""
+"""Records of the first edition are converted: quotes become sentence numbers, all or nothing."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""The docs site in a real browser: nothing broken, nothing fetched from elsewhere, nothing raw, and it can be searched."""
+"""The docs in a real browser: no broken link, no request to another host, no raw markup, search."""
 
 import functools
 import http.server

@@ -1,4 +1,4 @@
-"PDF and Word documents as a corpus, and data sets of the Hub; every fault with its mend."
+"PDF, Word and data sets of the Hub as a corpus; every fault has its mend."
 
 import io
 import zipfile

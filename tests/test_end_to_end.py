@@ -1,4 +1,4 @@
-"""The four stages by papermill on the real small model: a few steps, every file that a run leaves."""
+"""The four stages by papermill on the demo's model: a few steps, and every file of a run."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"The stage evaluate: what is asked, in which passes, and what becomes of valid answers."
+"The stage evaluate: which prompts and passes it runs, and how it completes valid answers."
 
 import json
 from copy import deepcopy

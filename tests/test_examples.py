@@ -1,4 +1,4 @@
-"""Examples for other engines, as far as they can be checked without them."""
+"""The examples for SkyPilot and Airflow, checked without either."""
 
 import re
 import shlex

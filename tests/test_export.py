@@ -1,4 +1,4 @@
-"A merged model writes what base and adapter wrote, or is not exported."
+"A merged model is exported only if it writes the same text as base and adapter."
 
 import pytest
 import torch

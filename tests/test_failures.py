@@ -1,4 +1,4 @@
-"Failures by code: each record once, every code named, and nothing that was written breaks out."
+"Failures by code: each record once, every code named, and all texts escaped."
 
 import html
 import json

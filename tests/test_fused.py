@@ -1,4 +1,4 @@
-"An adapter layer taken the short way gives what PEFT gives, or is PEFT's own."
+"The fused adapter layer gives the same numbers as PEFT's, or falls back to it."
 
 import pytest
 import torch

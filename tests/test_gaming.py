@@ -1,4 +1,4 @@
-"Forged answers by the hundred: what passes of them, and that true paraphrases do."
+"Hundreds of forged answers: few may pass, and true paraphrases must."
 
 import json
 import random

@@ -1,4 +1,4 @@
-"Generation: nothing twice, nothing lost, the same batches for both arms, and how each answer ended."
+"Generation: each record once, the same batches for both arms, and why each output ended."
 
 import json
 import random

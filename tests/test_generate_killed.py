@@ -1,4 +1,4 @@
-"Generation that dies by SIGKILL anywhere and is run again: nothing twice, nothing lost, and another setting is another log."
+"Generation that is killed and run again: each record once; other settings start another log."
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""What contributors meet: workflows, hooks, and notebooks that stay clean in git."""
+"""Workflows, git hooks, and notebooks that stay clean in git."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"A grammar a record: gold fits it, whatever it lets through keeps the contract, and what is forced is exact."
+"The grammar of a record: it accepts gold answers, and whatever it accepts is valid."
 
 import json
 import random

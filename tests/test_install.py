@@ -1,6 +1,6 @@
-"""The package as somebody gets it who installs only what is needed: the core, then what asking a server takes, neither with torch.
+"""Install the core, then the extra [server], into an empty environment, both without torch.
 
-Wheels come from where pip is set up to find them; versions are the pinned ones.
+pip fetches the pinned versions from wherever it is set up to find wheels.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_package import CORE, EXTRAS
 
-from kwanzaa_nb.evaluate.metrics import METRICS
+from kwanzaa_nb.core.settings import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance")

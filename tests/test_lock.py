@@ -1,4 +1,4 @@
-"A run folder is held by one process: a second one is told so, and a killed one is no obstacle."
+"One process holds a run folder: a second one is refused, and a killed one leaves no lock."
 
 import contextlib
 import errno

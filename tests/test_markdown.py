@@ -1,4 +1,4 @@
-"Whatever a corpus, a user or a model writes: Markdown shows the very text, and has the headings, tables, links and HTML that it has without it."
+"Texts in Markdown are shown as they are, and add no heading, table, link or HTML."
 
 import json
 import re

@@ -1,4 +1,4 @@
-"Masks: the answer and its end are trained on, the prompt is the one that is generated from, for any chat template."
+"Masks, for any chat template: only the answer and its end of turn are trained on."
 
 import json
 

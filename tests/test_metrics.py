@@ -1,7 +1,9 @@
-"""What each metric counts, what it must not forgive, and the controls, on records made here."""
+"""What each metric counts and what it must fail, and the controls, on made-up records."""
 
+import ast
 import json
 from math import comb
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +13,12 @@ from tiny import ROOT
 import kwanzaa_nb.evaluate.metrics as metrics
 import kwanzaa_nb.evaluate.support as support
 from kwanzaa_nb.core import stats, text
-from kwanzaa_nb.core.answer import RULE_ERRORS, find_marks
+from kwanzaa_nb.core.answer import ERROR_STAGES, RULE_ERRORS, find_marks
+from kwanzaa_nb.core.results import HEADLINES
 from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, wilson
 from kwanzaa_nb.evaluate.metrics import (
-    HEADLINES, REFUSAL, ScoreError, compare, controls, failures, score, score_arms, scores_table)
+    FAILURE_CODES, REFUSAL, ScoreError, compare, controls, failure_table, failures, score, score_arms,
+    scores_table)
 from kwanzaa_nb.core.prompt import render_user
 from kwanzaa_nb.core.record import read_records
 
@@ -425,3 +429,24 @@ def test_an_unknown_number_of_tokens_poisons_nothing(odd):
     none = score([output | {"new_tokens": odd} for output in gold], RECORDS)
     assert (none.costs["new_tokens_total"], none.costs["new_tokens_median"], none.costs["new_tokens_known"]) == (None, None, 0)
     assert json.dumps(some.to_dict(), allow_nan=False)
+
+
+def test_every_failure_code_is_explained():
+    "Codes are the first word of `fail`, or of a pair of code and note that goes to it."
+    found = set()
+    for node in ast.walk(ast.parse(Path(metrics.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "fail":
+            words = node.args[:1]
+        elif isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[1], (ast.JoinedStr, ast.Constant)) and "_" in str(getattr(node.elts[0], "value", "")):
+            words = node.elts[:1]
+        else:
+            continue
+        found |= {word.value for word in words if isinstance(word, ast.Constant)}
+    assert found == set(FAILURE_CODES)
+    contract = {code for codes in ERROR_STAGES.values() for code in codes}
+    assert not contract & set(FAILURE_CODES) and all(f"| `{code}` |" in failure_table() for code in FAILURE_CODES)
+
+
+@pytest.mark.parametrize("name", HEADLINES)
+def test_the_card_says_what_each_headline_means(name):
+    assert f"- `{name}`: " in (ROOT / "kwanzaa_nb/templates/card.md").read_text(encoding="utf-8")

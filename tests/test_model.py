@@ -1,4 +1,4 @@
-"The model: what hardware decides, and one sentence for each way that loading can fail."
+"The model: settings that depend on hardware, and one sentence for each way that loading can fail."
 
 import dataclasses
 import json

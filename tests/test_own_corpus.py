@@ -1,4 +1,4 @@
-"A corpus of one's own: tables, texts, other names, and every fault with its place."
+"Your own corpus: tables, texts, column names, and every fault with its place."
 
 import csv
 import io

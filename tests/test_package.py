@@ -1,4 +1,4 @@
-"""The core without torch, each extra alone, and the package outside of a checkout."""
+"""The core without torch, each extra alone, and an installed package outside of a checkout."""
 
 import ast
 import configparser
@@ -138,8 +138,7 @@ def settings(**changes):
                        {key.replace("__", "."): value for key, value in changes.items()})
 
 
-SERVED = {"evaluation__backend": "server", "evaluation__server__url": "http://127.0.0.1:9/v1",
-          "evaluation__server__base": "m"}
+SERVED = {"evaluation__server": "http://127.0.0.1:9/v1"}
 
 
 def test_each_stage_names_the_smallest_extra_that_it_can_do_with():

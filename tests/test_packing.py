@@ -1,4 +1,4 @@
-"Packing: a record in a flat row is computed as if it were alone, and none is lost or cut."
+"Packing: a record in a row is computed as if it were alone, and none is lost or cut."
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"An unfinished output: never given up while it can be saved, and soon when it cannot."
+"Early stopping: an output goes on while it can become valid, and stops soon once it can't."
 
 import json
 

@@ -1,4 +1,4 @@
-"""What must hold over the whole project: notebooks, package, settings."""
+"""Rules for the whole project: notebooks, package, settings."""
 
 import ast
 import configparser

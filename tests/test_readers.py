@@ -1,4 +1,4 @@
-"Files that are something else than their name says, records of odd types, and prompts that are read back."
+"Files that are not what their name says, values of wrong types, and prompts that are read back."
 
 import csv
 import importlib.util
@@ -639,8 +639,8 @@ HALF = "the line may be half written"
 
 
 @pytest.mark.parametrize("last, mend", [
-    (b'{"a": "b', HALF), (b'{"a":', HALF), (b'{"a": 1', HALF), (b"{", HALF), (b"Entry not found", "one line of JSON"), (b"404: Not Found", "nothing behind it"),
-    (b'cb({"a": 1})', "one line of JSON"), (b'{"a": 1}{"a": 2}', "nothing behind it"), (b'{"a": 1} // note', "leave it out"),
+    (b'{"a": "b', HALF), (b'{"a":', HALF), (b'{"a": 1', HALF), (b"{", HALF), (b"Entry not found", "one line of JSON"), (b"404: Not Found", "JSON alone"),
+    (b'cb({"a": 1})', "one line of JSON"), (b'{"a": 1}{"a": 2}', "JSON alone"), (b'{"a": 1} // note', "leave it out"),
     (b"{'a': 1}", "double quotes"), (b'{"a": 1,}', "comma"), (b"\0\0\0", "restore"), (b'{"a": 1}\0\0', "restore"), (b"\x1a", "one line of JSON"),
     (b"null", "{...}"), (b"3", "{...}"), (b'"a"', "{...}")])
 def test_the_mend_of_a_line_is_that_of_its_cause(tmp_path, last, mend):

@@ -1,4 +1,4 @@
-"""The front door: README.md is nbs/index.ipynb, and what documents and guides point to exists."""
+"""Documents and guides: README.md is nbs/index.ipynb, and everything that they mention exists."""
 
 import json
 import re

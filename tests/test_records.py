@@ -1,4 +1,4 @@
-"Records: reproducible byte for byte, kept apart by split, nothing to tell answerable from not but the text."
+"Records: the same bytes each time, splits kept apart, and no shortcut to the right decision."
 
 import json
 from collections import Counter, defaultdict

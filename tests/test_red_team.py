@@ -1,4 +1,4 @@
-"Probes and checks of the red team: what passes, what fails, and that a probe asks the same about the same."
+"Red-team checks: what passes and fails, and that the probes of a set ask the same."
 
 import json
 

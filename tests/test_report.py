@@ -1,4 +1,4 @@
-"The page of an evaluation: everything is in it, nothing breaks out of it, nothing is loaded."
+"The page of an evaluation: it is complete, escapes every text, and loads nothing."
 
 import json
 import re
@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.evaluate.metrics import HEADLINES, METRICS, REFUSAL, compare, controls, score_arms
+from kwanzaa_nb.core.results import HEADLINES
+from kwanzaa_nb.core.settings import METRICS
+from kwanzaa_nb.evaluate.metrics import REFUSAL, compare, controls, score_arms
 from kwanzaa_nb.report.evaluation import TABLE_HEAD, arms_table, evaluation_page, p_text, page_rows
 
 CHUNK = {"chunk_id": "c1", "text": "It opened in 1966. It closed.", "gold": True, "citation_label": "a label"}

@@ -1,4 +1,4 @@
-"The rules without a model: what they copy, when they refuse, and that the stored numbers are theirs."
+"The rules without a model: what they copy, when they refuse, and the stored numbers."
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The pages for readers: what they show, what they survive, and what they never let through."""
+"""The pages of a run and of all runs: content, damaged files, and escaped texts."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.report.runs import different_settings, find_runs, refresh_reports, write_overview, write_reports
-from kwanzaa_nb.evaluate.metrics import HEADLINES
+from kwanzaa_nb.core.results import HEADLINES
 from kwanzaa_nb.report.run import RunFacts, chosen_samples, evaluation_verdict, read_run, run_costs, run_page, verdict_sentence
 from kwanzaa_nb.core.sentences import Sentence, number_sentences
 from kwanzaa_nb.report.answer import answer_html, follow_evidence, follow_sources, highlighted, named_sentences, readable_chunks, show_answer

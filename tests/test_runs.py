@@ -1,4 +1,4 @@
-"""Runs: manifests, inputs and their order, and notebooks that papermill really runs."""
+"""Runs: manifests, inputs, the order of stages, and notebooks executed by papermill."""
 
 import json
 import os

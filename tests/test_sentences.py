@@ -1,4 +1,4 @@
-"Citable units: whatever the text, spans of it, white space alone between them, none too long."
+"Citable units: for any text, spans with only white space between them, none too long."
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"A server that speaks OpenAI's protocol: a real one on loopback, and one that fails in every way."
+"A server with OpenAI's protocol: a real one on loopback, and one that fails in many ways."
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"Stages that are stopped twice, killed or out of disk leave whole files, and a second try works."
+"Stages that are interrupted, killed or out of disk leave whole files, and can be run again."
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sweeps: what is checked before, what is left out when done, what is kept when it fails."""
+"""Sweeps: checks before the first run, completed runs that are skipped, runs that fail."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Masks on the chat templates that models ship: the answer and its end are trained on, after the prompt that generation starts from.
+"""Masks on the chat templates of real models: only the answer and its end of turn are trained on.
 
 The originals are read from the installed package trl, which keeps many for comparison. Of the models whose templates it does not keep there
 are templates of our own that behave like them in what matters here; each says in what.

@@ -1,4 +1,4 @@
-"The token cache: rows are read back as made, made anew after any change, and after any damage."
+"The token cache: rows come back equal, and are made anew after any change or damage."
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"Training as a command: killed and run again, in several processes, and ended early."
+"The training command: killed and resumed, in several processes, and ended early."
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"Training: the loss, the order, what is passed on, what stops it, and what is kept."
+"Training: loss, order of rows, arguments of the trainer, errors, and what is saved."
 
 import json
 import math

@@ -1,4 +1,4 @@
-"The training benchmark: every arm trains on the same tokens to the same losses, in turn; what it counts."
+"The training benchmark: all arms train on the same tokens to the same losses."
 
 import json
 

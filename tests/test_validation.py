@@ -1,4 +1,4 @@
-"The validator of record files: each breach by line, field and code, and nothing that makes it raise."
+"The validator of record files: each problem by line, field and code; it never raises."
 
 import json
 import tracemalloc

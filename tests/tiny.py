@@ -1,4 +1,4 @@
-"Models of random weights, tokenizers of single bytes, and records, small enough for a test."
+"Small things for tests: models with random weights, byte tokenizers, records."
 
 from copy import deepcopy
 from pathlib import Path

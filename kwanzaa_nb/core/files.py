@@ -33,9 +33,10 @@ _BEGINNINGS = (  # what a file begins with, what it is, and what to do
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", _UNPACK),
     (b"PK\x03\x04", "a zip archive, as workbooks (.xlsx, .ods) and documents (.docx) are",
-     f"{_UNPACK}; of a workbook, save the sheet as CSV UTF-8"),
+     f"{_UNPACK}; of a workbook, save the sheet as CSV UTF-8; give a document for a corpus a "
+     "name that ends with .docx"),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Office file such as .xls or .doc", _SHEET),
-    (b"%PDF-", "a PDF", "save its text as a .txt file"),
+    (b"%PDF-", "a PDF", "for a corpus, give it a name that ends with .pdf"),
     (b"{\\rtf", "rich text (RTF)", "save it as plain text"),
     (b"SQLite format 3\x00", "a SQLite database", "export its table as CSV"),
     (b"ARROW1", "an Arrow or Feather file", _PARQUET),

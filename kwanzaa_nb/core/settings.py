@@ -218,11 +218,12 @@ class DataSection(Section):
     dev_max_records: _Count | None = setting(
         "Use at most so many development records, spread over the categories; null uses all.", None)
     corpus: _Text | None = setting(
-        "Chunks to build the records from: a JSONL, CSV or Parquet file, a folder of them, or a "
-        "folder of .md and .txt files; null: the record files are your own.", None)
+        "Chunks to build the records from: a JSONL, CSV or Parquet file, a .md, .txt, .pdf or "
+        ".docx file, a folder of either, or a data set of the Hub, hf://owner/name; null: the "
+        "records are your own.", None)
     questions: _Text | None = setting(
-        "Questions on the corpus: a JSONL, CSV or Parquet file, or a folder of them; needs "
-        "data.corpus.", None)
+        "Questions on the corpus: a JSONL, CSV or Parquet file, a folder of them, or a data set of "
+        "the Hub, hf://owner/name; needs data.corpus.", None)
     fields: _Columns = setting(
         "Names of your columns: maps a field of a chunk or a question to the column that holds "
         "it.", default_factory=FrozenMap)
@@ -233,10 +234,10 @@ class DataSection(Section):
         "Split text files into chunks of at most so many words. A chunk that you bring may have "
         "400 words, or this number where it is larger.", 90)
     system_prompt: _Template | None = setting(
-        "System message of the records that are built; {persona}, {rule} and {schema} are filled "
-        "in; null takes the project's.", None)
+        "System message of built records (run data and train after a change), with {persona}, "
+        "{rule} and {schema} filled in; null takes the project's.", None)
     personas: _Personas = setting(
-        "What the system message calls a persona, by the persona's name.",
+        "What the system message calls a persona, by name (run data and train after a change).",
         default_factory=FrozenMap)
     format: Literal["chat_jsonl"] = setting(
         "Form of a record: messages of system, user and assistant; fixed.", "chat_jsonl")
@@ -295,9 +296,10 @@ class BudgetSection(Section):
         "price from configs/gpus.yaml, and the card names none.", None)
 
 # %% ../../nbs/core/settings.ipynb #settings-044
-METRICS = (
-    "json_valid_rate", "citation_coverage_rate", "refusal_correctness_rate",
-    "retrieval_groundedness_rate")
+_GATES = {  # the only list of metrics with a gate: name -> default of `publishing.gates`
+    "json_valid_rate": 0.95, "citation_coverage_rate": 0.7, "refusal_correctness_rate": 0.8,
+    "retrieval_groundedness_rate": 0.7}
+METRICS = tuple(_GATES)
 Metric = Literal[METRICS]
 
 
@@ -358,7 +360,6 @@ class MetadataSection(Section):
     task: _Text = setting("Task named on the card.", "citation_grounded_chat")
 
 # %% ../../nbs/core/settings.ipynb #settings-049
-_GATES = dict(zip(METRICS, (0.95, 0.7, 0.8, 0.7)))
 _WEIGHTS = ("adapter_config.json", "adapter_model.safetensors")  # what loading an adapter needs
 _Gates = Annotated[dict[Metric, _Share], AfterValidator(FrozenMap)]
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.plots import COLOURS, HATCHES, label, new_panels
+from ..core.settings import METRICS
 from ..core.stats import Rate
-from .metrics import METRICS, Scores
+from .metrics import Scores
 from ..model.decision import Threshold
 
 # %% ../../nbs/evaluate/figures.ipynb #43-005

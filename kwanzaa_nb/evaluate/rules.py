@@ -19,10 +19,11 @@ from ..core.answer import ModelAnswer
 from ..core.errors import Problem
 from ..core.prompt import shown_text, target_json
 from ..core.record import Record
+from ..core.results import HEADLINES
 from ..core.sentences import Sentence
 from ..core.stats import Rate, share
 from ..core.text import sentences, tokens
-from .metrics import HEADLINES, REFUSAL, Case, ScoreError, Scores, read_cases
+from .metrics import REFUSAL, Case, ScoreError, Scores, read_cases
 from ..model.decision import curve, fit_logistic
 
 # %% ../../nbs/evaluate/rules.ipynb #93-007

@@ -35,7 +35,7 @@ class Decision(NamedTuple):
 
 def decision_tokens(
     tokenizer: "PreTrainedTokenizerFast",  # with a chat template
-) -> "Decision | None":  # None: no place is the same for every number
+) -> "Decision | None":  # None: the position varies with the number
     "Find the deciding token of a tokenizer; it is kept for the next call."
     def find() -> "Decision | None":
         answers = [f'{DECISION}{number}],"answer":' for number in range(1, NUMBERS + 1)]

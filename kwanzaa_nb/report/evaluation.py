@@ -11,10 +11,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..core.answer import ERROR_STAGES
 from ..core.html import render_page
 from ..core.record import Record, question_of
+from ..core.results import HEADLINES
 from ..core.sentences import number_sentences
-from ..evaluate.metrics import HEADLINES, Outcome, Scores, compare
+from ..evaluate.metrics import FAILURE_CODES, Outcome, Scores, compare
 from .answer import (
     marked_output, named_sentences, readable_chunks, shown_chunks)
 
@@ -98,6 +100,10 @@ def arms_table(
     return rows
 
 # %% ../../nbs/report/evaluation.ipynb #48-009
+_MEANINGS = {code: meaning for codes in (*ERROR_STAGES.values(), FAILURE_CODES)
+             for code, meaning in codes.items()}  # of each code that an outcome may have
+
+
 def evaluation_page(
     title: str,
     records: Sequence[Record],
@@ -118,5 +124,5 @@ def evaluation_page(
     return render_page(
         "evaluation", title=title, verdict=[part for part in verdict.split("\n\n") if part],
         note=_TABLE_NOTE, head=TABLE_HEAD, table=arms_table(scores, controls or {}),
-        instrument=instrument, rows=rows, choices=choices,
+        instrument=instrument, rows=rows, choices=choices, meanings=_MEANINGS,
         arms=sorted(scores, key=lambda arm: arm != "adapter"))

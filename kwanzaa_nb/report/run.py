@@ -22,9 +22,8 @@ from ..core.html import render_page, render_part
 from ..core.manifest import (
     NOTEBOOKS, STAGES, Manifest, StageError, path_text, read_manifest)
 from ..core.record import Chunk, Record, question_of
-from ..core.results import ArmResult, Results, load_results
+from ..core.results import HEADLINES, ArmResult, Results, load_results
 from ..core.stage import clock, sentence_of
-from ..evaluate.metrics import HEADLINES
 from ..model.backend import is_headline
 from ..publish.gate import adapter_rates, below
 from .answer import answer_html, read_object

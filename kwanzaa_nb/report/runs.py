@@ -20,10 +20,9 @@ from ..core.config import project_root
 from ..core.files import write_atomically
 from ..core.html import render_page
 from ..core.manifest import MANIFEST, STAGES, path_text
-from ..core.results import rate_text
+from ..core.results import HEADLINES, rate_text
 from ..core.stage import sentence_of
 from ..core.table import Table
-from ..evaluate.metrics import HEADLINES
 from .run import RunFacts, money, read_run, write_run_report
 
 # %% ../../nbs/report/runs.ipynb #63-005

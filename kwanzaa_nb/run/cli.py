@@ -153,7 +153,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    "Turn a record file of the first edition into the new form."
+    "Convert a record file in the old format, with copied quotes, to the new one."
     from kwanzaa_nb.core.errors import problem_lines
     from kwanzaa_nb.data.convert import convert_file
 
@@ -193,8 +193,8 @@ def _add_runners(commands: Any) -> None:
     "Add the commands that run something."
     run = _add(commands, "run", _run, "run stages of a config",
                "Run stages in the order data, train, evaluate, publish, then print the verdict.\n"
-               "The executed notebooks and report.html are kept in the run's folder. Stopped and\n"
-               "run again, training resumes from its last complete checkpoint.",
+               "The executed notebooks and report.html are kept in the run's folder. If you stop\n"
+               "it and run it again, training resumes from its last complete checkpoint.",
                "run train evaluate --config configs/demo.cpu.yaml --set training.max_steps=20")
     run.add_argument("stages", nargs="+", choices=["all", "data", "train", "evaluate", "publish"],
                      metavar="STAGE", help="all, or any of data, train, evaluate, publish")
@@ -220,7 +220,7 @@ def _add_viewers(commands: Any) -> None:
     "Add the commands that show what runs have left."
     verdict = _add(commands, "verdict", _verdict, "show the results of a run",
                    "Print the rates of base model and adapter with their intervals, and how far\n"
-                   "each stage of the run has come.", "verdict outputs/demo")
+                   "each stage of the run has come.", "verdict outputs/kwanzaa-demo-cpu")
     _folder(verdict, "the folder of a run")
     report = _add(commands, "report", _report, "write the web pages of a run, or of all runs",
                   "Write report.html of a run. For a folder of runs, write the page of each and\n"
@@ -260,9 +260,11 @@ def _add_checkers(commands: Any) -> None:
     validate.add_argument("--preview", type=_count, default=0, metavar="N",
                           help="show the first N records, with the learned part in ⟦ ⟧")
     validate.add_argument("--set", **_CHANGE)
-    convert = _add(commands, "convert", _convert, "convert records of the first edition",
+    convert = _add(commands, "convert", _convert,
+                   "convert records in the old format (copied quotes)",
                    "Convert records with citations and quotes into records that name numbered\n"
-                   "sentences. Where one can't be converted, it is named and nothing is written.",
+                   "sentences. If any record can't be converted, it is named and no file is\n"
+                   "written.",
                    "convert old.jsonl new.jsonl")
     convert.add_argument("old", metavar="OLD", help="a JSONL file; records in the new form stay")
     convert.add_argument("new", nargs="?", metavar="NEW", help="a file that does not exist yet "
@@ -280,8 +282,10 @@ def parser() -> argparse.ArgumentParser:
                "  kwanzaa run all                       run the demo, which needs no GPU\n"
                "  kwanzaa COMMAND --help                explain a command, with an example\n\n"
                "exit status:\n"
-               "  0 success; 1 what was checked or swept has problems;\n"
-               "  2 an error or wrong usage; 130 stopped")
+               "  0    success, also where a gate is closed and nothing is uploaded\n"
+               "  1    validate found problems, or a run of a sweep failed\n"
+               "  2    an error or wrong usage\n"
+               "  130  stopped")
     commands = top.add_subparsers(required=True, metavar="COMMAND", title="commands")
     _add_runners(commands)
     _add_viewers(commands)
@@ -319,7 +323,7 @@ STOPPED = ("Stopped. Completed stages are kept; run the same command to resume: 
 
 def main(
     arguments: "Sequence[str] | None" = None,  # the words after `kwanzaa`; None: the command line's
-) -> int:  # 0; 1 where what was checked has problems, 2 after an error, 130 when stopped
+) -> int:  # 0, 1, 2 or 130; `kwanzaa --help` says what each means
     "Run the command `kwanzaa`. Wrong usage raises SystemExit(2)."
     steady_streams()
     given = parser().parse_args(arguments)

@@ -29,8 +29,8 @@ from ..core.lock import at_work
 from ..core.manifest import (
     STAGES, StageEntry, StageError, portable, portable_config, read_manifest)
 from ..core.results import RateResult, load_results, rate_text
+from ..core.settings import METRICS
 from ..core.table import Table
-from ..evaluate.metrics import METRICS
 from ..report.runs import write_overview
 from .launch import run_stage
 

@@ -7,8 +7,7 @@ __all__ = ['record_tokens', 'spare_chunks', 'without_chunk', 'fit_records']
 
 # %% ../../nbs/train/lengths.ipynb #34-002
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from ..core.answer import (
     AnswerError, ModelAnswer, parse_model_answer, renumbered, shown_sentences)
@@ -16,9 +15,12 @@ from ..core.prompt import read_context, render_user, split_user, target_json
 from ..core.record import Record
 from ..model.masking import MaskError, answer_span, encode_text
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 # %% ../../nbs/train/lengths.ipynb #34-005
 def record_tokens(
-    tokenizer: PreTrainedTokenizerFast,  # with a chat template
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
     record: Record,
 ) -> int:  # tokens of prompt and answer together
     "Count the tokens of a record as it is trained on. Raises `MaskError` where it can't be masked."
@@ -73,7 +75,7 @@ def without_chunk(
         {**target, "content": target_json(changed)}]}
 
 # %% ../../nbs/train/lengths.ipynb #34-005-b
-def _drop_chunks(tokenizer: PreTrainedTokenizerFast, record: Record, before: int,
+def _drop_chunks(tokenizer: "PreTrainedTokenizerFast", record: Record, before: int,
                  longest: int) -> tuple[Record, str]:
     "Drop spare chunks until a record fits; returns the record and what to say of it."
     name, gone, size = record["id"], [], before
@@ -87,7 +89,7 @@ def _drop_chunks(tokenizer: PreTrainedTokenizerFast, record: Record, before: int
 
 
 def fit_records(
-    tokenizer: PreTrainedTokenizerFast,  # with a chat template
+    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
     records: Sequence[Record],
     longest: int,  # tokens, data.max_seq_length
     policy: str = "error",  # data.over_length: error, drop_chunks or drop_records
