@@ -1,9 +1,7 @@
-"""Build the docs: nbdev prepares the notebooks, smalldocs lays them out, executed reports are added.
-
-With Quarto, `nbdev_docs` makes the same site without the reports.
-"""
+"""Build the docs: nbdev prepares the notebooks, smalldocs lays them out, executed reports are added."""
 
 import argparse
+import inspect
 import json
 import re
 import shutil
@@ -11,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path, PurePosixPath
 
+from fastcore import docments
 from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
@@ -21,9 +20,20 @@ from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.report.runs import overview_page, overview_rows
 from kwanzaa_nb.core.manifest import NOTEBOOKS, read_manifest, stage_table
-from kwanzaa_nb.core.results import metrics_table, read_metrics
+from kwanzaa_nb.core.results import load_results, metrics_table
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def signature_of(symbol, **options):
+    "Return a signature; types that are imported for type checkers alone stay text."
+    try:
+        return inspect.signature(symbol, **options)
+    except NameError:
+        return inspect.signature(symbol)
+
+
+docments.signature = signature_of
 PAGES = {"report.html": "The run on one page", "evaluation/index.html": "Every record, and what each arm wrote"}
 BADGE = re.compile(r"\[!\[Open In Colab\]\(https://[^)]*\.svg\)\]\(([^)]*)\)")
 NOTEBOOK = re.compile(r"`nbs/((?:\w+/)?\w+\.ipynb)`")
@@ -81,7 +91,7 @@ def report_index(
     pages: dict,  # title by file, for what is there
 ) -> str:  # Markdown
     "Write the first page of a run's reports: results, links, stages."
-    metrics = read_metrics(run)
+    metrics = load_results(run)
     results = metrics_table(metrics)._repr_markdown_() if metrics else "No results: the stage evaluate has not written any."
     links = [f"- [{name}]({name}.ipynb)" for name in NOTEBOOKS.values() if (run / "notebooks" / f"{name}.ipynb").exists()]
     links += [f"- [{title}]({name})" for name, title in pages.items()]

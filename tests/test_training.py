@@ -15,7 +15,8 @@ from tiny import ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 import kwanzaa_nb.train.trainer as training
-from kwanzaa_nb.core.config import RunSection, TrainingSection, load_config
+from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.core.settings import RunSection, TrainingSection
 from kwanzaa_nb.model.decision import DECISION, REFUSING, decision_tokens
 from kwanzaa_nb.train.live import LiveReport, Moment
 from kwanzaa_nb.model.local import encode_prompts
