@@ -31,7 +31,7 @@ ANSWERED = ("fact", "several", "two_documents", "list", "comparison", "why", "ho
 UNANSWERED = ("near_miss", "wrong_person", "wrong_year", "no_quote", "too_far")
 MOST_EVIDENCE = 8  # sentences that an answer may point at
 Phrase = Annotated[str, Field(max_length=300, pattern=r"^(\S[^\r\n\x85\u2028\u2029]*)?[^\s.?。？]$")]  # goes on in a sentence
-Wordings = Annotated[tuple[Annotated[str, Field(pattern=r"\w")], ...], Field(min_length=1, strict=False)]
+Wordings = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1, strict=False)]
 
 
 class Evidence(BaseModel):
@@ -96,7 +96,7 @@ def plain_words(text: str) -> str:
 def holds(text: str, wordings: Iterable[str]) -> bool:
     "Tell whether a text has one of the wordings, whatever its case, punctuation and line breaks."
     words = plain_words(text)
-    return any(plain_words(wording) in words for wording in wordings)
+    return any(found in words if (found := plain_words(one)).strip() else one in text for one in wordings)
 
 
 def may_answer(
