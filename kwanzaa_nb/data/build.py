@@ -214,7 +214,7 @@ class Pool:
         return list(dict.fromkeys(question for document in [*documents, *close] for question in self.by_document[document]))
 
 # %% ../../nbs/data/build.ipynb #c-013
-SPECIAL = ("half", "conflict", "premise", "clarification", "one_side")
+SPECIAL = ("half", "conflict", "premise", "one_side")
 
 
 def questions_for(
@@ -227,7 +227,8 @@ def questions_for(
     replies = {question.question_id: reply_to(question, shown) for question in pool.about(shown)}
     found = [pool.by_id[name] for name, reply in replies.items() if reply]
     of = lambda *kinds: [question for question in found if replies[question.question_id] in kinds]  # noqa: E731
-    special = pool.least_asked(of(*SPECIAL), True, *names)[:max(1, count // 3)]
+    special = pool.least_asked(of("clarification"), True, *names)[:1]
+    special += pool.least_asked(of(*SPECIAL), True, *names)[:max(1, count // 3)]
     plain = pool.least_asked(of("complete"), True, *names)
     answers = [*special, *plain][:max(len(special), (count + 1) // 2)]
     hard = pool.least_asked(of("refused"), False, *names)[:max(1, count // 3)]
@@ -283,7 +284,7 @@ def _persona(group: str) -> str:
 
 # %% ../../nbs/data/build.ipynb #c-015
 def anchors(
-    questions: Sequence[Question],
+    questions: Iterable[Question],
 ) -> dict[tuple[str, ...], str]:  # ids of passages to build a context around -> the question that it is chosen for
     "List what training contexts are built around: the passages of each question, and of each part of it alone."
     found: dict[tuple[str, ...], str] = {}
