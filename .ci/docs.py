@@ -40,6 +40,7 @@ NOTEBOOK = re.compile(r"`nbs/((?:\w+/)?\w+\.ipynb)`")
 NO_REPORTS = "# No reports yet\n\nThe demo had not run where this site was built. `make demo` runs it, and `make docs` then shows its executed notebooks.\n"
 NUMBER = re.compile(r"^\d+_")
 HEAD = re.compile(r"# [^\n]+\n+> ([^\n]+)\n*")
+PRIVATE = re.compile(r"\[(`_\w+`)\]\([^)\s]*#_\w+\)")  # a link of nbdev to a name that no page shows
 FENCE, LINK = re.compile(r"^```.*?^```", re.M | re.S), re.compile(r"\[`([^`]+)`\]\([^)]*\)")
 
 
@@ -68,6 +69,7 @@ def on_site(
     for published in (f"{blob}nbs/", f"{blob.replace('/blob/', '/raw/')}nbs/", site):
         text = text.replace(f"]({published}", f"]({up}")
     text = NOTEBOOK.sub(lambda found: f"[`{found[1].removesuffix('.ipynb')}`]({up}{found[1]})", text)
+    text = PRIVATE.sub(r"\1", text)
     return FENCE.sub(lambda block: LINK.sub(r"\1", block[0]), text)  # nbdev links names in code too
 
 

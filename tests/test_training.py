@@ -119,8 +119,8 @@ def test_a_mean_of_means_would_be_seen(whole, tmp_path):
     "A loss that weighs micro batches alike gives another adapter, which the tests below would see."
     means, inner = [], training.supervised_loss
 
-    def averaged(model, batch, *more):
-        loss, count = inner(model, batch, *more)
+    def averaged(model, batch, **more):
+        loss, count = inner(model, batch, **more)
         means.append(count)
         return loss / count * sum(label != IGNORED for one in ROWS
                                   for label in one["labels"]) / 8, count
@@ -184,9 +184,9 @@ def test_a_loss_that_is_no_number_stops_training(tmp_path):
 def test_epochs_have_their_own_order_and_groups_stay_together(tmp_path, monkeypatch):
     seen, inner = [], training.supervised_loss
 
-    def watching(model, batch, *more):
+    def watching(model, batch, **more):
         seen.append(batch["input_ids"][0].tolist())
-        return inner(model, batch, *more)
+        return inner(model, batch, **more)
 
     monkeypatch.setattr(training, "supervised_loss", watching)
     train(tmp_path, training__per_device_train_batch_size=2,
