@@ -7,6 +7,7 @@ __all__ = ['LONGEST', 'blocks', 'sentence_spans', 'field_of', 'SpanError', 'span
            'number_sentences']
 
 # %% ../../nbs/core/sentences.ipynb #st-002
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ def _speaks(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
+@functools.lru_cache(maxsize=10_000)
 def sentence_spans(
     text: str,  # of a chunk
     language: str = "en",  # ISO 639 code; full stops of other scripts are found whatever it is

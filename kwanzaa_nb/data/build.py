@@ -29,14 +29,15 @@ from .targets import right_answer
 
 # %% ../../nbs/data/build.ipynb #c-004
 SPLITS = ("train", "dev", "eval", "sealed")
-SPLIT_PATTERN = ("train", "eval", "train", "eval", "train", "dev", "train", "sealed", "train", "eval", "train",
-                 "train", "eval", "train", "eval", "train", "sealed", "eval", "dev", "train", "eval", "train")
+SPLIT_PATTERN = ("train", "train", "eval", "dev", "eval", "eval", "train", "sealed", "train", "train", "train",
+                 "eval", "train", "train", "train", "eval", "sealed", "eval", "eval", "train", "eval", "dev")
 
 
 def split_documents(
     chunks: Mapping[str, Chunk],  # by chunk id
     questions: Sequence[Question],  # those whose passages tie documents together
     seed: int = 42,  # another seed gives another split
+    wanted: Iterable[str] = SPLITS,  # what would go to another split is trained on
 ) -> dict[str, str]:  # document id -> one of `SPLITS`
     "Assign documents to splits, evenly over namespaces, never parting documents that a question joins."
     space = {chunk.doc_id: chunk.namespace for chunk in chunks.values()}
@@ -53,7 +54,8 @@ def split_documents(
             leader[find(document)] = find(joined[0])
     groups = sorted({find(document) for document in space},
                     key=lambda group: (space[group], stable_hash(seed, "split", group)))
-    assigned = {group: SPLIT_PATTERN[place % len(SPLIT_PATTERN)] for place, group in enumerate(groups)}
+    pattern = [split if split in set(wanted) else "train" for split in SPLIT_PATTERN]
+    assigned = {group: pattern[place % len(pattern)] for place, group in enumerate(groups)}
     return {document: assigned[find(document)] for document in leader}
 
 # %% ../../nbs/data/build.ipynb #c-006
@@ -233,7 +235,7 @@ def questions_for(
     answers = [*special, *plain][:max(len(special), (count + 1) // 2)]
     hard = pool.least_asked(of("refused"), False, *names)[:max(1, count // 3)]
     removed = pool.least_asked(of("removed"), False, *names)
-    refusals = [*hard, *removed][:count - len(answers)]
+    refusals = [*hard, *removed][:min(count - len(answers), max(1, len(answers)))]
     for question in answers:
         pool.asked[question.question_id, True] += 1
     for question in refusals:
@@ -361,9 +363,9 @@ class Plan:
 
 
 PLANS = {
-    "dev": Plan(plain=28, hard=28, format=6, tone=3, injected=3, long=5, typed=4),
-    "eval": Plan(plain=80, hard=100, format=20, tone=10, injected=10, long=20, typed=16),
-    "sealed": Plan(plain=36, hard=50, format=10, tone=5, injected=5, long=8, typed=6),
+    "dev": Plan(plain=28, hard=40, format=6, tone=3, injected=3, long=5, typed=4),
+    "eval": Plan(plain=80, hard=150, format=20, tone=10, injected=10, long=20, typed=16),
+    "sealed": Plan(plain=36, hard=60, format=10, tone=5, injected=5, long=8, typed=6),
 }
 Planned = tuple[str, Callable[[], list[Record]]]  # a name, and what builds the records
 
@@ -415,8 +417,9 @@ def plan_held_out(
 def plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[Planned]:
     "Plan the training records: contexts around the passages of every question, each several times with other company."
     chunks = pool.retriever.by_id
+    rare = set(anchors(one for one in pool.questions if one.type == "ambiguous"))
     planned = [(group := f"{'+'.join(ids)}.{turn}", partial(group_records, [chunks[name] for name in ids], query, pool, limits, count, group))
-               for turn in range(rounds) for ids, query in anchors(pool.questions).items()]
+               for turn in range(3 * rounds) for ids, query in anchors(pool.questions).items() if turn < rounds or ids in rare]
     empty = [(group := f"nothing.{place}", partial(nothing_shown, pool, count, group)) for place in range(len(planned) // 40)]
     return [*planned, *empty]
 
@@ -435,12 +438,13 @@ def generate_records(
     count: int = 6,  # questions a training context
     rounds: int = 2,  # contexts around the same passages
     seed: int = 42,
+    wanted: Sequence[str] = SPLITS,  # the documents of another split are trained on
     plans: Mapping[str, Plan] = PLANS,
     retrieve: Callable[[Sequence[Chunk]], AnyRetriever] = Retriever,  # makes a retriever over passages
     report: Callable[[str], None] = lambda line: None,  # takes a line of progress now and then
 ) -> Iterator[tuple[str, Record]]:  # (split, record), split behind split
     "Build all splits, record by record; the same inputs and seed give the same records."
-    where, own_ids, own = split_documents(chunks, questions, seed), defaultdict(list), defaultdict(list)
+    where, own_ids, own = split_documents(chunks, questions, seed, wanted), defaultdict(list), defaultdict(list)
     for chunk_id in sorted(chunks):
         own_ids[where[chunks[chunk_id].doc_id]].append(chunk_id)
     for question in questions:
