@@ -30,7 +30,7 @@ def estimated_tokens(chunk: Chunk) -> int:
 class Limits:
     "How much context a prompt may show."
     passages: int = 10
-    tokens: int = 1350  # leaves room for the rest of a prompt and the target in 2,048
+    tokens: int = 1300  # leaves room for the rest of a prompt and the target in 2,048
 
     def fits(self, shown: Sequence[Chunk]) -> bool:
         "Tell whether these passages fit."
