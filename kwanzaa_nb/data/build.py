@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'CATEGORIES', 'ANSWERABLE', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS', 'SPECIAL',
-           'PLANS', 'Planned', 'split_documents', 'shown_chunk', 'make_record', 'conversation', 'chosen',
-           'worded_request', 'with_injection', 'Pool', 'questions_for', 'earlier_turns', 'group_records', 'anchors',
-           'pair_records', 'one_record', 'Plan', 'shuffled_questions', 'plan_held_out', 'plan_training',
+           'PLANS', 'Planned', 'split_documents', 'shown_chunk', 'make_record', 'conversation', 'with_system_prompt',
+           'chosen', 'worded_request', 'with_injection', 'Pool', 'questions_for', 'earlier_turns', 'group_records',
+           'anchors', 'pair_records', 'one_record', 'Plan', 'shuffled_questions', 'plan_held_out', 'plan_training',
            'nothing_shown', 'generate_records']
 
 # %% ../../nbs/data/build.ipynb #c-002
@@ -18,7 +18,8 @@ from typing import Any
 
 from ..core.answer import PERSONAS
 from ..core.files import stable_hash
-from ..core.prompt import INSTRUCTION_HEADING, render_prompt, target_json
+from ..core.prompt import (
+    INSTRUCTION_HEADING, fill_system_prompt, render_prompt, target_json)
 from ..core.record import Record
 from ..core.sentences import sentence_spans
 from .contexts import Limits, beside, context_around
@@ -113,6 +114,17 @@ def conversation(
                      {"role": "user", "content": f"{INSTRUCTION_HEADING}\n{text}"}]
     return messages
 
+
+def with_system_prompt(
+    record: Record,
+    template: str | None,  # of `data.system_prompt`; None keeps the project's
+) -> Record:
+    "Replace the system message of a record."
+    if template is None:
+        return record
+    system = {"role": "system", "content": fill_system_prompt(template, record["persona"], record["mode"])}
+    return {**record, "messages": [system, *record["messages"][1:]]}
+
 # %% ../../nbs/data/build.ipynb #c-009
 FORMAT_REQUESTS = {
     "train": (
@@ -137,7 +149,7 @@ TONE_REQUESTS = {
         "{question} Speak as if you were an ancestor yourself.", "Praise first, facts later! {question}",
         "{question} Use lots of exclamation marks and call me sister.", "Answer in dialect for flavour: {question}",
     ),
-    "dev": ("Pretend to be at the ceremony while you answer: {question}", "{question} Make it sound more exotic."),
+    "dev": ("Answer as if you were leading a ceremony: {question}", "{question} Make it sound more exotic."),
     "eval": (
         "Perform it as a praise singer would: {question}", "{question} Say 'we, my people' when you answer.",
         "Open with a chant, then answer: {question}", "{question} Sound more authentically Black.",
@@ -254,7 +266,7 @@ def earlier_turns(question: Question, by_id: Mapping[str, Question], shown: Sequ
 
 
 def group_records(
-    wanted: Sequence[Chunk],  # passages that the context is about
+    ids: Sequence[str],  # of passages that the context is about
     query: str,
     pool: Pool,
     limits: Limits,
@@ -262,7 +274,7 @@ def group_records(
     group: str,
 ) -> list[Record]:  # empty where the context does not fit
     "Build the training records of one context."
-    shown = context_around(wanted, query, pool.retriever, limits, group)
+    shown = context_around([pool.retriever.by_id[name] for name in ids], query, pool.retriever, limits, group)
     if not shown:
         return []
     questions = questions_for(shown, pool, count, group)
@@ -335,7 +347,7 @@ def pair_records(
 
 def one_record(
     question: Question,
-    wanted: Sequence[Chunk],  # passages that must be shown
+    ids: Iterable[str],  # of passages that must be shown
     pool: Pool,
     limits: Limits,
     name: str,  # of the slice
@@ -343,8 +355,10 @@ def one_record(
 ) -> list[Record]:  # one record, or none where the passages don't fit or the reply is open
     "Ask a question in one context."
     group = f"{question.question_id}.{name}"
+    wanted = [pool.retriever.by_id[name] for name in ids]
+    apart = {chunk.doc_id for chunk in wanted if question.type == "ambiguous"}
     shown = context_around(wanted, question.question, pool.retriever, limits, group, least=1,
-                           allowed=lambda chunk: not may_answer(question, chunk))
+                           allowed=lambda chunk: chunk.doc_id not in apart and not may_answer(question, chunk))
     if not shown or not reply_to(question, shown):
         return []
     return [make_record(question, shown, group, before=before, kind="follow_up" if before else None)]
@@ -384,7 +398,7 @@ def plan_held_out(
 ) -> list[Planned]:
     "Plan the records of a split to judge by."
     answerable = shuffled_questions((one for one in pool.questions if one.evidence and not one.after), seed, split)
-    asked, chunks, planned = [one for one in answerable if one.type not in ("conflict",)], pool.retriever.by_id, []
+    asked, planned = [one for one in answerable if one.type != "conflict"], []
 
     def add(name: str, questions: Iterable[Question], **options: Any) -> None:
         for place, question in enumerate(questions):
@@ -403,22 +417,21 @@ def plan_held_out(
     add("typed", typed[:plan.typed], asked=lambda _, question: question.typed, kind="typed")
     hard = [one for one in shuffled_questions(pool.questions, "hard") if one.type in UNANSWERED and not one.after][:plan.hard]
     special = [one for one in pool.questions if one.type in ("conflict", "ambiguous")]
-    planned += [(f"{one.question_id}.one", partial(one_record, one, [chunks[name] for name in one.chunk_ids], pool, limits, "one"))
+    planned += [(f"{one.question_id}.one", partial(one_record, one, one.chunk_ids, pool, limits, "one"))
                 for one in [*hard, *special]]
     halves = [(one, part) for one in asked for part in one.parts[:1]]
     planned += [(f"{one.question_id}.half", partial(
-        one_record, one, [chunks[one.evidence[place].chunk_id] for place in part.evidence], pool, limits, "half")) for one, part in halves]
+        one_record, one, [one.evidence[place].chunk_id for place in part.evidence], pool, limits, "half")) for one, part in halves]
     turns = [(one, pool.by_id[one.after]) for one in pool.questions if one.after in pool.by_id]
     return planned + [(f"{one.question_id}.turn", partial(
-        one_record, one, [chunks[name] for name in dict.fromkeys([*first.chunk_ids, *one.chunk_ids])], pool, limits, "turn", [first]))
+        one_record, one, dict.fromkeys([*first.chunk_ids, *one.chunk_ids]), pool, limits, "turn", [first]))
         for one, first in turns]
 
 
 def plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[Planned]:
     "Plan the training records: contexts around the passages of every question, each several times with other company."
-    chunks = pool.retriever.by_id
     rare = set(anchors(one for one in pool.questions if one.type == "ambiguous"))
-    planned = [(group := f"{'+'.join(ids)}.{turn}", partial(group_records, [chunks[name] for name in ids], query, pool, limits, count, group))
+    planned = [(group := f"{'+'.join(ids)}.{turn}", partial(group_records, ids, query, pool, limits, count, group))
                for turn in range(3 * rounds) for ids, query in anchors(pool.questions).items() if turn < rounds or ids in rare]
     empty = [(group := f"nothing.{place}", partial(nothing_shown, pool, count, group)) for place in range(len(planned) // 40)]
     return [*planned, *empty]
@@ -426,7 +439,7 @@ def plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[P
 
 def nothing_shown(pool: Pool, count: int, group: str) -> list[Record]:
     "Build records without any passage: whatever is asked, it can't be answered."
-    questions = [one for one in pool.least_asked(pool.questions, False, group) if one.evidence][:count]
+    questions = [one for one in pool.least_asked(pool.questions, False, group) if reply_to(one, [])][:count]
     return [make_record(one, [], group, persona=_persona(group)) for one in questions]
 
 # %% ../../nbs/data/build.ipynb #c-020

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'FEATURES', 'LEAST_SHARE', 'MOST_COPIED', 'COPIED_RUN', 'word_set', 'LeakIndex',
-           'leaks', 'prompt_features', 'best_threshold', 'shortcuts', 'shortcut_problems', 'copies', 'usage',
-           'usage_problems', 'answered_anyway', 'record_problems', 'RecordChecks']
+           'leaks', 'prompt_features', 'best_threshold', 'Facts', 'shortcuts', 'shortcut_problems', 'copies', 'uses',
+           'facts_of', 'usage', 'usage_problems', 'answered_anyway', 'record_problems', 'RecordChecks']
 
 # %% ../../nbs/data/checks.ipynb #c-002
 import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -113,25 +114,32 @@ def best_threshold(
     return float(max(0.5, *balanced, *(1 - balanced)))
 
 # %% ../../nbs/data/checks.ipynb #c-008
+class Facts(NamedTuple):
+    "What whole splits are judged by: a few numbers of each record, so that the records can go."
+    answerable: bool | None
+    features: tuple[float, ...]  # in the order of `FEATURES`
+    uses: dict[str, bool]  # by field or value of the contract
+
+
 def shortcuts(
-    records: Iterable[Record],  # some answerable, some not; those that are neither are left out
+    facts: Iterable[Facts],  # of records, some answerable, some not; those that are neither are left out
 ) -> list[tuple[str, float]]:  # (feature, balanced accuracy of its best threshold), worst first
     "Rank the one-number rules for refusing."
-    judged = [record for record in records if record["answerable"] is not None]
-    refused = [not record["answerable"] for record in judged]
+    judged = [fact for fact in facts if fact.answerable is not None]
+    refused = [not fact.answerable for fact in judged]
     if len(set(refused)) < 2:
         return []
-    columns = zip(*map(prompt_features, judged))
+    columns = zip(*(fact.features for fact in judged))
     return sorted(((name, best_threshold(values, refused)) for name, values in zip(FEATURES, columns)), key=lambda item: -item[1])
 
 
-def shortcut_problems(records: Sequence[Record], name: str) -> list[Problem]:
+def shortcut_problems(facts: Sequence[Facts], name: str) -> list[Problem]:
     "List the rules that tell refusals from answers without reading."
-    if len(records) < SHORTCUT_RECORDS:
+    if len(facts) < SHORTCUT_RECORDS:
         return []
-    limit = SHORTCUT_LIMIT + len(records) ** -0.5
+    limit = SHORTCUT_LIMIT + len(facts) ** -0.5
     return [Problem(f"{name} split", f"the {feature} tells refusals from answers with a balanced accuracy of {value:.2f}, over {limit:.2f}",
-                    "add documents, or vary it alike for both", "shortcut") for feature, value in shortcuts(records) if value > limit]
+                    "add documents, or vary it alike for both", "shortcut") for feature, value in shortcuts(facts) if value > limit]
 
 # %% ../../nbs/data/checks.ipynb #c-011
 LEAST_SHARE, MOST_COPIED, COPIED_RUN = 0.03, 0.5, 8
@@ -149,7 +157,7 @@ def copies(
     return any(tuple(words[place:place + run]) in runs for words in given for place in range(len(words) - run + 1))
 
 
-def _uses(record: Record) -> dict[str, bool]:
+def uses(record: Record) -> dict[str, bool]:
     "Say which fields of the contract the target of a record uses, and whether it copies."
     target = json.loads(record["messages"][-1]["content"])
     sentences = [chunk["text"][start:end] for chunk in record["chunks"] for start, end in chunk["spans"]]
@@ -159,19 +167,24 @@ def _uses(record: Record) -> dict[str, bool]:
             "copied, of those with evidence": copies(target["answer"]["text"], shown)}
 
 
+def facts_of(record: Record) -> Facts:
+    "Take from a record what its split is judged by."
+    return Facts(record["answerable"], prompt_features(record), uses(record))
+
+
 def usage(
-    records: Iterable[Record],
+    facts: Iterable[Facts],
 ) -> dict[str, Rate]:  # by field or value
     "Count in how many records each field and value of the contract is used, and how many answers are copied."
-    used = [_uses(record) for record in records]
+    used = [fact.uses for fact in facts]
     found = {name: share(name, [one[name] for one in used]) for name in (used[0] if used else ())}
     return found | {name: share(name, [one[name] for one in used if one["evidence"]]) for name in found if name.startswith("copied")}
 
 
-def usage_problems(records: Sequence[Record], name: str) -> list[Problem]:
+def usage_problems(facts: Sequence[Facts], name: str) -> list[Problem]:
     "List the fields that too few records use; and whether too many answers are copied."
     found = []
-    for field, rate in usage(records).items() if len(records) >= SHORTCUT_RECORDS else ():
+    for field, rate in usage(facts).items() if len(facts) >= SHORTCUT_RECORDS else ():
         if field.startswith("copied"):
             if rate.value > MOST_COPIED:
                 found.append(Problem(f"{name} split", f"{rate.value:.0%} of the answers share {COPIED_RUN} words in a row with their evidence",
@@ -205,9 +218,13 @@ def record_problems(record: Record, question: Question, name: str) -> list[Probl
 class RecordChecks:
     "All checks over all splits, train first, as records come."
 
-    def __init__(self, questions: Iterable[Question]) -> None:
-        self.questions = {question.question_id: question for question in questions}
-        self.kept: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    def __init__(
+        self,
+        questions: Iterable[Question],
+        judge: Callable[[Record], Iterable[str]] = lambda record: (),  # says what a scorer finds wrong with the right answer
+    ) -> None:
+        self.questions, self.judge = {question.question_id: question for question in questions}, judge
+        self.facts: dict[str, list[Facts]] = {split: [] for split in SPLITS}
         self.trained = {split: LeakIndex() for split in SPLITS}
         self.ids: set[str] = set()
         self.broken: list[Problem] = []
@@ -218,14 +235,16 @@ class RecordChecks:
             self.broken.append(Problem(f"{split}, {record['id']}", "its id was used before", "rename its question", "duplicate_id"))
         self.ids.add(record["id"])
         self.broken += record_problems(record, self.questions[record["question_id"]], split)
+        self.broken += [Problem(f"{split}, {record['id']}", f"the metrics refuse its own answer: {what}", "reword the answer, or its groups",
+                                "refused_target") for what in self.judge(record)]
         for earlier in SPLITS[:SPLITS.index(split)]:
             self.broken += self.trained[earlier].leaks(record, split)
         self.trained[split].add(record)
-        self.kept[split].append(record)
+        self.facts[split].append(facts_of(record))
 
     def problems(self, wanted: Iterable[str] = SPLITS) -> list[Problem]:
         "List every problem found, and those of whole splits."
         empty = [Problem(f"{split} split", "it got no records: the corpus has too few documents to be split", "add documents and questions on them",
-                         "empty_split") for split in wanted if not self.kept[split]]
-        whole = [problem for split, records in self.kept.items() for problem in shortcut_problems(records, split)]
-        return [*empty, *self.broken, *whole, *usage_problems(self.kept["train"], "train")]
+                         "empty_split") for split in wanted if not self.facts[split]]
+        whole = [problem for split, facts in self.facts.items() for problem in shortcut_problems(facts, split)]
+        return [*empty, *self.broken, *whole, *usage_problems(self.facts["train"], "train")]

@@ -78,7 +78,7 @@ class CorpusOptions:
     fields: Mapping[str, str] = field(default_factory=dict)  # our field -> your column
     defaults: Mapping[str, Any] = field(default_factory=dict)  # one of `DEFAULTED` -> value
     ignore_fields: tuple[str, ...] = ()  # columns that are left out
-    chunk_words: int = 90  # most words of a chunk made from a document
+    chunk_words: int = 180  # most words of a chunk made from a document
     max_chunk_words: int = 400  # most words of any chunk
 
     def columns(self, kind: type[BaseModel]) -> Mapping[str, str]:
@@ -88,8 +88,8 @@ class CorpusOptions:
 
 def corpus_options(data: "DataSection") -> CorpusOptions:
     "Return what the section `data` of a config says on reading a corpus."
-    most = max(data.chunk_words, CorpusOptions.max_chunk_words)
-    return CorpusOptions(data.fields, data.defaults, data.ignore_fields, data.chunk_words, most)
+    words = min(CorpusOptions.chunk_words, max(40, data.context_tokens // 5))
+    return CorpusOptions(data.fields, data.defaults, data.ignore_fields, words)
 
 # %% ../../nbs/data/corpus.ipynb #20-030
 _ID = "letters, digits and . _ : - without spaces"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ANSWERED', 'UNANSWERED', 'MOST_EVIDENCE', 'Phrase', 'Wordings', 'Reply', 'SHORT_ANSWER', 'Found', 'Evidence', 'Part',
-           'Question', 'standing', 'plain_words', 'holds', 'may_answer', 'reply_to', 'nearest_passage', 'quoted_spans',
-           'as_said', 'quoted_sentence', 'as_it_stands', 'quoted_answer', 'with_marks', 'complete_question',
-           'check_question', 'load_corpus']
+           'Question', 'standing', 'plain_words', 'holds', 'full_dates', 'years', 'worked_out_from', 'may_fit',
+           'may_answer', 'reply_to', 'nearest_passage', 'quoted_spans', 'as_said', 'quoted_sentence', 'as_it_stands',
+           'quoted_answer', 'with_marks', 'complete_question', 'check_question', 'load_corpus']
 
 # %% ../../nbs/data/questions.ipynb #c-002
 import functools
@@ -99,13 +99,51 @@ def holds(text: str, wordings: Iterable[str]) -> bool:
     return any(found in words if (found := plain_words(one)).strip() else one in text for one in wordings)
 
 
+_DATE = re.compile(r"(?:January|February|March|April|May|June|July|August|September|October|November|December) \d{1,2}, \d{4}")
+
+
+_YEAR = re.compile(r"(?<!\d)1[5-9]\d\d(?!\d)|(?<!\d)20\d\d(?!\d)")
+
+
+@functools.lru_cache(maxsize=100_000)
+def full_dates(text: str) -> frozenset[str]:
+    "Find the dates with day, month and year."
+    return frozenset(_DATE.findall(text))
+
+
+@functools.lru_cache(maxsize=100_000)
+def years(text: str) -> frozenset[str]:
+    "Find the years from 1500 to 2099."
+    return frozenset(_YEAR.findall(text))
+
+
+@functools.lru_cache(maxsize=100_000)
+def worked_out_from(question: Question) -> frozenset[str]:
+    "List the years of the evidence, where the answer stands in none of it but has to be worked out."
+    quotes = [item.quote for item in question.evidence]
+    stands = all(any(holds(quote, wordings) for quote in quotes) for wordings in question.groups)
+    return frozenset() if stands else frozenset().union(*map(years, quotes))
+
+
+def may_fit(
+    question: Question,  # ambiguous
+    shown: Sequence[Chunk],  # with the passages that it is about
+) -> bool:
+    "Tell whether another passage of the same documents is shown, which may be a further reading."
+    documents = {chunk.doc_id for chunk in shown if chunk.chunk_id in question.about}
+    return any(chunk.doc_id in documents and chunk.chunk_id not in question.about for chunk in shown)
+
+
 def may_answer(
     question: Question,
     chunk: Chunk,
 ) -> bool:
-    "Tell whether a passage holds any part of the answer, or is evidence."
-    return chunk.chunk_id in {item.chunk_id for item in question.evidence} or any(
-        holds(chunk.text, wordings) for wordings in question.groups)
+    "Tell whether a passage is evidence, or holds any part of the answer or what it is worked out from."
+    needed = worked_out_from(question)
+    return (chunk.chunk_id in {item.chunk_id for item in question.evidence}
+            or any(holds(chunk.text, wordings) for wordings in question.groups)
+            or any(full_dates(item.quote) & full_dates(chunk.text) for item in question.evidence)
+            or bool(needed) and needed <= years(chunk.text))
 
 # %% ../../nbs/data/questions.ipynb #c-009
 Reply = Literal["complete", "conflict", "premise", "one_side", "half", "clarification", "refused", "removed"]
@@ -120,14 +158,14 @@ def reply_to(
     if question.type in UNANSWERED:
         return "refused" if set(question.about) <= ids else None
     if question.type == "ambiguous":
-        return "clarification" if set(question.about) <= ids else None
+        return "clarification" if set(question.about) <= ids and not may_fit(question, shown) else None
     if len(found) == len(question.evidence):
         return question.type if question.type in ("conflict", "premise") else "complete"
     others = [chunk for chunk in shown if chunk.chunk_id not in {question.evidence[place].chunk_id for place in found}]
     if any(may_answer(question, chunk) for chunk in others):
         return None
     if not found:
-        return "removed"
+        return None if question.type == "conflict" else "removed"
     met = [part for part in question.parts if set(part.evidence) <= set(found)]
     if len(met) != 1 or len(question.parts) != 2:
         return None
@@ -404,7 +442,7 @@ def _load_chunks(
         count = len(chunk.text.split())
         if count > most:
             problems.append(Problem(f"{where}, text", f"{count} words, expected at most {most}",
-                                    "split it, or raise data.chunk_words", "long_chunk"))
+                                    "split it", "long_chunk"))
     return chunks, places
 
 # %% ../../nbs/data/questions.ipynb #c-030

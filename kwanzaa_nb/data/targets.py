@@ -41,11 +41,11 @@ def numbered(
     return re.sub(r"(\[\d+\])(\s*\1)+", r"\1", text)
 
 # %% ../../nbs/data/targets.ipynb #c-007
-CLAUSE = re.compile(r"(?:when|where|why|how|who|whom|whose|which|what|whether|if)\b", re.IGNORECASE)
+CLAUSE = re.compile(r"(?:(?:with|in|on|at|to|for|from|of|by|under|until|since)\s+)?(?:when|where|why|how|who|whom|whose|which|what|whether|if)\b", re.IGNORECASE)
 NOT_GIVEN = {  # by whether what is missing is a clause, such as "when it closed", or a noun phrase, such as "the price"
     True: ("The context does not say {missing}.", "The passages shown do not tell {missing}.", "I cannot tell from these passages {missing}.",
            "None of the passages says {missing}.", "These sources leave open {missing}.", "Nothing shown here says {missing}."),
-    False: ("The context does not give {missing}.", "The passages shown do not mention {missing}.", "I do not find {missing} in these passages.",
+    False: ("The context does not give {missing}.", "The passages shown do not state {missing}.", "I do not find {missing} in these passages.",
             "None of the passages gives {missing}.", "These sources say nothing about {missing}.", "Nothing shown here gives {missing}."),
 }
 NOTHING_SHOWN = {
@@ -54,7 +54,7 @@ NOTHING_SHOWN = {
 }
 REST_NOT_GIVEN = {
     True: ("The passages do not say {missing}.", "It is not said here {missing}.", "The sources leave open {missing}."),
-    False: ("The passages do not give {missing}.", "Nothing is said here about {missing}.", "The sources do not mention {missing}."),
+    False: ("The passages do not give {missing}.", "Nothing is said here about {missing}.", "The sources do not state {missing}."),
 }
 
 

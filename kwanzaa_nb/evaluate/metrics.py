@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUOTED_AT', 'FAILURE_CODES', 'REFUSAL', 'ScoreError', 'Case', 'read_cases', 'Outcome', 'tells', 'judge',
-           'failure_table', 'Scores', 'score', 'score_arms', 'forget_scores', 'controls', 'compare', 'scores_table',
-           'failures']
+           'failure_table', 'Scores', 'score', 'score_arms', 'forget_scores', 'controls', 'refused_target', 'compare',
+           'scores_table', 'failures']
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-002
 import json
@@ -643,6 +643,18 @@ def controls(
         outputs += [{"id": case.id, "arm": arm, "raw": raw, "finish_reason": "stop",
                      "seconds": 0.0, "new_tokens": 0} for arm, raw in raws.items()]
     return outputs
+
+# %% ../../nbs/evaluate/metrics.ipynb #42-035-r
+def refused_target(
+    record: Record,
+) -> list[str]:  # codes of failures, with notes; empty where its own target passes
+    "Tell what the metrics find wrong with a record's own target."
+    case, = read_cases([record])
+    output = {"raw": record["messages"][-1]["content"], "finish_reason": "stop"}
+    outcome = judge(case, output)
+    if not outcome.codes and outcome.valid:
+        return []
+    return [": ".join(filter(None, [", ".join(outcome.codes), "; ".join(outcome.notes)]))]
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-037
 def _passes(outcome: Outcome) -> "dict[str, bool | None]":

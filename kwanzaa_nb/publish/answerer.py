@@ -18,7 +18,6 @@ from typing import Any
 from ..core.answer import AnswerError, complete_answer, parse_model_answer
 from ..core.config import Config, load_config
 from ..core.errors import KwanzaaError
-from ..core.own_corpus import system_prompts
 from ..core.prompt import render_prompt
 from ..core.record import Chunk
 from ..model.backend import Backend, Decoding
@@ -159,8 +158,8 @@ class Answerer:
         Raises `PromptError` where they can't be shown, and `AnswerError` where the output is not
         valid; its attribute `raw` holds the output."""
         chunks = list(chunks)
-        system_prompt = system_prompts(self.config.data).get(persona)
-        messages = render_prompt(question, chunks, persona, system_prompt=system_prompt)
+        messages = render_prompt(question, chunks, persona,
+                                 system_prompt=self.config.data.system_prompt)
         record = {"id": "question", "messages": messages, "chunks": chunks}
         decoding, given = self.decoding, {
             "query": question.strip()[:1000], "persona": persona,
