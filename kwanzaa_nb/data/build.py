@@ -449,7 +449,7 @@ def generate_records(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     *,
     count: int = 6,  # questions a training context
-    rounds: int = 2,  # contexts around the same passages
+    rounds: int = 1,  # contexts around the same passages
     seed: int = 42,
     wanted: Sequence[str] = SPLITS,  # the documents of another split are trained on
     plans: Mapping[str, Plan] = PLANS,
