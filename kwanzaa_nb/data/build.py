@@ -6,8 +6,8 @@
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'CATEGORIES', 'ANSWERABLE', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS', 'SPECIAL',
            'PLANS', 'Planned', 'split_documents', 'shown_chunk', 'make_record', 'conversation', 'with_system_prompt',
            'chosen', 'worded_request', 'with_injection', 'Pool', 'questions_for', 'earlier_turns', 'group_records',
-           'anchors', 'pair_records', 'one_record', 'Plan', 'shuffled_questions', 'plan_held_out', 'plan_training',
-           'nothing_shown', 'generate_records']
+           'anchors', 'in_place_of', 'pair_records', 'one_record', 'Plan', 'shuffled_questions', 'plan_held_out',
+           'plan_training', 'nothing_shown', 'generate_records']
 
 # %% ../../nbs/data/build.ipynb #c-002
 from collections import Counter, defaultdict
@@ -22,7 +22,7 @@ from ..core.prompt import (
     INSTRUCTION_HEADING, fill_system_prompt, render_prompt, target_json)
 from ..core.record import Record
 from ..core.sentences import sentence_spans
-from .contexts import Limits, beside, context_around
+from .contexts import Limits, beside, context_around, estimated_tokens
 from .corpus import Chunk, ChunkList
 from .questions import UNANSWERED, Question, may_answer, reply_to, standing
 from .retrieval import AnyRetriever, Retriever
@@ -309,6 +309,23 @@ def anchors(
     return found
 
 # %% ../../nbs/data/build.ipynb #c-017
+def in_place_of(
+    gold: Sequence[Chunk],  # passages to leave out
+    shown: Sequence[Chunk],  # a context that has them
+    others: Iterable[Chunk],  # what may stand there, the best first
+) -> list[Chunk]:
+    "Put another passage of about the same length in the place of each of some passages."
+    spare, context = [chunk for chunk in others if chunk not in shown], []
+    for chunk in shown:
+        if chunk not in gold:
+            context.append(chunk)
+        elif spare:
+            size = estimated_tokens(chunk)
+            context.append(min(spare[:8], key=lambda other: abs(estimated_tokens(other) - size)))  # noqa: B023 - used at once
+            spare.remove(context[-1])
+    return context
+
+
 def pair_records(
     question: Question,  # answerable
     pool: Pool,
@@ -329,9 +346,7 @@ def pair_records(
     others = list(beside(gold, question.question, retriever, allowed, group, "instead"))
     if not shown:
         return []
-    spare = iter(chunk for chunk in others if chunk not in shown)
-    without = [next(spare, None) if chunk in gold else chunk for chunk in shown]
-    without = [chunk for chunk in without if chunk]
+    without = in_place_of(gold, shown, others)
     if name == "plain" and stable_hash("nothing", question.question_id) % 12 == 0:
         without = []
     while not limits.fits(without):
@@ -432,7 +447,7 @@ def plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[P
     "Plan the training records: contexts around the passages of every question, each several times with other company."
     rare = set(anchors(one for one in pool.questions if one.type == "ambiguous"))
     planned = [(group := f"{'+'.join(ids)}.{turn}", partial(group_records, ids, query, pool, limits, count, group))
-               for turn in range(3 * rounds) for ids, query in anchors(pool.questions).items() if turn < rounds or ids in rare]
+               for turn in range(4 * rounds) for ids, query in anchors(pool.questions).items() if turn < rounds or ids in rare]
     empty = [(group := f"nothing.{place}", partial(nothing_shown, pool, count, group)) for place in range(len(planned) // 40)]
     return [*planned, *empty]
 
@@ -462,6 +477,7 @@ def generate_records(
         own_ids[where[chunks[chunk_id].doc_id]].append(chunk_id)
     for question in questions:
         own[where[chunks[question.chunk_ids[0]].doc_id]].append(question)
+    seen: set[int] = set()
     for split in SPLITS:
         if not own[split]:
             continue
@@ -471,4 +487,7 @@ def generate_records(
             if place % 200 == 199:
                 report(f"{split}: {place + 1} of {len(planned)} contexts")
             for record in build():
-                yield split, record
+                prompt = stable_hash("prompt", *(message["content"] for message in record["messages"]))
+                if prompt not in seen:  # two small contexts may be the same
+                    seen.add(prompt)
+                    yield split, record

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHORTCUT_LIMIT', 'SHORTCUT_RECORDS', 'FEATURES', 'LEAST_SHARE', 'MOST_COPIED', 'COPIED_RUN', 'word_set', 'LeakIndex',
            'leaks', 'prompt_features', 'best_threshold', 'Facts', 'shortcuts', 'shortcut_problems', 'copies', 'uses',
-           'facts_of', 'usage', 'usage_problems', 'answered_anyway', 'record_problems', 'RecordChecks']
+           'facts_of', 'usage', 'usage_problems', 'never_used', 'answered_anyway', 'record_problems', 'RecordChecks']
 
 # %% ../../nbs/data/checks.ipynb #c-002
 import json
@@ -189,10 +189,15 @@ def usage_problems(facts: Sequence[Facts], name: str) -> list[Problem]:
             if rate.value > MOST_COPIED:
                 found.append(Problem(f"{name} split", f"{rate.value:.0%} of the answers share {COPIED_RUN} words in a row with their evidence",
                                      "put answers into your own words", "copied"))
-        elif rate.value < LEAST_SHARE:
+        elif 0 < rate.value < LEAST_SHARE:
             found.append(Problem(f"{name} split", f"only {rate.value:.1%} of the records use {field}, and a model would learn that it is always empty",
-                                 "add questions of that type", "unused_field"))
+                                 "add questions of that type, or delete the few that there are", "unused_field"))
     return found
+
+
+def never_used(facts: Sequence[Facts]) -> list[str]:
+    "List the fields and values that no record uses, since no question asks for them."
+    return [field for field, rate in usage(facts).items() if not rate.value and not field.startswith("copied")]
 
 # %% ../../nbs/data/checks.ipynb #c-014
 def answered_anyway(record: Record, question: Question) -> list[str]:
