@@ -487,7 +487,7 @@ def generate_records(
             if place % 200 == 199:
                 report(f"{split}: {place + 1} of {len(planned)} contexts")
             for record in build():
-                prompt = stable_hash("prompt", *(message["content"] for message in record["messages"]))
+                prompt = stable_hash("prompt", *(message["content"] for message in record["messages"][:-1]))
                 if prompt not in seen:  # two small contexts may be the same
                     seen.add(prompt)
                     yield split, record
