@@ -333,7 +333,7 @@ adapter:
 data:
   train_file: same.jsonl
   eval_file: ./same.jsonl
-  corpus: data/corpus
+  questions: data/questions
 training:
   epochs: .nan
 evaluation:
@@ -352,7 +352,7 @@ def test_ten_mistakes_show_exactly_ten(load):
         ("line 11, adapter.r", "wrong_value"),
         ("line 12, adapter.learning_rate", "unknown_key"),
         ("line 15, data.eval_file", "impossible"),
-        ("line 16, data.corpus", "impossible"),
+        ("line 16, data.questions", "impossible"),
         ("line 18, training.epochs", "wrong_value"),
         ("line 22, evaluation.metrics[1]", "wrong_value"),
     ]
@@ -555,7 +555,6 @@ IMPOSSIBLE = [
     ({"data.train_file": "x/../eval.jsonl"}, "data.eval_file"),
     ({"data.dev_file": "./train.jsonl"}, "data.dev_file"),
     ({"data.dev_file": "eval.jsonl"}, "data.dev_file"),
-    ({"data.corpus": "c"}, "data.corpus"),
     ({"data.questions": "q"}, "data.questions"),
     ({"data.max_seq_length": 800}, "evaluation.generation_defaults.max_new_tokens"),
     ({"data.system_prompt": "\x85"}, "data.system_prompt"),
@@ -591,7 +590,7 @@ def test_every_rule_is_broken_by_some_test():
 
 @pytest.mark.parametrize("overrides", [
     {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
-    {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801},
+    {"data.corpus": "c"}, {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801},
     {"data.dev_file": "dev.jsonl"}, {"evaluation.answer_threshold": 0.4},
     {"publishing.include": ["README.md"]}, {"evaluation.sampling_seeds": [1, 2]},
     {"publishing.hf_repo": "a/b"}, {"evaluation.generation_defaults.temperature": 0},

@@ -81,6 +81,7 @@ class Record(TypedDict, total=False):
     answerable: bool | None  # None: not known
     chunks: list[Chunk]
     expected: Expected
+    origin: str  # of a machine-made question: the model that proposed it
 
 # %% ../../nbs/core/record.ipynb #25-008
 _TURN = ["user", "assistant"]

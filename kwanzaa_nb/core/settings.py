@@ -190,7 +190,7 @@ ChunkField = Literal[
 QuestionField = Literal[
     "question_id", "question", "type", "answer", "aliases", "groups", "evidence",
     "evidence_chunk_id", "evidence_quote", "parts", "premise", "clarify", "about", "missing",
-    "refusal", "after", "typed", "persona", "topic"]
+    "refusal", "after", "typed", "persona", "topic", "origin"]
 _Columns = Annotated[dict[Literal[ChunkField, QuestionField], _Text], AfterValidator(FrozenMap)]
 
 
@@ -224,7 +224,8 @@ class DataSection(Section):
         "records are your own.", None)
     questions: _Text | None = setting(
         "Questions on the corpus: a JSONL, CSV or Parquet file, a folder of them, or a data set of "
-        "the Hub, hf://owner/name; needs data.corpus.", None)
+        "the Hub, hf://owner/name; needs data.corpus. null with a corpus: the base model proposes "
+        "some, or the server of evaluation.server.", None)
     fields: _Columns = setting(
         "Names of your columns: maps a field of a chunk or a question to the column that holds "
         "it.", default_factory=FrozenMap)
@@ -539,9 +540,6 @@ RULES = (
     Rule(("data.context_tokens", "data.max_seq_length"), operator.ge,
          "{0} tokens of passages leave no room for a question in data.max_seq_length of {1}",
          "write fewer, 700 below it where you can"),
-    Rule(("data.corpus", "data.questions"), lambda corpus, questions: corpus and not questions,
-         "a corpus without questions",
-         "name data.questions too, or write corpus: null and bring your own records"),
     Rule(("data.questions", "data.corpus"), lambda questions, corpus: questions and not corpus,
          "questions without a corpus", "name data.corpus too, or write questions: null"),
     Rule(("data.system_prompt",), lambda prompt: prompt is not None and not prompt.strip(),

@@ -96,7 +96,8 @@ def make_record(
             "mode": "base_adapter_rag", "answerable": ANSWERABLE.get(reply, True), "group": group, "pair_id": pair_id,
             "question_id": question.question_id, "question": question.question,
             "messages": [*messages, {"role": "assistant", "content": target_json(target)}],
-            "chunks": [shown_chunk(chunk, found) for chunk in shown], "expected": expected}
+            "chunks": [shown_chunk(chunk, found) for chunk in shown], "expected": expected,
+            **({"origin": question.origin} if question.origin else {})}
 
 # %% ../../nbs/data/build.ipynb #c-007
 def conversation(

@@ -107,7 +107,7 @@ EXPECTED = {
     "evidence": "a list of chunk_id and quote", "quote": "text of 1 to 1000 characters",
     "parts": "a list of answer, missing and evidence", "about": "a list of chunk ids",
     "topic": "text", "premise": "a sentence", "clarify": "a question", "refusal": "a sentence",
-    "after": "the id of another question", "typed": "text",
+    "after": "the id of another question", "typed": "text", "origin": "one line: a model's name",
     "missing": "a phrase on one line, of at most 300 characters, without a full stop or "
                "question mark at its end",
     "persona": "one of educator, researcher, creator, builder",
@@ -479,11 +479,13 @@ def _fetch_rows(address: str, parts: Mapping[str, "str | None"], path: Path) -> 
 def corpus_paths(
     config: "Config",
     folder: "str | Path",  # where rows of the Hub are written
-) -> tuple[Path, Path]:  # of the corpus and of its questions
+) -> "tuple[Path, Path | None]":  # of the corpus and of its questions; None: there are none
     "Return the paths in a config; copy data sets of the Hub. Raises `DataError` with all problems."
     paths, problems = [], []
     for address in (config.data.corpus, config.data.questions):
-        if not address.startswith("hf://"):
+        if address is None:
+            paths.append(None)
+        elif not address.startswith("hf://"):
             paths.append(config.path(address))
         elif found := _HUB.fullmatch(address):
             named = "--".join(filter(None, found.groupdict().values())).replace("/", "--")

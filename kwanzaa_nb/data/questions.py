@@ -23,7 +23,7 @@ from ..core.errors import Problem
 from ..core.jsonl import DataError, MissingFile, short
 from ..core.sentences import sentence_spans
 from .corpus import (
-    Chunk, ChunkStore, CorpusOptions, Prose, Slug, _nearest, load_rows)
+    Chunk, ChunkStore, CorpusOptions, Line, Prose, Slug, _nearest, load_rows)
 
 # %% ../../nbs/data/questions.ipynb #c-004
 ANSWERED = ("fact", "several", "two_documents", "list", "comparison", "why", "how", "how_known", "yes_no", "date",
@@ -71,6 +71,7 @@ class Question(BaseModel):
     typed: str | None = None  # the same as people type it, in haste
     persona: Literal["educator", "researcher", "creator", "builder"] = "educator"
     topic: str = ""
+    origin: Line | None = None  # the model that proposed it; None: people wrote it
 
     @property
     def chunk_ids(self) -> tuple[str, ...]:
@@ -456,11 +457,11 @@ def _conversation_problems(asked: Sequence[tuple[str, Question]]) -> Iterator[Pr
 # %% ../../nbs/data/questions.ipynb #c-031
 def load_corpus(
     corpus: "str | Path",  # chunks: a JSONL, CSV or Parquet file, a folder of them, or documents
-    questions: "str | Path",  # a JSONL, CSV or Parquet file, or a folder of them
+    questions: "str | Path | None",  # a JSONL, CSV or Parquet file, or a folder; None: none yet
     options: CorpusOptions = CorpusOptions(),  # noqa: B008 - frozen; see `corpus_options`
 ) -> tuple[ChunkStore, list[Question]]:  # chunks by id, questions in file order
     "Read a corpus and its questions. Raises `DataError` with every problem, or `MissingFile`."
-    gone = [str(path) for path in (corpus, questions) if not Path(path).exists()]
+    gone = [str(path) for path in (corpus, questions) if path and not Path(path).exists()]
     if gone:
         raise MissingFile(f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} not there: "
                           "check data.corpus and data.questions")
@@ -471,7 +472,7 @@ def load_corpus(
     def complete(values: dict[str, Any], where: str) -> dict[str, Any]:
         return complete_question(values, where, chunks, problems)
 
-    asked = list(load_rows(questions, Question, problems, options, complete))
+    asked = list(load_rows(questions, Question, problems, options, complete)) if questions else []
     for where, question in asked:
         in_bad_rows = any(name in places and name not in chunks for name in question.chunk_ids)
         problems += [Problem(f"{where}, {name}", what, mend, code)
@@ -481,5 +482,5 @@ def load_corpus(
     if none_read:
         problems[known:] = [one for one in problems[known:] if not _lacks_chunk(one)]
     if problems:
-        raise DataError(f"{Path(corpus).name} and {Path(questions).name}", problems)
+        raise DataError(" and ".join(Path(path).name for path in (corpus, questions) if path), problems)
     return chunks, [question for _, question in asked]
