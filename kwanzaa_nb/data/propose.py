@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COUNT', 'REASONS', 'NEAREST', 'PROVED_AT', 'SAID_AT', 'NEW_TOKENS', 'LOOK_TOKENS', 'MOST_PASSAGES', 'TRIAL',
            'proposal_prompt', 'Proposal', 'reason_counts', 'read_proposals', 'question_faults', 'answer_faults',
-           'wording_faults', 'least_support', 'record_faults', 'Sieve', 'second_look', 'finds_nothing', 'ProposalError',
-           'Proposed', 'proposer', 'write_questions', 'propose_questions', 'proposal_rows']
+           'wording_faults', 'least_support', 'support_faults', 'record_faults', 'Sieve', 'second_look',
+           'finds_nothing', 'ProposalError', 'Proposed', 'proposer', 'write_questions', 'propose_questions',
+           'proposal_rows']
 
 # %% ../../nbs/data/propose.ipynb #pp-002
 import hashlib
@@ -273,6 +274,20 @@ def least_support(
     return min(support(answer[start:end], [known]) for start, end in sentence_spans(answer))
 
 
+def support_faults(
+    question: Question,  # with an answer
+    chunk: Chunk,  # its passage
+    others: Iterable[Chunk],  # passages that may say the same
+    support: Callable[[str, list[str]], float],
+) -> Iterator[tuple[str, str]]:  # keys of `REASONS`, each with what was found
+    "Find an answer that its passage does not support, or that another one supports too."
+    if (score := least_support(question, chunk, support)) < PROVED_AT:
+        yield "unsupported", f"{score:.2f}: {question.answer}"
+    for other in others:
+        if least_support(question, other, support) >= SAID_AT:
+            yield "said_elsewhere", other.chunk_id
+
+# %% ../../nbs/data/propose.ipynb #pp-019-e
 def _as_row(question: Question) -> Record:
     "Return what `LeakIndex` compares of a question."
     return {"id": question.question_id, "question_id": question.question_id,
@@ -323,15 +338,7 @@ class Sieve:
             yield "twin", problem.what.rpartition(" ")[2]
         yield from (("metrics", what) for what in record_faults(question, chunk, self.judge))
         if question.evidence:
-            yield from self._support_objections(question, chunk)
-
-    def _support_objections(self, question: Question, chunk: Chunk) -> Iterator[tuple[str, str]]:
-        "Find an answer that its passage does not support, or that another one supports too."
-        if (score := least_support(question, chunk, self.support)) < PROVED_AT:
-            yield "unsupported", f"{score:.2f}: {question.answer}"
-        for other in self.nearest(question):
-            if least_support(question, other, self.support) >= SAID_AT:
-                yield "said_elsewhere", other.chunk_id
+            yield from support_faults(question, chunk, self.nearest(question), self.support)
 
     def take(self, proposal: Proposal) -> Proposal:  # with the first reason against it
         "Accept a proposal, or say why not."
@@ -459,7 +466,7 @@ def write_questions(
 
 def _nothing_accepted(proposals: Sequence[Proposal], origin: str, path: Path) -> ProposalError:
     "Say that there are no questions, why, and what to do."
-    counts = ", ".join(f"{count} × {REASONS[reason]}" for reason, count in
+    counts = "; ".join(f"{count} × {REASONS[reason]}" for reason, count in
                        reason_counts(proposals).items())
     return ProposalError(
         f"nothing that {origin} proposed was accepted ({counts}): "
