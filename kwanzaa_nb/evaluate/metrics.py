@@ -18,7 +18,7 @@ from typing import Any
 from ..core.answer import AnswerError, ModelAnswer, parse_model_answer
 from ..core.errors import Problem, ProblemList
 from ..core.prompt import shown_text
-from ..core.record import Chunk, Record, question_of
+from ..core.record import Chunk, Record, has_key, question_of
 from ..core.results import HEADLINES, ArmResult, Comparison, RateResult
 from ..core.sentences import Sentence, number_sentences
 from ..core.settings import METRICS
@@ -628,20 +628,24 @@ def _retrieval_rule(record: Record, case: Case, threshold: float) -> str:
 def controls(
     records: list[Record],
 ) -> list[dict]:  # outputs of the arms gold, always_refuse, never_refuse, cite_everything, …
-    "Write what answerers without skill would write, for `score_arms`; deterministic."
+    """Write what answerers without skill would write, for `score_arms`; deterministic.
+
+    Arms that take a right answer are left out where a record has none as its target.
+    """
     threshold, outputs = _score_threshold(records), []
+    is_told = all(has_key(record["messages"][-1]["content"], "answer") for record in records)
     for record, case in zip(records, read_cases(records)):
         gold, first = record["messages"][-1]["content"], _first_sentences(case)
         raws = {
-            "gold": gold, "always_refuse": REFUSAL, "never_refuse": _copy(first[:1]),
+            "gold": is_told and gold, "always_refuse": REFUSAL, "never_refuse": _copy(first[:1]),
             "cite_everything": _copy(first),
             "copy_first_chunk": _copy([one for one in case.sentences if one.place == 0]),
-            "wrong_chunk": _wrong_chunk(case, gold), "empty_object": "{}",
+            "wrong_chunk": is_told and _wrong_chunk(case, gold), "empty_object": "{}",
             "echo_prompt": record["messages"][-2]["content"]}
         if threshold is not None:
             raws["retrieval_score"] = _retrieval_rule(record, case, threshold)
         outputs += [{"id": case.id, "arm": arm, "raw": raw, "finish_reason": "stop",
-                     "seconds": 0.0, "new_tokens": 0} for arm, raw in raws.items()]
+                     "seconds": 0.0, "new_tokens": 0} for arm, raw in raws.items() if raw is not False]
     return outputs
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-035-r
