@@ -34,7 +34,7 @@ from trl import SFTConfig, SFTTrainer
 from ..core.config import Config, Fallback
 from ..core.errors import KwanzaaError, Problem, ProblemList
 from ..core.files import write_atomically
-from ..core.record import Message, Record
+from ..core.record import Message, Record, prompt_of
 from ..core.stats import auroc
 from ..model.decision import decision_tokens
 from ..model.fused import fuse_adapter
@@ -384,7 +384,7 @@ class DecisionWatch(TrainerCallback):
         "Measure all records; called after the loss on the same records."
         training = model.training
         model.eval()
-        found = [(answer_probability(model, self.tokenizer, record["messages"][:2]),
+        found = [(answer_probability(model, self.tokenizer, prompt_of(record)),
                   record["answerable"]) for record in self.records]
         model.train(training)
         if (row := _decision_row(found)) is None:
