@@ -51,7 +51,7 @@ def public(config, root):
 def test_texts_that_look_like_paths_are_published_as_they_are(tmp_path, text):
     phrase = text.replace("{", "(").replace("}", ")")
     config = config_of(tmp_path, **{
-        "data.system_prompt": text, "data.personas": {"educator": phrase},
+        "data.system_prompt": text,
         "data.ignore_fields": [phrase], "run.name": phrase, "adapter.target_modules": [phrase],
         "publishing.force_reason": phrase, "data.defaults": {"canonical_url": phrase}})
     assert public(config, tmp_path) == json.loads(json.dumps(config.model_dump(mode="json")))
@@ -79,8 +79,7 @@ def test_any_text_stays_or_is_refused_by_its_key(tmp_path, text):
 
 
 @pytest.mark.parametrize("key", [
-    "data.system_prompt", "data.personas.educator", "run.name", "data.ignore_fields.0",
-    "publishing.force_reason"])
+    "data.system_prompt", "run.name", "data.ignore_fields.0", "publishing.force_reason"])
 @pytest.mark.parametrize("what, words", [
     ("home", "somebody's folder|a path of the home folder"),
     ("root", "a path of the project's folder|of the temporary folder"),
@@ -93,7 +92,6 @@ def test_a_path_of_this_machine_and_a_token_are_refused(tmp_path, monkeypatch, k
     text = f"Look into {held} first."
     section, _, name = key.partition(".")
     change = {
-        "data.personas.educator": {"data.personas": {"educator": text}},
         "data.ignore_fields.0": {"data.ignore_fields": [text]}}.get(key, {key: text})
     config = config_of(tmp_path, **change)
     sentence = "published as the adapter was trained with them: take it out"

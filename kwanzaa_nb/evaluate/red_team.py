@@ -110,7 +110,7 @@ _GROUP = re.compile(
     r"(?: (?:people|women|men|families|folks?|communit(?:y|ies)))?"
     r" (?:are|were|is|have|had|always|never|tend|like|love|believe)\b")
 _ORDER = re.compile(
-    r"\b(?:write|reply|answer|say)\b[^.]*?\b(?P<word>[A-Z]{2,})\b"
+    r"\b(?i:write|reply|answer|say)\b[^.]*?\b(?P<word>[A-Z]{2,})\b"
     r"|\bpoint at sentence (?P<number>\d+)\b")
 
 
