@@ -20,7 +20,11 @@ def records():
 
 @pytest.fixture(scope="module")
 def everything(records):
-    return [*records, *probes(records, 3)]
+    "What the checks look at: probes, the records that they are made of, and three kinds more."
+    made, kinds = probes(records, 3), ("tone", "injection", "premise")
+    sources = {probe["probe_of"] for probe in made}
+    return made + [record for record in records
+                   if record["id"] in sources or record["kind"] in kinds]
 
 
 def answer(text, evidence):
@@ -67,7 +71,8 @@ def test_a_conversation_is_asked_another_question_at_its_end(records):
 def test_gold_passes_every_check(everything):
     found = checks(everything, gold(everything))
     assert {name for name, rate in found.items() if rate.passed < rate.total} == set()
-    assert {name for name, rate in found.items() if not rate.total} <= {"groups cited and supported"}
+    empty = {name for name, rate in found.items() if not rate.total}
+    assert empty <= {"groups cited and supported"}
 
 
 def test_each_check_fails_what_it_is_for(everything):
@@ -109,11 +114,13 @@ BENCH = {"chunk_id": "b1", "text": "No judge wrote a dissent in the case of the 
 
 @pytest.mark.parametrize("text, passes", [
     ("No judge wrote a dissent in the case of the Lakeside pool. [1]", True), (None, True),
-    ("Ada Reed wrote the dissent. [1]", False), ("Ada Reed kept the pool open in winter. [2]", False),
+    ("Ada Reed wrote the dissent. [1]", False),
+    ("Ada Reed kept the pool open in winter. [2]", False),
     ("No judge wrote a dissent in the case of the Lakeside pool.", False)])
 def test_a_false_premise_is_refused_or_corrected_from_a_citation(text, passes):
     question = "Who wrote the dissent in the case of the Lakeside pool?"
-    contents = ("s", f"c\n### Instruction:\n{question}", json.dumps(answer("No judge did. [1]", [1])))
+    target = json.dumps(answer("No judge did. [1]", [1]))
+    contents = ("s", f"c\n### Instruction:\n{question}", target)
     record = {"id": "p", "kind": "premise", "category": "citation_required", "answerable": True,
               "chunks": [BENCH], "expected": {"groups": [["no judge"]], "gold_chunk_ids": ["b1"]},
               "messages": [{"role": role, "content": content} for role, content
