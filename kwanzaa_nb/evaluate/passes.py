@@ -23,7 +23,8 @@ from ..core.answer import (
 from ..core.config import Config, Fallback
 from ..core.files import write_atomically
 from ..core.manifest import versions
-from ..core.record import Chunk, Record, count_use, is_sealed, question_of
+from ..core.record import (
+    Chunk, Record, count_use, is_sealed, prompt_of, question_of)
 from ..core.sentences import number_sentences
 from ..model.backend import Backend, Decoding, append, read_log
 from ..model.decision import Calibration, calibrate, curve
@@ -257,8 +258,7 @@ def experiment(
 ) -> dict[str, Any]:  # JSON values
     "List everything that the outputs depend on, as a log's header."
     wanted, local = config.evaluation, config.evaluation.server is None
-    asked = [[record["id"], [one for one in record["messages"] if one["role"] != "assistant"]]
-             for record in records]
+    asked = [[record["id"], prompt_of(record)] for record in records]
     found = {
         "base_model_id": config.model.base_model_id, "revision": config.model.revision,
         "adapter_sha256": adapter and _digest((adapter / "adapter_model.safetensors").read_bytes()),

@@ -21,7 +21,7 @@ from ..core.files import write_atomically
 from ..core.html import render_page, render_part
 from ..core.manifest import (
     NOTEBOOKS, STAGES, Manifest, StageError, path_text, read_manifest)
-from ..core.record import Chunk, Record, question_of
+from ..core.record import Chunk, Record, question_of, turns_before
 from ..core.results import (
     HEADLINES, ArmResult, Results, load_results, sealed_sentence)
 from ..core.stage import clock, sentence_of
@@ -283,7 +283,7 @@ def _sample(row: Mapping, arm: str, facts: RunFacts) -> dict[str, Any]:
     name = str(row["id"])
     record = facts.records.get(name, {})
     messages, chunks = record.get("messages") or [{}], record.get("chunks") or []
-    return {"id": name, "question": question_of(record) or name,
+    return {"id": name, "question": question_of(record) or name, "before": turns_before(record),
             "answerable": row.get("answerable"),
             "notes": [*(row.get("codes") or []), *(row.get("notes") or [])],
             "written": _output_html(facts.outputs.get((arm, name), ""), chunks),
