@@ -380,7 +380,7 @@ def complete_question(
     "Fill in what a simple row leaves out: id, evidence from columns, its chunk, marks and groups."
     values = _with_evidence(dict(values), where, chunks, problems)
     aliases = _pop_aliases(values, where, problems)
-    if values.get("question_id") is None and isinstance(values.get("question"), str):
+    if values.get("question_id") is None:
         content = [values.get(name) for name in ("question", "answer", "evidence", "about")]
         values["question_id"] = f"q-{stable_hash('question', ascii(content)):016x}"[:12]
     answer, evidence, groups = map(values.get, ("answer", "evidence", "groups"))
