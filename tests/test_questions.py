@@ -252,7 +252,8 @@ def test_all_problems_come_at_once_by_line_and_field(tmp_path):
         {**ROW, "question_id": "q-8", "groups": [["six"]], "aliases": ["6"]})
     assert {where: problem.code for where, problem in found.items()} == {
         "line 2, evidence": "shape", "line 3": "duplicate_id",
-        "line 4, after": "unknown_question_id", "line 5, type": "literal_error", "line 6, evidence": "shape",
+        "line 4, after": "unknown_question_id", "line 5, type": "literal_error",
+        "line 6, evidence": "shape",
         "line 7, kind": "extra_forbidden", "line 7": "duplicate_id", "line 8, aliases": "shape"}
     assert found["line 4, after"].mend == "the nearest is 'q-1'"
     assert all("\n" not in str(problem) for problem in found.values())

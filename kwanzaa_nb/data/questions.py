@@ -189,7 +189,7 @@ def reply_to(
         return None
     return "one_side" if is_conflict else "half"
 
-# %% ../../nbs/data/questions.ipynb #c-028
+# %% ../../nbs/data/questions.ipynb #c-032
 def _plain_word(word: str) -> str:
     "Return a word in lower case, without punctuation."
     return "".join(re.findall(r"\w", word.casefold()))
@@ -211,7 +211,7 @@ def nearest_passage(
         return ""
     return text[places[best].start():places[min(best + size, len(places)) - 1].end()]
 
-# %% ../../nbs/data/questions.ipynb #c-030
+# %% ../../nbs/data/questions.ipynb #c-034
 def _quote_mend(quote: str, chunk_ids: Iterable[str], chunks: Mapping[str, Chunk]) -> str:
     "Tell where a quote does stand verbatim, or what it may have meant in some chunks."
     holders = [chunk_id for chunk_id, chunk in chunks.items() if quote in chunk.text]
@@ -227,7 +227,7 @@ def _quote_mend(quote: str, chunk_ids: Iterable[str], chunks: Mapping[str, Chunk
     return f"the nearest passage, in {nearest}, is {passage!r}" if passage else \
         "copy it from the chunk's text"
 
-# %% ../../nbs/data/questions.ipynb #c-033
+# %% ../../nbs/data/questions.ipynb #c-037
 def _as_it_stands(quote: str, text: str) -> str | None:
     "Return a quote with the white space of a text; None where the text does not hold it."
     if quote in text:
@@ -259,7 +259,7 @@ def _with_marks(answer: str, marks: str) -> str:
     "Put marks behind each sentence of an answer."
     return " ".join(f"{answer[start:end]} {marks}" for start, end in sentence_spans(answer))
 
-# %% ../../nbs/data/questions.ipynb #c-037
+# %% ../../nbs/data/questions.ipynb #c-041
 def _holder(item: Mapping[str, Any], chunks: Mapping[str, Chunk]) -> Chunk | None:
     "Return the chunk that a piece of evidence names; None where it does not hold the quote."
     name, quote = item.get("chunk_id"), item.get("quote")
@@ -281,7 +281,7 @@ def _quoted_answer(evidence: Sequence[Mapping[str, Any]], chunks: Mapping[str, C
             marks[sentence] = f"{marks.get(sentence, '')}[{place}]"
     return " ".join(_with_marks(sentence, those) for sentence, those in marks.items())
 
-# %% ../../nbs/data/questions.ipynb #c-040
+# %% ../../nbs/data/questions.ipynb #c-044
 _SHORT = 6  # words up to which an answer without marks may be a name or a number
 _SENTENCE = re.compile(r"\S+\s+\S+\s.*[.!?。！？…][\"'”’»)\]]*\s*", re.DOTALL)  # three words or more
 
@@ -299,7 +299,7 @@ def _simple_answer(
     marks = "".join(f"[{place}]" for place in range(1, len(evidence) + 1))
     return {"answer": _with_marks(answer, marks), **({"groups": [wordings]} if aliases else {})}
 
-# %% ../../nbs/data/questions.ipynb #c-043
+# %% ../../nbs/data/questions.ipynb #c-047
 def _chunk_of_quote(
     quote: str, where: str, chunks: Mapping[str, Chunk], problems: list[Problem],
 ) -> str | None:
@@ -333,7 +333,7 @@ def _find_evidence(
     found = _as_it_stands(quote, chunk.text) if chunk else None
     return {**item, "chunk_id": named, "quote": found or quote}
 
-# %% ../../nbs/data/questions.ipynb #c-045
+# %% ../../nbs/data/questions.ipynb #c-049
 def _with_evidence(
     values: dict[str, Any], where: str, chunks: Mapping[str, Chunk], problems: list[Problem],
 ) -> dict[str, Any]:
@@ -370,7 +370,7 @@ def _pop_aliases(values: dict[str, Any], where: str, problems: list[Problem]) ->
         return aliases
     return []
 
-# %% ../../nbs/data/questions.ipynb #c-046
+# %% ../../nbs/data/questions.ipynb #c-051
 def complete_question(
     values: Mapping[str, Any],  # of a row, by our names
     where: str,  # file and row, for problems
@@ -393,7 +393,7 @@ def complete_question(
         values["groups"] = [aliases]
     return values | ({"groups": groups} if groups else {})
 
-# %% ../../nbs/data/questions.ipynb #c-052
+# %% ../../nbs/data/questions.ipynb #c-057
 _Found = tuple[str, str, str, str]  # field, what is wrong, mend, code
 _SPECIAL = ("answer", "groups", "evidence", "parts", "premise", "clarify", "refusal")
 _MENDS = {
@@ -413,7 +413,7 @@ def _fields_of(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     needed = ("answer", "evidence", *(["premise"] if kind == "premise" else []))
     return needed, (*needed, "groups", "parts")
 
-# %% ../../nbs/data/questions.ipynb #c-054
+# %% ../../nbs/data/questions.ipynb #c-059
 def _shape_problems(question: Question) -> Iterator[_Found]:
     "Find fields that a type of question needs and lacks, or has and cannot have."
     needed, allowed = _fields_of(question.type)
@@ -447,7 +447,7 @@ def _evidence_problems(question: Question, chunks: Mapping[str, Chunk]) -> Itera
             yield ("evidence", f"not verbatim in {item.chunk_id}: {short(item.quote)}",
                    _quote_mend(item.quote, [item.chunk_id], chunks), "quote_not_in_chunk")
 
-# %% ../../nbs/data/questions.ipynb #c-057
+# %% ../../nbs/data/questions.ipynb #c-062
 def _mark_problems(text: str, places: Iterable[int], field: str) -> Iterator[_Found]:
     "Find marks that an answer lacks or should not have, and sentences without any."
     given = dict.fromkeys(found[0] for found in BRACKETED.finditer(text))
@@ -478,7 +478,7 @@ def _unmarked_problems(question: Question) -> Iterator[_Found]:
             yield (name, f"holds {mark[0]}, which reads as the number of a sentence",
                    "write it without the square brackets", "refusal_with_marks")
 
-# %% ../../nbs/data/questions.ipynb #c-058
+# %% ../../nbs/data/questions.ipynb #c-064
 def _answer_problems(question: Question, chunks: Mapping[str, Chunk]) -> Iterator[_Found]:
     "Find what keeps the answer of a question from being a target."
     yield from _mark_problems(question.answer, range(len(question.evidence)), "answer")
@@ -508,7 +508,7 @@ def check_question(
         return found
     return list(_answer_problems(question, chunks))
 
-# %% ../../nbs/data/questions.ipynb #c-062
+# %% ../../nbs/data/questions.ipynb #c-068
 def _lacks_chunk(problem: Problem) -> bool:
     "Tell whether a question's problem is that the corpus lacks a chunk."
     if problem.code == "unknown_chunk_id":
@@ -531,7 +531,7 @@ def _load_chunks(
                                     "split it", "long_chunk"))
     return chunks, places
 
-# %% ../../nbs/data/questions.ipynb #c-064
+# %% ../../nbs/data/questions.ipynb #c-070
 def _load_questions(
     path: str | Path, options: CorpusOptions, problems: list[Problem],
     chunks: Mapping[str, Chunk], places: Mapping[str, str],
@@ -553,7 +553,7 @@ def _load_questions(
                                     _nearest(question.after, seen), "unknown_question_id"))
     return [question for _, question in asked]
 
-# %% ../../nbs/data/questions.ipynb #c-065
+# %% ../../nbs/data/questions.ipynb #c-071
 def load_corpus(
     corpus: str | Path,  # chunks: a JSONL, CSV or Parquet file, a folder of them, or documents
     questions: str | Path,  # a JSONL, CSV or Parquet file, or a folder of them
