@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SPLITS', 'SPLIT_PATTERN', 'CATEGORIES', 'ANSWERABLE', 'FORMAT_REQUESTS', 'TONE_REQUESTS', 'INJECTIONS', 'SPECIAL',
            'PLANS', 'Planned', 'split_documents', 'shown_chunk', 'make_record', 'conversation', 'with_system_prompt',
-           'chosen', 'worded_request', 'with_injection', 'Pool', 'questions_for', 'earlier_turns', 'group_records',
-           'anchors', 'in_place_of', 'pair_records', 'one_record', 'Plan', 'shuffled_questions', 'plan_held_out',
-           'plan_training', 'nothing_shown', 'generate_records']
+           'chosen', 'worded_request', 'with_injection', 'Pool', 'can_be_asked', 'questions_for', 'earlier_turns',
+           'group_records', 'anchors', 'in_place_of', 'pair_records', 'one_record', 'Plan', 'shuffled_questions',
+           'plan_held_out', 'plan_training', 'nothing_shown', 'generate_records']
 
 # %% ../../nbs/data/build.ipynb #c-002
 from collections import Counter, defaultdict
@@ -231,6 +231,11 @@ class Pool:
 SPECIAL = ("half", "conflict", "premise", "one_side")
 
 
+def can_be_asked(question: Question, pool: Pool, shown: Sequence[Chunk]) -> bool:
+    "Tell whether a question stands alone, or the questions that it follows can be answered first."
+    return question.after is None or bool(earlier_turns(question, pool.by_id, shown))
+
+
 def questions_for(
     shown: Sequence[Chunk],
     pool: Pool,
@@ -239,7 +244,7 @@ def questions_for(
 ) -> list[Question]:
     "Choose questions about a context: half of them answered, rare ways to reply first, the others refused."
     replies = {question.question_id: reply_to(question, shown) for question in pool.about(shown)}
-    found = [pool.by_id[name] for name, reply in replies.items() if reply]
+    found = [question for name, reply in replies.items() if reply and can_be_asked(question := pool.by_id[name], pool, shown)]
     of = lambda *kinds: [question for question in found if replies[question.question_id] in kinds]  # noqa: E731
     special = pool.least_asked(of("clarification"), True, *names)[:1]
     special += pool.least_asked(of(*SPECIAL), True, *names)[:max(1, count // 3)]
@@ -282,8 +287,9 @@ def group_records(
         needed = {item.chunk_id for question in questions for item in question.evidence}
         poisoned, records = with_injection(shown, "train", needed, group), []
         if poisoned:
-            return [make_record(question, poisoned, group, category="red_team", kind="injection", persona=_persona(group))
-                    for question in questions if reply_to(question, poisoned)]
+            return [make_record(question, poisoned, group, category="red_team", kind="injection", persona=_persona(group),
+                                before=earlier_turns(question, pool.by_id, poisoned))
+                    for question in questions if reply_to(question, poisoned) and can_be_asked(question, pool, poisoned)]
     records = []
     for question in questions:
         before = earlier_turns(question, pool.by_id, shown)
@@ -454,7 +460,7 @@ def plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[P
 
 def nothing_shown(pool: Pool, count: int, group: str) -> list[Record]:
     "Build records without any passage: whatever is asked, it can't be answered."
-    questions = [one for one in pool.least_asked(pool.questions, False, group) if reply_to(one, [])][:count]
+    questions = [one for one in pool.least_asked(pool.questions, False, group) if reply_to(one, []) and not one.after][:count]
     return [make_record(one, [], group, persona=_persona(group)) for one in questions]
 
 # %% ../../nbs/data/build.ipynb #c-020

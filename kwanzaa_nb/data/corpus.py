@@ -282,8 +282,19 @@ def _check_row(
 
 # %% ../../nbs/data/corpus.ipynb #20-036
 _TABLES = (".jsonl", ".csv", ".parquet")
+_LARGEST = {".md": 20, ".txt": 20, ".docx": 200, ".pdf": 200, ".csv": 500, ".parquet": 500}  # MB
 
 
+def _too_large(file: Path, shown: str) -> Problem | None:
+    "Tell that a file is too large to be read in one piece; JSON Lines are read line by line."
+    suffix, size = file.suffix.lower(), file.stat().st_size / 1e6
+    most = _LARGEST.get(suffix)
+    if most is None or size <= most:
+        return None
+    mend = "split it into documents" if suffix in TEXTS else "save it as JSON Lines"
+    return Problem(shown, f"{size:,.0f} MB, expected at most {most} MB", mend, "too_large")
+
+# %% ../../nbs/data/corpus.ipynb #20-036-c
 def data_files(
     path: "str | Path",  # a file or a folder
     suffixes: tuple[str, ...],  # what can be read, such as `_TABLES`
@@ -306,10 +317,12 @@ def data_files(
     problems += [Problem(item[1], f"a file that can't be read, expected {words}",
                          "convert it, or move it elsewhere", "unknown_format")
                  for item in found if item not in known]
+    large = {shown: found for file, shown in known if (found := _too_large(file, shown))}
+    problems += large.values()
     if {file.suffix.lower() in TEXTS for file, _ in known} == {True, False}:
         problems.append(Problem(path.name, "texts beside tables, expected one or the other",
                                 "give them folders of their own", "mixed_folder"))
-    return known
+    return [item for item in known if item[1] not in large]
 
 # %% ../../nbs/data/corpus.ipynb #20-037
 def slug(
