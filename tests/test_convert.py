@@ -1,4 +1,4 @@
-"""Records of the first edition are converted: quotes become sentence numbers, all or nothing."""
+"""Records of earlier formats are converted: quotes become sentence numbers, titles and groups are added, all or nothing."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.answer import find_marks, parse_model_answer
 from kwanzaa_nb.core.record import is_old_form
-from kwanzaa_nb.data.convert import convert_file, convert_record, read_old_user
+from kwanzaa_nb.data.convert import convert_file, convert_record, read_old_user, renewed
 from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.core.prompt import render_user, system_prompt
@@ -156,6 +156,35 @@ def test_headings_within_a_text():
     assert read_old_user(old_user("One?\n### Instruction:\nTwo?", CHUNKS))[1] == "One?\n### Instruction:\nTwo?"
 
 
+@pytest.mark.parametrize(("expected", "now"), [
+    ({"answer": "Katie Hines", "aliases": ["the Katie Hines"], "gold_chunk_ids": ["K69"]},
+     {"groups": [["Katie Hines", "the Katie Hines"]], "gold_chunk_ids": ["K69"]}),
+    ({"answer": "Katie Hines"}, {"groups": [["Katie Hines"]]}),
+    ({"answer": None, "aliases": [], "gold_chunk_ids": []}, {"groups": [], "gold_chunk_ids": []}),
+    ({"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}, {"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}),
+    ({"gold_chunk_ids": ["K69"]}, {"gold_chunk_ids": ["K69"]}),
+])
+def test_a_short_answer_and_its_aliases_are_a_group(expected, now):
+    assert convert_record(old_record(ANSWER, expected=expected))["expected"] == now
+
+
+def test_chunks_are_shown_under_their_titles():
+    titles = ["Henson, a biography", "A ship's list"]
+    titled = [chunk | {"citation_label": title} for chunk, title in zip(CHUNKS, titles)]
+    new = convert_record(old_record(ANSWER) | {"chunks": titled})
+    earlier = copy.deepcopy(new)
+    earlier["messages"][1]["content"] = render_user(QUESTION, CHUNKS)
+    assert [line for line in new["messages"][1]["content"].splitlines() if line.endswith(("1909", "1887"))] == [
+        "Henson, a biography, 1909", "A ship's list, 1887"]
+    assert renewed(earlier) == new and renewed(new) is new
+
+
+@pytest.mark.parametrize("change", [{"chunks": CHUNKS[:1]}, {"chunks": "S39"}, {"messages": []}, {"expected": 3}])
+def test_what_cannot_be_read_is_not_renewed(change):
+    record = convert_record(old_record(ANSWER)) | change
+    assert renewed(record) is record
+
+
 # What can't be converted
 
 
@@ -192,6 +221,7 @@ def test_more_evidence_than_an_answer_holds():
     ({"chunks": [CHUNKS[0], CHUNKS[1] | {"year": "1887"}]}, {("chunk 2, year", "bad_year")}),
     ({"messages": None}, {("messages", "messages_type")}),
     ({"messages": [{"role": "user", "content": "Hi"}]}, {("messages", "messages_type")}),
+    ({"messages": old_record(ANSWER)["messages"] + old_record(ANSWER)["messages"][1:]}, {("messages", "messages_type")}),
 ])
 def test_records_that_cannot_be_converted(change, expected):
     assert problems(old_record(ANSWER) | change) == expected
@@ -231,6 +261,14 @@ def test_a_mixed_file_is_converted_once(tmp_path, capsys):
     told = capsys.readouterr()
     assert told.out.startswith("0 records converted, 3 were in the new form already: ") and not told.err
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+
+
+def test_a_file_with_numbers_and_short_answers_is_converted_once(tmp_path, capsys):
+    record = convert_record(old_record(ANSWER)) | {"expected": {"answer": "Katie Hines", "aliases": []}}
+    file, path = written(tmp_path / "mine.jsonl", record), tmp_path / "new.jsonl"
+    for old, new, told in ((file, path, "1 record converted, 0 were"), (path, tmp_path / "again.jsonl", "0 records converted, 1 was")):
+        assert cli.main(["convert", str(old), str(new)]) == 0 and capsys.readouterr().out.startswith(told)
+    assert json.loads(path.read_text(encoding="utf-8"))["expected"] == {"groups": [["Katie Hines"]]}
 
 
 def test_all_lines_are_told_and_nothing_is_written(tmp_path, capsys):

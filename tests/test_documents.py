@@ -5,14 +5,14 @@ import zipfile
 
 import pytest
 from test_corpus import CHUNK, QUESTION
-from test_own_corpus import DEFAULTS, as_csv, as_jsonl, put
-from tiny import ROOT
+from test_own_corpus import DEFAULTS, ROOT, as_csv, as_jsonl, put
 
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.jsonl import LONGEST_PARAGRAPH, DataError
 from kwanzaa_nb.data import documents
-from kwanzaa_nb.data.corpus import CorpusOptions, corpus_paths, load_corpus
+from kwanzaa_nb.data.corpus import CorpusOptions, corpus_paths
 from kwanzaa_nb.data.documents import _join_pages
+from kwanzaa_nb.data.questions import load_corpus
 
 HEADING = '<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>{}</w:t></w:r></w:p>'
 TYPE = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"

@@ -11,8 +11,9 @@ from kwanzaa_nb.core.answer import find_marks, validate_answer_json
 from kwanzaa_nb.model.decision import Calibration, calibrate
 from kwanzaa_nb.core.record import question_of, read_records, spread
 from kwanzaa_nb.evaluate.passes import (
-    adapter_to_evaluate, backend_fallbacks, calibration_of, complete_answers, decodings, development_decisions,
-    experiment, grammar_identity, passes, sampling_fallbacks, settle_threshold, write_jsonl)
+    adapter_to_evaluate, backend_fallbacks, calibration_of, complete_answers, decodings,
+    development_decisions, experiment, grammar_identity, passes, sampling_fallbacks,
+    settle_threshold, write_jsonl)
 from kwanzaa_nb.model.backend import is_headline, open_log, read_log
 from kwanzaa_nb.model.local import LocalBackend
 from kwanzaa_nb.model.load import RuntimeSettings
@@ -23,7 +24,8 @@ CPU = RuntimeSettings("cpu", "fp32", "fp32", "sdpa", False, "adamw_torch")
 
 @pytest.fixture(scope="module")
 def records():
-    return read_records(ROOT / "data" / "training" / "kwanzaa_eval.jsonl")
+    "One in three of the committed records."
+    return read_records(ROOT / "data" / "training" / "kwanzaa_eval.jsonl")[::3]
 
 
 def named(*categories):
@@ -31,7 +33,7 @@ def named(*categories):
 
 
 @pytest.mark.parametrize("most, kept", [
-    (None, [0, 1, 2, 3, 4, 5, 6]), (7, [0, 1, 2, 3, 4, 5, 6]), (99, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 4, 6]), (4, [0, 1, 4, 6]),
+    (None, [*range(7)]), (7, [*range(7)]), (99, [*range(7)]), (3, [0, 4, 6]), (4, [0, 1, 4, 6]),
     (5, [0, 1, 4, 5, 6]), (1, [0]), (6, [0, 1, 2, 4, 5, 6])])
 def test_spread_takes_turns_over_the_categories(most, kept):
     rows = named("a", "a", "a", "a", "b", "b", "c")
@@ -40,25 +42,30 @@ def test_spread_takes_turns_over_the_categories(most, kept):
 
 def test_spread_of_the_committed_records(records):
     few = spread(records, 8)
-    assert len(few) == 8 and len({record["category"] for record in few}) == 4
+    assert len(few) == 8
+    assert {record["category"] for record in few} == {record["category"] for record in records}
     assert [record["id"] for record in records if record in few] == [record["id"] for record in few]
+
+
+TEMPERATURE, TOP_P = (f"evaluation.generation_defaults.{name}" for name in ("temperature", "top_p"))
 
 
 def test_decodings_are_greedy_first():
     config = tiny_config(**{
-        "evaluation.sampling_seeds": [3, 5], "evaluation.batch_size": 7, "evaluation.generation_defaults.temperature": 0.4,
-        "evaluation.generation_defaults.top_p": 0.8, "evaluation.generation_defaults.max_new_tokens": 33})
+        "evaluation.sampling_seeds": [3, 5], "evaluation.batch_size": 7, TEMPERATURE: 0.4,
+        TOP_P: 0.8, "evaluation.generation_defaults.max_new_tokens": 33})
     found = decodings(config)
-    assert [decoding.name for decoding in found] == ["greedy", "sampled, seed 3", "sampled, seed 5"]
-    assert {(decoding.max_new_tokens, decoding.batch_size) for decoding in found} == {(33, 7)}
-    assert [(decoding.temperature, decoding.top_p) for decoding in found] == [(0.0, 1.0), (0.4, 0.8), (0.4, 0.8)]
-    assert [decoding.name for decoding in decodings(tiny_config())] == ["greedy"]
+    assert [one.name for one in found] == ["greedy", "sampled, seed 3", "sampled, seed 5"]
+    assert {(one.max_new_tokens, one.batch_size) for one in found} == {(33, 7)}
+    heat = [(one.temperature, one.top_p) for one in found]
+    assert heat == [(0.0, 1.0), (0.4, 0.8), (0.4, 0.8)]
+    assert [one.name for one in decodings(tiny_config())] == ["greedy"]
 
 
 @pytest.mark.parametrize("seeds, temperature, keys", [
-    ([], 0.2, ["evaluation.generation_defaults.temperature", "evaluation.generation_defaults.top_p"]), ([1], 0.2, []), ([], 0, [])])
+    ([], 0.2, [TEMPERATURE, TOP_P]), ([1], 0.2, []), ([], 0, [])])
 def test_what_the_greedy_headline_leaves_unused_is_said(seeds, temperature, keys):
-    config = tiny_config(**{"evaluation.sampling_seeds": seeds, "evaluation.generation_defaults.temperature": temperature})
+    config = tiny_config(**{"evaluation.sampling_seeds": seeds, TEMPERATURE: temperature})
     found = sampling_fallbacks(config)
     assert [item.key for item in found] == keys
     assert all("greedy" in item.reason and item.requested != item.used for item in found)
@@ -72,7 +79,8 @@ def test_only_what_differs_is_called_a_difference(top_p, keys):
 
 def test_the_adapter_that_is_evaluated(tmp_path):
     read = []
-    stage = SimpleNamespace(folder=tmp_path, read=lambda path, made_by=None: read.append((path, made_by)) or path)
+    stage = SimpleNamespace(folder=tmp_path)
+    stage.read = lambda path, made_by=None: read.append((path, made_by)) or path
     for asked, path, maker in (
         ("auto", tmp_path / "adapter", "train"),
         ("elsewhere/adapter", "elsewhere/adapter", None),
@@ -90,46 +98,36 @@ def adapter(folder, content):
 
 
 def test_an_experiment_is_told_from_every_other(records, tmp_path):
-    plain = experiment(tiny_config(), CPU, records[:4], None)
-    assert json.loads(json.dumps(plain)) == json.loads(json.dumps(experiment(tiny_config(), CPU, records[:4], None)))
+    def told(config=tiny_config(), settings=CPU, asked=records[:4], folder=None):
+        return json.dumps(experiment(config, settings, asked, folder), sort_keys=True)
+
     first, second = adapter(tmp_path / "a", b"one"), adapter(tmp_path / "b", b"two")
-    asked = deepcopy(records[:4])
+    asked, answered = deepcopy(records[:4]), deepcopy(records[:4])
     asked[0]["messages"][1]["content"] += " "
-    answered = deepcopy(records[:4])
-    answered[0]["messages"][2]["content"] = "{}"
+    answered[0]["messages"][-1]["content"] = "{}"
+    changes = [
+        {"evaluation.batch_size": 3}, {"evaluation.generation_defaults.max_new_tokens": 7},
+        {"evaluation.sampling_seeds": [1]}, {"model.base_model_id": "owner/other"},
+        {"model.revision": "abc"}]
+    machines = [("cuda", "bf16", "bf16", False), ("cuda", "fp16", "fp16", True),
+                ("cuda", "fp16", "bf16", True), ("cpu", "fp32", "fp32", True)]
     others = [
-        experiment(tiny_config(), CPU, records[:4], first),
-        experiment(tiny_config(), CPU, records[:4], second),
-        experiment(tiny_config(), CPU, records[:3], None),
-        experiment(tiny_config(), CPU, asked, None),
-        experiment(tiny_config(evaluation__batch_size=3), CPU, records[:4], None),
-        experiment(tiny_config(evaluation__generation_defaults__max_new_tokens=7), CPU, records[:4], None),
-        experiment(tiny_config(evaluation__sampling_seeds=[1]), CPU, records[:4], None),
-        experiment(tiny_config(model__base_model_id="owner/other"), CPU, records[:4], None),
-        experiment(tiny_config(model__revision="abc"), CPU, records[:4], None),
-        experiment(tiny_config(), RuntimeSettings("cuda", "bf16", "bf16", "sdpa", False, "x"), records[:4], None),
-        experiment(tiny_config(), RuntimeSettings("cpu", "fp32", "fp32", "sdpa", True, "x"), records[:4], None),
-    ]
-    texts = {json.dumps(one, sort_keys=True) for one in [plain, *others]}
-    assert len(texts) == len(others) + 1
-    assert experiment(tiny_config(), CPU, answered, None) == plain
-    assert str(tmp_path) not in "".join(texts)
-
-
-def test_the_compute_dtype_that_was_used_is_part_of_an_experiment(records):
-    first, second = (
-        experiment(tiny_config(), RuntimeSettings("cuda", "fp16", dtype, "sdpa", True, "x"), records[:1], None)
-        for dtype in ("fp16", "bf16")
-    )
-    assert first != second
+        told(folder=first), told(folder=second), told(asked=records[:3]), told(asked=asked),
+        *(told(tiny_config(**change)) for change in changes),
+        *(told(settings=RuntimeSettings(*words, "sdpa", packed, "x"))
+          for *words, packed in machines)]
+    assert len({told(), *others}) == len(others) + 1
+    assert told() == told(asked=answered) and str(tmp_path) not in "".join(others)
 
 
 def outputs(records, arm="adapter"):
-    return [{"id": record["id"], "arm": arm, "raw": record["messages"][-1]["content"]} for record in records]
+    return [{"id": record["id"], "arm": arm, "raw": record["messages"][-1]["content"]}
+            for record in records]
 
 
 def test_valid_answers_are_completed(records):
-    lines, incomplete = complete_answers([*outputs(records, "base"), *outputs(records)], records, tiny_config())
+    written = [*outputs(records, "base"), *outputs(records)]
+    lines, incomplete = complete_answers(written, records, tiny_config())
     assert incomplete == {} and len(lines) == 2 * len(records)
     by_id = {record["id"]: record for record in records}
     for line in lines[::9]:
@@ -137,7 +135,7 @@ def test_valid_answers_are_completed(records):
         whole = validate_answer_json(line["answer_json"])
         assert whole.retrieval_summary.query == question_of(record)
         assert len(whole.retrieval_summary.results) == len(record["chunks"])
-        assert (whole.answer.completeness == "insufficient_data") is not record["answerable"]
+        assert whole.answer.completeness == record["expected"]["completeness"]
         mode = line["answer_json"]["model_mode"] if "model_mode" in line["answer_json"] else None
         assert mode in (None, "base_only" if line["arm"] == "base" else "base_adapter_rag")
 
@@ -146,15 +144,18 @@ def test_an_invalid_answer_is_left_out_and_is_no_incomplete_one(records):
     rows = outputs(records[:3])
     rows[1]["raw"] = "I think so."
     lines, incomplete = complete_answers(rows, records, tiny_config())
-    assert [line["id"] for line in lines] == [records[0]["id"], records[2]["id"]] and incomplete == {}
+    assert [line["id"] for line in lines] == [records[0]["id"], records[2]["id"]]
+    assert incomplete == {}
 
 
 @pytest.fixture
 def answered(records):
-    return deepcopy(next(record for record in records if record["answerable"] and len(record["chunks"]) > 1))
+    found = next(one for one in records if one["answerable"] and len(one["chunks"]) > 1)
+    return deepcopy(found)
 
 
-@pytest.mark.parametrize("field", ["license", "citation_label", "canonical_url", "year", "namespace"])
+@pytest.mark.parametrize("field", [
+    "license", "citation_label", "canonical_url", "year", "namespace"])
 def test_missing_provenance_is_listed_by_name(answered, field):
     for chunk in answered["chunks"]:
         del chunk[field]
@@ -171,12 +172,13 @@ def test_a_namespace_of_another_type_stops_nothing(answered):
 
 
 def test_bare_records_can_be_completed(answered):
-    refusal = (
-        '{"evidence":[],"answer":{"completeness":"insufficient_data","text":"It is not there."},"unknowns":'
-        '{"unsupported_claims":[],"missing_context":["the year"],"clarifying_questions":[]}}'
-    )
+    refusal = json.dumps({
+        "evidence": [], "answer": {"completeness": "insufficient_data", "text": "It is not there."},
+        "unknowns": {"unsupported_claims": [], "missing_context": ["the year"],
+                     "clarifying_questions": []}})
     bare = {"id": "line-1", "persona": "", "chunks": [], "messages": answered["messages"]}
-    lines, incomplete = complete_answers([{"id": "line-1", "arm": "base", "raw": refusal}], [bare], tiny_config())
+    rows = [{"id": "line-1", "arm": "base", "raw": refusal}]
+    lines, incomplete = complete_answers(rows, [bare], tiny_config())
     assert incomplete == {} and len(lines) == 1
 
 
@@ -204,59 +206,69 @@ class Known(LocalBackend):
 
 
 def test_development_decisions_are_logged_once(tmp_path):
-    log, backend = tmp_path / "outputs.jsonl", Known()
+    log, backend, sides = tmp_path / "outputs.jsonl", Known(), (False, False, None, True, True)
     open_log(log, {"model": "known"})
-    rows = [{"id": f"r{place}", "answerable": side} for place, side in enumerate((False, False, None, True, True))]
-    found = development_decisions(backend, rows[:3], log, "adapter", report=lambda line: None)
-    assert [(row["id"], row["p_answer"], row["answerable"]) for row in found] == [("r0", 0.0, False), ("r1", 0.1, False)]
-    found = development_decisions(backend, rows, log, "adapter", report=lambda line: None)
-    assert [row["id"] for row in found] == ["r0", "r1", "r3", "r4"] and backend.asked == ["r0", "r1", "r3", "r4"]
+    rows = [{"id": f"r{place}", "answerable": side} for place, side in enumerate(sides)]
+
+    def decisions(rows):
+        return development_decisions(backend, rows, log, "adapter", report=lambda line: None)
+
+    found = [(row["id"], row["p_answer"], row["answerable"]) for row in decisions(rows[:3])]
+    assert found == [("r0", 0.0, False), ("r1", 0.1, False)]
+    assert [row["id"] for row in decisions(rows)] == backend.asked == ["r0", "r1", "r3", "r4"]
     outputs = read_log(log)[1]
     fitted = calibration_of(outputs, "adapter")
     assert fitted.records == 4 and fitted(0.0) < 0.5 < fitted(0.4)
-    assert calibration_of(outputs, "base") == Calibration() and development_decisions(object(), rows, log, "base") == []
+    assert calibration_of(outputs, "base") == Calibration()
+    assert development_decisions(object(), rows, log, "base") == []
 
 
-def decided(*pairs):
-    return [{"p_answer": answering, "answerable": answerable} for answering, answerable in pairs]
-
-
-def test_a_threshold_is_chosen_on_the_development_set():
+@pytest.mark.parametrize("pairs, chosen", [
+    ([(0.4, True), (0.35, True), (0.3, False), (0.6, False), (0.1, False)], 0.35),
+    ([(0.4, True), (0.3, False)], 0.4), ([(0.2, True), (0.9, False)], 0.2),
+    ([], 0.5), ([(0.1, True)], 0.5)])
+def test_a_threshold_is_chosen_on_the_development_set(pairs, chosen):
     asked = tiny_config(**{"evaluation.answer_threshold": "dev"})
-    assert settle_threshold(asked, decided((0.4, True), (0.35, True), (0.3, False), (0.6, False), (0.1, False))).evaluation.answer_threshold == 0.35
-    assert settle_threshold(asked, []).evaluation.answer_threshold == 0.5 == settle_threshold(asked, decided((0.1, True))).evaluation.answer_threshold
-    assert settle_threshold(asked, decided((0.2, True), (0.9, False))).evaluation.answer_threshold <= 1
+    decisions = [{"p_answer": chance, "answerable": side} for chance, side in pairs]
+    settled = settle_threshold(asked, decisions)
+    assert settled.evaluation.answer_threshold == chosen
+    assert [one.answer_threshold for _, one, _ in passes(settled, "base", CPU)] == [chosen]
     for fixed in (0.7, None):
         config = tiny_config(**{"evaluation.answer_threshold": fixed})
-        assert settle_threshold(config, decided((0.4, True), (0.3, False))) is config
-    (told,) = [one for one in backend_fallbacks(asked) if one.key == "evaluation.answer_threshold"]
+        assert settle_threshold(config, decisions) is config
+    told = {one.key: one for one in backend_fallbacks(asked)}["evaluation.answer_threshold"]
     assert (told.requested, told.used) == ("dev", 0.5) and "data.dev_file" in told.reason
-    assert [one.answer_threshold for _, one, _ in passes(settle_threshold(asked, decided((0.4, True), (0.3, False))), "base", CPU)] == [0.4]
 
 
 def test_what_a_threshold_was_chosen_on_is_part_of_an_experiment(records):
     asked = tiny_config(**{"evaluation.answer_threshold": "dev"})
-    first, second = experiment(asked, CPU, records[:2], None, records[2:4]), experiment(asked, CPU, records[:2], None, records[3:5])
-    assert first["development_sha256"] != second["development_sha256"]
-    assert "development_sha256" not in experiment(tiny_config(), CPU, records[:2], None, records[2:4])
+    first, second, fixed = (
+        experiment(config, CPU, records[:2], None, dev).get("development_sha256")
+        for config, dev in ((asked, records[2:4]), (asked, records[3:5]),
+                            (tiny_config(), records[2:4])))
+    assert first != second and first and second and not fixed
 
 
 def test_the_passes_of_an_arm():
     config = tiny_config(**{"evaluation.sampling_seeds": [1], "evaluation.grammar": True})
     found = list(passes(config, "adapter", CPU))
-    assert [(name, decoding.name, decoding.grammar, same) for name, decoding, same in found] == [
-        ("adapter", "greedy", False, None), ("adapter", "sampled, seed 1", False, None), ("adapter+grammar", "greedy", True, "adapter")]
+    assert [(name, one.name, one.grammar, same) for name, one, same in found] == [
+        ("adapter", "greedy", False, None), ("adapter", "sampled, seed 1", False, None),
+        ("adapter+grammar", "greedy", True, "adapter")]
     half = RuntimeSettings("cuda", "bf16", "bf16", "sdpa", False, "x")
     assert [same for _, _, same in passes(config, "adapter", half)] == [None, None, None]
     assert len(list(passes(tiny_config(), "base", CPU))) == 1
-    assert [is_headline({"arm": name, "pass": f"{name}, {decoding.name}"}) for name, decoding, _ in found] == [True, False, True]
-    assert not is_headline({"arm": "adapter", "pass": "adapter, development"}) and not is_headline({"arm": "adapter", "pass": "adapter, greedy, twice"})
+    names = [(name, f"{name}, {one.name}") for name, one, _ in found]
+    names += [("adapter", "adapter, development"), ("adapter", "adapter, greedy, twice")]
+    heads = [is_headline({"arm": arm, "pass": name}) for arm, name in names]
+    assert heads == [True, False, True, False, False]
     assert backend_fallbacks(config) == []
 
 
 def test_what_a_grammar_was_made_of_is_part_of_an_experiment(records):
     with_grammar = tiny_config(**{"evaluation.grammar": True})
-    plain, same = experiment(tiny_config(), CPU, records[:4], None), experiment(with_grammar, CPU, records[:4], None)
+    plain, same = (experiment(config, CPU, records[:4], None)
+                   for config in (tiny_config(), with_grammar))
     assert plain == same and set(same["grammar"]) == {"llguidance", "sha256"}
     changed = deepcopy(records[:4])
     chunk = changed[0]["chunks"][0]
@@ -280,7 +292,8 @@ def test_a_source_of_a_completed_answer_is_a_sentence_of_its_chunk(records):
         sources = line["answer_json"]["sources"]
         assert set(marks) == set(range(1, len(sources) + 1))
         for source in sources:
-            assert source["quote"] == texts[source["chunk_id"]][source["quote_start"]:source["quote_end"]]
+            start, end = source["quote_start"], source["quote_end"]
+            assert source["quote"] == texts[source["chunk_id"]][start:end]
             assert (source["chunk_id"], source["quote_start"], source["quote_end"]) in shown
             counted += 1
     assert counted > len(records) / 3
@@ -291,7 +304,8 @@ def test_a_creative_answer_may_do_without_a_source(answered):
            '{"unsupported_claims":[],"missing_context":[],"clarifying_questions":[]}}')
     rows = [{"id": answered["id"], "arm": "adapter", "raw": raw}]
     (line,), incomplete = complete_answers(rows, [{**answered, "mode": "creative"}], tiny_config())
-    assert incomplete == {} and line["answer_json"]["sources"] == [] and line["answer_json"]["model_mode"] == "creative"
+    found = line["answer_json"]
+    assert incomplete == {} and (found["sources"], found["model_mode"]) == ([], "creative")
     assert complete_answers(rows, [answered], tiny_config()) == ([], {})
 
 
@@ -299,8 +313,12 @@ def test_a_valid_answer_states_its_calibrated_confidence(records):
     answered = next(record for record in records if record["answerable"])
     rows = [output | {"p_answer": 0.8} for output in outputs([answered])]
     fitted = calibrate([0.1, 0.2, 0.8, 0.9], [False, False, True, True])
+    config = tiny_config()
     for arm in ("adapter", "adapter+grammar"):
-        (line,), _ = complete_answers([row | {"arm": arm} for row in rows], [answered], tiny_config(), {"adapter": fitted})
-        assert line["answer_json"]["answer"]["confidence"] == round(fitted(0.8), 4) and line["answer_json"]["model_mode"] == "base_adapter_rag"
-    (line,), _ = complete_answers(rows, [answered], tiny_config(), {"adapter": Calibration()})
+        written = [row | {"arm": arm} for row in rows]
+        (line,), _ = complete_answers(written, [answered], config, {"adapter": fitted})
+        found = line["answer_json"]
+        assert found["answer"]["confidence"] == round(fitted(0.8), 4)
+        assert found["model_mode"] == "base_adapter_rag"
+    (line,), _ = complete_answers(rows, [answered], config, {"adapter": Calibration()})
     assert "confidence" not in line["answer_json"]["answer"]

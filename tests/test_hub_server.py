@@ -283,17 +283,25 @@ def test_nothing_is_asked_when_something_may_not_leave(server, staged, name, con
     assert words in str(error.value) and not server.asked
 
 
-def test_the_data_set_goes_the_same_way(server, tmp_path, monkeypatch):
-    record = {"id": "r1", "category": "x", "answerable": False, "chunks": [], "messages": [
-        {"role": "system", "content": "Be exact."}, {"role": "user", "content": render_user("Why?", [])}, {"role": "assistant", "content": "No."}]}
-    for name in ("train.jsonl", "eval.jsonl"):
-        (tmp_path / name).write_text(json.dumps(record | {"id": name}) + "\n", encoding="utf-8")
-    config = tiny_config(**{"data.train_file": str(tmp_path / "train.jsonl"), "data.eval_file": str(tmp_path / "eval.jsonl"),
-                            "publishing.dataset_repo": "ada/records", "publishing.dataset_license": "cc0-1.0"})
+def test_the_data_set_goes_the_same_way_without_its_sealed_records(server, tmp_path, monkeypatch):
+    contents = {"system": "Be exact.", "user": render_user("Why?", []), "assistant": "No."}
+    messages = [{"role": role, "content": text} for role, text in contents.items()]
+    record = {"category": "x", "answerable": False, "chunks": [], "messages": messages}
+    for name in ("train.jsonl", "eval.jsonl", "sealed.jsonl"):
+        row = json.dumps({"id": name, **record})
+        (tmp_path / name).write_text(f"{row}\n", encoding="utf-8")
+    files = {f"data.{name}_file": str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")}
+    config = tiny_config(**files, **{
+        "publishing.dataset_repo": "ada/records", "publishing.dataset_license": "cc0-1.0"})
     staged = dataset.stage_dataset(config, tmp_path)
-    monkeypatch.setattr("huggingface_hub.HfApi", lambda token: HfApi(endpoint=server.url, token=token))
-    assert "/datasets/ada/records" in dataset.publish_dataset(config, staged, TOKEN, report=str)
-    files = published(server, "ada/records", "dataset")
-    assert set(files) == {"train.jsonl", "eval.jsonl", "README.md", "SHA256SUMS"}
-    card = files["README.md"].decode()
-    assert "license: cc0-1.0" in card and "split: test" in card and file_record(tmp_path / "eval.jsonl")["sha256"] in card
+    monkeypatch.setattr("huggingface_hub.HfApi",
+                        lambda token: HfApi(endpoint=server.url, token=token))
+    told = dataset.publish_dataset(config, staged, TOKEN, report=str)
+    sent = published(server, "ada/records", "dataset")
+    assert "/datasets/ada/records" in told
+    assert set(sent) == {"train.jsonl", "eval.jsonl", "README.md", "SHA256SUMS"}
+    card = sent["README.md"].decode()
+    assert "license: cc0-1.0" in card and "split: test" in card and "sealed records" in card
+    assert file_record(tmp_path / "eval.jsonl")["sha256"] in card
+    sealed = tiny_config(**files | {"data.eval_file": str(tmp_path / "sealed.jsonl")})
+    assert set(dataset.split_files(sealed)) == {"train"}

@@ -94,12 +94,15 @@ def test_gold_reads_one(by_control):
     assert by_control["gold"].codes == {}
 
 
-@pytest.mark.parametrize("split", ["dev", "eval", "train"])
+@pytest.mark.parametrize("split", ["dev", "eval", "sealed", "train"])
 def test_the_targets_of_the_committed_records_read_one(split):
     records = read_records(ROOT / f"data/training/kwanzaa_{split}.jsonl")
-    scores = score([{"id": record["id"], "raw": record["messages"][-1]["content"]} for record in records], records)
+    records = records[::5] if split == "train" else records  # the builder judges every target
+    targets = [{"id": one["id"], "raw": one["messages"][-1]["content"]} for one in records]
+    scores = score(targets, records)
     assert scores.codes == {}
-    assert {rate.value for name, rate in scores.rates.items() if name != "minimal_pair_accuracy" or split != "train"} == {1.0}
+    rates = scores.rates if split != "train" else scores.rates | {"minimal_pair_accuracy": None}
+    assert {rate.value for rate in rates.values() if rate} == {1.0}
     refused = [outcome for outcome in scores.outcomes if outcome.case.answerable is False]
     assert len(refused) > 50 and {outcome.decision for outcome in refused} == {"refused"}
 
@@ -450,3 +453,16 @@ def test_every_failure_code_is_explained():
 @pytest.mark.parametrize("name", HEADLINES)
 def test_the_card_says_what_each_headline_means(name):
     assert f"- `{name}`: " in (ROOT / "kwanzaa_nb/templates/card.md").read_text(encoding="utf-8")
+
+
+def test_a_refusal_may_name_what_an_earlier_turn_has_told():
+    "In a conversation the follow-up says 'he', and the refusal says who."
+    *asked, target = REFUSABLE["messages"]
+    earlier = {"role": "assistant", "content": cited("Lena Hill wrote it. [1]")}
+    follow = {"role": "user", "content": "### Instruction:\nWhere was she born?"}
+    raw = output("insufficient_data", "The context does not say where Lena Hill was born.",
+                 missing=["the birthplace"])
+    for messages, decision in (([*asked, earlier, follow, target], "refused"),
+                               ([*asked, target], "mixed")):
+        outcome, _ = one(raw, {**REFUSABLE, "messages": messages})
+        assert outcome.decision == decision, outcome.notes

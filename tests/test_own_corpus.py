@@ -4,32 +4,33 @@ import csv
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_corpus import CHUNK, MISS, QUESTION
-from tiny import ROOT
 
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.jsonl import DataError, MissingFile
-from kwanzaa_nb.data.corpus import (
-    Chunk, CorpusOptions, corpus_options, default_statement, load_corpus, nearest_passage,
-    quoted_sentence, slug)
-from kwanzaa_nb.core.own_corpus import system_prompts, with_system_prompts
 from kwanzaa_nb.core.prompt import PromptError, system_prompt
+from kwanzaa_nb.data.build import generate_records, with_system_prompt
+from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, corpus_options, slug
 from kwanzaa_nb.data.documents import split_front_matter, split_text
-from kwanzaa_nb.data.records import PLANS, split_records
+from kwanzaa_nb.data.questions import load_corpus
 from kwanzaa_nb.data.retrieval import EmbeddingError, EmbeddingRetriever, Retriever
 from kwanzaa_nb.data.tables import read_csv
 
+ROOT = Path(__file__).resolve().parents[1]
 DEFAULTS = {"source_org": "An archive", "year": 1966, "license": "CC0-1.0", "namespace": "mine",
             "canonical_url": "https://example.org/", "content_type": "summary"}
 OPTIONS = CorpusOptions(defaults=DEFAULTS)
-FLAT = {"question_id": "q-1", "question": "When?", "answer": "1966", "aliases": "in 1966|’66", "evidence_chunk_id": "c-1",
-        "evidence_quote": "first held in 1966"}
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FLAT = {"question_id": "q-1", "question": "When?", "answer": "1966", "aliases": "in 1966|’66",
+        "evidence_chunk_id": "c-1", "evidence_quote": "first held in 1966"}
+HELD = "It was first held in 1966."
+FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[
+    HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def put(path, content):
@@ -43,7 +44,9 @@ def as_csv(*rows):
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row))
     writer.writeheader()
-    writer.writerows([{name: "|".join(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows])
+    for row in rows:
+        writer.writerow({name: "|".join(value) if isinstance(value, list) else value
+                         for name, value in row.items()})
     return text.getvalue()
 
 
@@ -56,19 +59,22 @@ def as_parquet(path, *rows):
 
     path.parent.mkdir(parents=True, exist_ok=True)
     names = dict.fromkeys(name for row in rows for name in row)
-    Dataset.from_list([{name: row.get(name) for name in names} for row in rows]).to_parquet(str(path))
+    table = [{name: row.get(name) for name in names} for row in rows]
+    Dataset.from_list(table).to_parquet(str(path))
     return path
 
 
 def load(tmp_path, corpus=None, questions=None, options=OPTIONS):
     "Load two mappings from file name to content."
-    for folder, files in (("corpus", corpus or {"a.jsonl": as_jsonl(CHUNK)}), ("questions", questions or {"q.csv": as_csv(FLAT)})):
+    for folder, files in (("corpus", corpus or {"a.jsonl": as_jsonl(CHUNK)}),
+                          ("questions", questions or {"q.csv": as_csv(FLAT)})):
         for name, content in files.items():
             put(tmp_path / folder / name, content)
     return load_corpus(tmp_path / "corpus", tmp_path / "questions", options)
 
 
 def faults(tmp_path, **files):
+    "Load what cannot be used; return the problems by place."
     with pytest.raises(DataError) as error:
         load(tmp_path, **files)
     return {problem.where: problem for problem in error.value.problems}
@@ -81,10 +87,13 @@ def codes(found):
 # ---- tables
 
 def test_a_csv_is_read_like_jsonl(tmp_path):
-    chunks, questions = load(tmp_path, {"a.csv": as_csv(CHUNK)}, {"q.csv": as_csv(FLAT, {**MISS, "answer": ""})})
+    chunks, questions = load(tmp_path, {"a.csv": as_csv(CHUNK)},
+                             {"q.csv": as_csv(FLAT, {**MISS, "answer": ""})})
     assert chunks == {"c-1": Chunk.model_validate(CHUNK)}
-    assert questions[0].aliases == ("in 1966", "’66") and questions[0].statement == "It was first held in 1966. [1]"
-    assert (questions[1].answer, questions[1].kind, questions[1].about) == (None, "near_miss", ("c-1",))
+    assert questions[0].groups == (("1966", "in 1966", "’66"),)
+    assert questions[0].answer == f"{HELD} [1]"
+    assert (questions[1].answer, questions[1].type, questions[1].about) == (
+        None, "near_miss", ("c-1",))
 
 
 def test_a_parquet_file_is_read_like_jsonl(tmp_path):
@@ -93,31 +102,35 @@ def test_a_parquet_file_is_read_like_jsonl(tmp_path):
     chunks, questions = load_corpus(tmp_path / "corpus", tmp_path / "questions")
     assert chunks == {"c-1": Chunk.model_validate(CHUNK)}
     assert [question.question_id for question in questions] == ["q-1", "q-2"]
-    flat = as_parquet(tmp_path / "flat.parquet", {**FLAT, "statement": None})
-    assert load_corpus(tmp_path / "corpus" / "a.parquet", flat)[1][0].aliases == ("in 1966", "’66")
+    flat = as_parquet(tmp_path / "flat.parquet", {**FLAT, "typed": None})
+    [question] = load_corpus(tmp_path / "corpus" / "a.parquet", flat)[1]
+    assert question.groups == (("1966", "in 1966", "’66"),)
 
 
 def test_a_folder_with_subfolders_of_several_tables(tmp_path):
-    two = {**CHUNK, "chunk_id": "c-2", "text": "Another text."}
-    three = {**CHUNK, "chunk_id": "c-3", "text": "A third text."}
+    two, three = ({**CHUNK, "chunk_id": f"c-{place}", "text": f"Text {place}."} for place in (2, 3))
     as_parquet(tmp_path / "corpus" / "deep" / "c.parquet", three)
-    chunks, _ = load(tmp_path, {"a.jsonl": as_jsonl(CHUNK), "b.CSV": as_csv(two), ".hidden/x.pdf": b"", "deep/.DS_Store": b"\0"})
+    chunks, _ = load(tmp_path, {"a.jsonl": as_jsonl(CHUNK), "b.CSV": as_csv(two),
+                                ".hidden/x.pdf": b"", "deep/.DS_Store": b"\0"})
     assert sorted(chunks) == ["c-1", "c-2", "c-3"]
 
 
 def test_cells_stay_as_they_are_written(tmp_path):
     problems = []
-    path = put(tmp_path / "a.csv", b'\xef\xbb\xbfa,b\r\n007,NA\r"two ""words"",\r\nlines",\n\n  \nNone,1e3\n')
-    assert read_csv(path, "a.csv", problems) == [
-        (2, {"a": "007", "b": "NA"}), (3, {"a": 'two "words",\nlines', "b": ""}), (6, {"a": "None", "b": "1e3"})]
+    content = b'\xef\xbb\xbfa,b\r\n007,NA\r"two ""words"",\r\nlines",\n\n  \nNone,1e3\n'
+    assert read_csv(put(tmp_path / "a.csv", content), "a.csv", problems) == [
+        (2, {"a": "007", "b": "NA"}), (3, {"a": 'two "words",\nlines', "b": ""}),
+        (6, {"a": "None", "b": "1e3"})]
     assert problems == []
 
 
 @pytest.mark.parametrize("content, where, code", [
-    ("", "a.csv", "empty_file"), ("a,b\n", "a.csv", "empty_file"), ("a;b\n1;2\n", "a.csv, row 1", "bad_separator"),
-    ("a,a\n1,2\n", "a.csv, row 1", "bad_column"), ("a,\n1,2\n", "a.csv, row 1", "bad_column"),
-    ("a,b\n1,2\n1\n", "a.csv, row 3", "ragged_row"), ("a,b\n1,2,3\n", "a.csv, row 2", "ragged_row"),
-    ('a,b\n1,2\n3,"x\ny\n', "a.csv, row 3 (up to line 4)", "bad_csv"), ('a,b\n1,"x"y\n', "a.csv, row 2 (up to line 2)", "bad_csv"),
+    ("", "a.csv", "empty_file"), ("a,b\n", "a.csv", "empty_file"),
+    ("a;b\n1;2\n", "a.csv, row 1", "bad_separator"), ("a,a\n1,2\n", "a.csv, row 1", "bad_column"),
+    ("a,\n1,2\n", "a.csv, row 1", "bad_column"), ("a,b\n1,2\n1\n", "a.csv, row 3", "ragged_row"),
+    ("a,b\n1,2,3\n", "a.csv, row 2", "ragged_row"),
+    ('a,b\n1,2\n3,"x\ny\n', "a.csv, row 3 (up to line 4)", "bad_csv"),
+    ('a,b\n1,"x"y\n', "a.csv, row 2 (up to line 2)", "bad_csv"),
     (b"a,b\n1,\xe9\n2,\xe8\n", "a.csv, line 2", "not_utf8"),
     ("a,b\n1,2\n".encode("utf-16"), "a.csv", "not_utf8"),
 ])
@@ -128,79 +141,110 @@ def test_a_csv_that_is_none(tmp_path, content, where, code):
 
 
 def test_a_parquet_file_that_is_none(tmp_path):
-    found = faults(tmp_path, corpus={"a.parquet": b"PAR1 no", "b.parquet": b"", "c.jsonl": as_jsonl(CHUNK)})
+    found = faults(tmp_path, corpus={"a.parquet": b"PAR1 no", "b.parquet": b"",
+                                     "c.jsonl": as_jsonl(CHUNK)})
     assert codes(found) == {"a.parquet": "bad_table", "b.parquet": "empty_file"}
 
 
 def test_columns_are_told_once_a_file(tmp_path):
-    rows = [{"chunk_id": f"c-{place}", "label": "A", "txt": "It was first held in 1966."} for place in range(3)]
+    rows = [{"chunk_id": f"c-{place}", "label": "A", "txt": HELD} for place in range(3)]
     found = faults(tmp_path, corpus={"a.csv": as_csv(*rows)})
+    fields = ("label", "txt", "doc_id", "citation_label", "text")
     assert {where for where in found if where.startswith("a.csv")} == {
-        "a.csv, label", "a.csv, txt", "a.csv, doc_id", "a.csv, citation_label", "a.csv, text"}
+        f"a.csv, {name}" for name in fields}
     assert found["a.csv, text"].mend == "the nearest is 'txt'"
 
 
 def test_a_blank_cell_names_its_row_and_field(tmp_path):
-    found = faults(tmp_path, corpus={"a.csv": as_csv(CHUNK, {**CHUNK, "chunk_id": "c-2", "text": " ", "year": "long ago"})},
-                   questions={"q.csv": as_csv(FLAT, {**FLAT, "question_id": ""})})
-    assert codes(found) == {"a.csv, row 3, year": "int_type", "a.csv, row 3, text": "missing", "q.csv, row 3, question_id": "missing"}
-    assert found["a.csv, row 3, year"].what == "found 'long ago', expected a whole number from 1600 to 2100"
+    blank = {**CHUNK, "chunk_id": "c-2", "text": " ", "year": "long ago"}
+    found = faults(tmp_path, corpus={"a.csv": as_csv(CHUNK, blank)}, questions={
+        "q.csv": as_csv(FLAT, {**FLAT, "question_id": "", "question": ""})})
+    assert codes(found) == {"a.csv, row 3, year": "int_type", "a.csv, row 3, text": "missing",
+                            "q.csv, row 3, question": "missing"}
+    assert found["a.csv, row 3, year"].what == (
+        "found 'long ago', expected a whole number from 1600 to 2100")
 
 
 # ---- names and defaults
 
 def test_your_names_and_our_defaults(tmp_path):
-    options = CorpusOptions({"chunk_id": "uid", "doc_id": "uid", "citation_label": "title", "text": "body", "question": "ask"},
-                            DEFAULTS, ("notes", "text"))
-    own = {"uid": "c-1", "title": "A", "body": CHUNK["text"], "year": "", "notes": "x", "text": "left out"}
+    names = {"chunk_id": "uid", "doc_id": "uid", "citation_label": "title", "text": "body",
+             "question": "ask"}
+    options = CorpusOptions(names, DEFAULTS, ("notes", "text"))
+    own = {"uid": "c-1", "title": "A", "body": CHUNK["text"], "year": "", "notes": "x",
+           "text": "left out"}
     asked = {"ask" if name == "question" else name: value for name, value in FLAT.items()}
     for content in ({"a.csv": as_csv(own)}, {"a.jsonl": as_jsonl({**own, "year": None})}):
         folder = tmp_path / next(iter(content))
         chunks, questions = load(folder, content, {"q.csv": as_csv(asked)}, options)
-        assert chunks["c-1"].text == CHUNK["text"] and chunks["c-1"].year == 1966 and questions[0].question == "When?"
+        assert (chunks["c-1"].text, chunks["c-1"].year) == (CHUNK["text"], 1966)
+        assert questions[0].question == "When?"
 
 
 def test_a_column_that_is_mapped_away_is_told(tmp_path):
     options = CorpusOptions({"text": "body", "question": "ask"}, DEFAULTS)
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl({**CHUNK, "body": CHUNK["text"]})}, options=options)
+    rows = as_jsonl({**CHUNK, "body": CHUNK["text"]})
+    found = faults(tmp_path, corpus={"a.jsonl": rows}, options=options)
     assert "data.fields reads text from 'body'" in found["a.jsonl, line 1, text"].mend
-    assert found["q.csv, question"].what.startswith("no field of a question") or "no column 'ask'" in found["q.csv, question"].what
+    assert "no column 'ask'" in found["q.csv, question"].what
 
 
 def test_a_default_that_is_missing_is_named(tmp_path):
-    bare = {name: value for name, value in CHUNK.items() if name not in DEFAULTED_FIELDS}
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(bare)}, options=CorpusOptions())
-    assert found["a.jsonl, line 1, license"].mend == "give it in the file, or as data.defaults.license"
-    assert load(tmp_path / "again", {"a.jsonl": as_jsonl(bare)})[0]["c-1"].license == "CC0-1.0"
+    rows = as_jsonl({name: value for name, value in CHUNK.items() if name not in DEFAULTS})
+    found = faults(tmp_path, corpus={"a.jsonl": rows}, options=CorpusOptions())
+    assert found["a.jsonl, line 1, license"].mend == (
+        "give it in the file, or as data.defaults.license")
+    assert load(tmp_path / "again", {"a.jsonl": rows})[0]["c-1"].license == "CC0-1.0"
 
 
-DEFAULTED_FIELDS = tuple(DEFAULTS)
+def data_section(**changes):
+    return load_config(ROOT / "configs" / "demo.cpu.yaml",
+                       {f"data.{name}": value for name, value in changes.items()}).data
 
 
 def test_a_config_becomes_options():
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.defaults": {"year": 2001}, "data.fields": {"text": "body"}})
-    options = corpus_options(config.data)
-    assert options.defaults == {"year": 2001} and options.fields == {"text": "body"} and options.max_chunk_words == 400
+    options = corpus_options(data_section(defaults={"year": 2001}, fields={"text": "body"}))
+    assert options.defaults == {"year": 2001} and options.fields == {"text": "body"}
+    assert options.max_chunk_words == 400 and 40 <= options.chunk_words <= 180
+
+
+def test_the_system_message_is_the_projects_or_ones_own():
+    messages = [{"role": "system", "content": system_prompt()}, {"role": "user", "content": "Who?"}]
+    record = {"persona": "educator", "mode": "base_adapter_rag", "messages": messages}
+    assert with_system_prompt(record, data_section().system_prompt) == record
+    own = data_section(system_prompt="You teach {persona}. {schema}").system_prompt
+    first, *rest = with_system_prompt(record, own)["messages"]
+    assert first["content"].startswith("You teach ") and '{"evidence"' in first["content"]
+    assert "{persona}" not in first["content"] and rest == messages[1:]
+    with pytest.raises(PromptError):
+        with_system_prompt({**record, "mode": "none"}, own)
 
 
 # ---- texts
 
 def test_texts_become_chunks(tmp_path):
-    texts = {"Böll, H.md": "---\ntitle: A house\nyear: 1959\nsource: A library\nurl: https://example.org/b\ntags: [a, b]\n---\nOne.\n\n## Two\n\nThree.",
+    front = ("---\ntitle: A house\nyear: 1959\nsource: A library\n"
+             "url: https://example.org/b\ntags: [a, b]\n---\n")
+    texts = {"Böll, H.md": f"{front}One.\n\n## Two\n\nThree.",
              "sub/文.txt": "# no heading here\r\nIt was first\rheld in 1966."}
     chunks, questions = load(tmp_path, texts, {"q.csv": as_csv({**FLAT, "evidence_chunk_id": ""})})
     first, second, third = chunks.values()
-    assert (first.chunk_id, first.doc_id, first.citation_label, first.text) == ("Boll-H-01", "Boll-H", "A house", "One.")
-    assert (second.chunk_id, second.citation_label, second.text) == ("Boll-H-02", "A house: Two", "## Two\n\nThree.")
-    assert (second.year, second.source_org, second.canonical_url, second.tags) == (1959, "A library", "https://example.org/b", ("a", "b"))
+    assert (first.chunk_id, first.doc_id, first.citation_label, first.text) == (
+        "Boll-H-01", "Boll-H", "A house", "One.")
+    assert (second.chunk_id, second.citation_label, second.text) == (
+        "Boll-H-02", "A house: Two", "## Two\n\nThree.")
+    assert (second.year, second.source_org, second.canonical_url, second.tags) == (
+        1959, "A library", "https://example.org/b", ("a", "b"))
     assert (third.chunk_id, third.year, third.citation_label) == ("sub-01", 1966, "文")
     assert third.text == "# no heading here\nIt was first\nheld in 1966."
     assert questions[0].chunk_ids == ("sub-01",)
 
 
 @pytest.mark.parametrize("content, where, code", [
-    ("", "a.md", "empty_file"), (" \n\n", "a.md", "empty_file"), ("---\nyear: 1966\n---\n", "a.md", "empty_file"),
-    (b"One.\nTwo \xe9.\n", "a.md, line 2", "not_utf8"), ("One.".encode("utf-16"), "a.md", "not_utf8"),
+    ("", "a.md", "empty_file"), (" \n\n", "a.md", "empty_file"),
+    ("---\nyear: 1966\n---\n", "a.md", "empty_file"),
+    (b"One.\nTwo \xe9.\n", "a.md, line 2", "not_utf8"),
+    ("One.".encode("utf-16"), "a.md", "not_utf8"),
     ("---\nyear: 1966\ntitle: a: b\n---\nOne.", "a.md, line 3", "bad_front_matter"),
     ("---\njust text\n---\nOne.", "a.md, line 1", "bad_front_matter"),
     ("---\nlayout: post\n---\nOne.", "a.md, front matter, 'layout'", "extra_forbidden"),
@@ -211,24 +255,29 @@ def test_texts_become_chunks(tmp_path):
     ("One.\n\n# Long\n\n" + "word " * 401, "a.md, line 3, text", "long_chunk"),
 ])
 def test_a_text_that_cannot_be_used(tmp_path, content, where, code):
-    found = faults(tmp_path, corpus={"a.md": content, "b.txt": "It was first held in 1966."}, questions={
-        "q.csv": as_csv({**FLAT, "evidence_chunk_id": "b-01"})})
+    questions = {"q.csv": as_csv({**FLAT, "evidence_chunk_id": "b-01"})}
+    found = faults(tmp_path, corpus={"a.md": content, "b.txt": HELD}, questions=questions)
     assert codes(found) == {where: code}
 
 
 def test_a_text_stays_as_its_author_wrote_it(tmp_path):
-    text = "# Candles\n\nIt was first held\nin 1966. Seven candles burn. Dr. King\nwas not there.\n\n- One item. It goes on.\n- Another [3]."
-    rows = (("q-1", "Seven", "", "Seven candles burn. Dr. King was not there."), ("q-2", "1966", "a-01", "held in  1966.\nSeven"),
-            ("q-3", "goes on", "a-01", "It goes on."), ("q-4", "Another", "", "Another"))
-    chunks, questions = load(tmp_path, {"a.md": text}, {"q.csv": as_csv(*(
-        {**FLAT, "question_id": name, "answer": answer, "aliases": "", "evidence_chunk_id": chunk, "evidence_quote": quote}
-        for name, answer, chunk, quote in rows))})
+    text = ("# Candles\n\nIt was first held\nin 1966. Seven candles burn. Dr. King\nwas not there."
+            "\n\n- One item. It goes on.\n- Another [3].")
+    rows = {  # short answer: quote, quote as it stands, answer in a sentence
+        "Seven": ("Seven candles burn. Dr. King was not there.",
+                  "Seven candles burn. Dr. King\nwas not there.",
+                  "Seven candles burn. [1] Dr. King was not there. [1]"),
+        "1966": ("held in  1966.\nSeven", "held\nin 1966. Seven",
+                 "It was first held in 1966. [1] Seven candles burn. [1]"),
+        "goes on": ("It goes on.", "It goes on.", "One item. [1] It goes on. [1]"),
+        "Another": ("Another", "Another", "Another. [1]")}
+    table = as_csv(*({"question": f"{answer}?", "answer": answer, "evidence_quote": quote}
+                     for answer, (quote, *_) in rows.items()))
+    chunks, questions = load(tmp_path, {"a.md": text}, {"q.csv": table})
     assert chunks["a-01"].text == text
-    assert [question.evidence[0].quote for question in questions] == [
-        "Seven candles burn. Dr. King\nwas not there.", "held\nin 1966. Seven", "It goes on.", "Another"]
+    assert [(question.evidence[0].quote, question.answer) for question in questions] == [
+        (quote, answer) for _, quote, answer in rows.values()]
     assert all(question.evidence[0].chunk_id == "a-01" for question in questions)
-    assert [question.statement for question in questions] == [
-        "Seven candles burn. Dr. King was not there. [1]", "It was first held in 1966. Seven candles burn. [1]", "One item. It goes on. [1]", "Another. [1]"]
 
 
 def test_front_matter_needs_two_lines():
@@ -238,10 +287,12 @@ def test_front_matter_needs_two_lines():
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path):
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK), "b.xlsx": b"PK", "c.txt": "One."}, questions={
-        "q.csv": as_csv(FLAT), "q.txt": "Why?"})
-    assert codes(found) == {"b.xlsx": "unknown_format", "corpus": "mixed_folder", "q.txt": "unknown_format"}
-    with pytest.raises(MissingFile, match="corpus.*questions.* are not there"):
+    found = faults(
+        tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK), "b.xlsx": b"PK", "c.txt": "One."},
+        questions={"q.csv": as_csv(FLAT), "q.txt": "Why?"})
+    assert codes(found) == {"b.xlsx": "unknown_format", "corpus": "mixed_folder",
+                            "q.txt": "unknown_format"}
+    with pytest.raises(MissingFile, match="corpus and .*questions are not there"):
         load_corpus(tmp_path / "x" / "corpus", tmp_path / "x" / "questions")
     with pytest.raises(DataError, match="notes.xls: a file that can't be read"):
         load_corpus(put(tmp_path / "notes.xls", b""), tmp_path / "questions" / "q.csv")
@@ -253,60 +304,77 @@ def test_ids_are_made_of_names():
 
 
 def test_two_files_with_one_id(tmp_path):
-    found = faults(tmp_path, corpus={"a b.md": "It was first held in 1966.", "a-b.md": "One."}, questions={
+    found = faults(tmp_path, corpus={"a b.md": HELD, "a-b.md": "One."}, questions={
         "q.csv": as_csv({**FLAT, "evidence_chunk_id": "a-b-01"})})
     assert codes(found) == {"a-b.md, line 1": "duplicate_id"}
 
 
 def test_headings_begin_chunks_and_paragraphs_are_kept():
-    text = "Lead.\n\n# A\n\n## B\n\nOne two. Three four.\n\nFive six seven.\n\nC\n===\n- x\n- y\n\n```\n# code\n\nmore\n```\n# D"
+    text = ("Lead.\n\n# A\n\n## B\n\nOne two. Three four.\n\nFive six seven.\n\nC\n===\n- x\n- y"
+            "\n\n```\n# code\n\nmore\n```\n# D")
     assert [(piece.line, piece.heading, piece.text) for piece in split_text(text, 8)] == [
-        (1, "", "Lead."), (3, "B", "# A\n\n## B\n\nOne two. Three four."), (9, "B", "Five six seven."), (11, "C", "C\n===\n- x\n- y"),
+        (1, "", "Lead."), (3, "B", "# A\n\n## B\n\nOne two. Three four."),
+        (9, "B", "Five six seven."), (11, "C", "C\n===\n- x\n- y"),
         (16, "C", "```\n# code\n\nmore\n```"), (21, "D", "# D")]
 
 
 def test_a_long_paragraph_is_parted_between_sentences():
-    pieces = split_text("Dr. King spoke in 1963. He wrote letters, too.\nThis sentence alone is longer than the limit is. End.", 6)
-    assert [piece.text for piece in pieces] == ["Dr. King spoke in 1963.", "He wrote letters, too.",
-                                                "This sentence alone is longer than the limit is.", "End."]
+    sentences = ["Dr. King spoke in 1963.", "He wrote letters, too.",
+                 "This sentence alone is longer than the limit is.", "End."]
+    pieces = split_text("{} {}\n{} {}".format(*sentences), 6)
+    assert [piece.text for piece in pieces] == sentences
     assert [piece.line for piece in pieces] == [1, 1, 2, 2]
 
 
 LINE = st.one_of(
-    st.sampled_from(["", "", "# A", "## B c ##", "===", "---", "```", "~~~", "- item one. Two", "> said", "1. first", "| a | b |",
-                     "He came. She left", "Dr. Du Bois wrote. “It is so!” he said. Then", "U.S. law of 1863 [1]. No", "#", "a\rb\r\nc"]),
-    st.text(st.characters(codec="utf-8"), max_size=30), st.text("ab. !?#-`\n\"“”[1]…", max_size=40))
+    st.sampled_from([
+        "", "", "# A", "## B c ##", "===", "---", "```", "~~~", "- item one. Two", "> said",
+        "1. first", "| a | b |", "He came. She left",
+        "Dr. Du Bois wrote. “It is so!” he said. Then",
+        "U.S. law of 1863 [1]. No", "#", "a\rb\r\nc"]),
+    st.text(st.characters(codec="utf-8"), max_size=30),
+    st.text("ab. !?#-`\n\"“”[1]…", max_size=40))
 
 
 @FUZZ
 @given(st.lists(LINE, max_size=12).map("\n".join), st.integers(1, 12), st.booleans())
 def test_no_word_is_lost_and_no_limit_broken(text, most, markdown):
-    pieces, text = split_text(text, most, markdown), text.replace("\r\n", "\n").replace("\r", "\n")
-    place = 0
+    pieces = split_text(text, most, markdown)
+    text, place = text.replace("\r\n", "\n").replace("\r", "\n"), 0
     for piece in pieces:
         found = text.index(piece.text, place)
-        assert not text[place:found].strip() and piece.text.strip() == piece.text and piece.line == text.count("\n", 0, found) + 1
+        assert not text[place:found].strip() and piece.text.strip() == piece.text
+        assert piece.line == text.count("\n", 0, found) + 1
         place = found + len(piece.text)
-        if len(piece.text.split()) > most and not (piece.heading and piece.heading in piece.text) and not re.search("```|~~~|[\"“”]", text):
+        has_heading = piece.heading and piece.heading in piece.text
+        if len(piece.text.split()) > most and not has_heading \
+                and not re.search("```|~~~|[\"“”]", text):
             assert len(split_text(piece.text, 1, markdown=False)) == 1
     assert not text[place:].strip()
 
 
 @FUZZ
-@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), max_size=8), st.integers(9, 30))
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), max_size=8),
+       st.integers(9, 30))
 def test_paragraphs_are_packed_within_the_limit(paragraphs, most):
-    text = "\n\n".join(" ".join(" ".join(["Word"] * size) + "." for size in sizes) for sizes in paragraphs)
+    text = "\n\n".join(" ".join(" ".join(["Word"] * size) + "." for size in sizes)
+                       for sizes in paragraphs)
     pieces = split_text(text, most)
     assert all(len(piece.text.split()) <= most and piece.text.endswith(".") for piece in pieces)
     assert " ".join(piece.text for piece in pieces).split() == text.split()
 
 
+FRONT = st.lists(LINE, max_size=8).map(
+    lambda lines: "\n".join(["---", "year: 1966", "---", *lines]).encode())
+
+
 @FUZZ
-@given(st.binary(max_size=80) | st.lists(LINE, max_size=8).map(lambda lines: "\n".join(["---", "year: 1966", "---", *lines]).encode()))
+@given(st.binary(max_size=80) | FRONT)
 def test_whatever_a_text_holds_chunks_or_a_sentence(tmp_path, content):
     put(tmp_path / "corpus" / "a.md", content)
-    put(tmp_path / "corpus" / "b.md", "It was first held in 1966.")
-    questions = put(tmp_path / "q.jsonl", as_jsonl({**QUESTION, "evidence": [{"chunk_id": "b-01", "quote": "first held in 1966"}]}))
+    put(tmp_path / "corpus" / "b.md", HELD)
+    evidence = [{"chunk_id": "b-01", "quote": "first held in 1966"}]
+    questions = put(tmp_path / "q.jsonl", as_jsonl({**QUESTION, "evidence": evidence}))
     try:
         assert "b-01" in load_corpus(tmp_path / "corpus", questions, OPTIONS)[0]
     except DataError as error:
@@ -314,144 +382,79 @@ def test_whatever_a_text_holds_chunks_or_a_sentence(tmp_path, content):
 
 
 @settings(FUZZ, max_examples=40)
-@given(st.binary(max_size=60) | st.text('ab,"\n\r ;\t|', max_size=40).map(lambda text: f"chunk_id,text\n{text}".encode()))
+@given(st.binary(max_size=60) | st.text('ab,"\n\r ;\t|', max_size=40).map(
+    lambda text: f"chunk_id,text\n{text}".encode()))
 def test_whatever_a_csv_holds_rows_or_a_sentence(tmp_path, content):
     problems = []
     rows = read_csv(put(tmp_path / "a.csv", content), "a.csv", problems)
     assert all(problem.where.startswith("a.csv") for problem in problems)
     if not problems:
         text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-        written = [cells for cells in csv.reader(io.StringIO(text, newline="")) if "".join(cells).strip()]
+        written = [[cell for cell in cells if cell.strip()]
+                   for cells in csv.reader(io.StringIO(text, newline=""))]
         assert [[cell for cell in row.values() if cell.strip()] for _, row in rows] == \
-            [[cell for cell in cells if cell.strip()] for cells in written[1:]]
-
-
-# ---- questions
-
-def test_what_a_question_need_not_say_is_filled_in(tmp_path):
-    chunk = {**CHUNK, "text": "Nobody knew. It was first held in 1966 [4], says Dr. King. Seven candles burn. They are lit."}
-    two = {"question_id": "q-2", "question": "What?", "answer": "Seven", "evidence": [{"quote": "first held"}, {"quote": "candles burn. They"}]}
-    _, asked = load(tmp_path, {"a.jsonl": as_jsonl(chunk)}, {"q.jsonl": as_jsonl({**FLAT, "aliases": [], "evidence_chunk_id": None,
-                                                                                  "evidence_quote": "first held"}, two)})
-    assert asked[0].chunk_ids == ("c-1",) and asked[0].statement == "It was first held in 1966, says Dr. King. [1]"
-    assert asked[1].statement == "It was first held in 1966, says Dr. King. [1] Seven candles burn. They are lit. [2]"
-
-
-def test_two_quotes_of_one_sentence_share_it():
-    chunks = {"c-1": Chunk.model_validate(CHUNK)}
-    evidence = [{"chunk_id": "c-1", "quote": "was first"}, {"chunk_id": "c-1", "quote": "in 1966"}]
-    assert default_statement(evidence, chunks) == "It was first held in 1966. [1] [2]"
-    assert default_statement([{"chunk_id": "c-1", "quote": "never"}], chunks) is None
-    assert quoted_sentence("One\n\n- It was held", "It was") == "It was held"
-
-
-@pytest.mark.parametrize("missing, mend", [
-    ("the host.", 'write "the host"'), ("who held it?", 'write "who held it"'), ("the\nhost", 'write "the host"'), (" the host", 'write "the host"'), ("ማን ነበረች። ?", 'write "ማን ነበረች።"'),
-    ("the host. ", 'write "the host"'), (" ", "say in words"), (".", "say in words"), ("x" * 301, "say in words"),
-])
-def test_what_a_refusal_lacks_is_a_phrase_that_a_sentence_goes_on_with(tmp_path, missing, mend):
-    found = faults(tmp_path, questions={"q.jsonl": as_jsonl({**MISS, "missing": missing})})
-    problem = found["q.jsonl, line 1, missing"]
-    assert problem.mend.startswith(mend) and "a noun phrase on one line" in problem.what and len(found) == 1
-
-
-def test_a_phrase_of_a_refusal_shows_no_mark(tmp_path):
-    found = faults(tmp_path, questions={"q.csv": as_csv({**MISS, "answer": "", "missing": "the host [3]"})})
-    assert codes(found) == {"q.csv, row 2, missing": "refusal_with_marks"}
-
-
-@pytest.mark.parametrize("missing", ["the host", "x", "x" * 300, "Dr. King's “first” paper, No. 3", None])
-def test_phrases_that_are_fine(tmp_path, missing):
-    rows = as_jsonl({**MISS, "missing": missing}), as_csv({**MISS, "question_id": "q-3", "answer": "", "missing": missing or ""})
-    _, questions = load(tmp_path, questions={"q.jsonl": rows[0], "r.csv": rows[1]})
-    assert [question.missing for question in questions] == [missing, missing]
-
-
-def test_evidence_in_more_sentences_than_an_answer_points_at(tmp_path):
-    chunk = {**CHUNK, "text": " ".join(f"It was first held in {year}." for year in range(1966, 1976))}
-    row = {**QUESTION, "statement": "It was first held in 1966. [1]", "evidence": [{"chunk_id": "c-1", "quote": chunk["text"][:-30]}]}
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(chunk)}, questions={"q.jsonl": as_jsonl(row)})
-    assert codes(found) == {"q.jsonl, line 1, evidence": "too_much_evidence"} and "lies in 9 sentences" in found["q.jsonl, line 1, evidence"].what
-
-
-@pytest.mark.parametrize("mark", ["[2]", "[01]", "[1, 2]", "[ 3 ]", "[1–2]", "[12345]"])
-def test_a_statement_with_any_other_number_in_brackets_is_told(tmp_path, mark):
-    found = faults(tmp_path, questions={"q.jsonl": as_jsonl({**QUESTION, "statement": f"It was first held in 1966. [1] {mark}"})})
-    assert codes(found) == {"q.jsonl, line 1, statement": "mark_without_evidence"} and mark in found["q.jsonl, line 1, statement"].what
-
-
-def test_a_quote_in_no_chunk_or_in_several(tmp_path):
-    again = {**CHUNK, "chunk_id": "c-2"}
-    rows = [{**FLAT, "question_id": f"q-{place}", "evidence_chunk_id": "", "evidence_quote": quote}
-            for place, quote in enumerate(("first held in 1966", "First Held during 1966", "zzz zzz"))]
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK, again)}, questions={"q.csv": as_csv(*rows)})
-    assert codes(found) == {f"q.csv, row {row}, evidence.0.chunk_id": code for row, code in
-                            ((2, "ambiguous_quote"), (3, "quote_not_in_chunk"), (4, "quote_not_in_chunk"))}
-    assert "'first held in 1966.'" in found["q.csv, row 3, evidence.0.chunk_id"].mend
-    assert found["q.csv, row 4, evidence.0.chunk_id"].mend == "copy it from the chunk's text"
-
-
-def test_hints_name_the_nearest(tmp_path):
-    other = {**CHUNK, "chunk_id": "c-2", "text": "Kwanzaa has seven days."}
-    rows = [{**FLAT, "question_id": "a", "evidence_quote": "seven days"}, {**FLAT, "question_id": "b", "evidence_quote": "It was FIRST held"},
-            {**FLAT, "question_id": "c", "evidence_chunk_id": "c_1"}, {**FLAT, "question_id": "d", "answer": "1967", "aliases": ""}]
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK, other)}, questions={"q.csv": as_csv(*rows)})
-    assert [problem.mend for problem in found.values()] == [
-        "it stands in c-2", "the nearest passage, in c-1, is 'It was first held'", "the nearest is 'c-1'",
-        "name the answer in it, or add an alias"]
-
-
-def test_a_bad_chunk_does_not_make_its_questions_bad(tmp_path):
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl({**CHUNK, "year": "x"}, {**CHUNK, "chunk_id": "c-2"})})
-    assert codes(found) == {"a.jsonl, line 1, year": "int_type"}
-
-
-def test_evidence_is_said_once(tmp_path):
-    found = faults(tmp_path, questions={"q.jsonl": as_jsonl({**QUESTION, "evidence_quote": "first held in 1966"})})
-    assert codes(found) == {"q.jsonl, line 1, evidence": "shape"}
-
-
-@pytest.mark.parametrize("quote, text, passage", [
-    ("a b", "", ""), ("", "a b", ""), ("x y", "a b", ""), ("A, b", "z a b c", "a b"), ("a b c d", "a b", "a b"), ("!?", "a", "")])
-def test_nearest_passages(quote, text, passage):
-    assert nearest_passage(quote, text) == passage
-
-
-@FUZZ
-@given(st.text("ab .,", max_size=30), st.text("ab .,", max_size=60))
-def test_a_nearest_passage_is_verbatim(quote, text):
-    assert nearest_passage(quote, text) in text
+            [cells for cells in written if cells][1:]
 
 
 # ---- lines
 
 def test_line_ends_may_be_mixed(tmp_path):
     rows = [json.dumps({**CHUNK, "chunk_id": f"c-{place}"}).encode() for place in range(1, 5)]
-    chunks, _ = load(tmp_path, {"a.jsonl": rows[0] + b"\n" + rows[1] + b"\r\n" + rows[2] + b"\r" + rows[3]}, {
-        "q.csv": as_csv(FLAT).replace("\r\n", "\r")})
-    assert len(chunks) == 4
+    content = rows[0] + b"\n" + rows[1] + b"\r\n" + rows[2] + b"\r" + rows[3]
+    questions = {"q.csv": as_csv(FLAT).replace("\r\n", "\r")}
+    assert len(load(tmp_path, {"a.jsonl": content}, questions)[0]) == 4
 
 
 def test_control_characters_are_told_with_their_field(tmp_path):
     evidence = [{"chunk_id": "c-1", "quote": "first held in 1966\x1b"}]
-    found = faults(tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK, {**CHUNK, "chunk_id": "c-2", "text": "a\x85b"})},
-                   questions={"q.jsonl": as_jsonl({**QUESTION, "evidence": evidence, "topic": "tab\tand\nline are fine"})})
-    assert codes(found) == {"a.jsonl, line 2, text": "control_character", "q.jsonl, line 1, evidence": "control_character"}
+    question = {**QUESTION, "evidence": evidence, "topic": "tab\tand\nline are fine"}
+    found = faults(
+        tmp_path, questions={"q.jsonl": as_jsonl(question)},
+        corpus={"a.jsonl": as_jsonl(CHUNK, {**CHUNK, "chunk_id": "c-2", "text": "a\x85b"})})
+    assert codes(found) == {"a.jsonl, line 2, text": "control_character",
+                            "q.jsonl, line 1, evidence": "control_character"}
     assert found["a.jsonl, line 2, text"].what == "a control character, U+0085 at character 2"
 
 
 def test_all_problems_of_all_files_come_at_once(tmp_path):
-    found = faults(
-        tmp_path, corpus={"a.jsonl": as_jsonl(CHUNK) + "{half", "b.csv": as_csv({**CHUNK, "chunk_id": "c 2"}), "c.csv": b"\xff,b\n1,2\n",
-                          "d.parquet": b"no"}, questions={"q.csv": as_csv(FLAT, {**FLAT, "question_id": "q-2", "persona": "poet"})})
-    assert codes(found) == {"a.jsonl, line 2": "bad_json", "b.csv, row 2, chunk_id": "string_pattern_mismatch", "c.csv, line 1": "not_utf8",
-                            "d.parquet": "bad_table", "q.csv, row 3, persona": "literal_error"}
+    corpus = {"a.jsonl": as_jsonl(CHUNK) + "{half", "b.csv": as_csv({**CHUNK, "chunk_id": "c 2"}),
+              "c.csv": b"\xff,b\n1,2\n", "d.parquet": b"no"}
+    questions = as_csv(FLAT, {**FLAT, "question_id": "q-2", "persona": "poet"})
+    assert codes(faults(tmp_path, corpus=corpus, questions={"q.csv": questions})) == {
+        "a.jsonl, line 2": "bad_json", "b.csv, row 2, chunk_id": "string_pattern_mismatch",
+        "c.csv, line 1": "not_utf8", "d.parquet": "bad_table",
+        "q.csv, row 3, persona": "literal_error"}
+
+
+def test_a_bad_chunk_does_not_make_its_questions_bad(tmp_path):
+    rows = as_jsonl({**CHUNK, "year": "x"}, {**CHUNK, "chunk_id": "c-2"})
+    found = faults(tmp_path, corpus={"a.jsonl": rows})
+    assert codes(found) == {"a.jsonl, line 1, year": "int_type"}
+
+
+# ---- from a table to records
+
+def test_a_corpus_with_nothing_but_simple_questions_becomes_records(tmp_path):
+    names = ("okra corn beans squash yams peas rice greens millet melons peanuts sorghum peppers "
+             "onions garlic beets kale lettuce cabbage carrots turnips potatoes radishes").split()
+    texts = {f"{name}.txt": f"A bed of {name} takes {place + 3} packets of seed. It is large."
+             for place, name in enumerate(names)}
+    rows = [{"question": f"How many packets do {name} take?", "answer": f"{place + 3} packets",
+             "evidence_quote": f"{name} takes {place + 3} packets"}
+            for place, name in enumerate(names)]
+    chunks, questions = load(tmp_path, texts, {"q.csv": as_csv(*rows)})
+    assert questions[0].answer == "A bed of okra takes 3 packets of seed. [1]"
+    records = list(generate_records(chunks, questions))
+    assert {split for split, _ in records} == {"train", "dev", "eval", "sealed"}
+    assert {record["answerable"] for _, record in records} == {True, False}
+    assert {record["category"] for _, record in records} >= {"citation_required", "refusal"}
 
 
 # ---- retrieval
 
 def chunks_of(*texts):
-    return [Chunk.model_validate({**CHUNK, "chunk_id": f"c-{place}", "text": text}) for place, text in enumerate(texts)]
+    return [Chunk.model_validate({**CHUNK, "chunk_id": f"c-{place}", "text": text})
+            for place, text in enumerate(texts)]
 
 
 def letters(texts):
@@ -473,40 +476,16 @@ def test_scores_are_cosines():
 
 
 @pytest.mark.parametrize("encode", [
-    lambda texts: [1.0] * len(texts), lambda texts: [[1.0]], lambda texts: [["a"]] * len(texts), lambda texts: None,
-    lambda texts: [[float("nan")]] * len(texts), lambda texts: [[1], [1, 2], [3]][:len(texts)]])
+    lambda texts: [1.0] * len(texts), lambda texts: [[1.0]], lambda texts: [["a"]] * len(texts),
+    lambda texts: None, lambda texts: [[float("nan")]] * len(texts),
+    lambda texts: [[1], [1, 2], [3]][:len(texts)]])
 def test_an_encoder_that_is_none(encode):
     with pytest.raises(EmbeddingError):
         EmbeddingRetriever(chunks_of("x", "y", "z"), encode)
 
 
 def test_an_encoder_that_changes_its_width():
-    retriever = EmbeddingRetriever(chunks_of("x", "y"), lambda texts: np.ones((len(texts), len(texts))))
+    retriever = EmbeddingRetriever(
+        chunks_of("x", "y"), lambda texts: np.ones((len(texts), len(texts))))
     with pytest.raises(EmbeddingError, match="1 numbers for a text and 2 before"):
         retriever.search("x", 1)
-
-
-# ---- system prompts
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    chunks, questions = load(tmp_path_factory.mktemp("own"))
-    return list(split_records("train", chunks.values(), questions, PLANS["train"]))
-
-
-def data_section(**changes):
-    return load_config(ROOT / "configs" / "demo.cpu.yaml", {f"data.{name}": value for name, value in changes.items()}).data
-
-
-def test_without_a_word_in_the_config_the_system_message_is_the_default(records):
-    assert with_system_prompts(records, system_prompts(data_section())) == records
-    assert records[0]["messages"][0]["content"] == system_prompt(records[0]["persona"])
-
-
-def test_a_system_message_of_ones_own(records):
-    phrases = dict.fromkeys(("educator", "researcher", "creator", "builder"), "a gardener")
-    changed = with_system_prompts(records, system_prompts(data_section(system_prompt="You are {persona}. {schema}", personas=phrases)))
-    assert all(record["messages"][0]["content"].startswith('You are a gardener. {"evidence"') for record in changed)
-    assert [record["messages"][1:] for record in changed] == [record["messages"][1:] for record in records]
-    with pytest.raises(PromptError):
-        with_system_prompts([{**records[0], "mode": "none"}], system_prompts(data_section()))

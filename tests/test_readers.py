@@ -29,7 +29,9 @@ from kwanzaa_nb.train.lengths import spare_chunks, without_chunk
 from kwanzaa_nb.core.record import filled_in, question_of, read_records, shown_problems
 from kwanzaa_nb.evaluate.metrics import score
 from kwanzaa_nb.core.prompt import read_context, render_user, shown_text, split_user
-from kwanzaa_nb.data.records import count_by, count_rows, prompt_features
+from kwanzaa_nb.data.build import make_record
+from kwanzaa_nb.data.checks import prompt_features
+from kwanzaa_nb.data.write import count_by, count_rows
 from kwanzaa_nb.evaluate.red_team import asked_as, probes
 from kwanzaa_nb.report.evaluation import evaluation_page, page_rows
 from kwanzaa_nb.core.sentences import number_sentences
@@ -502,10 +504,8 @@ def test_any_value_in_a_corpus_is_named_or_builds_records_that_are_read(tmp_path
         str(error).encode()
         assert any(str(path[0]) in str(problem) for problem in error.problems) or path[0] in ("text", "chunk_id", "quote", "evidence", "answer", "statement")
         return
-    from kwanzaa_nb.data.records import make_record
-
     shown = [chunks[name] for name in questions[0].chunk_ids]
-    records = [make_record(questions[0], shown, category="citation_required", kind="answered", group="g")]
+    records = [make_record(questions[0], shown, "g")]
     use(read_records(written(tmp_path, *records), targets=True))
 
 

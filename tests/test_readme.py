@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,6 @@ def read(name):
 def commands(name):
     "Lines of a document that call `kwanzaa`, each without that word."
     return re.findall(r"^kwanzaa (.+)$", read(name).replace("\\\n", " "), re.MULTILINE)
-
-
-def rows(folder):
-    "All JSON lines of the files in a folder of data."
-    return [json.loads(line) for path in sorted((ROOT / "data" / folder).glob("*.jsonl"))
-            for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def mentioned(text):
@@ -115,37 +108,3 @@ def test_beside_the_demo_stands_the_best_of_the_stored_rules():
     names = {"minimal pairs, both right": "minimal_pair_accuracy"}
     best = {row: max((rule[names.get(row, row)] for rule in stored.values()), key=lambda rate: rate["value"]) for row in said}
     assert len(said) == 5 and said == {row: f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" for row, rate in best.items()}
-
-
-def test_counts_of_the_data_card():
-    chunks, documents = defaultdict(int), defaultdict(set)
-    for chunk in rows("corpus"):
-        chunks[chunk["namespace"]] += 1
-        documents[chunk["namespace"]].add(chunk["doc_id"])
-    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    said = {name: (int(first), int(second)) for name, first, second in re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|$", card, re.M)}
-    assert said == {name: (len(documents[name]), count) for name, count in chunks.items()}, "data/README.md counts otherwise"
-
-
-def test_kinds_of_the_data_card():
-    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    kinds = {row["kind"] for row in rows("questions") if row["answer"] is None}
-    assert kinds and kinds <= set(re.findall(r"^\| `(\w+)` \|", card, re.M))
-
-
-def test_fields_of_the_data_card():
-    card = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`(\w+)`", card.split("Fields of a chunk:")[1].split("\n\n")[0]))
-    assert named == {field for chunk in rows("corpus") for field in chunk}
-
-
-def test_configs_are_all_described():
-    text = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
-    described = set(re.findall(r"^\| `([\w.]+\.yaml)` \|", text, re.M))
-    assert described == {path.name for path in (ROOT / "configs").glob("*.yaml")}
-
-
-def test_licence_is_whole():
-    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
-    assert "Version 2.0, January 2004" in text and "9. Accepting Warranty or Additional Liability." in text
-    assert "END OF TERMS AND CONDITIONS" in text and text.rstrip().endswith("limitations under the License.")

@@ -55,6 +55,17 @@ def rows_of(raw, **more):
     return page_rows(asked, outputs, score_arms(outputs, asked))
 
 
+def test_the_earlier_turns_of_a_conversation_are_in_the_page():
+    record, _ = records()
+    system, user, target = record["messages"]
+    follow = {"role": "user", "content": "### Instruction:\nAnd <who> was it?"}
+    record["messages"] = [system, user, target, follow, target]
+    outputs = [{"id": "r1", "arm": "base", "raw": "", "finish_reason": "stop"}]
+    page = Page(evaluation_page("t", [record], outputs, score_arms(outputs, [record])))
+    assert "And <who> was it?" in page.text
+    assert "Asked before: When?Answered: In 1966. [1]" in page.text
+
+
 def test_every_record_and_arm_is_in_the_page():
     page, rows = page_of("Sure!"), rows_of("Sure!")
     assert [row["id"] for row in rows] == ["r1", "r2"] and list(rows[0]["arms"]) == ["base", "adapter"]

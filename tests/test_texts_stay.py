@@ -13,7 +13,8 @@ from made_run import make_run
 from ruamel.yaml import YAML
 
 from kwanzaa_nb.publish import staging
-from kwanzaa_nb.core.config import PATHS, Section, config_table, config_to_yaml, known_keys, load_config
+from kwanzaa_nb.core.config import (
+    PATHS, Section, config_table, config_to_yaml, known_keys, load_config)
 from kwanzaa_nb.publish.outgoing import OutgoingError, kinds_in
 from kwanzaa_nb.core.manifest import portable_config, read_manifest
 from kwanzaa_nb.core.stage import Stage
@@ -29,7 +30,8 @@ PATH_PARTS = [*"/\\~. x'\"\n:", "C:", "Users", "api", "home", "{rule}"]
 PATHISH = st.lists(st.sampled_from(PATH_PARTS), max_size=12).map("".join)
 TEXTS = (FREE | PATHISH).filter(lambda text: text.strip() and all(
     letter >= " " and letter != "\x7f" or letter in "\t\n" for letter in text))
-NO_SHRINK = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NO_SHRINK = settings(max_examples=30, deadline=None,
+                     suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def config_of(root, **changes):
@@ -51,7 +53,7 @@ def public(config, root):
 def test_texts_that_look_like_paths_are_published_as_they_are(tmp_path, text):
     phrase = text.replace("{", "(").replace("}", ")")
     config = config_of(tmp_path, **{
-        "data.system_prompt": text, "data.personas": {"educator": phrase},
+        "data.system_prompt": text,
         "data.ignore_fields": [phrase], "run.name": phrase, "adapter.target_modules": [phrase],
         "publishing.force_reason": phrase, "data.defaults": {"canonical_url": phrase}})
     assert public(config, tmp_path) == json.loads(json.dumps(config.model_dump(mode="json")))
@@ -70,7 +72,8 @@ def test_texts_that_look_like_paths_are_published_as_they_are(tmp_path, text):
 @example("0\x85 1\u2028 2")
 def test_any_text_stays_or_is_refused_by_its_key(tmp_path, text):
     config = config_of(tmp_path, **{"data.system_prompt": text})
-    assert portable_config(config.model_dump(mode="json"), tmp_path)["data"]["system_prompt"] == text
+    portable = portable_config(config.model_dump(mode="json"), tmp_path)
+    assert portable["data"]["system_prompt"] == text
     try:
         assert public(config, tmp_path)["data"]["system_prompt"] == text
     except OutgoingError as error:
@@ -79,8 +82,7 @@ def test_any_text_stays_or_is_refused_by_its_key(tmp_path, text):
 
 
 @pytest.mark.parametrize("key", [
-    "data.system_prompt", "data.personas.educator", "run.name", "data.ignore_fields.0",
-    "publishing.force_reason"])
+    "data.system_prompt", "run.name", "data.ignore_fields.0", "publishing.force_reason"])
 @pytest.mark.parametrize("what, words", [
     ("home", "somebody's folder|a path of the home folder"),
     ("root", "a path of the project's folder|of the temporary folder"),
@@ -93,7 +95,6 @@ def test_a_path_of_this_machine_and_a_token_are_refused(tmp_path, monkeypatch, k
     text = f"Look into {held} first."
     section, _, name = key.partition(".")
     change = {
-        "data.personas.educator": {"data.personas": {"educator": text}},
         "data.ignore_fields.0": {"data.ignore_fields": [text]}}.get(key, {key: text})
     config = config_of(tmp_path, **change)
     sentence = "published as the adapter was trained with them: take it out"
@@ -107,13 +108,16 @@ def test_a_path_of_this_machine_and_a_token_are_refused(tmp_path, monkeypatch, k
 
 
 def test_every_key_that_is_a_path_is_made_portable(tmp_path):
+    ends = ("_file", "_dir", "corpus", "questions", "_template")
     described = {".".join(path) for path, info in known_keys().items()
-                 if not (isinstance(info, type) and issubclass(info, Section)) and path[-1].endswith(("_file", "_dir", "corpus", "questions", "_template"))}
+                 if not (isinstance(info, type) and issubclass(info, Section))
+                 and path[-1].endswith(ends)}
     assert described <= set(PATHS)
     away = {key: f"/mnt/somewhere/{key}" for key in PATHS}
     config = config_of(tmp_path, **away)
     shown = dict(config_table(config))
-    assert {key: portable_config(shown[key], tmp_path, key) for key in PATHS} == {key: f".../{key}" for key in PATHS}
+    for key in PATHS:
+        assert portable_config(shown[key], tmp_path, key) == f".../{key}"
     assert "/mnt/" not in json.dumps(portable_config(config.model_dump(mode="json"), tmp_path))
     assert "/mnt/" not in staging.public_training_config(config_to_yaml(config), None, tmp_path)
 
@@ -128,7 +132,8 @@ def test_a_report_keeps_texts_and_loses_paths(tmp_path, text):
     outputs = [{
         "output_type": "stream", "name": "stdout",
         "text": [f"{text}\n", f"{tmp_path}/a.py:3: UserWarning\n"]},
-               {"output_type": "execute_result", "data": {"text/plain": [text], "text/html": f"<p>{text}</p>", "image/png": "/home/ada/x"}, "metadata": {}}]
+        {"output_type": "execute_result", "metadata": {}, "data": {
+            "text/plain": [text], "text/html": f"<p>{text}</p>", "image/png": "/home/ada/x"}}]
     book = {"cells": [{
         "cell_type": "code", "metadata": {"tags": ["injected-parameters"]},
         "source": source.splitlines(keepends=True), "outputs": outputs}],
@@ -137,7 +142,8 @@ def test_a_report_keeps_texts_and_loses_paths(tmp_path, text):
                 "output_path": f"{tmp_path}/out.ipynb"}}}
     made = json.loads(staging.public_notebook(json.dumps(book), tmp_path))
     cell, ran = made["cells"][0], made["metadata"]["papermill"]
-    values = {one.targets[0].id: ast.literal_eval(one.value) for one in ast.parse("".join(cell["source"])).body}
+    values = {one.targets[0].id: ast.literal_eval(one.value)
+              for one in ast.parse("".join(cell["source"])).body}
     wanted = {
         "config": "configs/x.yaml",
         "overrides": {"data.system_prompt": text, "data.corpus": ".../x.jsonl"},

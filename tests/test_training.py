@@ -59,7 +59,7 @@ def train(folder, rows=ROWS, effective=CPU, model=None, dev_rows=(), callbacks=(
 
 def at_decision(tokenizer, messages):
     "Tokens up to the decision, ids that answer, id that refuses."
-    (prompt,) = encode_prompts(tokenizer, [{"id": "a", "messages": messages[:2]}])
+    (prompt,) = encode_prompts(tokenizer, [{"id": "a", "messages": messages}])
     start, answering, refusing = decision_tokens(tokenizer)
     return [*prompt.tokens, *start], answering, refusing
 
@@ -319,19 +319,6 @@ def test_sampler_keeps_groups_and_covers_all(groups):
     assert list(GroupSampler(groups, seed=3)) == list(orders[0])
 
 
-def test_pairs_of_the_committed_records_fall_into_one_step():
-    "A step of the demo holds eight records; a pair over two steps pulls each to one side."
-    records = read_records(ROOT / "data" / "training" / "kwanzaa_train.jsonl")
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml")
-    size = config.training.per_device_train_batch_size * config.training.gradient_accumulation_steps
-    groups = [record["group"] for record in records]
-    order = list(GroupSampler(groups, config.run.seed))
-    steps = {}
-    for place, index in enumerate(order):
-        steps.setdefault(groups[index], set()).add(place // size)
-    assert [group for group, found in steps.items() if len(found) > 1] == []
-
-
 # records to rows
 
 
@@ -366,13 +353,12 @@ def test_limits_are_inclusive_and_lengths_are_counted():
                                                              for one in rows] == lengths["record"]
 
 
-def test_every_committed_record_fits_the_demo():
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml")
-    tokenizer = load_tokenizer(config)
-    for split in ("train", "dev", "eval"):
-        records = read_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl")
-        assert len(encode_records(tokenizer, records, config,
-                                  {tokenizer.eos_token_id})) == len(records)
+@pytest.mark.parametrize("split", ["train", "dev", "eval", "sealed"])
+def test_every_committed_record_fits_the_config_of_the_seed(smollm, split):
+    config = load_config(ROOT / "configs" / "train.adapter.qlora.yaml")
+    records = read_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl")
+    rows = encode_records(smollm, records, config, {smollm.eos_token_id})
+    assert len(rows) == len(records)
 
 
 # steps and arguments
@@ -466,24 +452,20 @@ def test_arguments_are_ones_that_trl_takes(tmp_path):
 # the decision
 
 
-def test_the_decision_of_every_committed_target_is_at_the_measured_token(smollm):
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_the_decision_of_every_committed_target_is_at_the_measured_token(smollm, split):
     sides = set()
-    for record in read_records(ROOT / "data" / "training" / "kwanzaa_eval.jsonl"):
+    for record in read_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl")[::3]:
+        refused = record["expected"]["completeness"] == "insufficient_data"
+        target = record["messages"][-1]["content"]
+        assert target.startswith(REFUSING if refused else DECISION)
+        assert refused is not target[len(DECISION)].isdigit()
         before, answering, refusing = at_decision(smollm, record["messages"])
         tokens = encode_chat(smollm, record["messages"])["input_ids"]
-        assert refusing not in answering and tokens[: len(before)] == before
-        assert tokens[len(before)] in (answering if record["answerable"]
-                                       else [refusing]), record["id"]
-        sides.add(record["answerable"])
+        assert refusing not in answering and tokens[:len(before)] == before
+        assert tokens[len(before)] in ([refusing] if refused else answering), record["id"]
+        sides.add(refused)
     assert sides == {True, False}
-
-
-def test_every_committed_target_begins_one_of_two_ways():
-    for record in read_records(ROOT / "data" / "training" / "kwanzaa_train.jsonl"):
-        target = record["messages"][-1]["content"]
-        assert target.startswith(DECISION)
-        assert target.startswith(REFUSING) is not record["answerable"]
-        assert record["answerable"] is target[len(DECISION)].isdigit()
 
 
 def test_the_probability_is_that_of_every_number_against_the_refusal():

@@ -67,7 +67,7 @@ def test_good_records(report_of):
     assert report.records == 3 and told(report) == [] and str(report) == "a.jsonl: 3 records, no problems"
 
 
-@pytest.mark.parametrize("split", ["train", "dev", "eval"])
+@pytest.mark.parametrize("split", ["train", "dev", "eval", "sealed"])
 def test_the_committed_records_have_no_problem(split):
     assert validate_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl").problems == ()
 
@@ -299,6 +299,15 @@ def test_lengths_masks_and_templates(report_of):
     assert told(report_of(record(), tokenizer=tokenizer)) == [("line 1, messages", "template")]
     tokenizer.chat_template = None
     assert told(report_of(record(), tokenizer=tokenizer)) == [("tokenizer", "template")]
+
+
+def test_of_a_conversation_the_last_answer_is_trained_on(report_of):
+    turn = [{"role": "user", "content": "### Instruction:\nWhich day?"}, record()["messages"][-1]]
+    messages = [*record(REFUSAL, "Which month?")["messages"], *turn]
+    found = preview_record(tiny_tokenizer(), {"messages": messages})
+    trained = [text for text, is_trained in found.pieces if is_trained]
+    assert trained == [f"{json.dumps(TARGET)}<|im_end|>"]
+    assert report_of({"messages": messages}).problems == ()
 
 
 def test_a_preview_shows_what_is_trained_on():

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OLD_HEADER', 'SEALED', 'Message', 'Chunk', 'Expected', 'Record', 'message_texts', 'has_key', 'is_old_form',
            'FieldProblem', 'message_problems', 'chunks_shown', 'filled_in', 'gold_problems', 'target_problems',
-           'shown_problems', 'checked_records', 'read_records', 'question_of', 'spread', 'is_sealed', 'sealed_beside',
-           'count_use']
+           'shown_problems', 'checked_records', 'read_records', 'prompt_of', 'question_of', 'turns_before', 'spread',
+           'is_sealed', 'sealed_beside', 'count_use']
 
 # %% ../../nbs/core/record.ipynb #15-002
 import hashlib
@@ -523,6 +523,14 @@ def read_records(
     return records
 
 # %% ../../nbs/core/record.ipynb #42-0091
+def prompt_of(
+    record: Record,
+) -> list[Message]:
+    "Return the messages that a model is asked with: all but an answer at their end."
+    messages = record["messages"]
+    return messages[:-1] if messages[-1]["role"] == "assistant" else messages
+
+
 def question_of(
     record: Record,
 ) -> str:  # "" without a user message
@@ -530,6 +538,24 @@ def question_of(
     users = [message["content"] for message in record.get("messages", [])
              if message["role"] == "user"]
     return split_user(users[-1] if users else "")[1]
+
+
+def _answer_text(target: str) -> str:
+    "Return the text of an answer; a target of another form as it stands."
+    try:
+        return json.loads(target)["answer"]["text"]
+    except (KeyError, TypeError, ValueError):
+        return target
+
+
+def turns_before(
+    record: Record,
+) -> list[tuple[str, str]]:  # question and answer, with marks; empty without earlier turns
+    "Return the earlier turns of a conversation."
+    texts = [message["content"] for message in record.get("messages", [])
+             if message["role"] != "system"]
+    pairs = zip(texts[:-2:2], texts[1:-2:2])
+    return [(split_user(user)[1], _answer_text(target)) for user, target in pairs]
 
 # %% ../../nbs/core/record.ipynb #44-004
 def spread(

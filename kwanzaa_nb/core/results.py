@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADLINES', 'RateResult', 'ArmResult', 'Comparison', 'Results', 'results_schema', 'write_run_schemas', 'save_results',
-           'load_results', 'rate_text', 'metrics_table', 'verdict']
+           'load_results', 'rate_text', 'metrics_table', 'sealed_sentence', 'verdict']
 
 # %% ../../nbs/core/results.ipynb #27-002
 import json
@@ -71,6 +71,7 @@ class Results(TypedDict):
     incomplete_answers: NotRequired[dict[str, str]]  # valid outputs that can't be completed, why
     experiment: NotRequired[dict[str, Any]]  # all that the outputs depend on
     inputs: NotRequired[dict[str, str | None]]  # hashes of the adapter and the records
+    sealed_uses: NotRequired[list[str]]  # of sealed records: date and run of each, this one last
 
 
 _RESULTS = TypeAdapter(Results)
@@ -155,6 +156,18 @@ def metrics_table(
     return Table(["metric", *columns, "difference"],
                  [[*row, shown.get(row[0], "")] for row in rows])
 
+# %% ../../nbs/core/results.ipynb #results-sealed
+def sealed_sentence(
+    results: "Results | None",
+) -> str:  # empty where the records are not sealed
+    "Say which use of the sealed records an evaluation was, and which ones came before."
+    *earlier, this = (results or {}).get("sealed_uses") or [""]
+    if not this:
+        return ""
+    listed = "; ".join(" ".join(use.split()) for use in earlier)
+    before = f"after {listed}" if earlier else "the first"
+    return f"Measured on the sealed records, use {len(earlier) + 1} of them: {before}."
+
 # %% ../../nbs/core/results.ipynb #60-068
 def verdict(
     folder: "str | Path",  # the run folder
@@ -167,7 +180,7 @@ def verdict(
     measured = load_results(folder)
     shown = "No results yet: the stage evaluate has not written any."
     if measured:
-        shown = str(metrics_table(measured))
+        shown = "\n".join(filter(None, [str(metrics_table(measured)), sealed_sentence(measured)]))
         status = read_manifest(folder)["stages"]["evaluate"]["status"]
         if status not in ("done", "not_run"):
             shown += "\nThe stage evaluate did not finish since; these numbers are older."

@@ -28,10 +28,9 @@ from ..core.record import Message, Record
 from ..core.sentences import sentence_spans
 from ..core.text import STOP_WORDS
 from .build import make_record
-from .checks import LeakIndex, copies, record_problems, word_set
+from .checks import LeakIndex, copies, record_problems
 from .corpus import Chunk, ChunkList
-from .questions import (
-    Question, check_question, complete_question, quoted_sentence, with_marks)
+from .questions import Question, check_question, complete_question
 from .retrieval import Retriever
 from ..model.backend import REFUSED, Backend, Decoding, Output, generate_pass, open_log
 
@@ -94,7 +93,7 @@ REASONS = {  # why a proposal is not accepted
     "no_name": "the question says he, she or they and names nobody",
     "off_subject": "the question shares no word with the passage and its title",
     "copied_question": "the question shares eight words in a row with the passage",
-    "copied_answer": "the answer shares eight words in a row with its evidence",
+    "copied_answer": "the answer shares eight words in a row with the passage",
     "adds_nothing": "the answer repeats the question",
     "gives_away": "what a refusal lacks contains the answer, or is a question",
     "twin": "a question that was accepted before is nearly the same",
@@ -165,7 +164,8 @@ def _row(values: Mapping[str, str], chunk: Chunk, place: int, origin: str) -> di
     if "answer" not in values:
         return row | {"type": "near_miss", "about": [chunk.chunk_id]}
     answer = " ".join(values["answer"].split())
-    row["answer"] = answer if BRACKETED.search(answer) else with_marks(answer, 1)
+    marked = " ".join(f"{answer[start:end]} [1]" for start, end in sentence_spans(answer))
+    row["answer"] = answer if BRACKETED.search(answer) else marked
     row["evidence"] = [{"chunk_id": chunk.chunk_id, "quote": values["quote"].strip()}]
     return complete_question(row, name, {chunk.chunk_id: chunk}, [])
 
@@ -210,7 +210,8 @@ _WHOLE = re.compile(r"[.!?][\"'”’)]*$")
 
 def _content(text: str) -> frozenset[str]:
     "Return the words of a text that carry its meaning."
-    return word_set(re.sub(r"\[\d+\]", "", text)) - STOP_WORDS
+    words = re.findall(r"\w+", re.sub(r"\[\d+\]", "", text).casefold())
+    return frozenset(words) - STOP_WORDS
 
 
 def question_faults(
@@ -245,7 +246,7 @@ def answer_faults(
         yield "no_sentence"
     if not new and not re.match(r"(?:yes|no)\b", answer, re.IGNORECASE):
         yield "adds_nothing"
-    if copies(answer, [quoted_sentence(chunk.text, question.evidence[0].quote)]):
+    if copies(answer, [chunk.text]):
         yield "copied_answer"
     if 2 * len(told) > len(new) or any(word.isdigit() for word in told):
         yield "gives_away"

@@ -18,7 +18,7 @@ from typing import Any
 from ..core.answer import AnswerError, ModelAnswer, parse_model_answer
 from ..core.errors import Problem, ProblemList
 from ..core.prompt import shown_text
-from ..core.record import Chunk, Record, question_of
+from ..core.record import Chunk, Record, has_key, question_of, turns_before
 from ..core.results import HEADLINES, ArmResult, Comparison, RateResult
 from ..core.sentences import Sentence, number_sentences
 from ..core.settings import METRICS
@@ -53,6 +53,7 @@ class Case:
     reference: str = ""  # a right answer in other words, without marks
     evidence: frozenset[int] = frozenset()  # numbers of the sentences that it cites
     missing: tuple[str, ...] = ()  # what the right answer says is missing
+    before: str = ""  # what was asked and answered in earlier turns, without marks
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-010
 def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
@@ -77,6 +78,13 @@ def _from_target(record: Record) -> dict[str, Any]:  # fields of `Case`
         return {}
     said = " ".join(claim.text for claim in split_claims(text)) if numbers else ""
     return {"reference": said, "evidence": numbers, "missing": missing}
+
+
+def _before(record: Record) -> str:
+    "Return the earlier questions of a conversation, and what was answered to them."
+    turns = turns_before(record)
+    said = [claim.text for _, text in turns for claim in split_claims(text)]
+    return " ".join([*(question for question, _ in turns), *said])
 
 
 def _gold(record: Record) -> frozenset[str]:
@@ -107,7 +115,7 @@ def read_cases(
             persona=record.get("persona") or "none", answerable=record.get("answerable"),
             pair=record.get("pair_id"), needs_citations=record.get("mode") != "creative",
             question=question_of(record), gold=_gold(record), groups=groups,
-            **_from_target(record),
+            before=_before(record), **_from_target(record),
             chunks=tuple((chunk["chunk_id"], chunk["text"]) for chunk in shown),
             sentences=tuple(number_sentences(shown)),
             secrets=groups or told[record.get("pair_id")]))
@@ -218,9 +226,9 @@ def _refusal_faults(
     case: Case,
 ) -> list[tuple[str, str]]:  # code and note; empty for a clean refusal
     "Find what makes a refusal a mixture of refusing and answering."
-    known = {token.stem for sentence in sentences(case.question) for token in tokens(sentence)}
-    known |= {token.stem for token in tokens(case.question.lower())}
-    known |= {token.stem for phrase in case.missing for token in tokens(phrase)}
+    told = [case.question.lower(), *case.missing]
+    told += [text for part in (case.question, case.before) for text in sentences(part)]
+    known = {token.stem for text in told for token in tokens(text)}
 
     def claims(text: str) -> bool:
         digits = [token for word in re.findall(r"\S*\d\S*", text) for token in tokens(word)]
@@ -233,7 +241,7 @@ def _refusal_faults(
     unknowns = answer.unknowns
     said = [answer.answer.text, *unknowns.unsupported_claims, *unknowns.missing_context,
             *unknowns.clarifying_questions]
-    asked = " ".join([case.question, *case.missing])
+    asked = " ".join([case.question, case.before, *case.missing])
     secrets = [group for group in case.secrets if not tells(asked, group)]
     if secrets and all(any(tells(text, group) for text in said) for group in secrets):
         faults.append(("answer_leaked", "tells the answer while refusing"))
@@ -628,20 +636,24 @@ def _retrieval_rule(record: Record, case: Case, threshold: float) -> str:
 def controls(
     records: list[Record],
 ) -> list[dict]:  # outputs of the arms gold, always_refuse, never_refuse, cite_everything, …
-    "Write what answerers without skill would write, for `score_arms`; deterministic."
+    """Write what answerers without skill would write, for `score_arms`; deterministic.
+
+    Arms that take a right answer are left out where a record has none as its target.
+    """
     threshold, outputs = _score_threshold(records), []
+    is_told = all(has_key(record["messages"][-1]["content"], "answer") for record in records)
     for record, case in zip(records, read_cases(records)):
         gold, first = record["messages"][-1]["content"], _first_sentences(case)
         raws = {
-            "gold": gold, "always_refuse": REFUSAL, "never_refuse": _copy(first[:1]),
+            "gold": is_told and gold, "always_refuse": REFUSAL, "never_refuse": _copy(first[:1]),
             "cite_everything": _copy(first),
             "copy_first_chunk": _copy([one for one in case.sentences if one.place == 0]),
-            "wrong_chunk": _wrong_chunk(case, gold), "empty_object": "{}",
+            "wrong_chunk": is_told and _wrong_chunk(case, gold), "empty_object": "{}",
             "echo_prompt": record["messages"][-2]["content"]}
         if threshold is not None:
             raws["retrieval_score"] = _retrieval_rule(record, case, threshold)
         outputs += [{"id": case.id, "arm": arm, "raw": raw, "finish_reason": "stop",
-                     "seconds": 0.0, "new_tokens": 0} for arm, raw in raws.items()]
+                     "seconds": 0.0, "new_tokens": 0} for arm, raw in raws.items() if raw is not False]
     return outputs
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-035-r

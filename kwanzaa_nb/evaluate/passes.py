@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['adapter_to_evaluate', 'decodings', 'sampling_fallbacks', 'backend_fallbacks', 'settings_here', 'arms', 'passes',
            'development_decisions', 'calibration_of', 'settle_threshold', 'grammar_identity', 'experiment',
-           'complete_answers', 'write_jsonl']
+           'sealed_uses', 'complete_answers', 'write_jsonl']
 
 # %% ../../nbs/evaluate/passes.ipynb #44-002
 import hashlib
@@ -23,7 +23,8 @@ from ..core.answer import (
 from ..core.config import Config, Fallback
 from ..core.files import write_atomically
 from ..core.manifest import versions
-from ..core.record import Chunk, Record, question_of
+from ..core.record import (
+    Chunk, Record, count_use, is_sealed, prompt_of, question_of)
 from ..core.sentences import number_sentences
 from ..model.backend import Backend, Decoding, append, read_log
 from ..model.decision import Calibration, calibrate, curve
@@ -257,8 +258,7 @@ def experiment(
 ) -> dict[str, Any]:  # JSON values
     "List everything that the outputs depend on, as a log's header."
     wanted, local = config.evaluation, config.evaluation.server is None
-    asked = [[record["id"], [one for one in record["messages"] if one["role"] != "assistant"]]
-             for record in records]
+    asked = [[record["id"], prompt_of(record)] for record in records]
     found = {
         "base_model_id": config.model.base_model_id, "revision": config.model.revision,
         "adapter_sha256": adapter and _digest((adapter / "adapter_model.safetensors").read_bytes()),
@@ -274,6 +274,19 @@ def experiment(
         known = [[record["id"], record["messages"]] for record in development]
         found["development_sha256"] = _digest(json.dumps(known))
     return found
+
+# %% ../../nbs/evaluate/passes.ipynb #44-sealed
+def sealed_uses(
+    eval_file: "str | Path",  # the evaluation records
+    run: str,  # name of the run
+    adapter_sha256: "str | None",  # of the adapter's weights, as in the log's header
+) -> list[str]:  # date and run of each use, this one last; empty where they are not sealed
+    "Note beside sealed records that a run uses them, and list the uses up to this one."
+    if not is_sealed(eval_file):
+        return []
+    name = f"{run}, adapter {adapter_sha256[:12]}" if adapter_sha256 else run
+    uses = count_use(eval_file, name)
+    return uses[:1 + [line.partition("  ")[2] for line in uses].index(name)]
 
 # %% ../../nbs/evaluate/passes.ipynb #44-021
 def _confidence(

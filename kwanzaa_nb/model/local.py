@@ -23,7 +23,7 @@ from transformers.generation import TopPLogitsWarper
 from ..core.answer import record_schema
 from ..core.errors import KwanzaaError
 from ..core.prefix import PrefixCheck
-from ..core.record import Chunk, Record
+from ..core.record import Chunk, Record, prompt_of
 from .backend import Decoding, Written
 from .decision import Decision, decision_tokens
 from .grammar import (
@@ -53,9 +53,8 @@ def encode_prompts(
     "Render and tokenise the prompts of records. Raises `TemplateRefusal` where one can't be asked."
     prompts, decides = [], decision_tokens(tokenizer)
     for record in records:
-        asked = [message for message in record["messages"] if message["role"] != "assistant"]
         try:
-            text = render_chat(tokenizer, asked, add_generation_prompt=True)
+            text = render_chat(tokenizer, prompt_of(record), add_generation_prompt=True)
             ids, _ = encode_text(tokenizer, text)
         except TemplateRefusal as error:
             raise TemplateRefusal(f"{record['id']}: {error}") from error

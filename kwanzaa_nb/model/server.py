@@ -26,7 +26,7 @@ import openai
 
 from ..core.answer import record_schema
 from ..core.errors import KwanzaaError
-from ..core.record import Chunk, Message, Record
+from ..core.record import Chunk, Message, Record, prompt_of
 from .backend import Decoding, Written, not_answered
 
 # %% ../../nbs/model/server.ipynb #46-004
@@ -494,9 +494,8 @@ class ServerBackend:
 
     def prompts(self, records: Sequence[Record]) -> list[Question]:
         "Return the messages without the answer."
-        return [Question(
-            record["id"], tuple(one for one in record["messages"] if one["role"] != "assistant"),
-            tuple(record.get("chunks") or ())) for record in records]
+        return [Question(record["id"], tuple(prompt_of(record)), tuple(record.get("chunks") or ()))
+                for record in records]
 
     def batches(self, prompts: Sequence[Question], decoding: Decoding) -> Iterator[list[Question]]:
         "Yield as many as are asked at once, the shorter ones first."

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from ..core.config import METRICS, Config, Fallback
 from ..core.manifest import STAGES, Manifest, StageEntry, portable, without_tokens
-from ..core.results import Results, metrics_table
+from ..core.results import Results, metrics_table, sealed_sentence
 from ..core.table import Table, as_markdown, code_span
 from .gate import adapter_rates, gate_table
 from .licence import base_licence, base_model, is_hub_id, licence_notice
@@ -295,7 +295,8 @@ def _card_body(
         gates=gate_table(gates, adapter_rates(results)) if gates else None,
         failures=Markup(failures_text(results, examples)),
         training=_training_table(config, manifest), fallbacks=_fallback_table(noted + fallbacks),
-        data=_data_table(config, manifest), run=_run_table(manifest),
+        data=_data_table(config, manifest), sealed=sealed_sentence(results),
+        run=_run_table(manifest),
         cost=_cost_text(manifest, config.budget.usd_per_hour),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         reports=[name for name in config.publishing.include

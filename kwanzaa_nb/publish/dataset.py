@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.config import Config
 from ..core.files import file_record
-from ..core.record import read_records
+from ..core.record import is_sealed, read_records, sealed_beside
 from ..core.table import Table, as_markdown
 from .card import PROJECT
 from .gate import PublishError
@@ -23,10 +23,14 @@ from .staging import CARD, SUMS, build_folder
 def split_files(
     config: Config,
 ) -> dict[str, Path]:  # by split: train, validation, test
-    "Find the record files. Raises `PublishError` where one is missing or two have the same name."
+    """Find the record files that may go out: all but the sealed one.
+
+    Raises `PublishError` where one is missing, or two have the same name.
+    """
     data = config.data
     named = {"train": data.train_file, "validation": data.dev_file, "test": data.eval_file}
-    files = {split: config.path(path) for split, path in named.items() if path}
+    files = {split: config.path(path) for split, path in named.items()
+             if path and not is_sealed(path)}
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         raise PublishError(f"{', '.join(missing)} can't be published, since it is not there: "
@@ -39,13 +43,13 @@ def split_files(
 # %% ../../nbs/publish/dataset.ipynb #58-005-a
 def split_rows(
     files: Mapping[str, Path],  # of `split_files`
-) -> list[list]:  # split, file, records, answerable, not answerable, SHA-256
+) -> list[list]:  # split, file, records, answerable, not answerable, neither, SHA-256
     "Count what each split holds. Raises `DataError` where a file has no valid records."
     rows = []
     for split, path in files.items():
         records = read_records(path, shown=path.name)
         answerable = Counter(record.get("answerable") for record in records)
-        counts = [len(records), answerable[True], answerable[False]]
+        counts = [len(records), *(answerable[one] for one in (True, False, None))]
         rows.append([split, path.name, *counts, file_record(path)["sha256"]])
     return rows
 
@@ -53,12 +57,17 @@ def split_rows(
 _INTRODUCTION = f"""\
 Records that teach an instruct model to answer from retrieved chunks, to name the sentences that
 carry its claims, and to refuse when the evidence is not there. Each line is a JSON object with
-`messages` (system, user, assistant), the `chunks` that were shown with their provenance, and
-whether the question is `answerable` from them. They were built with {PROJECT}."""
+`messages` (system, user, assistant; in a conversation several turns, of which the last is the
+target), the `chunks` that were shown with their provenance, and whether the question is
+`answerable` from them; null where half of an answer or a question back is right. They were built
+with {PROJECT}."""
 _LIMITS = """\
 - Adapters are judged by the `test` split: training on it makes every published number worthless.
 - Splits are kept apart by document and by pair, so a question with and without its evidence stays
   in one split."""
+_SEALED = """\
+- A fourth file, of sealed records, is kept back: whoever measures with it can be sure that no
+  adapter was trained on it."""
 
 # %% ../../nbs/publish/dataset.ipynb #58-005-b
 def dataset_card(
@@ -76,9 +85,12 @@ def dataset_card(
         tags=["citations", "refusal", wanted.metadata.task],
         configs=[{"config_name": "default", "data_files": splits}])
     name, version = as_markdown(config.run.name), as_markdown(wanted.metadata.dataset_version)
-    columns = ["split", "file", "records", "answerable", "not answerable", "SHA-256"]
+    columns = ["split", "file", "records", "answerable", "not answerable", "neither", "SHA-256"]
+    evaluated = config.data.eval_file
+    sealed = is_sealed(evaluated) or config.path(sealed_beside(evaluated)).is_file()
+    limits = "\n".join([_LIMITS, *([_SEALED] if sealed else [])])
     parts = [f"# Records of {name}, {version}", _INTRODUCTION,
-             "## Splits", Table(columns, rows)._repr_markdown_(), "## Limits", _LIMITS]
+             "## Splits", Table(columns, rows)._repr_markdown_(), "## Limits", limits]
     body = "\n\n".join(parts)
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from ..core.answer import ERROR_STAGES
 from ..core.html import render_page
-from ..core.record import Record, question_of
+from ..core.record import Record, question_of, turns_before
 from ..core.results import HEADLINES
 from ..core.sentences import number_sentences
 from ..evaluate.metrics import FAILURE_CODES, Outcome, Scores, compare
@@ -67,7 +67,7 @@ def page_rows(
         named = {"expected": expected, **{arm: one["raw"] for arm, one in arms.items()}}
         rows.append({
             "id": name, "answerable": record.get("answerable"), "question": question_of(record),
-            "expected": expected, "shown": marked_output(expected, chunks, None),
+            "before": turns_before(record), "expected": expected, "shown": marked_output(expected, chunks, None),
             "chunks": _named_chunks(chunks, named), "arms": arms, "facts": _facts(record, arms)})
     return rows
 

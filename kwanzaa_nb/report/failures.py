@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from markupsafe import Markup
 
 from ..core.html import Shown, render_part
-from ..core.record import Record
+from ..core.record import Record, turns_before
 from ..core.sentences import number_sentences
 from ..evaluate.metrics import Scores, failures
 from .answer import (
@@ -29,7 +29,7 @@ def failure_html(
     shown = shown_chunks(chunks, named, number_sentences(chunks))
     written, expected = (marked_output(failed[key], chunks) for key in ("raw", "expected"))
     return render_part("failure", failed["question"], failed["id"], failed["codes"],
-                       failed["notes"], shown, written, expected, opened)
+                       failed["notes"], turns_before(record), shown, written, expected, opened)
 
 # %% ../../nbs/report/failures.ipynb #68-010
 def show_failures(

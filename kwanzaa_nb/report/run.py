@@ -21,8 +21,9 @@ from ..core.files import write_atomically
 from ..core.html import render_page, render_part
 from ..core.manifest import (
     NOTEBOOKS, STAGES, Manifest, StageError, path_text, read_manifest)
-from ..core.record import Chunk, Record, question_of
-from ..core.results import HEADLINES, ArmResult, Results, load_results
+from ..core.record import Chunk, Record, question_of, turns_before
+from ..core.results import (
+    HEADLINES, ArmResult, Results, load_results, sealed_sentence)
 from ..core.stage import clock, sentence_of
 from ..model.backend import is_headline
 from ..publish.gate import adapter_rates, below
@@ -160,7 +161,7 @@ def evaluation_verdict(
     gates: Mapping[str, float],  # publishing.gates: the least lower bound by metric
 ) -> str:  # paragraphs
     "Compare the adapter with the base model, with trivial baselines, and with the gates."
-    parts = [verdict_sentence(metrics), _controls_sentence(metrics)]
+    parts = [verdict_sentence(metrics), sealed_sentence(metrics), _controls_sentence(metrics)]
     if gates and (rates := adapter_rates(metrics)):
         missed = "; ".join(map(str, below(gates, rates)))
         parts.append(f"Too low to publish: {missed}." if missed else
@@ -282,7 +283,7 @@ def _sample(row: Mapping, arm: str, facts: RunFacts) -> dict[str, Any]:
     name = str(row["id"])
     record = facts.records.get(name, {})
     messages, chunks = record.get("messages") or [{}], record.get("chunks") or []
-    return {"id": name, "question": question_of(record) or name,
+    return {"id": name, "question": question_of(record) or name, "before": turns_before(record),
             "answerable": row.get("answerable"),
             "notes": [*(row.get("codes") or []), *(row.get("notes") or [])],
             "written": _output_html(facts.outputs.get((arm, name), ""), chunks),

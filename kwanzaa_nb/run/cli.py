@@ -153,7 +153,7 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    "Convert a record file in the old format, with copied quotes, to the new one."
+    "Convert a record file of an earlier format to the format of today."
     from kwanzaa_nb.core.errors import problem_lines
     from kwanzaa_nb.data.convert import convert_file
 
@@ -261,10 +261,10 @@ def _add_checkers(commands: Any) -> None:
                           help="show the first N records, with the learned part in ⟦ ⟧")
     validate.add_argument("--set", **_CHANGE)
     convert = _add(commands, "convert", _convert,
-                   "convert records in the old format (copied quotes)",
-                   "Convert records with citations and quotes into records that name numbered\n"
-                   "sentences. If any record can't be converted, it is named and no file is\n"
-                   "written.",
+                   "convert records of earlier formats",
+                   "Convert records of earlier formats: those with citations and quotes, and those\n"
+                   "that expect a short answer with aliases. If any can't be converted, it is named\n"
+                   "and no file is written.",
                    "convert old.jsonl new.jsonl")
     convert.add_argument("old", metavar="OLD", help="a JSONL file; records in the new form stay")
     convert.add_argument("new", nargs="?", metavar="NEW", help="a file that does not exist yet "

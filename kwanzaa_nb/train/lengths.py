@@ -29,50 +29,57 @@ def record_tokens(
     return sum(len(encode_text(tokenizer, part)[0]) for part in parts)
 
 # %% ../../nbs/train/lengths.ipynb #34-004
-def _answer_of(record: Record) -> ModelAnswer:
-    "Parse a record's target by the rules of its mode."
-    creative = record.get("mode") == "creative"
-    return parse_model_answer(record["messages"][-1]["content"], record["chunks"], creative)
+def _answers(record: Record) -> list[ModelAnswer]:
+    "Parse a record's target, and the answers before it, by the rules of its mode."
+    creative, shown = record.get("mode") == "creative", record["chunks"]
+    return [parse_model_answer(message["content"], shown, creative)
+            for message in record["messages"] if message["role"] == "assistant"]
 
 
 def spare_chunks(
     record: Record,  # with "chunks"
 ) -> list[str]:  # ids, the first to go in front; empty where answer or layout can't be read
-    "Find the chunks that a record shows and its answer does not point at."
+    "Find the chunks that a record shows and no answer in it points at."
     try:
-        answer = _answer_of(record)
+        answers = _answers(record)
     except AnswerError:
         return []
     if read_context(record["messages"][1]["content"]) is None:
         return []
     sentences = shown_sentences(record["chunks"])
-    needed = {sentences[number - 1].chunk_id for number in answer.evidence}
+    needed = {sentences[number - 1].chunk_id for answer in answers for number in answer.evidence}
     return [chunk["chunk_id"] for chunk in reversed(record["chunks"])
             if chunk["chunk_id"] not in needed]
 
 # %% ../../nbs/train/lengths.ipynb #34-004-b
+def _pointing_anew(
+    answer: ModelAnswer,
+    numbers: list[int],  # of the sentences that stay, as they were
+) -> str:  # a target
+    "Write an answer with the new numbers of its sentences."
+    text = renumbered(answer.answer.text, numbers)
+    return target_json(answer.model_copy(update={
+        "evidence": [numbers.index(number) + 1 for number in answer.evidence],
+        "answer": answer.answer.model_copy(update={"text": text})}))
+
+
 def without_chunk(
-    record: Record,  # with chunks, in the project's layout, with a valid answer
-    chunk_id: str,  # a chunk that the answer does not point at
+    record: Record,  # with chunks, in the project's layout, with valid answers
+    chunk_id: str,  # a chunk that no answer points at
 ) -> Record:  # a new record
-    "Leave a chunk out, and number the other sentences anew in the prompt and in the answer."
-    system, user, target = record["messages"]
-    chunks, answer = record["chunks"], _answer_of(record)
-    read = read_context(user["content"]) or ()
-    headers = {chunk["chunk_id"]: {"citation_label": shown["source_org"], "year": shown["year"]}
-               for chunk, shown in zip(chunks, read)}
-    kept = [chunk for chunk in chunks if chunk["chunk_id"] != chunk_id]
+    "Leave a chunk out, and number the other sentences anew in the prompt and in the answers."
+    chunks, (system, user, *turns) = record["chunks"], record["messages"]
+    kept = [(chunk, {**chunk, "citation_label": shown["source_org"], "year": shown["year"]})
+            for chunk, shown in zip(chunks, read_context(user["content"]) or ())
+            if chunk["chunk_id"] != chunk_id]
     numbers = [sentence.number for sentence in shown_sentences(chunks)
                if sentence.chunk_id != chunk_id]
-    text = renumbered(answer.answer.text, numbers)
-    changed = answer.model_copy(update={
-        "evidence": [numbers.index(number) + 1 for number in answer.evidence],
-        "answer": answer.answer.model_copy(update={"text": text})})
-    shown = [{**chunk, **headers[chunk["chunk_id"]]} for chunk in kept]
-    question = split_user(user["content"])[1]
-    return {**record, "chunks": kept, "messages": [
-        system, {**user, "content": render_user(question, shown)},
-        {**target, "content": target_json(changed)}]}
+    first = render_user(split_user(user["content"])[1], [shown for _, shown in kept])
+    answers = iter(_pointing_anew(answer, numbers) for answer in _answers(record))
+    turns = [{**turn, "content": next(answers)} if turn["role"] == "assistant" else turn
+             for turn in turns]
+    return {**record, "chunks": [chunk for chunk, _ in kept],
+            "messages": [system, {**user, "content": first}, *turns]}
 
 # %% ../../nbs/train/lengths.ipynb #34-005-b
 def _drop_chunks(tokenizer: "PreTrainedTokenizerFast", record: Record, before: int,
