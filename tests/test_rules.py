@@ -11,9 +11,7 @@ from tiny import ROOT
 from kwanzaa_nb.model.decision import fit_logistic
 from kwanzaa_nb.evaluate.metrics import REFUSAL, ScoreError, read_cases, score_arms
 from kwanzaa_nb.evaluate.rules import (
-    MADE_OF_WORDS, apply_rules, best_score, choose_threshold, count_rarity, fit_rules, overlap_features, rank_sentences, refused_by_kind,
-    summarise_rules,
-)
+    apply_rules, best_score, choose_threshold, count_rarity, fit_rules, overlap_features, rank_sentences, refused_by_kind, summarise_rules)
 from kwanzaa_nb.core.record import read_records
 
 ARMS = ["best_sentence", "best_sentence_threshold", "overlap_regression"]
@@ -143,9 +141,7 @@ def test_samples_are_the_same_each_time(splits, rules):
 
 
 def test_without_a_record_to_learn_from_there_are_no_rules(splits):
-    lookups = [one for one in splits[0] if one["kind"] in MADE_OF_WORDS][:3]
-    assert len(lookups) == 3
-    for train in ([], [record("Who sailed?")], [record("Who sailed?", *SHIPS, answerable=None)], lookups):
+    for train in ([], [record("Who sailed?")], [record("Who sailed?", *SHIPS, answerable=None)]):
         with pytest.raises(ScoreError) as caught:
             fit_rules(train, splits[1])
         assert [problem.code for problem in caught.value.problems] == ["no_records"]
@@ -164,11 +160,18 @@ def test_kinds_are_counted_over_all_unanswerable_records(splits, scores):
         assert (sum(rate.passed for rate in rates.values()), sum(rate.total for rate in rates.values())) == (side.passed, side.total)
 
 
-def test_rules_that_may_refuse_refuse_better_and_all_cover_much(scores):
-    "Both rules that may refuse do so better than the one that never does, and all cover more than half."
-    refusing = {arm: found.rates["refusal_correctness_rate"] for arm, found in scores.items()}
+def test_rules_that_may_refuse_refuse_better_and_pay_with_coverage(scores):
+    refusing, covering = ({arm: found.rates[name] for arm, found in scores.items()} for name in ("refusal_correctness_rate", "citation_coverage_rate"))
     assert refusing[ARMS[0]].high < refusing[ARMS[1]].low and refusing[ARMS[0]].high < refusing[ARMS[2]].low
-    assert all(found.rates["citation_coverage_rate"].value > 0.5 for found in scores.values())
+    assert covering[ARMS[0]].passed >= max(covering[ARMS[1]].passed, covering[ARMS[2]].passed) > 0
+
+
+def test_what_was_taken_away_is_noticed_more_often_than_what_was_written_to_be_hard(splits, scores):
+    "Over the two rules that may refuse; the hard kinds are those of questions that have no evidence."
+    kinds = [refused_by_kind(scores[arm], splits[2]) for arm in ARMS[1:]]
+    shares = [sum(rates[kind].passed for rates in kinds for kind in group) / sum(rates[kind].total for rates in kinds for kind in group)
+              for group in (["removed"], ["near_miss", "wrong_person", "wrong_year", "no_quote", "too_far"])]
+    assert shares[0] > shares[1] + 0.1
 
 
 def test_the_stored_numbers_are_those_of_the_committed_records(splits, scores):
