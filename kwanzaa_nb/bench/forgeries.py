@@ -139,7 +139,8 @@ def number_exchanged(text: str, record: Record, chance: random.Random) -> "str |
     return text[:place.start()] + other + text[place.end():]
 
 # %% ../../nbs/bench/forgeries.ipynb #91-1001
-_DENIED = re.compile(r"\b(?:no|not|none|never|nothing|nobody|neither|nor|without)\b|n['’]t\b", re.I)
+_DENIED = re.compile(
+    r"\b(?:no|not|none|never|nothing|nobody|neither|nor|without)\b|n['’]t\b", re.I)
 
 
 def negation_inserted(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -269,12 +270,13 @@ SYNONYMS = {
     "used": "employed", "led": "headed", "born": "brought into the world", "won": "gained"}
 SPELLED = {"2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven",
            "8": "eight", "9": "nine", "10": "ten", "12": "twelve"}
-_END = r"(?=[.!?] \[| (?:\[\d+\])+[.!?])"  # of a sentence, its marks behind or before the full stop
+_END = r"(?=[.!?] \[| (?:\[\d+\])+[.!?])"  # with marks behind or before the full stop
 _FRONTED = re.compile(r"(?!In |On |At |By )([^\[:;]+?),? ([io]n (?:\w+ \d+, |\w+ )?\d{4})\b"
                       rf"([^\[:;]*?){_END}")
 _TURNED = re.compile(
-    r"((?:[A-Z][\w.’'-]* )*[A-Z][\w.’'-]*) (founded|published|taught|led|opened|built|invented|named|designed|"
-    r"photographed|edited|joined|signed|painted) ([^,:;\[]+?)"
+    r"((?:[A-Z][\w.’'-]* )*[A-Z][\w.’'-]*) "
+    r"(founded|published|taught|led|opened|built|invented|named|designed|photographed|edited|"
+    r"joined|signed|painted) ([^,:;\[]+?)"
     rf"((?:,? (?:in|on|at|with|for|from|to|as|after|before|near) [^\[:;]+)?){_END}")
 _CLEFT = re.compile(r"((?:[A-Z][\w.'’-]+ )+)(?=(?:founded|wrote|published|taught|led|began|built|"
                     r"opened|won|invented|named|made)\b)")
@@ -283,7 +285,10 @@ _CLEFT = re.compile(r"((?:[A-Z][\w.'’-]+ )+)(?=(?:founded|wrote|published|taug
 def fronted(text: str, record: Record, chance: random.Random) -> "str | None":
     "Move the year of the first sentence to its front."
     found = _FRONTED.match(text)
-    return found and f"{found[2][0].upper()}{found[2][1:]}, {found[1]}{found[3]}{text[found.end():]}"
+    if not found:
+        return None
+    when = f"{found[2][0].upper()}{found[2][1:]}"
+    return f"{when}, {found[1]}{found[3]}{text[found.end():]}"
 
 
 def turned(text: str, record: Record, chance: random.Random) -> "str | None":
