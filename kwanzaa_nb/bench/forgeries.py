@@ -107,19 +107,25 @@ def number_changed(text: str, record: Record, chance: random.Random) -> "str | N
     return text[:place.start()] + written + text[place.end():]
 
 
+def _swap(text: str, names: Sequence[str], chance: random.Random) -> "str | None":
+    "Replace a name of a text by one of some others that shares no word with it."
+    own = _names_in(text)
+    old = chance.choice(own) if own else ""
+    others = [name for name in names if not set(name.split()) & set(old.split())]
+    return text.replace(old, chance.choice(others), 1) if own and others else None
+
+
 def entity_swapped(text: str, record: Record, chance: random.Random) -> "str | None":
     "Replace a name of the text by one from a chunk without the answer."
-    own, gold = _names_in(text), _gold_text(record)
-    foreign = [name for chunk in record["chunks"] if not chunk.get("gold")
-               for name in _names_in(chunk["text"]) if name not in gold]
-    return text.replace(chance.choice(own), chance.choice(foreign), 1) if own and foreign else None
+    gold = _gold_text(record)
+    return _swap(text, [name for chunk in record["chunks"] if not chunk.get("gold")
+                        for name in _names_in(chunk["text"]) if name not in gold], chance)
 
 # %% ../../nbs/bench/forgeries.ipynb #91-005-b
 def name_exchanged(text: str, record: Record, chance: random.Random) -> "str | None":
     "Replace a name of the text by another one from the right chunk."
-    own, others = _names_in(text), [
-        name for name in _names_in(_gold_text(record)) if name not in text]
-    return text.replace(chance.choice(own), chance.choice(others), 1) if own and others else None
+    others = [name for name in _names_in(_gold_text(record)) if name not in text]
+    return _swap(text, others, chance)
 
 
 def number_exchanged(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -133,8 +139,14 @@ def number_exchanged(text: str, record: Record, chance: random.Random) -> "str |
     return text[:place.start()] + other + text[place.end():]
 
 # %% ../../nbs/bench/forgeries.ipynb #91-1001
+_DENIED = re.compile(
+    r"\b(?:no|not|none|never|nothing|nobody|neither|nor|without)\b|n['’]t\b", re.I)
+
+
 def negation_inserted(text: str, record: Record, chance: random.Random) -> "str | None":
-    "Deny the statement."
+    "Deny a statement that denies nothing yet."
+    if _DENIED.search(text):
+        return None
     found = re.search(r"\b(was|were|is|are|had|has|could|would|did)\b(?! not)", text)
     if found:
         return f"{text[:found.end()]} not{text[found.end():]}"
@@ -156,6 +168,8 @@ def roles_swapped(text: str, record: Record, chance: random.Random) -> "str | No
 def padded_quote(text: str, record: Record, chance: random.Random) -> "str | None":
     "Hide a false statement behind a copied sentence of the evidence, in the same sentence."
     false = number_changed(text, record, chance) or negation_inserted(text, record, chance)
+    if false is None:
+        return None
     number = target(record)["evidence"][0]
     copied = number_sentences(record["chunks"])[number - 1].text.rstrip(".!?")
     return f"{copied}, and {false[0].lower()}{false[1:]}"
@@ -183,8 +197,8 @@ def neighbouring(record: Record, chance: random.Random) -> "str | None":
 
 def off_topic(record: Record, chance: random.Random) -> "str | None":
     "Copy a true sentence of the right chunk that answers something else."
-    expected, own = record["expected"], target(record)["evidence"]
-    answers = [expected["answer"], *expected.get("aliases", [])]
+    own = target(record)["evidence"]
+    answers = [wording for group in record["expected"]["groups"] for wording in group]
     others = [one for one in _sentences_of(record, gold=True)
               if one.number not in own and not mentions(one.text, answers)]
     if not others:
@@ -256,12 +270,14 @@ SYNONYMS = {
     "used": "employed", "led": "headed", "born": "brought into the world", "won": "gained"}
 SPELLED = {"2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven",
            "8": "eight", "9": "nine", "10": "ten", "12": "twelve"}
-_FRONTED = re.compile(
-    r"(?!In |On |At |By )([^\[]+?),? ([io]n (?:\w+ \d+, |\w+ )?\d{4})\b([^\[]*?)(?=[.!?] \[)")
+_END = r"(?=[.!?] \[| (?:\[\d+\])+[.!?])"  # with marks behind or before the full stop
+_FRONTED = re.compile(r"(?!In |On |At |By )([^\[:;]+?),? ([io]n (?:\w+ \d+, |\w+ )?\d{4})\b"
+                      rf"([^\[:;]*?){_END}")
 _TURNED = re.compile(
-    r"([A-Z][^,\[]*?) (founded|published|taught|led|opened|built|invented|named|designed|"
-    r"photographed|edited|joined|signed|painted) ([^,\[]+?)"
-    r"((?:,? (?:in|on|at|with|for|from|to|as|after|before|near) [^\[]+)?)(?=\. \[)")
+    r"((?:[A-Z][\w.’'-]* )*[A-Z][\w.’'-]*) "
+    r"(founded|published|taught|led|opened|built|invented|named|designed|photographed|edited|"
+    r"joined|signed|painted) ([^,:;\[]+?)"
+    rf"((?:,? (?:in|on|at|with|for|from|to|as|after|before|near) [^\[:;]+)?){_END}")
 _CLEFT = re.compile(r"((?:[A-Z][\w.'’-]+ )+)(?=(?:founded|wrote|published|taught|led|began|built|"
                     r"opened|won|invented|named|made)\b)")
 
@@ -269,7 +285,10 @@ _CLEFT = re.compile(r"((?:[A-Z][\w.'’-]+ )+)(?=(?:founded|wrote|published|taug
 def fronted(text: str, record: Record, chance: random.Random) -> "str | None":
     "Move the year of the first sentence to its front."
     found = _FRONTED.match(text)
-    return found and f"{found[2].capitalize()}, {found[1]}{found[3]}{text[found.end():]}"
+    if not found:
+        return None
+    when = f"{found[2][0].upper()}{found[2][1:]}"
+    return f"{when}, {found[1]}{found[3]}{text[found.end():]}"
 
 
 def turned(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -302,8 +321,8 @@ def spelled_number(text: str, record: Record, chance: random.Random) -> "str | N
         bare = rf"(?<![\[\d.,]){digits}(?![\]\d.,])"
         if re.search(bare, text):
             return re.sub(bare, word, text, count=1)
-        if re.search(rf"\b{word}\b", text):
-            return re.sub(rf"\b{word}\b", digits, text, count=1)
+        if re.search(rf"(?<![\w-]){word}(?![\w-])", text):
+            return re.sub(rf"(?<![\w-]){word}(?![\w-])", digits, text, count=1)
     return None
 
 
@@ -338,20 +357,20 @@ def forgeable(
     "Read the records to forge from: for each question one answered and one refused record."
     paths = [Path(folder) / f"kwanzaa_{split}.jsonl" for split in ("train", "eval", "dev")]
     found = [record for path in paths for record in read_records(path)
-             if record["category"] != "red_team" and record.get("kind") != "lookup"]
+             if record["category"] != "red_team" and record["answerable"] is not None]
     return list({(record["question_id"], record["answerable"]): record
                  for record in found}.values())
 
 
 def forge(
     records: Sequence[Record],  # answered ones, and refusals of the same questions
-    count: int = 1000,  # most cases of each sort; the committed records give about 500
+    count: int = 1000,  # most cases of each sort; the committed records give fewer
     seed: int = 0,
 ) -> dict[str, Rate]:  # by sort: the share that passes
     "Measure what passes of each forgery and of each paraphrase."
     chance = random.Random(seed)
     answered = [record for record in records
-                if record["answerable"] and record["expected"].get("answer")]
+                if record["answerable"] and record["expected"].get("groups")]
     chance.shuffle(answered)
     refused, rates = _with_secrets(records), {}
     for changes, given in ((FORGERIES, answered), (REFUSALS, refused), (PARAPHRASES, answered)):

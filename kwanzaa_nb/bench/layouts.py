@@ -44,9 +44,9 @@ def relaid(
     form: str,  # of a shown sentence, with {number} and {text}
 ) -> Record:  # a new record
     "Return a record whose sentences are shown in another form."
-    system, user, target = record["messages"]
+    system, user, *others = record["messages"]
     shown = render_user(split_user(user["content"])[1], record["chunks"], form)
-    return {**record, "messages": [system, {**user, "content": shown}, target]}
+    return {**record, "messages": [system, {**user, "content": shown}, *others]}
 
 # %% ../../nbs/bench/layouts.ipynb #94-007
 def points_right(
