@@ -3,9 +3,8 @@
 from kwanzaa_nb.data.corpus import Chunk
 from kwanzaa_nb.data.questions import Question
 
-TOWNS = """Akron Boston Camden Dayton Easton Fresno Galway Hobart Irvine Juneau Kenora Lisbon Mobile
-    Newark Oxford Peoria Quebec Racine Salem Tacoma Urbana Venice Wausau Xenia Yonkers Zurich Albany
-    Berlin Canton Denver Elgin Fargo Geneva Helena Ithaca Jasper Keene Lowell Malden Nashua""".split()
+TOWNS = ("Akron Boston Camden Dayton Easton Fresno Galway Hobart Irvine Juneau Kenora Lisbon "
+         "Mobile Newark Oxford Peoria Quebec Racine Salem Tacoma").split()
 NAMES = "Ada Ben Cora Dan Eve Fay Gus Hal Ida Joe Kay Lee May Ned Ola Pam Roy Sue Tom Una".split()
 
 
@@ -18,14 +17,16 @@ def passage(name, text, document=None, namespace="libraries", year=1950):
 def facts(town, place):
     "The years of a town's library, and its first librarian."
     return {"town": town, "opened": 1701 + 3 * place, "closed": 1902 + 2 * place,
-            "guide": 1501 + 2 * place, "letter": 1600 + 2 * place, "year": place,
-            "name": f"{NAMES[place % 20]} {'Reed' if place < 20 else 'Marsh'}"}
+            "guide": 1501 + 2 * place, "letter": 1600 + 2 * place,
+            "name": f"{NAMES[place]} Reed"}
 
 
 TEXTS = (
-    "The library of {town} opened in {opened}. Its first librarian was {name}. It is made of brick.",
+    "The library of {town} opened in {opened}. Its first librarian was {name}. "
+    "It is made of brick.",
     "The reading room in {town} closed in {closed}. Nobody had used it for long.",
-    "A guide dates the gate of {town} to {guide}.", "A letter dates the gate of {town} to {letter}.")
+    "A guide dates the gate of {town} to {guide}.",
+    "A letter dates the gate of {town} to {letter}.")
 
 
 def document(town, place):
@@ -55,7 +56,8 @@ def two_sided(town, place):
     closed = {"chunk_id": f"{town}-1", "quote": f"closed in {known['closed']}"}
     guide = {"chunk_id": f"{town}-2", "quote": f"gate of {town} to {known['guide']}"}
     letter = {"chunk_id": f"{town}-3", "quote": f"gate of {town} to {known['letter']}"}
-    first, second = f"It opened in {known['opened']} [1].", f"The room closed in {known['closed']} [2]."
+    first = f"It opened in {known['opened']} [1]."
+    second = f"The room closed in {known['closed']} [2]."
     old, young = f"A guide says {known['guide']} [1].", f"A letter says {known['letter']} [2]."
     years = {name: (str(known[name]),) for name in ("opened", "closed", "guide", "letter")}
     return [

@@ -46,7 +46,7 @@ def _documents(record: Record) -> set[str]:
     "Return the documents that a record shows."
     return {chunk.get("doc_id", chunk["chunk_id"]) for chunk in record["chunks"]}
 
-# %% ../../nbs/data/checks.ipynb #c-008
+# %% ../../nbs/data/checks.ipynb #c-009
 class LeakIndex:
     "The questions and documents of records, to find them in other records."
 
@@ -87,7 +87,7 @@ class LeakIndex:
                           "show it on one side alone", "leak")
         self._told |= {question, *shared}
 
-# %% ../../nbs/data/checks.ipynb #c-009
+# %% ../../nbs/data/checks.ipynb #c-010
 def leaks(
     train: Iterable[Record],
     held_out: Iterable[Record],
@@ -97,7 +97,7 @@ def leaks(
     index = LeakIndex(train)
     return [problem for record in held_out for problem in index.leaks(record, name)]
 
-# %% ../../nbs/data/checks.ipynb #c-013
+# %% ../../nbs/data/checks.ipynb #c-016
 _FEATURES = ("number of passages", "characters of context", "characters of question",
              "words of question", "year of the first passage")
 
@@ -109,7 +109,7 @@ def prompt_features(record: Record) -> tuple[float, ...]:  # in the order of `_F
     characters = sum(len(chunk["text"]) for chunk in chunks)
     return len(chunks), characters, len(question), len(question.split()), year
 
-# %% ../../nbs/data/checks.ipynb #c-016
+# %% ../../nbs/data/checks.ipynb #c-019
 def _best_threshold(
     values: Sequence[float],
     refused: Sequence[bool],  # both kinds occur
@@ -123,7 +123,7 @@ def _best_threshold(
     accuracy = (refused_below + 1 - answered_below) / 2
     return float(max(0.5, *accuracy, *(1 - accuracy)))
 
-# %% ../../nbs/data/checks.ipynb #c-020
+# %% ../../nbs/data/checks.ipynb #c-023
 class Facts(NamedTuple):
     "What a split is judged by, of one record."
     answerable: bool | None
@@ -143,7 +143,7 @@ def shortcuts(
     found = [(name, _best_threshold(values, refused)) for name, values in zip(_FEATURES, columns)]
     return sorted(found, key=lambda item: -item[1])
 
-# %% ../../nbs/data/checks.ipynb #c-023
+# %% ../../nbs/data/checks.ipynb #c-026
 _JUDGED = 200  # records from which a split is judged as a whole
 _MOST_BY_SHORTCUT = 0.60
 
@@ -161,7 +161,7 @@ def shortcut_problems(
                     "add documents, or vary it alike for both", "shortcut")
             for feature, value in shortcuts(facts) if value > limit]
 
-# %% ../../nbs/data/checks.ipynb #c-026
+# %% ../../nbs/data/checks.ipynb #c-029
 _LEAST_USED, _MOST_COPIED, _COPIED_RUN = 0.03, 0.5, 8
 _COPIED = "copied, of those with evidence"
 
@@ -180,7 +180,7 @@ def copies(
     said = _runs(re.sub(r"\[\d+\]", "", text), _COPIED_RUN)
     return any(said & _runs(sentence, _COPIED_RUN) for sentence in evidence)
 
-# %% ../../nbs/data/checks.ipynb #c-028
+# %% ../../nbs/data/checks.ipynb #c-032
 def _uses(record: Record) -> dict[str, bool]:
     "Say which fields and values of the contract a target uses, and whether it copies."
     target = json.loads(record["messages"][-1]["content"])
@@ -199,7 +199,7 @@ def facts_of(record: Record) -> Facts:
     "Take from a record what its split is judged by."
     return Facts(record["answerable"], prompt_features(record), _uses(record))
 
-# %% ../../nbs/data/checks.ipynb #c-030
+# %% ../../nbs/data/checks.ipynb #c-034
 def usage(
     facts: Iterable[Facts],
 ) -> dict[str, Rate]:  # by field or value
@@ -215,7 +215,7 @@ def never_used(facts: Sequence[Facts]) -> list[str]:
     "List the fields and values that no record uses."
     return [field for field, rate in usage(facts).items() if not rate.value and field != _COPIED]
 
-# %% ../../nbs/data/checks.ipynb #c-032
+# %% ../../nbs/data/checks.ipynb #c-036
 def usage_problems(
     facts: Sequence[Facts],
     name: str,  # of the split
@@ -234,7 +234,7 @@ def usage_problems(
                              "put answers into your own words", "copied"))
     return found
 
-# %% ../../nbs/data/checks.ipynb #c-035
+# %% ../../nbs/data/checks.ipynb #c-039
 def _answered_anyway(record: Record, question: Question) -> list[str]:
     "List the passages that answer the question of a record that refuses."
     if record["answerable"] is not False or not question.groups:
@@ -250,7 +250,7 @@ def _garbage(record: Record) -> Iterator[tuple[str, str]]:  # chunk id, text of 
             if not re.search(r"\w\w", chunk["text"][start:end]):
                 yield chunk["chunk_id"], chunk["text"][start:end]
 
-# %% ../../nbs/data/checks.ipynb #c-038
+# %% ../../nbs/data/checks.ipynb #c-042
 def record_problems(
     record: Record,
     question: Question,  # that it asks
@@ -271,7 +271,7 @@ def record_problems(
         yield Problem(f"{where}, {chunk_id}", f"a sentence without a word: {text!r}",
                       "delete it from the text", "garbage")
 
-# %% ../../nbs/data/checks.ipynb #c-041
+# %% ../../nbs/data/checks.ipynb #c-045
 class RecordChecks:
     "All checks over all splits, train first, as records come."
 
@@ -312,7 +312,7 @@ class RecordChecks:
             found += shortcut_problems(facts, split)
         return [*found, *usage_problems(self.facts["train"], "train")]
 
-# %% ../../nbs/data/checks.ipynb #c-042
+# %% ../../nbs/data/checks.ipynb #c-046
 def _empty_splits(checks: RecordChecks, wanted: Sequence[str]) -> Iterator[Problem]:
     "Say in one sentence which splits lack records, and what to add."
     needed = [split for split in wanted if split != "sealed" or "eval" not in wanted]
@@ -320,9 +320,9 @@ def _empty_splits(checks: RecordChecks, wanted: Sequence[str]) -> Iterator[Probl
     if not empty:
         return
     count = len(checks.documents)
-    have = "1 document has questions" if count == 1 else f"{count} documents have questions"
+    have = {0: "no document has", 1: "only 1 document has"}.get(count, f"only {count} documents have")
     yield Problem(
         f"{' and '.join(empty)} split{'s' if len(empty) > 1 else ''}",
-        f"no records: only {have}, and each split needs documents of its own",
+        f"no records: {have} questions, and each split needs documents of its own",
         "add documents with questions; 4 are enough for train, dev and eval if no question "
         "joins two of them, and 8 for sealed records too", "empty_split")

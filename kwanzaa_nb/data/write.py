@@ -60,7 +60,7 @@ def checked(
     if problems := checks.problems(wanted):
         raise DataError("records built", problems)
 
-
+# %% ../../nbs/data/write.ipynb #c-014
 def write_splits(
     records: Iterable[tuple[str, Record]],  # (split, record), split behind split
     paths: Mapping[str, "str | Path"],  # by split; a split without a path is not kept
@@ -90,7 +90,7 @@ def write_splits(
             path.unlink(missing_ok=True)
     return dict(counts)
 
-# %% ../../nbs/data/write.ipynb #c-015
+# %% ../../nbs/data/write.ipynb #c-017
 class ForeignFile(KwanzaaError):
     "A file that is somebody else's work."
 
@@ -108,7 +108,7 @@ def refuse_foreign(
             f"{Path(path).name} is there and was not built by this stage: move it away, name "
             "another file in data, or leave data.corpus and data.questions out to use it as it is")
 
-# %% ../../nbs/data/write.ipynb #c-018
+# %% ../../nbs/data/write.ipynb #c-021
 def count_rows(
     records: Mapping[str, Sequence[Record]],  # by split
 ) -> tuple[list[str], list[list]]:  # headings, and a row a split
@@ -129,7 +129,7 @@ def count_rows(
                 "documents", "passages"]
     return headings, rows
 
-# %% ../../nbs/data/write.ipynb #c-021
+# %% ../../nbs/data/write.ipynb #c-024
 def count_by(
     records: Mapping[str, Sequence[Record]],  # by split
     field: str,  # such as persona or kind; or "passages", how many are shown; or "namespace"
