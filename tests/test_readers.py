@@ -20,7 +20,8 @@ from test_corpus import CHUNK, MISS, QUESTION
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.answer import ModelAnswer, complete_answer, parse_model_answer
 from kwanzaa_nb.core.jsonl import DataError, iter_jsonl, year_meant
-from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, load_corpus, load_rows
+from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, load_rows
+from kwanzaa_nb.data.questions import load_corpus
 from kwanzaa_nb.core.errors import KwanzaaError, Problem, ProblemList
 from kwanzaa_nb.core.files import no_file
 from kwanzaa_nb.evaluate.passes import complete_answers, grammar_identity
@@ -281,7 +282,7 @@ def test_missing_texts_lists_and_answers_of_a_table(tmp_path):
     none = pa.array([None, float("nan")], pa.float64())
     pq.write_table(pa.Table.from_pylist([CHUNK, {**CHUNK, "chunk_id": "c-2"}]).set_column(9, "tags", none).append_column("checked", none),
                    tmp_path / "a.parquet")
-    rows = [{**MISS, "answer": None, "aliases": None, "statement": None}, {**MISS, "question_id": "q-9"}]
+    rows = [{**MISS, "answer": None, "aliases": None, "typed": None}, {**MISS, "question_id": "q-9"}]
     pq.write_table(pa.Table.from_pylist(rows).set_column(2, "answer", none), tmp_path / "q.parquet")
     chunks, asked = load_corpus(tmp_path / "a.parquet", tmp_path / "q.parquet")
     assert [chunk.tags for chunk in chunks.values()] == [(), ()] and [question.answer for question in asked] == [None, None]
