@@ -22,8 +22,8 @@ QUESTION = {
     "question_id": "q-1", "question": "When was it first held?",
     "answer": "The first one took place in 1966 [1].", "groups": [["1966"]],
     "evidence": [{"chunk_id": "c-1", "quote": "first held in 1966"}]}
-MISS = {"question_id": "q-2", "question": "Who held it?", "type": "near_miss", "about": ["c-1"],
-        "missing": "the host"}
+MISS = {"question_id": "q-2", "question": "Who held it?", "answer": None, "type": "near_miss",
+        "about": ["c-1"], "missing": "the host"}
 
 
 def write(path, *rows):

@@ -298,6 +298,15 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
         load_corpus(put(tmp_path / "notes.xls", b""), tmp_path / "questions" / "q.csv")
 
 
+def test_a_file_too_large_to_be_read_at_once_is_told_unread(tmp_path):
+    with put(tmp_path / "corpus" / "b.txt", "").open("wb") as file:
+        file.truncate(25_000_000)
+    questions = {"q.csv": as_csv({**FLAT, "evidence_chunk_id": "a-01"})}
+    [(where, problem)] = faults(tmp_path, corpus={"a.txt": HELD}, questions=questions).items()
+    assert (where, problem.what) == ("b.txt", "25 MB, expected at most 20 MB")
+    assert (problem.mend, problem.code) == ("split it into documents", "too_large")
+
+
 def test_ids_are_made_of_names():
     assert slug("a b/c_d.e") == "a-b-c_d.e" and slug("Zoë’s – notes") == "Zoes-notes"
     assert re.fullmatch(r"text-[0-9a-f]{8}", slug("文")) and slug("文") != slug("字")

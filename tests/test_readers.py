@@ -284,7 +284,7 @@ def test_missing_texts_lists_and_answers_of_a_table(tmp_path):
     none = pa.array([None, float("nan")], pa.float64())
     pq.write_table(pa.Table.from_pylist([CHUNK, {**CHUNK, "chunk_id": "c-2"}]).set_column(9, "tags", none).append_column("checked", none),
                    tmp_path / "a.parquet")
-    rows = [{**MISS, "answer": None, "aliases": None}, {**MISS, "question_id": "q-9"}]
+    rows = [{**MISS, "answer": None, "aliases": None, "typed": None}, {**MISS, "question_id": "q-9"}]
     table = pa.Table.from_pylist(rows)
     place = table.column_names.index("answer")
     pq.write_table(table.set_column(place, "answer", none), tmp_path / "q.parquet")

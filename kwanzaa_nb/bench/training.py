@@ -30,7 +30,7 @@ from trl import SFTConfig, SFTTrainer
 from ..core.config import Config, load_config
 from ..core.console import steady_streams
 from ..core.record import read_records
-from ..data.corpus import load_corpus
+from ..data.questions import load_corpus
 from ..model.load import (
     add_adapter, detect_hardware, runtime_settings, from_pretrained, load_base, load_tokenizer)
 from ..model.masking import IGNORED, stop_ids
