@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
-           'measure_generation', 'measure_gaming', 'measure_training', 'main', 'slope']
+           'measure_generation', 'measure_gaming', 'measure_rules', 'measure_training', 'main', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,13 @@ from ..core.console import steady_streams
 from ..core.files import stable_hash, write_atomically
 from ..core.record import read_records
 from ..data.build import SPLITS, generate_records
+from ..data.contexts import Limits
+from ..data.corpus import corpus_options
 from ..data.questions import load_corpus
 from ..data.write import checked, write_splits
 from ..evaluate.instrument import store
 from ..evaluate.metrics import controls, forget_scores, score_arms
+from ..evaluate.rules import apply_rules, fit_rules, summarise_rules
 from ..evaluate.support import reliability
 
 if TYPE_CHECKING:
@@ -224,6 +228,21 @@ def measure_gaming() -> list[dict]:  # by sort: sort, kind (forgery or paraphras
              "passed": rate.passed, "total": rate.total} for sort, rate in rates.items()]
 
 
+def measure_rules(
+    config_file: str = "configs/demo.cpu.yaml",  # that says what records show
+) -> dict[str, Any]:
+    "Score the rules without a model on the records that a config builds."
+    config, built = load_config(config_file), defaultdict(list)
+    data = config.data
+    chunks, questions = load_corpus(config.path(data.corpus), config.path(data.questions),
+                                    corpus_options(data))
+    limits = Limits(data.max_passages, data.context_tokens)
+    for split, record in generate_records(chunks, questions, limits, seed=config.run.seed):
+        built[split].append(record)
+    rules, records = fit_rules(built["train"], built["dev"]), built["eval"]
+    return summarise_rules(score_arms(apply_rules(rules, records), records), records)
+
+
 def measure_training() -> dict[str, Any]:
     "Time our training and TRL's, step by step side by side; torch is imported only for this."
     from kwanzaa_nb.bench.training import measure_training as measure
@@ -235,7 +254,7 @@ SIZES = (1_000, 10_000, 100_000)  # chunks
 _MEASURES = {
     "builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES],
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
-    "reliability": reliability, "training": measure_training}
+    "reliability": reliability, "rules_demo": measure_rules, "training": measure_training}
 
 
 def main(
