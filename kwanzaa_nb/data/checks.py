@@ -320,7 +320,9 @@ def _empty_splits(checks: RecordChecks, wanted: Sequence[str]) -> Iterator[Probl
     if not empty:
         return
     count = len(checks.documents)
-    have = {0: "no document has", 1: "only 1 document has"}.get(count, f"only {count} documents have")
+    have = f"only {count} documents have" if count else "no document has"
+    if count == 1:
+        have = "only 1 document has"
     yield Problem(
         f"{' and '.join(empty)} split{'s' if len(empty) > 1 else ''}",
         f"no records: {have} questions, and each split needs documents of its own",
