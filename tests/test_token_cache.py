@@ -84,7 +84,8 @@ def test_a_folder_that_cannot_be_written_is_only_slower(given, tmp_path):
 
 def test_rows_with_problems_are_refused_each_time_and_never_kept(given, tmp_path):
     tokenizer, records, config, eos_token_ids = given
-    short = load_config(ROOT / "configs" / "demo.cpu.yaml", {"data.max_seq_length": 300})
+    short = load_config(ROOT / "configs" / "demo.cpu.yaml",
+                        {"data.max_seq_length": 300, "data.context_tokens": 200})
     for _ in range(2):
         with pytest.raises(RecordsError):
             cached_rows(tokenizer, records, short, eos_token_ids, folder=tmp_path)
