@@ -91,7 +91,7 @@ def test_a_csv_is_read_like_jsonl(tmp_path):
                              {"q.csv": as_csv(FLAT, {**MISS, "answer": ""})})
     assert chunks == {"c-1": Chunk.model_validate(CHUNK)}
     assert questions[0].groups == (("1966", "in 1966", "’66"),)
-    assert questions[0].answer == f"{HELD} [1]"
+    assert questions[0].answer == "1966. [1]"
     assert (questions[1].answer, questions[1].type, questions[1].about) == (
         None, "near_miss", ("c-1",))
 
@@ -263,13 +263,11 @@ def test_a_text_that_cannot_be_used(tmp_path, content, where, code):
 def test_a_text_stays_as_its_author_wrote_it(tmp_path):
     text = ("# Candles\n\nIt was first held\nin 1966. Seven candles burn. Dr. King\nwas not there."
             "\n\n- One item. It goes on.\n- Another [3].")
-    rows = {  # short answer: quote, quote as it stands, answer in a sentence
-        "Seven": ("Seven candles burn. Dr. King was not there.",
-                  "Seven candles burn. Dr. King\nwas not there.",
-                  "Seven candles burn. [1] Dr. King was not there. [1]"),
-        "1966": ("held in  1966.\nSeven", "held\nin 1966. Seven",
-                 "It was first held in 1966. [1] Seven candles burn. [1]"),
-        "goes on": ("It goes on.", "It goes on.", "One item. [1] It goes on. [1]"),
+    rows = {  # short answer: quote, quote as it stands, answer with its mark
+        "seven": ("Seven candles burn. Dr. King was not there.",
+                  "Seven candles burn. Dr. King\nwas not there.", "Seven. [1]"),
+        "1966": ("held in  1966.\nSeven", "held\nin 1966. Seven", "1966. [1]"),
+        "goes on": ("It goes on.", "It goes on.", "Goes on. [1]"),
         "Another": ("Another", "Another", "Another. [1]")}
     table = as_csv(*({"question": f"{answer}?", "answer": answer, "evidence_quote": quote}
                      for answer, (quote, *_) in rows.items()))
@@ -452,7 +450,7 @@ def test_a_corpus_with_nothing_but_simple_questions_becomes_records(tmp_path):
              "evidence_quote": f"{name} takes {place + 3} packets"}
             for place, name in enumerate(names)]
     chunks, questions = load(tmp_path, texts, {"q.csv": as_csv(*rows)})
-    assert questions[0].answer == "A bed of okra takes 3 packets of seed. [1]"
+    assert questions[0].answer == "3 packets. [1]"
     records = list(generate_records(chunks, questions))
     assert {split for split, _ in records} == {"train", "dev", "eval", "sealed"}
     assert {record["answerable"] for _, record in records} == {True, False}

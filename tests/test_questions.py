@@ -304,7 +304,7 @@ What does a packet cost?,,,,near_miss,a-01|b-01,the price of a packet
 
 def test_simple_rows_are_good_questions(tmp_path):
     short, own, brief, two, miss = load(tmp_path, table=TABLE)
-    assert short.answer == "A bed takes six packets. [1]" and short.missing == "the number"
+    assert short.answer == "Six packets. [1]" and short.missing == "the number"
     assert short.groups == (("six packets", "6 packets", "half a dozen"),)
     assert short.evidence[0].model_dump() == {"chunk_id": "a-01", "quote": "takes six packets"}
     assert (own.answer, own.groups) == ("They sow in May because it is warm then. [1]", ())

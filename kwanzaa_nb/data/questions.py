@@ -295,9 +295,12 @@ def _simple_answer(
     is_short = len(answer.split()) <= _SHORT
     if is_short and _SENTENCE.fullmatch(answer):
         is_short = holds(_unmarked(quoted), wordings)
-    if is_short:
-        return {"answer": quoted or answer, "groups": [wordings]}
     marks = "".join(f"[{place}]" for place in range(1, len(evidence) + 1))
+    if is_short and not holds(_unmarked(quoted), wordings):  # the check below reports it
+        return {"answer": quoted or answer, "groups": [wordings]}
+    if is_short:
+        answer = f"{answer[:1].upper()}{answer[1:].rstrip('.')}."
+        return {"answer": f"{answer} {marks}", "groups": [wordings]}
     return {"answer": _with_marks(answer, marks), **({"groups": [wordings]} if aliases else {})}
 
 # %% ../../nbs/data/questions.ipynb #c-047
