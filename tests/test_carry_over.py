@@ -59,7 +59,7 @@ class Copier:
                 for prompt in batch]
 
     def sure(self, prompt):
-        return 0.9 if prompt.record_id in ("q0", "q2", "q4", "q6") else 0.2
+        return 0.9 if prompt.record_id.split()[-1] in ("q0", "q2", "q4", "q6") else 0.2
 
     def p_answer(self, prompts):
         return [(prompt, 0.5) for prompt in prompts]

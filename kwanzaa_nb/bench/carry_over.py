@@ -51,10 +51,11 @@ def model_outputs(
 ) -> list[dict]:  # of the arms that the stage evaluate would have, greedy
     "Let the base model and the adapter answer records."
     effective, dev_file = settings_here(config), config.data.dev_file
-    development = read_records(config.path(dev_file)) if dev_file else []
+    is_chosen = dev_file and config.evaluation.answer_threshold == "dev"
+    development = read_records(config.path(dev_file)) if is_chosen else []
     open_log(log, experiment(config, effective, records, adapter, development))
     for arm, backend in arms(config, effective, adapter):
-        decided = development_decisions(backend, development, log, arm, report)
+        decided = development and development_decisions(backend, development, log, arm, report)
         settled = settle_threshold(config, decided)
         for name, decoding, same_as in passes(settled, arm, effective):
             if not decoding.temperature:
@@ -82,13 +83,14 @@ def _leanings(outputs: Iterable[dict], records: Iterable[Record]) -> list[tuple[
 
 
 def carried(
-    outputs: Sequence[dict],  # of any arms
+    outputs: Iterable[dict],  # of any arms, those to other records among them
     records: Sequence[Record],  # of one file
     place: str,
 ) -> list[Carried]:  # one an arm
     "Score the arms on a file."
-    found = []
-    for arm, scores in score_arms(list(outputs), list(records)).items():
+    known, found = {record["id"] for record in records}, []
+    outputs = [output for output in outputs if output["id"] in known]
+    for arm, scores in score_arms(outputs, list(records)).items():
         pairs = _leanings((one for one in outputs if one["arm"] == arm), records)
         sides = [[value for value, truth in pairs if truth is side] for side in (True, False)]
         area = best = None
@@ -129,22 +131,24 @@ def carry_over(
 ) -> list[Carried]:  # arm by arm, our own evaluation first
     """Measure the rules, and a model if asked, on a file of passages and on our own evaluation.
 
-    A model's outputs are kept in the folder `carry_over` of the config's run. Where our evaluation
-    is the sealed one, its use is noted. Raises `DataError` and `MissingFile` for any of the files.
+    A model's outputs are kept in `carry_over/outputs.jsonl` of the config's run. Where our
+    evaluation is the sealed one, its use is noted. Raises `DataError` and `MissingFile` for any of the files.
     """
-    data, logs = config.data, config.path(config.run.output_dir) / "carry_over"
-    found = [with_system_prompt(record, data.system_prompt)
+    data = config.data
+    found = [with_system_prompt({**record, "id": f"passages, {record['id']}"}, data.system_prompt)
              for record in read_passages(path, year)]
     train, dev, own = (read_records(config.path(file)) if file else []
                        for file in (data.train_file, data.dev_file, data.eval_file))
     sealed_uses(config.path(data.eval_file), f"{config.run.name}, carry-over", None)
-    rules, measured = fit_rules(train, dev), []
-    for place, records in (("own", spread(own, most)), ("passages", spread(found, most))):
-        outputs = rule_outputs(rules, records)
-        if adapter:
-            folder = None if adapter == "none" else Path(adapter)
-            outputs += model_outputs(config, folder, records, logs / f"{place}.jsonl")
-        measured += carried(outputs, records, place)
+    files = {"own": spread(own, most), "passages": spread(found, most)}
+    asked = [record for records in files.values() for record in records]
+    outputs = rule_outputs(fit_rules(train, dev), asked)
+    if adapter:
+        folder = None if adapter == "none" else Path(adapter)
+        log = config.path(config.run.output_dir) / "carry_over" / "outputs.jsonl"
+        outputs += model_outputs(config, folder, asked, log)
+    measured = [one for place, records in files.items()
+                for one in carried(outputs, records, place)]
     names = list(dict.fromkeys(one.arm for one in measured))
     return sorted(measured, key=lambda one: names.index(one.arm))
 
