@@ -142,10 +142,10 @@ def render(root, folder, text):
 def test_no_setting_alters_the_card_of_a_data_set(tmp_path, text):
     config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": text, "publishing.metadata.dataset_version": text, "publishing.metadata.task": text,
                                                               "publishing.dataset_license": text})
-    rows = [["train", text, 3, 2, 1, "0" * 64]]
+    rows = [["train", text, 3, 2, 1, 0, 0, "0" * 64]]
     card = dataset.dataset_card(config, rows)
     plain = dataset.dataset_card(load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": "x", "publishing.metadata.dataset_version": "x", "publishing.metadata.task": "x"}),
-                                 [["train", "x", 3, 2, 1, "0" * 64]])
+                                 [["train", "x", 3, 2, 1, 0, 0, "0" * 64]])
     head, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert shape(body) == shape(plain.removeprefix("---\n").partition("\n---\n")[2])
     data = yaml.safe_load(head)

@@ -41,15 +41,20 @@ def split_files(
     return files
 
 # %% ../../nbs/publish/dataset.ipynb #58-005-a
+_COLUMNS = (
+    "split", "file", "records", "answerable", "not answerable", "neither", "machine-made", "SHA-256")
+
+
 def split_rows(
     files: Mapping[str, Path],  # of `split_files`
-) -> list[list]:  # split, file, records, answerable, not answerable, neither, SHA-256
+) -> list[list]:  # in the order of `_COLUMNS`
     "Count what each split holds. Raises `DataError` where a file has no valid records."
     rows = []
     for split, path in files.items():
         records = read_records(path, shown=path.name)
         answerable = Counter(record.get("answerable") for record in records)
         counts = [len(records), *(answerable[one] for one in (True, False, None))]
+        counts.append(sum("origin" in record for record in records))
         rows.append([split, path.name, *counts, file_record(path)["sha256"]])
     return rows
 
@@ -68,6 +73,9 @@ _LIMITS = """\
 _SEALED = """\
 - A fourth file, of sealed records, is kept back: whoever measures with it can be sure that no
   adapter was trained on it."""
+_MACHINE_MADE = """\
+- The questions counted as machine-made were proposed by a model, which `origin` names, and kept
+  where checks accepted them. Whether people read them is not recorded."""
 
 # %% ../../nbs/publish/dataset.ipynb #58-005-b
 def dataset_card(
@@ -85,12 +93,13 @@ def dataset_card(
         tags=["citations", "refusal", wanted.metadata.task],
         configs=[{"config_name": "default", "data_files": splits}])
     name, version = as_markdown(config.run.name), as_markdown(wanted.metadata.dataset_version)
-    columns = ["split", "file", "records", "answerable", "not answerable", "neither", "SHA-256"]
     evaluated = config.data.eval_file
     sealed = is_sealed(evaluated) or config.path(sealed_beside(evaluated)).is_file()
-    limits = "\n".join([_LIMITS, *([_SEALED] if sealed else [])])
+    machine_made = any(row[_COLUMNS.index("machine-made")] for row in rows)
+    more = [*([_SEALED] if sealed else []), *([_MACHINE_MADE] if machine_made else [])]
     parts = [f"# Records of {name}, {version}", _INTRODUCTION,
-             "## Splits", Table(columns, rows)._repr_markdown_(), "## Limits", limits]
+             "## Splits", Table(_COLUMNS, rows)._repr_markdown_(),
+             "## Limits", "\n".join([_LIMITS, *more])]
     body = "\n\n".join(parts)
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
 
