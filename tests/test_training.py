@@ -456,7 +456,7 @@ def test_arguments_are_ones_that_trl_takes(tmp_path):
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_the_decision_of_every_committed_target_is_at_the_measured_token(smollm, split):
     sides = set()
-    for record in read_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl")[::3]:
+    for record in read_records(ROOT / "data" / "training" / f"kwanzaa_{split}.jsonl")[::12]:
         refused = record["expected"]["completeness"] == "insufficient_data"
         target = record["messages"][-1]["content"]
         assert target.startswith(REFUSING if refused else DECISION)
