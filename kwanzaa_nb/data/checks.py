@@ -163,6 +163,7 @@ def shortcut_problems(
 
 # %% ../../nbs/data/checks.ipynb #c-029
 _LEAST_USED, _MOST_COPIED, _COPIED_RUN = 0.03, 0.5, 8
+_ENOUGH = 500  # training records from which the use of fields is judged
 _COPIED = "copied, of those with evidence"
 
 
@@ -227,7 +228,8 @@ def usage_problems(
                      "model would learn that it is always empty",
                      "add questions of that type, or delete the few that there are",
                      "unused_field")
-             for field, rate in rates.items() if 0 < rate.value < _LEAST_USED]
+             for field, rate in rates.items()
+             if len(facts) >= _ENOUGH and 0 < rate.value < _LEAST_USED]
     if copied and copied.value > _MOST_COPIED:
         found.append(Problem(f"{name} split", f"{copied.value:.0%} of the answers share "
                              f"{_COPIED_RUN} words in a row with their evidence",
