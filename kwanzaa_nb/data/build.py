@@ -285,6 +285,20 @@ class Pool:
         return list(dict.fromkeys(
             question for document in documents for question in self.by_document[document]))
 
+# %% ../../nbs/data/build.ipynb #c-045
+def _earlier_turns(
+    question: Question,
+    by_id: Mapping[str, Question],
+    shown: Sequence[Chunk],
+) -> list[Question] | None:  # first to last; None where one of them can't be replied to
+    "List the turns that a question follows."
+    turns, seen = [], {question.question_id}
+    while question.after in by_id and question.after not in seen:
+        question = by_id[question.after]
+        seen.add(question.question_id)
+        turns.insert(0, question)
+    return turns if all(reply_to(turn, shown) for turn in turns) else None
+
 # %% ../../nbs/data/build.ipynb #c-042
 _SPECIAL = ("half", "conflict", "premise", "one_side")
 
@@ -313,20 +327,6 @@ def _questions_for(
     pool.asked.update((question.question_id, True) for question in answers)
     pool.asked.update((question.question_id, False) for question in refusals)
     return [*answers, *refusals]
-
-# %% ../../nbs/data/build.ipynb #c-045
-def _earlier_turns(
-    question: Question,
-    by_id: Mapping[str, Question],
-    shown: Sequence[Chunk],
-) -> list[Question] | None:  # first to last; None where one of them can't be replied to
-    "List the turns that a question follows."
-    turns, seen = [], {question.question_id}
-    while question.after in by_id and question.after not in seen:
-        question = by_id[question.after]
-        seen.add(question.question_id)
-        turns.insert(0, question)
-    return turns if all(reply_to(turn, shown) for turn in turns) else None
 
 # %% ../../nbs/data/build.ipynb #c-048
 def _persona(group: str) -> str:
