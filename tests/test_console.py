@@ -92,7 +92,9 @@ def test_what_is_written_is_utf8_whatever_the_console_is(project, tmp_path, cons
 @pytest.mark.parametrize("console", ["cp1252", "C"])
 def test_the_preview_of_a_record_marks_what_is_trained_on(tmp_path, console):
     pytest.importorskip("transformers")
-    done = told(["validate", "data/training/kwanzaa_dev.jsonl", "--preview", "1", "--config", "configs/demo.cpu.yaml"], ROOT, NARROW[console])
+    lines = (ROOT / "data" / "training" / "kwanzaa_dev.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "short.jsonl").write_text(min(lines, key=len) + "\n", encoding="utf-8")
+    done = told(["validate", str(tmp_path / "short.jsonl"), "--preview", "1", "--config", "configs/demo.cpu.yaml"], ROOT, NARROW[console])
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr[-500:]
     assert done.stdout.count(b"\\u27e6") == done.stdout.count(b"\\u27e7") == 1 and "⟦".encode() not in done.stdout
 

@@ -756,7 +756,7 @@ def committed():
 
 def test_the_grammar_lets_every_committed_target_through(committed):
     smollm, backend, records, prompts = committed
-    assert {record["answerable"] for record in records} == {True, False}
+    assert {record["answerable"] for record in records} >= {True, False}
     for record, prompt in zip(records, prompts):
         tokens = smollm(record["messages"][-1]["content"], add_special_tokens=False)["input_ids"]
         assert backend.lets_through(prompt, tokens), record["id"]

@@ -505,7 +505,7 @@ def test_any_value_in_a_corpus_is_named_or_builds_records_that_are_read(tmp_path
         chunks, questions = load_corpus(tmp_path / "c.jsonl", tmp_path / "q.jsonl")
     except KwanzaaError as error:
         str(error).encode()
-        assert any(str(path[0]) in str(problem) for problem in error.problems) or path[0] in ("text", "chunk_id", "quote", "evidence", "answer", "statement")
+        assert any(str(path[0]) in str(problem) for problem in error.problems) or path[0] in ("text", "chunk_id", "quote", "evidence", "answer", "groups")
         return
     shown = [chunks[name] for name in questions[0].chunk_ids]
     records = [make_record(questions[0], shown, "g")]

@@ -10,6 +10,7 @@ from kwanzaa_nb.model.masking import IGNORED
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.bench.training import (
     ARMS,
+    RECORDS,
     Turns,
     arm_config,
     demo_rows,
@@ -28,7 +29,7 @@ TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(ROOT / "configs" / "demo.cpu.yaml")
+    return load_config(ROOT / "configs" / "demo.cpu.yaml", RECORDS)
 
 
 @pytest.fixture(scope="module")
