@@ -69,16 +69,16 @@ def project(core):
     folder = core.folder / "mine"
     core.python("""
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.data.corpus import corpus_options, load_corpus
-from kwanzaa_nb.core.own_corpus import system_prompts, with_system_prompts
-from kwanzaa_nb.data.records import generate_records, write_splits
-config = load_config("configs/demo.cpu.yaml")
+from kwanzaa_nb.data.build import generate_records
+from kwanzaa_nb.data.corpus import corpus_options
+from kwanzaa_nb.data.questions import load_corpus
+from kwanzaa_nb.data.write import checked, record_files, write_splits
+config = load_config("configs/train.adapter.qlora.yaml")
 data = config.data
 chunks, questions = load_corpus(config.path(data.corpus), config.path(data.questions), corpus_options(data))
-paths = {"train": data.train_file, "dev": data.dev_file, "eval": data.eval_file}
-found = generate_records(chunks, questions, config.run.seed, report=lambda line: None)
-prompts = system_prompts(data)
-print(write_splits(((split, with_system_prompts([record], prompts)[0]) for split, record in found), {split: config.path(path) for split, path in paths.items()}))
+paths = {split: config.path(path) for split, path in record_files(data).items()}
+found = generate_records(chunks, questions, seed=config.run.seed)
+print(write_splits(checked(found, questions, [*paths]), paths))
 """, folder)
     return folder
 
@@ -117,7 +117,7 @@ def test_commands_that_need_no_torch(core, project):
         (core.folder / "shown.yaml").write_text(shown, encoding="utf-8")
         core.kwanzaa("config", "check", "shown.yaml")
     built = sorted((project / "data" / "training").glob("*.jsonl"))
-    assert len(built) == 3
+    assert len(built) == 4
     for path in [ROOT / "data" / "training" / "kwanzaa_eval.jsonl", *built]:
         assert "records" in core.kwanzaa("validate", path)[0]
     (core.folder / "broken.jsonl").write_text('{"id": "one", "messages": []}\n', encoding="utf-8")
@@ -196,13 +196,15 @@ def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, proj
     core.install(f"{core.wheel}[server]")
     without_torch(core)
     settings = {"run.output_dir": "outputs/served", "evaluation.server": f"http://127.0.0.1:{server.server_port}/v1",
-                "model.base_model_id": "plain", "evaluation.adapter": "tuned", "evaluation.max_records": 6, "evaluation.grammar": "true"}
+                "model.base_model_id": "plain", "evaluation.adapter": "tuned", "evaluation.max_records": 6, "evaluation.grammar": "true",
+                **{f"data.{split}_file": f"data/training/kwanzaa_{split}.jsonl" for split in ("train", "dev", "eval")},
+                "data.max_seq_length": 2048}
     words = ["run", "evaluate", "--config", "configs/demo.cpu.yaml", *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")]]
     out, err = core.kwanzaa(*words, folder=project)
     assert "json_valid_rate" in out and err == ""
     asked = len(Answering.asked)
     assert asked >= 4 * 6 and {path for path, _ in Answering.asked} == {"/v1/chat/completions"}
-    assert any("response_format" in body for _, body in Answering.asked) and "assistant" not in {part["role"] for _, body in Answering.asked for part in body["messages"]}
+    assert any("response_format" in body for _, body in Answering.asked) and {body["messages"][-1]["role"] for _, body in Answering.asked} == {"user"}
     folder = project / "outputs" / "served" / "evaluation"
     measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert set(measured["arms"]) == {"base", "base+grammar", "adapter", "adapter+grammar"}
