@@ -588,7 +588,7 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "budget.measured_steps": "two steps are measured; delete the key",
     "data.question_fields": "name columns of questions in data.fields too",
     "data.max_chunk_words": "a passage may have 400 words; delete the key",
-    "data.chunk_words": "documents are split so that five passages fit into data.context_tokens",
+    "data.chunk_words": "documents are split by data.context_tokens, so that several passages fit",
     "data.excerpts": "passages are shown whole; delete the key",
     "data.personas": "write the words into data.system_prompt",
     "evaluation.batch_tokens": "lower evaluation.batch_size where memory runs out",
