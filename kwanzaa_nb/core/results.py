@@ -49,7 +49,7 @@ class ArmResult(TypedDict):
 class Comparison(TypedDict):
     "One metric, with one arm tested against another on the same records."
     metric: str
-    p_holm: float  # of an exact McNemar test, adjusted for all metrics
+    p_holm: float  # of an exact sign-flip test by document, adjusted for all metrics
     first: NotRequired[float]
     second: NotRequired[float]
     only_first: NotRequired[int]  # records that only the first arm passes

@@ -7,10 +7,11 @@ __all__ = ['wilson', 'Rate', 'design_effect', 'share', 'balanced', 'forget_resam
            'holm', 'LabelError', 'auroc']
 
 # %% ../../nbs/core/stats.ipynb #09-002
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from math import sqrt
 
 import numpy as np
@@ -59,32 +60,33 @@ class Rate:
 _Counts = Sequence[tuple[float, float]]  # how many passed, of how many
 
 
-def _summed(counts: _Counts, clusters: Iterable[Hashable]) -> list[tuple[float, float]]:
+def _summed(counts: _Counts, clusters: Sequence[Hashable]) -> _Counts:
     "Add up the counts of each cluster, in the order in which clusters appear."
-    sums: dict[Hashable, list[float]] = defaultdict(lambda: [0, 0])
-    for (passed, total), cluster in zip(counts, clusters, strict=True):
-        sums[cluster][0] += passed
-        sums[cluster][1] += total
-    return [(passed, total) for passed, total in sums.values()]
+    passed, total = Counter(), Counter()
+    for (own, size), cluster in zip(counts, clusters, strict=True):
+        passed[cluster] += own
+        total[cluster] += size
+    return [(passed[cluster], total[cluster]) for cluster in total]
 
 
-def _variance(counts: _Counts) -> float:
+def _variance(counts: _Counts, rate: float) -> float:
     "Return the variance of a ratio of sums, but for the square of their total (linearised)."
-    passed, total = map(sum, zip(*counts))
-    deviations = (own - passed / total * size for own, size in counts)
-    return sum(one * one for one in deviations) * len(counts) / (len(counts) - 1)
+    squares = sum((own - rate * size) ** 2 for own, size in counts)
+    return squares * len(counts) / (len(counts) - 1)
 
 
 def design_effect(
     counts: _Counts,  # of each record
-    clusters: Iterable[Hashable],  # of each record: what it stands together with
+    grouped: _Counts,  # the same, summed by cluster
 ) -> "float | None":  # None with one cluster, and at 0 and 1
     "Return how much larger the variance of a rate is for its clusters than for its records."
-    grouped = _summed(counts, clusters)
-    passed, total = map(sum, zip(*counts)) if counts else (0, 0)
+    passed, total = sum(own for own, _ in grouped), sum(size for _, size in grouped)
     if len(grouped) < 2 or passed in (0, total):
         return None
-    return _variance(grouped) / _variance(counts)
+    if len(grouped) == len(counts):
+        return 1.0
+    rate = passed / total
+    return _variance(grouped, rate) / _variance(counts, rate)
 
 
 def _student(freedom: int) -> float:
@@ -105,9 +107,10 @@ def share(
     passed, total = sum(passes), len(passes)
     if clusters is None:
         return Rate(name, passed, total, *wilson(passed, total))
-    groups = len(set(clusters))
-    effect = design_effect([(one, 1) for one in passes], clusters)
-    size = float(total)
+    sizes, hits = Counter(clusters), Counter(compress(clusters, passes))
+    groups, size = len(sizes), float(total)
+    grouped = [(hits[cluster], count) for cluster, count in sizes.items()]
+    effect = design_effect([(1, 1)] * passed + [(0, 1)] * (total - passed), grouped)
     if effect is not None:
         size = min(size, size / effect)
         size *= (_student(total - 1) / _student(groups - 1)) ** 2
@@ -160,8 +163,9 @@ def clustered(
     kept = [(count, place if clusters is None else clusters[place])
             for place, count in enumerate(counts) if count[1]]
     counts, of = [count for count, _ in kept], [cluster for _, cluster in kept]
-    effect = None if clusters is None else design_effect(counts, of)
-    table = np.array(_summed(counts, of), dtype=float).reshape(-1, 2)
+    grouped = _summed(counts, of)
+    effect = None if clusters is None else design_effect(counts, grouped)
+    table = np.array(grouped, dtype=float).reshape(-1, 2)
     (passed, total), groups = table.sum(axis=0), len(table)
     more = {} if clusters is None else {"clusters": groups, "design_effect": effect}
     if passed in (0, total):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from snowballstemmer import stemmer
 
 from ..core.text import (
-    MONTHS, STOP_WORDS, WORD, plain, read_number, split_claims, starts_number, stem)
+    STOP_WORDS, WORD, plain, read_number, split_claims, starts_number, stem)
 from .support import SUPPORTED_AT, support
 
 # %% ../../nbs/evaluate/answers.ipynb #an-011
@@ -203,16 +203,16 @@ _BEHIND = frozenset("the so there true it him her them".split())  # after it, a 
 _BE = frozenset("is are was were be been has have had did do does could would".split())
 _ALSO_NAMES = frozenset("just will may more down".split())  # with a capital within a sentence
 _LEFT_OUT = (STOP_WORDS | _DENYING | frozenset("jr phd esq".split())) - _TELLING - _SELF
+_SCALES = ("hundred", "thousand", "million", "billion")
 _PART = re.compile(WORD.pattern + r"|[,;:()—–.!?\n]")
+_DATE_WORD = re.compile(r"datex([0-9]+)x([0-9]+)x([0-9]+)$")
 _REACH = 4  # words that a negation denies
 
 # %% ../../nbs/evaluate/answers.ipynb #an-032
-def _root_of(word: str, named: bool = False) -> str:
+def _root_of(word: str) -> str:
     "Return the root of a plain word that is no number; empty where it says nothing."
-    if named and word in _ALSO_NAMES:
-        return word
-    if word.startswith("datex"):
-        return "@" + "-".join(word[5:].split("x"))
+    if date := _DATE_WORD.match(word):
+        return "@" + "-".join(date.groups())
     bare = word.removesuffix("'s")
     if bare in _SELF:
         return "self"
@@ -225,12 +225,34 @@ def _root_of(word: str, named: bool = False) -> str:
     return root(bare)
 
 
+class _Part(NamedTuple):
+    "What a word or a sign is, whatever stands beside it."
+    plain: str
+    sort: str  # sign, initial, number, clause, denying or word
+    root: str  # empty where it says nothing
+    capital: bool
+
+
+@lru_cache(maxsize=50_000)
+def _look_up(part: str) -> _Part:
+    "Look up a word or a sign."
+    word = plain(part)
+    if not word[0].isalnum() and word[0] != "_":
+        return _Part(word, "sign", "", False)
+    if word.startswith("initx"):
+        return _Part(word, "initial", "", True)
+    sort = "clause" if word in _CLAUSE else "number" if starts_number(word) else "word"
+    if word in _DENYING or word.endswith("n't") or word == "rather":
+        sort = "denying"
+    return _Part(word, sort, _root_of(word), part[0].isupper())
+
+
 def _negates(words: list[str], at: int) -> bool:
-    "Tell whether a word denies what follows; No. 5 and the No before a comma do not."
+    "Tell whether a denying word denies what follows; No. 5 and the No before a comma do not."
     word, following = words[at], words[at + 1] if at + 1 < len(words) else "."
     if word == "no":
         return following[0].isalpha()
-    return word in _DENYING or word.endswith("n't") or (word, following) == ("rather", "than")
+    return word != "rather" or following == "than"
 
 
 def _denies_subject(words: list[str], at: int) -> bool:
@@ -244,8 +266,8 @@ class _Reader:
     "Reads a text part by part."
 
     def __init__(self, text: str):
-        self.parts = _PART.findall(rewrite(text))
-        self.plain = [plain(part) for part in self.parts]
+        self.parts = [_look_up(part) for part in _PART.findall(rewrite(text))]
+        self.plain = [part.plain for part in self.parts]
         self.found: list[Word] = []
         self.written: list[str] = []
         self.openings: set[int] = set()
@@ -256,25 +278,28 @@ class _Reader:
             at += self._take(at)
 
     def _take(self, at: int) -> int:  # how many parts were read
-        word = self.plain[at]
-        if not word[0].isalnum() and word[0] != "_":
-            self._pause(word)
+        part, number, used = self.parts[at], "", 0
+        if part.sort == "sign":
+            self._pause(part.plain)
             return 1
         if self.opening:
             self.openings.add(len(self.written))
-        self.written.append(word)
-        if word.startswith("initx"):
-            self.initials += word[-1]
+        self.written.append(part.plain)
+        if part.sort == "initial":
+            self.initials += part.plain[-1]
             self.last += self.last == at - 1
             return 1
-        number, used = "", 0
-        if starts_number(word):
-            number, used = read_number(self.plain[at:at + 12])
-        self.written += self.plain[at + 1:at + used]
-        if not number:
-            self._negate(at)
-        named = self.parts[at][0].isupper() and (not self.opening or len(self.parts) == 1)
-        if kept := number or _root_of(word, named):
+        if part.sort == "number":
+            alone = part.plain in _SCALES  # a hundred is one hundred
+            number, used = read_number(["one"] * alone + self.plain[at:at + 12])
+            used -= alone
+            self.written += self.plain[at + 1:at + used]
+        elif part.sort != "word":
+            self._negate(at, part.sort)
+        kept = number or part.root
+        if part.capital and part.plain in _ALSO_NAMES and (not self.opening or at == 0):
+            kept = part.plain
+        if kept:
             self._keep(kept, at, max(used, 1))
         self.opening = False
         return max(used, 1)
@@ -285,8 +310,8 @@ class _Reader:
         if sign in ".!?\n":
             self.place, self.opening = self.place + 12, True
 
-    def _negate(self, at: int) -> None:
-        if self.plain[at] in _CLAUSE:
+    def _negate(self, at: int, sort: str) -> None:
+        if sort == "clause":
             self.reach, self.clause = 0, len(self.found)
         elif _negates(self.plain, at):
             self.reach = _REACH
@@ -297,7 +322,7 @@ class _Reader:
     def _keep(self, kept: str, at: int, used: int) -> None:
         if self.last == at - 1 and self.found:
             self.found[-1] = self.found[-1]._replace(joined=True)
-        self.found.append(Word(kept, self.parts[at][0].isupper(), self.opening, self.place,
+        self.found.append(Word(kept, self.parts[at].capital, self.opening, self.place,
                                self.reach > 0, False, self.initials))
         self.place, self.reach = self.place + 1, max(0, self.reach - 1)
         self.last, self.initials = at + used - 1, ""
@@ -555,7 +580,8 @@ def _stands(wanted: Sequence[Word], chosen: Places, text: Reading, beside: Besid
     is_denied = any(words[place].denied for place in chosen)
     if not beside.denied and is_denied != any(word.denied for word in wanted):
         return False
-    limit = words[first - 1].root if first and words[first].place - words[first - 1].place < 2 else ""
+    near = first and words[first].place - words[first - 1].place < 2
+    limit = words[first - 1].root if near else ""
     if not _is_exact(wanted[0]) or limit not in _LIMITS:
         return True
     return any(limit in read(known).written for known in (beside.question, beside.reference))
@@ -717,5 +743,5 @@ def tells(
 
 def forget_answers() -> None:
     "Empty the caches of readings, to time scoring as if it were the first time."
-    for remembered in (root, read, _take_apart, _is_person, _namesakes):
+    for remembered in (root, read, _look_up, _take_apart, _is_person, _namesakes):
         remembered.cache_clear()

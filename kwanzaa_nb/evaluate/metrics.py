@@ -25,7 +25,7 @@ from ..core.settings import METRICS
 from ..core.stats import (
     Rate, balanced, clustered, forget_resamples, holm, share, sign_flip)
 from ..core.strict_json import parse_strict_json
-from ..core.text import Claim, sentences, split_claims, tokens
+from ..core.text import sentences, split_claims, tokens
 from .answers import Beside, forget_answers, tells
 from .expectations import Target, expectation_faults, is_remark, read_target
 from .support import (
