@@ -112,7 +112,7 @@ def share(
     grouped = [(hits[cluster], count) for cluster, count in sizes.items()]
     effect = design_effect([(1, 1)] * passed + [(0, 1)] * (total - passed), grouped)
     if effect is not None:
-        size = min(size, size / effect)
+        size /= max(1.0, effect)
         size *= (_student(total - 1) / _student(groups - 1)) ** 2
     elif groups < 2 and 0 < passed < total:  # one document: how others differ is not known
         size = 1.0

@@ -96,12 +96,15 @@ def _gold(record: Record) -> frozenset[str]:
 
 
 def _document(record: Record) -> str:
-    "Return the document that a record stands or falls with: of its gold chunk, or the first shown."
+    """Return the document that a record stands or falls with; empty where it has none.
+
+    It is that of its gold chunk, or of the first chunk shown.
+    """
     shown = record.get("chunks") or []
     gold = _gold(record)
     first = next((one for one in shown if one["chunk_id"] in gold), None)
     first = first or next(iter(shown), {})
-    return first.get("doc_id") or f"record {record['id']}"
+    return first.get("doc_id") or ""
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-010-b
 def read_cases(
@@ -131,7 +134,8 @@ def read_cases(
             chunks=tuple((chunk["chunk_id"], chunk["text"]) for chunk in shown),
             sentences=tuple(number_sentences(shown)),
             secrets=groups or told[record.get("pair_id")],
-            document=documents.get(record.get("pair_id")) or _document(record)))
+            document=(documents.get(record.get("pair_id")) or _document(record)
+                      or f"record {record['id']}")))
     return cases
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-012
