@@ -158,7 +158,7 @@ def clustered(
     """Return a ratio of sums with a bootstrap interval over clusters.
 
     At 0 and 1 all draws are equal, and the interval would have no width; there it is Wilson's
-    interval over the records.
+    interval over the records. With one cluster it is that of a single trial.
     """
     kept = [(count, place if clusters is None else clusters[place])
             for place, count in enumerate(counts) if count[1]]
@@ -171,6 +171,8 @@ def clustered(
     if passed in (0, total):
         bounds = wilson(len(counts) if passed and total else 0, len(counts))
         return Rate(name, int(passed), int(total), *bounds, **more)
+    if groups < 2:
+        return Rate(name, int(passed), int(total), *wilson(passed / total, 1), **more)
     sums = (_few_resamples if groups <= 500 else _resamples)(groups, draws) @ table
     low, high = np.quantile(sums[:, 0] / sums[:, 1], (0.025, 0.975))
     return Rate(name, int(passed), int(total), float(low), float(high), **more)

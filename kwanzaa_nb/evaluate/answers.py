@@ -8,6 +8,7 @@ __all__ = ['Places', 'root', 'rewrite', 'Word', 'Reading', 'read', 'Wording', 'B
 # %% ../../nbs/evaluate/answers.ipynb #an-003
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -154,7 +155,7 @@ _NAMES = _rules(
      lambda found: f" {re.sub('[. ]', '', found[0])} "),
     (".", r"\b(?:(?:[A-Z]\. ?){2,}|[A-Z]\. (?=[A-Z]))", _initials))
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-024-b
 def rewrite(
     text: str,  # any prose; marks are left out
 ) -> str:
@@ -246,9 +247,9 @@ def _look_up(part: str) -> _Part:
         sort = "denying"
     return _Part(word, sort, _root_of(word), part[0].isupper())
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-033
 def _negates(words: list[str], at: int) -> bool:
-    "Tell whether a denying word denies what follows; No. 5 and the No before a comma do not."
+    "Tell whether a denying word denies what follows."
     word, following = words[at], words[at + 1] if at + 1 < len(words) else "."
     if word == "no":
         return following[0].isalpha()
@@ -261,71 +262,88 @@ def _denies_subject(words: list[str], at: int) -> bool:
     ends = following in _BEHIND or not following[0].isalnum()
     return ends and (words[at].endswith("n't") or before in _BE)
 
-# %% ../../nbs/evaluate/answers.ipynb #an-033
-class _Reader:
-    "Reads a text part by part."
 
-    def __init__(self, text: str):
-        self.parts = [_look_up(part) for part in _PART.findall(rewrite(text))]
-        self.plain = [part.plain for part in self.parts]
-        self.found: list[Word] = []
-        self.written: list[str] = []
-        self.openings: set[int] = set()
-        self.place = self.reach = self.clause = 0
-        self.opening, self.initials, self.last = True, "", -2
-        at = 0
-        while at < len(self.parts):
-            at += self._take(at)
+@dataclass
+class _State:
+    "How far a text was read."
+    parts: list[_Part]
+    found: list[Word] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    openings: set[int] = field(default_factory=set)
+    place: int = 0
+    reach: int = 0  # words that are still denied
+    clause: int = 0  # where it starts in `found`
+    opening: bool = True  # whether a sentence starts here
+    initials: str = ""
+    last: int = -2  # the last part of the last word kept
 
-    def _take(self, at: int) -> int:  # how many parts were read
-        part, number, used = self.parts[at], "", 0
-        if part.sort == "sign":
-            self._pause(part.plain)
-            return 1
-        if self.opening:
-            self.openings.add(len(self.written))
-        self.written.append(part.plain)
-        if part.sort == "initial":
-            self.initials += part.plain[-1]
-            self.last += self.last == at - 1
-            return 1
-        if part.sort == "number":
-            alone = part.plain in _SCALES  # a hundred is one hundred
-            number, used = read_number(["one"] * alone + self.plain[at:at + 12])
-            used -= alone
-            self.written += self.plain[at + 1:at + used]
-        elif part.sort != "word":
-            self._negate(at, part.sort)
-        kept = number or part.root
-        if part.capital and part.plain in _ALSO_NAMES and (not self.opening or at == 0):
-            kept = part.plain
-        if kept:
-            self._keep(kept, at, max(used, 1))
-        self.opening = False
-        return max(used, 1)
+# %% ../../nbs/evaluate/answers.ipynb #an-033-b
+def _pause(state: _State, sign: str) -> None:
+    "Read a sign: it ends a clause, and some signs end a sentence."
+    state.reach, state.clause = 0, len(state.found)
+    state.place += 1
+    if sign in ".!?\n":
+        state.place, state.opening = state.place + 12, True
 
-    def _pause(self, sign: str) -> None:
-        self.reach, self.clause = 0, len(self.found)
-        self.place += 1
-        if sign in ".!?\n":
-            self.place, self.opening = self.place + 12, True
 
-    def _negate(self, at: int, sort: str) -> None:
-        if sort == "clause":
-            self.reach, self.clause = 0, len(self.found)
-        elif _negates(self.plain, at):
-            self.reach = _REACH
-            if _denies_subject(self.plain, at):
-                first = max(self.clause, len(self.found) - 3)
-                self.found[first:] = [one._replace(denied=True) for one in self.found[first:]]
+def _negate(state: _State, at: int) -> None:
+    "Read a word that starts a clause or a negation."
+    words = [part.plain for part in state.parts]
+    if state.parts[at].sort == "clause":
+        state.reach, state.clause = 0, len(state.found)
+    elif _negates(words, at):
+        state.reach = _REACH
+        if _denies_subject(words, at):
+            first = max(state.clause, len(state.found) - 3)
+            state.found[first:] = [one._replace(denied=True) for one in state.found[first:]]
 
-    def _keep(self, kept: str, at: int, used: int) -> None:
-        if self.last == at - 1 and self.found:
-            self.found[-1] = self.found[-1]._replace(joined=True)
-        self.found.append(Word(kept, self.parts[at].capital, self.opening, self.place,
-                               self.reach > 0, False, self.initials))
-        self.place, self.reach = self.place + 1, max(0, self.reach - 1)
-        self.last, self.initials = at + used - 1, ""
+
+def _keep(state: _State, kept: str, at: int, used: int) -> None:
+    "Keep a word that says something."
+    if state.last == at - 1 and state.found:
+        state.found[-1] = state.found[-1]._replace(joined=True)
+    state.found.append(Word(kept, state.parts[at].capital, state.opening, state.place,
+                            state.reach > 0, False, state.initials))
+    state.place, state.reach = state.place + 1, max(0, state.reach - 1)
+    state.last, state.initials = at + used - 1, ""
+
+# %% ../../nbs/evaluate/answers.ipynb #an-033-c
+def _take(state: _State, at: int) -> int:  # how many parts were read
+    "Read the part at a place, or the parts of a number."
+    part, number, used = state.parts[at], "", 0
+    if part.sort == "sign":
+        _pause(state, part.plain)
+        return 1
+    if state.opening:
+        state.openings.add(len(state.written))
+    state.written.append(part.plain)
+    if part.sort == "initial":
+        state.initials += part.plain[-1]
+        state.last += state.last == at - 1
+        return 1
+    if part.sort == "number":
+        alone = part.plain in _SCALES  # a hundred is one hundred
+        ahead = [one.plain for one in state.parts[at:at + 12]]
+        number, used = read_number(["one"] * alone + ahead)
+        used -= alone
+        state.written += ahead[1:used]
+    elif part.sort != "word":
+        _negate(state, at)
+    kept = number or part.root
+    if part.capital and part.plain in _ALSO_NAMES and (not state.opening or at == 0):
+        kept = part.plain
+    if kept:
+        _keep(state, kept, at, max(used, 1))
+    state.opening = False
+    return max(used, 1)
+
+
+def _read_parts(text: str) -> _State:
+    "Read a text part by part."
+    state, at = _State([_look_up(part) for part in _PART.findall(rewrite(text))]), 0
+    while at < len(state.parts):
+        at += _take(state, at)
+    return state
 
 # %% ../../nbs/evaluate/answers.ipynb #an-035
 _YEARS, _OLD, _AGE, _DECADE, _DOZEN = map(root, "years old age decades dozen".split())
@@ -385,13 +403,13 @@ def read(
     text: str,  # an answer or a wording, with or without marks
 ) -> Reading:
     "Read a text for comparing it."
-    reader = _Reader(text)
-    words = _join(reader.found)
+    state = _read_parts(text)
+    words = _join(state.found)
     places: dict[str, list[int]] = {}
     for place, word in enumerate(words):
         for key in _keys(word.root):
             places.setdefault(key, []).append(place)
-    return Reading(tuple(words), places, tuple(reader.written), frozenset(reader.openings))
+    return Reading(tuple(words), places, tuple(state.written), frozenset(state.openings))
 
 # %% ../../nbs/evaluate/answers.ipynb #an-041
 Places = tuple[int, ...]  # in the words of a reading, for each word of a wording
@@ -632,7 +650,7 @@ def _as_surname(wording: Wording, text: Reading, beside: Beside) -> bool:
                for place in text.places[surname.root]
                ) and not _is_ambiguous(wording.text, beside.passages)
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-063-b
 def _as_abbreviation(wording: Wording, text: Reading, beside: Beside) -> bool:
     "Tell whether the full name stands for an abbreviation, or the abbreviation for the name."
     wanted, words, size = wording.whole.words, text.words, len(wording.acronym)
@@ -740,7 +758,7 @@ def tells(
     said = [" ".join(claim.text for claim in split_claims(text))] if statements else []
     return any(support(statement, said) >= SUPPORTED_AT for statement in statements)
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-071-b
 def forget_answers() -> None:
     "Empty the caches of readings, to time scoring as if it were the first time."
     for remembered in (root, read, _look_up, _take_apart, _is_person, _namesakes):

@@ -27,7 +27,8 @@ from ..core.stats import (
 from ..core.strict_json import parse_strict_json
 from ..core.text import sentences, split_claims, tokens
 from .answers import Beside, forget_answers, tells
-from .expectations import Target, expectation_faults, is_remark, read_target
+from .expectations import (
+    EXPECTATION_CODES, Target, expectation_faults, is_remark, read_target)
 from .support import (
     SUPPORTED_AT, Support, examine, forget_claims, overlap, support)
 from ..model.backend import REFUSED
@@ -423,24 +424,9 @@ FAILURE_CODES = {  # code -> what it means and what to look at
     "refused_answerable": "It refused although a chunk holds the answer: see whether the question "
                           "is clear, and evaluation.answer_threshold.",
     "refusal_with_claim": "A refusal also states a fact: see the sentence in the note.",
-    "partial_expected": "The chunks hold a part of the answer, or their sources disagree, and the "
-                        "output is not partial: see what it leaves out.",
-    "part_not_told": "A partial answer does not tell the part that the chunks hold, or does not "
-                     "cite it: compare it with the part in the note.",
-    "missing_not_named": "A partial answer does not name in missing_context what is missing, or "
-                         "names what it answers as well: see the note.",
-    "value_without_source": "Sources disagree, and a value is not given with the mark of a "
-                            "sentence that has it: see the note.",
-    "premise_not_corrected": "The question rests on a false premise, and the output is not a "
-                             "complete answer that cites what corrects it.",
-    "premise_not_named": "The false premise of the question is not in unsupported_claims, or "
-                         "only its denial is: see the note.",
-    "clarification_expected": "The question fits two things in the chunks, and the output answers "
-                              "or refuses without asking back.",
-    "readings_not_named": "No clarifying question names both things that are meant: see the note.",
     "answer_leaked": "A refusal tells the expected answer, which is not in its chunks: see whether "
                      "the answer was learnt by heart.",
-}
+} | EXPECTATION_CODES
 
 
 def failure_table() -> str:  # Markdown with the columns code, what it means and what to look at
