@@ -124,8 +124,8 @@ def _rules(*rows: "tuple[str, str, str | Callable[[re.Match], str]]") -> list[_R
 # %% ../../nbs/evaluate/answers.ipynb #an-024
 _WORDS = _rules(
     ("[", r"\[\d{1,9}\]", " "), ("'", r"(?<!\d)'s\b", ""),
-    ("World W|WW", r"\b(?:World War (?:II|2|Two|two)|Second World War|WWII|WW2)\b", "warx2"),
-    ("World W|WW", r"\b(?:World War (?:I|1|One|one)|First World War|WWI|WW1)\b", "warx1"),
+    ("orld |WW", r"(?i)\b(?:world war (?:ii|2|two)|second world war|wwii|ww2)\b", "warx2"),
+    ("orld |WW", r"(?i)\b(?:world war (?:i|1|one)|first world war|wwi|ww1)\b", "warx1"),
     ("U.|US", r"\bU\. ?S\. ?A\.|\bU\. ?S\.|\bUSA\b|\bUS\b", " United States "),
     ("U.|UK", r"\bU\. ?K\.|\bUK\b", " United Kingdom "), ("St.", r"\bSt\. (?=[A-Z])", "Saint "),
     (".", r"\b(Mrs?|Ms|Dr|Rev|Prof|Hon|Gen|Col|Capt|Lt|Gov|Sen|Rep|Jr|Sr|Mt|etc|vs|[Nn]o)\.",
@@ -189,8 +189,10 @@ class Reading(NamedTuple):
     openings: frozenset[int]  # where sentences start in `written`
 
 
-_TELLING = frozenset(
-    "before after until more most less fewer few both all same own only again".split())
+_TELLING = frozenset("""
+    before after until more most less fewer few both all same own only again up down out off over
+    every each such
+""".split())
 _SELF = frozenset("""
     himself herself themselves itself myself yourself ourselves self
 """.split())
@@ -201,8 +203,12 @@ _CLAUSE = frozenset("""
     but and who which where when because although though while since then yet until
 """.split())
 _BEHIND = frozenset("the so there true it him her them".split())  # after it, a subject is denied
+_MEASURES = frozenset("""
+    second minute hour day week month year decade century mile foot inch yard meter kilometer
+    pound ounce dollar cent acre percent
+""".split())  # of these, one is said as `a`
 _BE = frozenset("is are was were be been has have had did do does could would".split())
-_ALSO_NAMES = frozenset("just will may more down".split())  # with a capital within a sentence
+_ALSO_NAMES = frozenset("just will may more down s t d m v".split())  # within a sentence
 _LEFT_OUT = (STOP_WORDS | _DENYING | frozenset("jr phd esq".split())) - _TELLING - _SELF
 _SCALES = ("hundred", "thousand", "million", "billion")
 _PART = re.compile(WORD.pattern + r"|[,;:()—–.!?\n]")
@@ -332,6 +338,10 @@ def _take(state: _State, at: int) -> int:  # how many parts were read
     kept = number or part.root
     if part.capital and part.plain in _ALSO_NAMES and (not state.opening or at == 0):
         kept = part.plain
+    elif part.plain in ("a", "an"):
+        following = state.parts[at + 1].plain if at + 1 < len(state.parts) else ""
+        is_letter = part.capital and not state.opening  # North Carolina A&T
+        kept = "#1" if following in _MEASURES else part.plain if is_letter else ""
     if kept:
         _keep(state, kept, at, max(used, 1))
     state.opening = False
@@ -348,6 +358,7 @@ def _read_parts(text: str) -> _State:
 # %% ../../nbs/evaluate/answers.ipynb #an-035
 _YEARS, _OLD, _AGE, _DECADE, _DOZEN = map(root, "years old age decades dozen".split())
 _COUNT = re.compile(r"#[\d.]+(?:e\+\d+)?$")
+_LARGE = re.compile(r"#1(?:0{3,}|e\+\d+)$")
 
 
 def _together(first: str, second: str, third: str) -> "tuple[int, list[str]] | None":
@@ -358,9 +369,13 @@ def _together(first: str, second: str, third: str) -> "tuple[int, list[str]] | N
         return 2, [f"#{float(first[1:]) * factor:.12g}", *unit]
     if first == _DOZEN:
         return 1, ["#12"]
-    if counts and second == "half" and first[1:].isdigit() and first != "#1":
-        return 2, [f"{first}.5"]
-    if first == "#1" and (second == "half" or second[:1] == "#" and second.endswith("th")):
+    if counts and second == "half" and first[1:].isdigit():
+        if _LARGE.match(third):  # one and a half million
+            return 3, [f"#{(float(first[1:]) + 0.5) * float(third[1:]):.12g}"]
+        return (2, [f"{first}.5"]) if first != "#1" else (2, ["half"])
+    if first == "half" and _LARGE.match(second):
+        return 2, [f"#{float(second[1:]) / 2:.12g}"]
+    if first == "#1" and second[:1] == "#" and second.endswith("th"):  # one third
         return 2, [second]
     if counts and second == _YEARS and third in (_OLD, _AGE):
         return 3, [first, _AGE]
@@ -413,6 +428,7 @@ def read(
 
 # %% ../../nbs/evaluate/answers.ipynb #an-041
 Places = tuple[int, ...]  # in the words of a reading, for each word of a wording
+_MEASURE_ROOTS = frozenset(map(root, _MEASURES))
 _ROOM = 3  # words that may stand between those of a wording; two for a wording of two
 
 
@@ -428,7 +444,8 @@ def _in_order(wanted: Sequence[Word], words: Sequence[Word], chosen: Places) -> 
         exact = _is_exact(left) or _is_exact(right)
         if (exact or left.capital and right.capital) and not 0 < step <= 2:
             return False
-        if _is_exact(left) and step == 2 and _is_exact(words[at + 1]):
+        between = words[at + 1] if _is_exact(left) and step == 2 else None
+        if between and (_is_exact(between) or between.root in _MEASURE_ROOTS):
             return False
     return True
 
@@ -474,7 +491,7 @@ _TITLES = frozenset(map(root, """
     mr mrs ms miss dr rev prof sir president principal judge justice senator governor general
     colonel captain sergeant lieutenant bishop reverend doctor professor madam mayor queen king
     attorney secretary chief congressman congresswoman later today
-""".split())) | _TELLING
+""".split())) | _TELLING | {root(month.lower()) for month in _MONTHS}
 _LINKS = frozenset("and of the or in on for".split())
 
 
@@ -482,7 +499,7 @@ _LINKS = frozenset("and of the or in on for".split())
 def _is_person(wording: str) -> bool:
     "Tell whether a wording may be the full name of a person."
     named = read(wording)
-    if not 2 <= len(named.words) <= 5 or re.search(r",(?! [JS]r)", wording):
+    if not 2 <= len(named.words) <= 5 or " " not in wording or re.search(r",(?! [JS]r)", wording):
         return False
     return (all(word.capital and not _is_exact(word) for word in named.words)
             and named.words[-1].root not in _NO_PERSON
@@ -588,6 +605,7 @@ class Beside(NamedTuple):
     denied: bool = False  # whether what an answer denies counts as told too
 
 
+_OTHER_PLACE = frozenset(map(root, "west east north south new".split()))
 _LIMITS = frozenset("before after less fewer".split())
 _WHO = re.compile(r"\b(?:who|whom|whose|which (?:president|person|man|woman|author))\b", re.I)
 
@@ -611,6 +629,9 @@ def _is_name_there(wording: Wording, chosen: Places, text: Reading, person: str)
     if person and not all(words[place].capital for place in chosen):
         return not any(word.capital for word in words)
     full = wording.text if any(one.initials for one in wording.whole.words) else person
+    before = words[chosen[0] - 1] if chosen[0] else None
+    if before and before.joined and before.capital and before.root in _OTHER_PLACE:
+        return not (len(chosen) == 1 and words[chosen[0]].capital)  # West Virginia, New Mexico
     if wording.is_person and [one.root for one in words[chosen[-1] + 1:chosen[-1] + 2]] == ["sr"]:
         return wording.whole.words[-1].root == "sr"
     return not (full and _is_person(full) and _is_other(full, text, chosen[0]))
@@ -633,10 +654,6 @@ def _as_it_is(wording: Wording, text: Reading, beside: Beside, person: str) -> b
     if len(wanted) == 2 and wanted[1].root == _AGE and _is_exact(wanted[0]):  # when she was ten
         return any(not text.words[place].joined and _stands(wanted, (place,), text, beside)
                    for place in text.places.get(wanted[0].root, ()))
-    if len(wanted) > 1 and wanted[0].root == "#1":  # one week, a week
-        return any(_stands(wanted[1:], chosen, text, beside)
-                   and not (min(chosen) and _is_exact(text.words[min(chosen) - 1]))
-                   for chosen in _find(wanted[1:], text))
     return False
 
 
@@ -688,7 +705,7 @@ _SAYS_NOTHING = frozenset("""
 
 
 def _as_function_word(wording: Wording, raw: str, text: Reading) -> bool:
-    "Look for a wording without a content word, such as `none`, `AND`, `yes` or `?`."
+    "Look for a wording word for word, such as `none`, `AND`, `yes`, `?` or `for him`."
     wanted, written = wording.whole.written, text.written
     if not wanted:
         return bool(wording.text) and wording.text in raw
@@ -701,9 +718,21 @@ def _as_function_word(wording: Wording, raw: str, text: Reading) -> bool:
             and any(written[start:start + len(wanted)] == wanted for start in rows))
 
 
+_WITH_ONE = frozenset("for to i he she they we".split())  # "for Scott", "told to", "she wrote"
+
+
+def _is_literal(wording: Wording) -> bool:
+    "Tell whether a wording has to be there word for word: what says something in it is too little."
+    words = wording.whole.words
+    if len(words) != 1:
+        return not words
+    thin = words[0].root in _TELLING or words[0].root == "self"
+    return thin or bool(_WITH_ONE & set(wording.whole.written))
+
+
 def _is_told(wording: Wording, raw: str, text: Reading, beside: Beside, person: str) -> bool:
     "Tell whether one wording is told."
-    if not wording.whole.words:
+    if _is_literal(wording):
         return _as_function_word(wording, raw, text)
     if _as_it_is(wording, text, beside, person) or _as_surname(wording, text, beside):
         return True
