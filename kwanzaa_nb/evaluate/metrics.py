@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -66,6 +67,15 @@ class Case:
     def is_plain(self) -> bool:
         "Whether a plain answer or a refusal is expected."
         return self.target.kind not in _KINDS
+
+    @cached_property
+    def shown(self) -> list[Chunk]:
+        "The chunks with their spans, as outputs are checked against them."
+        spans: dict[int, list[list[int]]] = defaultdict(list)
+        for one in self.sentences:
+            spans[one.place].append([one.start, one.end])
+        return [{"chunk_id": chunk_id, "text": text, "spans": spans[place]}
+                for place, (chunk_id, text) in enumerate(self.chunks)]
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-010
 def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
@@ -184,12 +194,7 @@ _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 def _parse(raw: str, case: Case) -> ModelAnswer:
     "Parse and check an output against what its record showed. Raises `AnswerError`."
-    spans: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for one in case.sentences:
-        spans[one.place].append((one.start, one.end))
-    shown = [{"chunk_id": chunk_id, "text": text, "spans": spans[place]}
-             for place, (chunk_id, text) in enumerate(case.chunks)]
-    return parse_model_answer(raw, shown, not case.needs_citations)
+    return parse_model_answer(raw, case.shown, not case.needs_citations)
 
 
 def _cited(numbers: list[int], case: Case) -> frozenset[str]:
