@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROOT
 
+import kwanzaa_nb.evaluate.answers as answers
+import kwanzaa_nb.evaluate.expectations as expectations
 import kwanzaa_nb.evaluate.metrics as metrics
 import kwanzaa_nb.evaluate.support as support
 from kwanzaa_nb.core import stats, text
 from kwanzaa_nb.core.answer import ERROR_STAGES, RULE_ERRORS, find_marks
-from kwanzaa_nb.core.results import HEADLINES
-from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, wilson
+from kwanzaa_nb.core.results import EXPECTATIONS, HEADLINES
+from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, sign_flip, wilson
 from kwanzaa_nb.evaluate.metrics import (
     FAILURE_CODES, REFUSAL, ScoreError, compare, controls, failure_table, failures, score, score_arms,
     scores_table)
@@ -102,7 +104,8 @@ def test_the_targets_of_the_committed_records_read_one(split):
     scores = score(targets, records)
     assert scores.codes == {}
     rates = scores.rates if split != "train" else scores.rates | {"minimal_pair_accuracy": None}
-    assert {rate.value for rate in rates.values() if rate} == {1.0}
+    assert {rate.value for rate in rates.values() if rate and rate.total} == {1.0}
+    assert sum(scores.rates[name].total for name in EXPECTATIONS) == sum(not outcome.case.is_plain for outcome in scores.outcomes)
     refused = [outcome for outcome in scores.outcomes if outcome.case.answerable is False]
     assert len(refused) > 50 and {outcome.decision for outcome in refused} == {"refused"}
 
@@ -219,7 +222,6 @@ TWIN = FIRST | {"chunks": [*FIRST["chunks"], {**chunk(*FACTS[0]), "chunk_id": "t
 @pytest.mark.parametrize("text, code, record", [
     (GOOD + " It was a weekly.", "claim_without_mark", FIRST), (GOOD.replace("[2]", "[2][1][3][4]"), "too_many_marks", FIRST),
     (GOOD + " Robert Abbott read Freedom's Journal. [2]", "claim_unsupported", FIRST),
-    ("Samuel Cornish never founded Freedom's Journal in New York City. [2]", "claim_unsupported", FIRST),
     (GOOD.replace("[2]", "[1]"), "claim_beside_evidence", FIRST), (GOOD.replace("[2]", "[1][2][3]"), "idle_marks", FIRST),
     ("A weekly issue of Freedom's Journal cost six cents. [1]", "answer_not_in_text", FIRST),
     (GOOD.replace("[2]", "[8]"), "gold_chunk_not_cited", TWIN)])
@@ -244,6 +246,11 @@ def test_most_of_the_sentences_named_for_a_claim_are_of_use(text, covered):
                       "expected": {"answer": "Boston", "gold_chunk_ids": ["c0", "c1"]}}
     outcome, _ = one(cited(text), record)
     assert outcome.valid and outcome.covered is covered, outcome.notes
+
+
+def test_a_denied_answer_is_neither_supported_nor_right():
+    outcome, _ = one(cited("Samuel Cornish never founded Freedom's Journal in New York City. [2]"))
+    assert outcome.codes == ["claim_unsupported", "answer_not_in_text"] and not outcome.right
 
 
 def test_marks_of_long_contexts_are_marks():
@@ -365,6 +372,48 @@ def test_intervals_hold_their_value(counts):
             assert rate.high > rate.low or len({passed / total for passed, total in counts if total}) == 1
 
 
+def test_records_of_one_document_widen_the_interval():
+    "Against the textbook: with equal clusters the variance is that of their means."
+    passes, documents = [True] * 30 + [False] * 10 + [True] * 10 + [False] * 30, [place // 10 for place in range(80)]
+    alone, together = share("s", passes), share("s", passes, documents)
+    assert together.value == alone.value == 0.5 and together.low < alone.low < alone.high < together.high
+    assert (together.clusters, together.design_effect) == (8, pytest.approx(8 / 7 * 8 * 25 / (80 / 79 * 80 * 0.25)))
+    ratio = clustered("c", [(int(one), 1) for one in passes], documents)
+    assert ratio.design_effect == pytest.approx(together.design_effect) and ratio.low == pytest.approx(together.low, abs=0.06)
+    spread = share("s", passes, list(range(80)))
+    assert (spread.low, spread.high, spread.design_effect) == (alone.low, alone.high, 1.0)
+    mixed = share("s", passes, [place % 10 for place in range(80)])
+    assert mixed.design_effect < 1 and mixed.low <= alone.low and mixed.high >= alone.high
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=25))
+def test_intervals_by_document_hold_their_value_and_are_never_narrower(rows):
+    passes, documents = [one for one, _ in rows], [document for _, document in rows]
+    alone, rate = share("s", passes), share("s", passes, documents)
+    assert 0 <= rate.low <= rate.value + 1e-9 <= rate.high + 2e-9 <= 1 + 3e-9 or not rows
+    assert rate.low <= alone.low + 1e-9 and rate.high >= alone.high - 1e-9
+    ratio = clustered("c", [(int(one), 1) for one in passes], documents)
+    assert ratio.clusters == rate.clusters == len(set(documents)) and 0 <= ratio.low <= ratio.high <= 1
+
+
+def test_arms_are_compared_by_document():
+    assert sign_flip([1] * 8) == mcnemar(0, 8) == pytest.approx(2 / 2**8)
+    assert sign_flip([4, 4]) == 0.5 and sign_flip([]) == sign_flip([0, 0]) == 1.0 and sign_flip([3, -3]) == 1.0
+    assert sign_flip([2, 1]) == 0.5 and sign_flip([5] * 400) == pytest.approx(2 / 2**400)
+
+
+def test_records_know_their_document():
+    "That of the gold chunk, of the pair's, or the first shown; a record without documents stands alone."
+    named = [record | {"chunks": [one | {"doc_id": f"of {one['chunk_id']}"} for one in record["chunks"]]} for record in RECORDS]
+    assert [case.document for case in metrics.read_cases(named)] == [f"of {fact[0]}-01" for fact in FACTS for _ in range(2)]
+    apart = [record | {"pair_id": None} for record in named]
+    assert metrics.read_cases(apart)[1].document == named[1]["chunks"][0]["doc_id"]
+    assert metrics.read_cases(RECORDS)[0].document == f"record {FIRST['id']}"
+    by_document = score([], named).rates["json_valid_rate"]
+    assert (by_document.clusters, score([], RECORDS).rates["json_valid_rate"].clusters) == (4, 8)
+
+
 def test_balanced_is_a_mean_of_sides_not_of_records():
     rate = balanced("b", share("x", [True] * 90), share("y", [False] * 10))
     assert rate.value == 0.5 and rate.total == 100
@@ -400,7 +449,7 @@ def test_scoring_can_be_measured_as_if_it_were_new():
     metrics.forget_scores()
     score_arms(controls(RECORDS), RECORDS)
     stats.clustered("c", [(1, 2), (1, 1)])
-    remembered = {name: one for module in (metrics, support, stats, text) for name, one in vars(module).items() if hasattr(one, "cache_info")}
+    remembered = {name: one for module in (answers, metrics, support, stats, text) for name, one in vars(module).items() if hasattr(one, "cache_info")}
     assert sum(one.cache_info().currsize > 0 for one in remembered.values()) > 8 and "_few_resamples" in vars(stats)
     metrics.forget_scores()
     assert {name: one.cache_info().currsize for name, one in remembered.items()} == dict.fromkeys(remembered, 0)
@@ -437,7 +486,8 @@ def test_an_unknown_number_of_tokens_poisons_nothing(odd):
 def test_every_failure_code_is_explained():
     "Codes are the first word of `fail`, or of a pair of code and note that goes to it."
     found = set()
-    for node in ast.walk(ast.parse(Path(metrics.__file__).read_text(encoding="utf-8"))):
+    trees = [ast.parse(Path(module.__file__).read_text(encoding="utf-8")) for module in (metrics, expectations)]
+    for node in [node for tree in trees for node in ast.walk(tree)]:
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "fail":
             words = node.args[:1]
         elif isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.elts[1], (ast.JoinedStr, ast.Constant)) and "_" in str(getattr(node.elts[0], "value", "")):
