@@ -204,7 +204,8 @@ def test_reliability_reads_the_public_formats(tmp_path):
     ]
     (tmp_path / "wice_claim_dev.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     begin, wice = reliability(tmp_path)
-    assert begin == {"set": "begin_x_dev", "rows": 2, "supported": 1, "auroc": 1.0, "tpr": 1.0, "fpr": 0.0}
+    assert begin == {"set": "begin_x_dev", "rows": 2, "supported": 1, "auroc": 1.0, "tpr": 1.0,
+                     "fpr": 0.0, "open": 0.0}
     assert wice["auroc"] == 1.0 and wice["rows"] == 3
 
 
