@@ -23,7 +23,8 @@ from ..core.files import other_format
 from ..core.stats import LabelError, auroc
 from ..core.text import (
     MONTHS, STOP_WORDS, WORD, Token, plain, sentences, stem, tokens)
-from .reading import failed_readings, forget_readings, is_converse
+from .reading import (
+    comparisons, failed_readings, forget_readings, is_converse, opposites)
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
 _Date = tuple[str, str, str]  # month, day and year; "" for a day or a year that is not given
@@ -319,6 +320,114 @@ def _actor_fails(claim: str, window: tuple[str, ...]) -> bool:
     other = _actor(best)
     return bool(other) and actor not in there and other not in said
 
+# %% ../../nbs/evaluate/support.ipynb #41-029-d
+_FRAMED, _ALIKE, _COPIED = 0.5, 0.6, 0.8  # shares of common stems; more of them tell more
+_DENIAL = re.compile(r"(?i)\b(?:not|no|never|nor|neither|none|nobody|nothing|without|cannot"
+                     r"|\w+n['’]t)\b")
+_ADDED = frozenset(map(stem, """only always all every most never before after fewer more less over
+    under above below largest smallest oldest youngest best worst richest poorest first last
+""".split()))
+_STRONG = frozenset(map(stem, "only always all every most best worst".split()))
+_SOURCE = re.compile(r"\b[Aa]ccording to (?:the )?([A-Z]\w+)")
+_ANSWER = re.compile(r"(?:No|None|Yes)\b[^:,]{0,20}[:,] ")
+_HALVES = re.compile(r", and |; |: |, but ")
+
+
+@lru_cache(maxsize=50_000)
+def _parts(
+    sentence: str,
+) -> tuple[tuple[str, ...], tuple[frozenset[str], ...], frozenset[str]]:  # frame, fillers, stems
+    "Divide a sentence into its frame and its fillers; names in a row are one filler."
+    frame, fillers, before = [], [], False
+    for token in tokens(sentence):
+        if exact := _exact(token):
+            if before and token.name:
+                fillers[-1] |= {token.stem}
+            else:
+                fillers.append({token.stem})
+                frame.append("")
+        else:
+            frame.append(token.stem)
+        before = exact
+    stems = frozenset(frame).union(*fillers) - {""}
+    return tuple(frame), tuple(map(frozenset, fillers)), stems
+
+
+def _denies(claim: str, sentence: str) -> bool:
+    "Tell whether one sentence denies words of another one that does not deny them."
+    theirs = _all_of(negated(sentence, 5)) | {"fals", "untru", "wrong"}
+    there = {token.stem for token in tokens(sentence)}
+    return any(stems & there and not stems & theirs for stems in negated(claim, 2))
+
+
+def _contradicts(claim: str, sentence: str, alike: float) -> bool:
+    "Tell whether two sentences that are nearly the same contradict each other."
+    (frame, fillers, own), (other_frame, others, there) = _parts(claim), _parts(sentence)
+    if frame == other_frame and not comparisons(claim):
+        return any(not (one <= other or other <= one or _akin(min(one), min(other)))
+                   for one, other in zip(fillers, others))
+    if sorted(frame) == sorted(other_frame):
+        orders = ([filler for filler in some if filler in common and "#" not in min(filler)]
+                  for common in [{*fillers} & {*others}] for some in (fillers, others))
+        if next(orders) != next(orders):
+            return True
+    actors = {_actor(claim), _actor(sentence)} - {""}
+    if alike < _ALIKE or len(actors) > 1:
+        return len(actors) > 1
+    named = _SOURCE.search(claim)
+    if named and named[1] not in sentence or (own - there) & _STRONG:
+        return True
+    if alike > _COPIED and len(_DENIAL.findall(claim)) != len(_DENIAL.findall(sentence)):
+        return True
+    return (_denies(claim, sentence) or _denies(sentence, claim)
+            or bool((own - there) & _ADDED and own & there >= there - _ADDED - STOP_WORDS)
+            or bool(opposites(own - there) & (there - own)) and not comparisons(claim))
+
+
+def _adds(own: frozenset[str], there: frozenset[str], all_parts: list[frozenset[str]]) -> bool:
+    "Tell whether a claim copies a sentence and adds what no other sentence has half of."
+    added, missing = own - there - STOP_WORDS, there - own - STOP_WORDS
+    return (len(added) > len(missing) + 1 and len(own & there) >= 0.85 * len(there)
+            and all(2 * len(added & part) < len(added) for part in all_parts))
+
+
+@lru_cache(maxsize=20_000)
+def _halves(sentence: str) -> tuple[str, ...]:
+    "Return a sentence without its yes or no, and its parts that could stand alone."
+    bare = _ANSWER.sub("", sentence).rstrip(".!?")
+    return (bare, *(part for part in _HALVES.split(bare) if part != bare))
+
+
+def _copy_fails(claim: str, chunks: tuple[str, ...]) -> bool:
+    "Tell whether the sentence that is most like a part of the claim contradicts it."
+    all_parts = {part: _parts(part)[2] for chunk in chunks for sentence in sentences(chunk)
+                 for part in _halves(sentence)}
+    for part in _halves(claim):
+        own = _parts(part)[2]
+        if len(own) < 4 or not all_parts or part in all_parts:
+            continue
+        alike, best = max((len(own & there) / len(own | there), other)
+                          for other, there in all_parts.items())
+        there = all_parts[best]
+        if alike >= _FRAMED and _contradicts(part, best, alike):
+            return True
+        if _adds(own, there, [*all_parts.values()]):
+            return True
+    return False
+
+# %% ../../nbs/evaluate/support.ipynb #4a9c95c5-c
+_CLAUSE = re.compile(r"[,;:–(]|\b(?:and|but|who|which|where|while|after|before|when|that|as|for|"
+                     r"with)\b")
+
+
+@lru_cache(maxsize=20_000)
+def _clauses(claim: str) -> tuple[tuple[Token, ...], ...]:
+    "Return the content words of each clause; a clause with fewer than two is left out."
+    whole = tuple(token for token in tokens(claim) if token.weight)
+    parts = (tuple(token for token in tokens(part) if token.weight)
+             for part in _CLAUSE.split(claim))
+    return tuple(part for part in parts if len(part) > 1) or (whole,)
+
 # %% ../../nbs/evaluate/support.ipynb #4a9c95c5
 def _number_fails(claim: str, asked: tuple[Token, ...], present: frozenset[str]) -> bool:
     "Tell whether a number is missing that does not follow from others; days are left to dates."
@@ -343,7 +452,9 @@ def failed_gates(
         "date": _date_fails(_dates(asked), _dates(given)),
         "negation": _negation_fails(claim, window),
         "roles": not is_converse(claim, window) and _roles_fail(claim, window),
-        "swap": _swap_fails(claim, window) or _actor_fails(claim, window)}
+        "swap": _swap_fails(claim, window) or _actor_fails(claim, window),
+        "clause": any(all(not _there(token, present) for token in clause)
+                      for clause in _clauses(claim) if len(clause) > 2)}
     return (*(gate for gate, fails in failed.items() if fails), *failed_readings(claim, window))
 
 # %% ../../nbs/evaluate/support.ipynb #41-031
@@ -455,23 +566,11 @@ def _put_together(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -
 SUPPORTED_AT = 0.55  # least score of a supported claim; chosen on human labels, see below
 OPEN_AT = 0.4  # least score of a claim that is left open
 _SHARES = {"words": 0.46, "pairs": 0.13, "phrases": 0.14, "clauses": 0.27}  # of `fit_shares`
-_CLAUSE = re.compile(r"[,;:–(]|\b(?:and|but|who|which|where|while|after|before|when|that|as|for|"
-                     r"with)\b")
-
-
 @lru_cache(maxsize=50_000)
 def _phrases(sentence: str) -> frozenset[tuple[str, str]]:
     "Return all pairs of words in a row."
     words = [plain(word).removesuffix("'s") for word in WORD.findall(sentence)]
     return frozenset(zip(words, words[1:]))
-
-
-@lru_cache(maxsize=20_000)
-def _clauses(claim: str) -> tuple[tuple[Token, ...], ...]:
-    "Return the content words of each clause; a clause with fewer than two is left out."
-    parts = (tuple(token for token in tokens(part) if token.weight)
-             for part in _CLAUSE.split(claim))
-    return tuple(part for part in parts if len(part) > 1) or (_asked(claim)[0],)
 
 
 def _share(asked: tuple[Token, ...], present: frozenset[str]) -> float:
@@ -532,14 +631,17 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
     joined = [sum((found.window for found in some), ())
               for size in (2, 3) for some in combinations(best, size)]
     together = _best(claim, [(overlap(claim, window), window, 1.0) for window in joined])
-    return _measure(claim, max([*best, together], key=lambda found: found.score))
+    found = _measure(claim, max([*best, together], key=lambda found: found.score))
+    if found.score >= OPEN_AT and _copy_fails(claim, chunks):
+        return Support(found.score * _GATE, found.window, (*found.failed, "copy"))
+    return found
 
 
 def forget_claims() -> None:
     "Empty the caches of claims, sentences and words, to time scoring as if for the first time."
     forget_readings()
     for remembered in (_examine, sentences, tokens, stem, negated, _given, _asked, _windows,
-                       _by_start, _neighbours, _actor, _phrases, _clauses):
+                       _by_start, _neighbours, _actor, _phrases, _clauses, _parts, _halves):
         remembered.cache_clear()
 
 # %% ../../nbs/evaluate/support.ipynb #577d95f3
