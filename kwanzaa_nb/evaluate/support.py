@@ -155,6 +155,11 @@ def _named(name: str, present: frozenset[str]) -> bool:
     starts = _by_start(present).get(name[:4], ())
     return name in present or any(_akin(name, other) for other in starts)
 
+
+def _there(token: Token, present: frozenset[str]) -> bool:
+    "Tell whether a word is among some stems; a name may be there as its demonym."
+    return token.stem in present or token.name and _named(token.stem, present)
+
 # %% ../../nbs/evaluate/support.ipynb #41-026-a
 _FULL_NAME = re.compile(r"\b[A-Z][\w-]*(?: (?:[A-Z]\. ?)*[A-Z][\w-]*)+")
 
@@ -353,11 +358,11 @@ def _parts(
     return tuple(frame), tuple(map(frozenset, fillers)), stems
 
 
-def _denies(claim: str, sentence: str) -> bool:
+def _denies(claim: str, sentence: str, reach: int) -> bool:
     "Tell whether one sentence denies words of another one that does not deny them."
     theirs = _all_of(negated(sentence, 5)) | {"fals", "untru", "wrong"}
     there = {token.stem for token in tokens(sentence)}
-    return any(stems & there and not stems & theirs for stems in negated(claim, 2))
+    return any(stems & there and not stems & theirs for stems in negated(claim, reach))
 
 
 def _contradicts(claim: str, sentence: str, alike: float) -> bool:
@@ -379,7 +384,7 @@ def _contradicts(claim: str, sentence: str, alike: float) -> bool:
         return True
     if alike > _COPIED and len(_DENIAL.findall(claim)) != len(_DENIAL.findall(sentence)):
         return True
-    return (_denies(claim, sentence) or _denies(sentence, claim)
+    return (_denies(claim, sentence, 2) or _denies(sentence, claim, 1)
             or bool((own - there) & _ADDED and own & there >= there - _ADDED - STOP_WORDS)
             or bool(opposites(own - there) & (there - own)) and not comparisons(claim))
 
@@ -480,11 +485,6 @@ def _asked(
     asked = tuple(token for token in tokens(claim) if token.weight)
     pairs = tuple((left.stem, right.stem) for left, right in zip(asked, asked[1:]))
     return asked, sum(token.weight for token in asked), pairs
-
-
-def _there(token: Token, present: frozenset[str]) -> bool:
-    "Tell whether a word is among some stems; a name may be there as its demonym."
-    return token.stem in present or token.name and _named(token.stem, present)
 
 # %% ../../nbs/evaluate/support.ipynb #41-031-b
 def overlap(
@@ -632,7 +632,7 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
               for size in (2, 3) for some in combinations(best, size)]
     together = _best(claim, [(overlap(claim, window), window, 1.0) for window in joined])
     found = _measure(claim, max([*best, together], key=lambda found: found.score))
-    if found.score >= OPEN_AT and _copy_fails(claim, chunks):
+    if found.score >= SUPPORTED_AT and _copy_fails(claim, chunks):
         return Support(found.score * _GATE, found.window, (*found.failed, "copy"))
     return found
 
@@ -656,13 +656,18 @@ _OPENER = re.compile(
     re.I)
 
 
+_NO_NAME = re.compile(r"(?:Due|Despite|Owing|Thanks|Prior|Following|Besides|Unlike|Along|Together"
+                      r"|Soon|Later|Today|Eventually|Meanwhile|Currently)\b")
+
+
 @lru_cache(maxsize=20_000)
 def _statements(text: str) -> tuple[str, ...]:  # without introductions; never empty
     "Split a text into the sentences that say something."
     found = []
     for sentence in sentences(_written_out(" ".join(text.split()))):
         said = sentence[_OPENER.match(sentence).end():] if _OPENER.match(sentence) else sentence
-        found.append(said[:1].upper() + said[1:] if said != sentence else sentence)
+        first = said[:1].lower() if _NO_NAME.match(said) else said[:1].upper()
+        found.append(first + said[1:] if said != sentence or _NO_NAME.match(said) else sentence)
     return tuple(one for one in found if _asked(one)[0]) or (text,)
 
 
