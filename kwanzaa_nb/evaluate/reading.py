@@ -335,7 +335,9 @@ def transfer_fails(
 ) -> bool:
     "Tell whether who gives in the claim takes in the window, or the other way round."
     own = transfers(claim)
-    theirs = [found for one in window for found in transfers(one)] if own else []
+    told = [one for one in window if transfers(one)] if own else []
+    said = _stems(claim)
+    theirs = transfers(max(told, key=lambda one: len(said & _stems(one)))) if told else ()
     for giver, taker in own:
         wrong = right = False
         for there_giver, there_taker in theirs:
