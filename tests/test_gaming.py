@@ -7,13 +7,14 @@ import pytest
 from tiny import ROOT
 
 from kwanzaa_nb.core.answer import find_marks
-from kwanzaa_nb.bench.forgeries import FORGERIES, PARAPHRASES, REFUSALS, forge, forgeable, passes, target
+from kwanzaa_nb.bench.forgeries import FORGERIES, PARAPHRASES, PROBES, REFUSALS, forge, forgeable, passes, target
 from kwanzaa_nb.evaluate.metrics import judge, read_cases
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.text import split_claims
 
 
-OPEN = {"name of the same chunk": 0.3, "number of the same chunk": 0.15, "roles swapped": 0.45}  # not yet under one in twenty
+OPEN = {"name of the same chunk", "roles swapped", "unit changed"}  # not yet under one in twenty
+RARE = {"unit changed", "limit added"}  # of which the records give few
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def records():
 
 @pytest.fixture(scope="module")
 def rates(records):
-    return forge(records)
+    return forge(records, count=200)
 
 
 def test_gold_passes(records):
@@ -33,17 +34,24 @@ def test_gold_passes(records):
 
 @pytest.mark.parametrize("sort", [*FORGERIES, *REFUSALS])
 def test_a_forgery_passes_in_less_than_one_case_of_twenty_but_for_what_is_open(rates, sort):
-    assert rates[sort].total >= 100 and rates[sort].value < OPEN.get(sort, 0.05), str(rates[sort])
+    assert rates[sort].total >= (10 if sort in RARE else 100), str(rates[sort])
+    assert rates[sort].value < (0.15 if sort in OPEN else 0.05), str(rates[sort])
+
+
+@pytest.mark.parametrize("sort", PROBES)
+def test_the_false_claim_of_a_probe_fails_and_the_true_one_passes(rates, sort):
+    false, true = rates[f"probe: {sort}"], rates[f"true probe: {sort}"]
+    assert false.total >= 100 and false.value < 0.05 and true.value > 0.9, f"{false}, {true}"
 
 
 @pytest.mark.parametrize("sort", PARAPHRASES)
 def test_each_sort_of_paraphrase_passes_in_most_cases(rates, sort):
-    assert rates[sort].value > 0.85, str(rates[sort])
+    assert rates[sort].value > 0.9, str(rates[sort])
 
 
 def test_paraphrases_pass_in_most_cases(rates):
     passed, total = (sum(getattr(rates[sort], name) for sort in PARAPHRASES) for name in ("passed", "total"))
-    assert total >= 200 and passed / total > 0.85, f"{passed} of {total}"
+    assert total >= 200 and passed / total > 0.9, f"{passed} of {total}"
 
 
 def test_forgeries_are_whole_outputs_that_the_rest_of_the_scoring_reads(records):

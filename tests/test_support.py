@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kwanzaa_nb.core.stats import LabelError, auroc
 from kwanzaa_nb.core.text import mentions, normal_words, sentences, split_claims, tokens
-from kwanzaa_nb.evaluate.support import SUPPORTED_AT, examine, failed_gates, reliability, support
+from kwanzaa_nb.evaluate.support import SUPPORTED_AT, examine, failed_gates, fit_shares, reliability, support
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,8 @@ def test_reliability_reads_the_public_formats(tmp_path):
     ]
     (tmp_path / "wice_claim_dev.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     begin, wice = reliability(tmp_path)
-    assert begin == {"set": "begin_x_dev", "rows": 2, "supported": 1, "auroc": 1.0, "tpr": 1.0, "fpr": 0.0}
+    assert begin == {"set": "begin_x_dev", "rows": 2, "supported": 1, "auroc": 1.0, "tpr": 1.0,
+                     "fpr": 0.0, "open": 0.0}
     assert wice["auroc"] == 1.0 and wice["rows"] == 3
 
 
@@ -214,3 +215,54 @@ def test_reliability_says_what_is_wrong(tmp_path):
     (tmp_path / "wice_claim_dev.jsonl").write_text('{"claim": "x"}\n', encoding="utf-8")
     with pytest.raises(LabelError, match="public format"):
         reliability(tmp_path)
+
+
+FRESH = [  # what a chunk says, a false claim and a true one
+    ("The hall was finished in 1921, three years after the war.", "The hall was finished three years before the war.",
+     "The hall was finished after the war."),
+    ("Women and men could join the society from 1890.", "Only women could join the society.",
+     "Women and men could join the society."),
+    ("About a third of the members were teachers.", "Most of the members were teachers.",
+     "One third of the members were teachers."),
+    ("The town was larger in 1920 than in 1930.", "The town was larger in 1930 than in 1920.",
+     "The town was smaller in 1930 than in 1920."),
+    ("Some say that the mayor ordered the fire.", "The mayor ordered the fire.",
+     "It is said that the mayor ordered the fire."),
+    ("In 1905 Clara Boyd sold the house to Henry Lane.", "In 1905 Clara Boyd bought the house from Henry Lane.",
+     "In 1905 Henry Lane bought the house from Clara Boyd."),
+    ("Mercer denied that he had burned the letters.", "Mercer burned the letters.",
+     "Mercer denied that he burned the letters."),
+    ("Ella Finch wrote the play in 1931. Rosa Dale directed it.", "Rosa Dale wrote the play in 1931.",
+     "The play was written by Ella Finch in 1931."),
+    ("The nurse opened the clinic in May. The priest raised the money.", "The priest opened the clinic in May.",
+     "The nurse opened the clinic in May."),
+    ("Jane Holt was born in 1862 and died in 1931.", "Jane Holt died at the age of 75.",
+     "Jane Holt was born in the 19th century."),
+    ("The bridge is 5 miles long.", "The bridge is 5 kilometres long.", "The bridge is five miles long."),
+    ("The school planned to admit girls in 1950.", "The school admitted girls in 1950.",
+     "In 1950 the school planned to admit girls."),
+    ("At least 200 people heard her.", "Fewer than 200 people heard her.", "More than 200 people heard her."),
+    ("Gomez taught Rivera to paint.", "Rivera taught Gomez to paint.", "Rivera learned to paint from Gomez."),
+    ("The council rejected the plan because of its cost.", "The council rejected the plan despite its cost.",
+     "The council rejected the plan due to its cost.")]
+
+
+@pytest.mark.parametrize("chunk, false, true", FRESH)
+def test_a_small_word_turns_a_claim_round(chunk, false, true):
+    assert support(false, [chunk]) < SUPPORTED_AT <= support(true, [chunk])
+
+
+def test_verdicts_and_texts_of_several_sentences():
+    assert examine("The hall was finished in 1921.", ["The hall was finished in 1921."]).verdict == "supported"
+    assert examine("The hall was finished in 1921.", ["A wall fell."]).verdict == "unsupported"
+    both = examine("Yes! The hall was finished in 1921. Trains were late.", ["The hall was finished in 1921."])
+    assert both.score == support("Trains were late.", ["The hall was finished in 1921."])
+
+
+def test_weights_are_shares_and_come_from_labels(tmp_path):
+    rows = [{"label": label, "claim": claim, "evidence": ["Ghana became independent in 1957."]} for label, claim in
+            [("supported", "Ghana became independent."), ("not_supported", "Kenya had many trains.")] * 3]
+    (tmp_path / "wice_claim_dev.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    weights = fit_shares(tmp_path)
+    assert list(weights) == ["words", "pairs", "phrases", "clauses"] and min(weights.values()) >= 0
+    assert sum(weights.values()) == pytest.approx(1, abs=0.03)

@@ -238,6 +238,9 @@ def _read(
     return answer
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-016
+_CLAIMED_AT = 0.7  # support by a chunk from which a sentence of a refusal is a claim
+
+
 def _refusal_faults(
     answer: ModelAnswer,  # with completeness `insufficient_data`
     case: Case,
@@ -251,7 +254,7 @@ def _refusal_faults(
         digits = [token for word in re.findall(r"\S*\d\S*", text) for token in tokens(word)]
         exact = [token for token in tokens(text) if token.name] + digits  # "the two years" is none
         return (any(token.stem not in known for token in exact)
-                or any(support(text, [shown]) >= SUPPORTED_AT for _, shown in case.chunks))
+                or any(support(text, [shown]) >= _CLAIMED_AT for _, shown in case.chunks))
 
     faults = [("refusal_with_claim", f"claims: {claim.text}")
               for claim in split_claims(answer.answer.text) if claims(claim.text)]
