@@ -6,8 +6,8 @@
 __all__ = ['PATTERNS', 'Precision', 'ChunkField', 'QuestionField', 'Scheduler', 'Optimiser', 'METRICS', 'Metric', 'PATHS',
            'RULES', 'REMOVED', 'FrozenMap', 'Section', 'setting', 'RunSection', 'ModelSection', 'QuantizationSection',
            'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'BudgetSection', 'GenerationSection',
-           'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'ConfigError', 'Config',
-           'known_keys', 'choices', 'Rule', 'Fallback']
+           'JudgeSection', 'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'ConfigError',
+           'Config', 'known_keys', 'choices', 'Rule', 'Fallback']
 
 # %% ../../nbs/core/settings.ipynb #settings-003
 import configparser
@@ -314,6 +314,14 @@ class GenerationSection(Section):
     max_new_tokens: _Count = setting(
         "Longest answer in tokens; a longer one is cut off and counts as a failure.", 800)
 
+# %% ../../nbs/core/settings.ipynb #settings-044-j
+class JudgeSection(Section):
+    "A model that judges claims beside the rules, for a second opinion."
+
+    model: _Text | None = setting(
+        "Entailment or hallucination model that judges every claim a second time, in a column of "
+        "its own: a folder, or an id on the Hub, with or without @revision; null asks none.", None)
+
 # %% ../../nbs/core/settings.ipynb #settings-045
 class EvaluationSection(Section):
     "What is measured, on which adapter and how."
@@ -343,6 +351,7 @@ class EvaluationSection(Section):
         "Address of a server with OpenAI's protocol, up to /v1, such as http://localhost:8000/v1; "
         "null generates answers in this process. A key is read from the environment variable "
         "KWANZAA_API_KEY.", None)
+    judge: JudgeSection = Field(default_factory=JudgeSection)
     generation_defaults: GenerationSection = Field(default_factory=GenerationSection)
 
     @property
@@ -410,7 +419,7 @@ def project_root(
 PATHS = (  # keys whose values are paths, or can be
     "run.output_dir", "model.base_model_id", "model.chat_template", "data.train_file",
     "data.eval_file", "data.dev_file", "data.corpus", "data.questions", "evaluation.adapter",
-    "publishing.metadata.base_model_id")
+    "evaluation.judge.model", "publishing.metadata.base_model_id")
 _HOMELESS = "the path begins with ~ and a name that no user of this machine has"
 _WHOLE_PATH = "write the whole path"
 
