@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from transformers import (
 )
 
 from kwanzaa_nb.core.config import ConfigError, resolve_config
+from kwanzaa_nb.core.manifest import portable_config
 from kwanzaa_nb.core.record import read_records
-from kwanzaa_nb.core.results import load_results, save_results
+from kwanzaa_nb.core.results import Results, load_results, save_results
 from kwanzaa_nb.core.stats import LabelError
 from kwanzaa_nb.core.text import sentences
 from kwanzaa_nb.evaluate import judge as module
@@ -464,13 +466,14 @@ def test_an_opinion_is_part_of_the_results(records, tmp_path):
     scores, outputs = opinion_controls(records[:10])
     opinion = second_opinion(Reading(), scores, outputs)
     (tmp_path / "evaluation").mkdir()
-    save_results(tmp_path, {"format": 1, "arms": {}, "second_opinion": opinion})
+    empty = {"format": get_args(Results.__annotations__["format"])[0], "arms": {}}
+    save_results(tmp_path, empty | {"second_opinion": opinion})
     assert load_results(tmp_path)["second_opinion"] == json.loads(json.dumps(opinion))
     schema = json.loads((ROOT / "configs" / "schemas" / "metrics.schema.json").read_text())
     assert "second_opinion" in schema["properties"] and "ArmOpinion" in schema["$defs"]
     broken = {**opinion, "arms": {"gold": {"both": 1}}}
     with pytest.raises(ValueError, match="only_rules"):
-        save_results(tmp_path, {"format": 1, "arms": {}, "second_opinion": broken})
+        save_results(tmp_path, empty | {"second_opinion": broken})
 
 
 @pytest.mark.parametrize("counts, expected", [
@@ -544,6 +547,23 @@ def test_a_judge_can_be_written_as_null_or_as_a_group(tmp_path):
     path.write_text(text.replace("JUDGE", "owner/name"))
     with pytest.raises(ConfigError, match="judge"):
         resolve_config(path)
+
+
+def test_a_folder_is_named_without_its_place(nli, tmp_path, monkeypatch):
+    assert found(nli).name == nli.name and str(nli.parent) not in check_judge(found(nli))
+    monkeypatch.chdir(nli)
+    assert find_judge(".", device="cpu").name == nli.name
+    values = tiny_config(evaluation__judge__model=str(nli)).model_dump(mode="json")
+    assert str(nli) not in json.dumps(portable_config(values, ROOT))
+
+
+def test_a_stored_comparison_is_shown_beside_the_rules(labels, monkeypatch):
+    from kwanzaa_nb.evaluate import instrument as shown
+
+    rows = compare_with_people(labels, Reading())
+    monkeypatch.setattr(shown, "stored", lambda name: {"measured": rows} if name in ("reliability", "second_opinion") else None)
+    rules, model, _ = shown.instrument()
+    assert "AUROC" in rules[1] and model[0].endswith(", reader") and f"AUROC {rows[0]['model_auroc']:.2f}" in model[1]
 
 
 def test_outputs_do_not_depend_on_who_judges_them(records):

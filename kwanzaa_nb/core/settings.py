@@ -419,7 +419,7 @@ def project_root(
 PATHS = (  # keys whose values are paths, or can be
     "run.output_dir", "model.base_model_id", "model.chat_template", "data.train_file",
     "data.eval_file", "data.dev_file", "data.corpus", "data.questions", "evaluation.adapter",
-    "evaluation.judge.model", "publishing.metadata.base_model_id")
+    "publishing.metadata.base_model_id")
 _HOMELESS = "the path begins with ~ and a name that no user of this machine has"
 _WHOLE_PATH = "write the whole path"
 
@@ -427,6 +427,9 @@ _WHOLE_PATH = "write the whole path"
 def _is_homeless(path: str | None) -> bool:
     "Return whether a path begins with `~` and leads to no home folder."
     return path is not None and os.path.expanduser(path).startswith("~")
+
+# %% ../../nbs/core/settings.ipynb #settings-055-j
+PATHS += ("evaluation.judge.model",)
 
 # %% ../../nbs/core/settings.ipynb #settings-058
 class ConfigError(ProblemList):

@@ -324,6 +324,7 @@ def find_judge(
     from kwanzaa_nb.model.load import choose_dtype, detect_hardware
 
     folder, hardware = judge_folder(name), detect_hardware(device)
+    name = folder.resolve().name if folder == Path(name) else name  # not where it lies
     settings = _settings(folder, name)
     dtype, _ = choose_dtype(precision, hardware)
     return Judge(name, folder, read_kind(settings, name), settings, _identity(folder),
@@ -397,6 +398,15 @@ def _hhem_form(settings: Mapping[str, Any]) -> str:
     return asked.replace("{text1}", "{evidence}").replace("{text2}", "{claim}")
 
 # %% ../../nbs/evaluate/judge.ipynb #jd-014-b
+def _digits(reader: _Reader) -> list[int]:  # ids
+    "Return the first tokens of 0 and 1. Raises `JudgeError` where a tokenizer can't tell them."
+    found = [reader.tokenizer(digit, add_special_tokens=False)["input_ids"][0] for digit in "01"]
+    if found[0] == found[1]:
+        raise JudgeError(f"{reader.judge.name} writes 0 and 1 with the same first token, so its "
+                         f"answer can't be read: {_MEND}")
+    return found
+
+
 def _chances(judge: Judge, reader: _Reader, batch: Sequence[tuple[str, ...]]) -> list[float]:
     "Read one batch of texts, and return the chance of support for each."
     import torch
@@ -412,8 +422,7 @@ def _chances(judge: Judge, reader: _Reader, batch: Sequence[tuple[str, ...]]) ->
     with torch.no_grad():
         logits = model(**inputs).logits.float().cpu()
     if kind.form == "yes-no":
-        ids = [tokenizer(digit, add_special_tokens=False)["input_ids"][0] for digit in "01"]
-        chances = logits[:, 0, ids].softmax(dim=-1)[:, 1]
+        chances = logits[:, 0, _digits(reader)].softmax(dim=-1)[:, 1]
     elif kind.form == "tokens":
         own = torch.tensor([[part == 1 for part in read.sequence_ids(row)]
                             for row in range(len(batch))])
@@ -630,7 +639,7 @@ def compare_with_people(
     judge: "Judge | None" = None,  # None: the rules alone
     cache: "str | Path | None" = None,  # as for `judge_claims`
     report: Callable[[str], None] = print,  # likewise
-) -> list[dict]:  # those of `reliability`, with model_auroc, model_tpr, model_fpr and kappa
+) -> list[dict]:  # those of `reliability`, with model, model_auroc, model_tpr, model_fpr, kappa
     "Hold rules and judge against human labels. Raises `LabelError` and `JudgeError`."
     rows = reliability(folder)
     if judge is None:
@@ -645,7 +654,7 @@ def compare_with_people(
         passed = [sum(chance >= JUDGED_AT for chance in side) / len(side) for side in (high, low)]
         verdicts = [(examine(claim, list(chunks)).score >= SUPPORTED_AT, chance >= JUDGED_AT)
                     for (claim, chunks), chance in zip(pairs, chances)]
-        found.append({**row, "model_auroc": round(auroc(high, low), 3),
+        found.append({**row, "model": judge.name, "model_auroc": round(auroc(high, low), 3),
                       "model_tpr": round(passed[0], 3), "model_fpr": round(passed[1], 3),
                       "kappa": _agreement(verdicts)["kappa"]})
     return found
