@@ -82,7 +82,7 @@ def _label(labels: list[str], wanted: re.Pattern, name: str) -> "int | None":
                          f"{_MEND}")
     return found[0]
 
-
+# %% ../../nbs/evaluate/judge.ipynb #jd-005-c
 def read_kind(
     settings: Mapping[str, Any],  # of a model's config.json
     name: str,  # for messages
@@ -227,12 +227,7 @@ class Judge:
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerFast":
-        from transformers import AutoTokenizer
-
-        place = self.folder
-        if self.kind.form == "hhem":  # it has none of its own
-            place = judge_folder(self.settings.get("foundation", "google/flan-t5-base"), False)
-        return _loaded(self.name, AutoTokenizer.from_pretrained, place)
+        return _load_tokenizer(self)
 
     @cached_property
     def model(self) -> "PreTrainedModel":
@@ -260,13 +255,26 @@ def _loaded(name: str, loader: Callable, place: Path, **options: Any) -> Any:
                          f"{_MEND}") from error
 
 
+def _foundation(judge: Judge) -> Path:
+    "Find the T5 that HHEM 2.1 was made of: its settings and its tokenizer."
+    return judge_folder(judge.settings.get("foundation", "google/flan-t5-base"), weights=False)
+
+
+def _load_tokenizer(judge: Judge) -> "PreTrainedTokenizerFast":
+    "Load a judge's tokenizer. Raises `JudgeError`."
+    from transformers import AutoTokenizer
+
+    place = _foundation(judge) if judge.kind.form == "hhem" else judge.folder
+    return _loaded(judge.name, AutoTokenizer.from_pretrained, place)
+
+# %% ../../nbs/evaluate/judge.ipynb #jd-012-b2
 def _model_class(judge: Judge) -> tuple[Any, dict[str, Any]]:  # a class of transformers, options
     "Choose what a judge's weights are loaded into."
     import transformers
 
     if judge.kind.form == "hhem":
-        place = judge_folder(judge.settings.get("foundation", "google/flan-t5-base"), False)
-        settings = _loaded(judge.name, transformers.AutoConfig.from_pretrained, place, num_labels=2)
+        settings = _loaded(judge.name, transformers.AutoConfig.from_pretrained, _foundation(judge),
+                           num_labels=2)
         return transformers.T5ForTokenClassification, {
             "config": settings, "key_mapping": {r"^t5\.": ""}}
     if judge.settings.get("model_type") not in transformers.CONFIG_MAPPING:
@@ -283,8 +291,8 @@ def _check_memory(judge: Judge) -> None:
                for file in judge.folder.glob(pattern))
     free = _free_memory()
     if free is not None and size > free:
-        raise JudgeError(f"{judge.name} has weights of {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB "
-                         f"of memory are free: {_MEND}")
+        raise JudgeError(f"{judge.name} has weights of {size / 1e9:.1f} GB, and "
+                         f"{free / 1e9:.1f} GB of memory are free: {_MEND}")
 
 
 def _load_model(judge: Judge) -> "PreTrainedModel":
@@ -318,7 +326,8 @@ def find_judge(
     Raises `JudgeError` where it can't be had or is of another kind. fp16 is not used, because T5
     and DeBERTa were trained in formats with a larger range and overflow in it.
     """
-    if missing := [part for part in ("torch", "transformers") if not importlib.util.find_spec(part)]:
+    needed = ("torch", "transformers")
+    if missing := [part for part in needed if not importlib.util.find_spec(part)]:
         raise JudgeError(f"a second opinion needs {' and '.join(missing)}: pip install "
                          "'kwanzaa-nb[eval]', or set evaluation.judge.model to null")
     from kwanzaa_nb.model.load import choose_dtype, detect_hardware
@@ -330,7 +339,7 @@ def find_judge(
     return Judge(name, folder, read_kind(settings, name), settings, _identity(folder),
                  hardware.device, "fp32" if dtype == "fp16" else dtype, batch_size)
 
-
+# %% ../../nbs/evaluate/judge.ipynb #jd-012-e
 def judge_of(
     config: Config,
 ) -> "Judge | None":  # None where the config asks for no second opinion
@@ -360,7 +369,7 @@ class _Reader:
     def __init__(self, judge: Judge):
         self.judge, self.tokenizer = judge, judge.tokenizer
         held = getattr(judge.model.config, "max_position_embeddings", None) or 10**6
-        self.limit = min(_LONGEST, held - 2, self.tokenizer.model_max_length)  # 2: as RoBERTa counts
+        self.limit = min(_LONGEST, held - 2, self.tokenizer.model_max_length)  # RoBERTa's 2
         marks = filter(None, self.tokenizer.all_special_tokens)
         self.marks = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
         self.form = _FORMS[judge.kind.form] or _hhem_form(judge.settings)
@@ -389,7 +398,7 @@ class _Reader:
             found.append([self.text(part, one) for one in windows(chunks, room, self.size)])
         return found
 
-
+# %% ../../nbs/evaluate/judge.ipynb #jd-014-a
 def _hhem_form(settings: Mapping[str, Any]) -> str:
     "Return the prompt of HHEM 2.1, from its settings where they have one."
     default = ("<pad> Determine if the hypothesis is true given the premise?\n\n"
@@ -493,7 +502,7 @@ def _kept(cache: "Path | None") -> dict[str, float]:
     return {row["key"]: row["chance"] for row in rows
             if isinstance(row.get("key"), str) and isinstance(row.get("chance"), float)}
 
-
+# %% ../../nbs/evaluate/judge.ipynb #jd-018-b
 def judge_claims(
     judge: Judge,
     pairs: Sequence[_Pair],  # claims without marks, each with the texts of its chunks
@@ -540,7 +549,7 @@ def claims_of(
         found.append(((claim.text, own), examine(claim.text, known).score >= SUPPORTED_AT))
     return found
 
-
+# %% ../../nbs/evaluate/judge.ipynb #jd-020-b
 def kappa(
     table: Mapping[str, int],  # both, only_rules, only_model, neither: how many claims
 ) -> "float | None":  # 1 is perfect agreement, 0 is chance; None where one side never varies
