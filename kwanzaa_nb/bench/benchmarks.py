@@ -279,6 +279,12 @@ def slope(
     sizes, values = ([math.log(row[key]) for row in rows] for key in ("chunks", of))
     return statistics.linear_regression(sizes, values).slope
 
+# %% ../../nbs/bench/benchmarks.ipynb #90-j2
+from ..evaluate.judge import compare_with_people, find_judge
+
+# %% ../../nbs/bench/benchmarks.ipynb #90-j3
+_MEASURES["second_opinion"] = lambda folder, model: compare_with_people(folder, find_judge(model))
+
 # %% ../../nbs/bench/benchmarks.ipynb #90-027
 if __name__ == "__main__" and globals().get("__spec__"):  # run by python -m; notebooks have no spec
     main(sys.argv[1:])

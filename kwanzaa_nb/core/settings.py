@@ -6,8 +6,8 @@
 __all__ = ['PATTERNS', 'Precision', 'ChunkField', 'QuestionField', 'Scheduler', 'Optimiser', 'METRICS', 'Metric', 'PATHS',
            'RULES', 'REMOVED', 'FrozenMap', 'Section', 'setting', 'RunSection', 'ModelSection', 'QuantizationSection',
            'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'BudgetSection', 'GenerationSection',
-           'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'ConfigError', 'Config',
-           'known_keys', 'choices', 'Rule', 'Fallback']
+           'JudgeSection', 'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root', 'ConfigError',
+           'Config', 'known_keys', 'choices', 'Rule', 'Fallback']
 
 # %% ../../nbs/core/settings.ipynb #settings-003
 import configparser
@@ -314,6 +314,14 @@ class GenerationSection(Section):
     max_new_tokens: _Count = setting(
         "Longest answer in tokens; a longer one is cut off and counts as a failure.", 800)
 
+# %% ../../nbs/core/settings.ipynb #settings-044-j
+class JudgeSection(Section):
+    "A model that judges claims beside the rules, for a second opinion."
+
+    model: _Text | None = setting(
+        "Entailment or hallucination model that judges every claim a second time, in a column of "
+        "its own: a folder, or an id on the Hub, with or without @revision; null asks none.", None)
+
 # %% ../../nbs/core/settings.ipynb #settings-045
 class EvaluationSection(Section):
     "What is measured, on which adapter and how."
@@ -343,6 +351,7 @@ class EvaluationSection(Section):
         "Address of a server with OpenAI's protocol, up to /v1, such as http://localhost:8000/v1; "
         "null generates answers in this process. A key is read from the environment variable "
         "KWANZAA_API_KEY.", None)
+    judge: JudgeSection = Field(default_factory=JudgeSection)
     generation_defaults: GenerationSection = Field(default_factory=GenerationSection)
 
     @property
@@ -418,6 +427,9 @@ _WHOLE_PATH = "write the whole path"
 def _is_homeless(path: str | None) -> bool:
     "Return whether a path begins with `~` and leads to no home folder."
     return path is not None and os.path.expanduser(path).startswith("~")
+
+# %% ../../nbs/core/settings.ipynb #settings-055-j
+PATHS += ("evaluation.judge.model",)
 
 # %% ../../nbs/core/settings.ipynb #settings-058
 class ConfigError(ProblemList):

@@ -43,11 +43,20 @@ def _agreement(row: dict) -> list[str]:
     return [f"agreement with people, {row['set']}", told, f"{row['rows']} claims"]
 
 
+def _model_agreement(row: dict) -> list[str]:
+    "Describe how far a model that gives second opinions agrees with one set of human labels."
+    told = (f"AUROC {row['model_auroc']:.2f}; supported claims that pass {row['model_tpr']:.2f}, "
+            f"others that pass {row['model_fpr']:.2f}")
+    return [f"agreement with people, {row['set']}, {row['model']}", told, f"{row['rows']} claims"]
+
+
 def instrument() -> list[list[str]]:  # rows: what was measured, result, over how many
     "List what is stored about the scorer, and what was not run."
     people, forged = stored("reliability"), stored("gaming")
     rows = ([_agreement(row) for row in people["measured"]] if people
             else [["agreement with people", "not run", ""]])
+    if model := stored("second_opinion"):
+        rows += map(_model_agreement, model["measured"])
     if not forged:
         return [*rows, ["forged answers", "not run", ""]]
     return rows + [

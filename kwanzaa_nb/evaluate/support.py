@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUPPORTED_AT', 'OPEN_AT', 'negated', 'failed_gates', 'overlap', 'shares', 'Support', 'forget_claims', 'examine',
-           'support', 'reliability', 'fit_shares', 'cross_validate']
+           'support', 'reliability', 'human_labels', 'fit_shares', 'cross_validate']
 
 # %% ../../nbs/evaluate/support.ipynb #41-002
 import csv
@@ -752,6 +752,13 @@ def reliability(
     Raises `LabelError` where the folder holds no set, or a set is not in its public format.
     """
     return [_agreement(name, labels) for name, labels in _labels(folder).items()]
+
+# %% ../../nbs/evaluate/support.ipynb #41-039-j
+def human_labels(
+    folder: "str | Path",  # as for `reliability`
+) -> dict[str, list[tuple[str, str, bool]]]:  # by set: claim, evidence, whether it is supported
+    "Read all sets of human labels in a folder. Raises `LabelError` as `reliability` does."
+    return _labels(folder)
 
 # %% ../../nbs/evaluate/support.ipynb #41-043
 _Row = tuple[list[float], bool, bool, float, float]  # of `_rows`
