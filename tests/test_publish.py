@@ -42,7 +42,9 @@ def rate(value, total=60):
 
 
 WEIGHTS, RECORDS = b"\x08\0\0\0\0\0\0\0{}      ", '{"id": "r1"}\n'
-METRICS_FILE = {"format": 1, "inputs": {"adapter_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "eval_sha256": hashlib.sha256(RECORDS.encode()).hexdigest()},
+BESIDE = {"arm": "adapter", "rule": "overlap_regression", "arm_value": 0.9, "rule_value": 0.6, "difference": 0.3, "low": 0.2, "high": 0.4, "p": 0.001,
+          "records": 60, "documents": 9}
+METRICS_FILE = {"format": 2, "rules": BESIDE, "inputs": {"adapter_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "eval_sha256": hashlib.sha256(RECORDS.encode()).hexdigest()},
                 "arms": {"base": {"rates": {name: rate(0.1) for name in METRICS}},
                          "adapter": {"rates": {name: rate(0.9) for name in METRICS[:3]} | {METRICS[3]: rate(0.0, 0)}}}}
 
@@ -200,7 +202,7 @@ def test_scores_of_another_adapter_are_not_published(project):
     assert "0.90 [0.80" not in (staged / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"arms": {}}', '{"format": 1, "arms": 1}', '{"format": 1, "arms": {"base": {}}}', '{"format": 1, "arms": {"base": null}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"arms": {}}', '{"format": 1, "arms": {}}', '{"format": 2, "arms": 1}', '{"format": 2, "arms": {"base": {}}}', '{"format": 2, "arms": {"base": null}}'])
 def test_half_written_metrics(project, content):
     (project / "outputs/tiny/evaluation/metrics.json").write_text(content, encoding="utf-8")
     with pytest.raises(StageError, match="metrics.json can't be read.*run the stage evaluate again"):

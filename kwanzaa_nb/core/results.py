@@ -59,9 +59,9 @@ class Comparison(TypedDict):
 
 # %% ../../nbs/core/results.ipynb #results-r02
 RULES = {  # rule without a model -> what it does
-    "best_sentence": "copies the best sentence, always",
-    "best_sentence_threshold": "copies the best sentence, or refuses below a threshold",
-    "overlap_regression": "copies the best sentence, or refuses by a regression on shared words"}
+    "best_sentence": "always copies the best sentence",
+    "best_sentence_threshold": "copies the best sentence or refuses below a threshold",
+    "overlap_regression": "copies the best sentence or refuses by a regression on shared words"}
 COMPARED_BY = "coverage_and_refusal"  # the rate by which arms and rules are compared
 
 
@@ -209,8 +209,8 @@ def rules_sentence(
     elif found["high"] < 0:
         told = f"The {who} is worse than the best rule without a model."
     else:
-        told = f"The {who} is not shown to beat the best rule without a model."
-    return (f"{told} Its mean of coverage and refusal is {found['arm_value']:.2f}; that of the "
+        told = f"It is not clear whether the {who} beats the best rule without a model."
+    return (f"{told} The {who}'s mean of coverage and refusal is {found['arm_value']:.2f}; that of the "
             f"rule, which {RULES.get(found['rule'], found['rule'])}, is {found['rule_value']:.2f}. "
             f"The difference is {found['difference']:+.2f} (95 % interval {found['low']:+.2f} to "
             f"{found['high']:+.2f}, {found['records']} records of {found['documents']} documents, "
