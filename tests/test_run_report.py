@@ -84,7 +84,7 @@ def test_the_verdict_tells_what_is_had_without_skill_and_what_the_gates_ask():
     metrics = {"arms": {"base": rates(0.1), "adapter": rates(0.5, 0.3)}, "comparison": [better], "records": 9, "controls": controls}
     zeroth, first, second, third = evaluation_verdict(metrics, {"json_valid_rate": 0.4, "citation_coverage_rate": 0.2}).split("\n\n")
     assert zeroth == "Whether the adapter beats a rule without a model was not measured: no rule was run."
-    assert "better in json valid" in first and second == "Controls without a model do better than the adapter in refusal correctness: always_refuse."
+    assert "better in json valid" in first and second == "Answerers without skill do better than the adapter in refusal correctness: always_refuse."
     assert third.startswith("Too low to publish: json_valid_rate") and "citation" not in third
     assert "All that" in evaluation_verdict(metrics, {"json_valid_rate": 0.2}) and "gates" not in evaluation_verdict(metrics, {})
     alone = evaluation_verdict({"arms": {"base": rates(0.1)}, "comparison": [], "controls": controls}, {"json_valid_rate": 0.4})

@@ -210,8 +210,9 @@ def rules_sentence(
         told = f"The {who} is worse than the best rule without a model."
     else:
         told = f"It is not clear whether the {who} beats the best rule without a model."
-    return (f"{told} The {who}'s mean of coverage and refusal is {found['arm_value']:.2f}; that of the "
-            f"rule, which {RULES.get(found['rule'], found['rule'])}, is {found['rule_value']:.2f}. "
+    return (f"{told} The {who}'s mean of coverage and refusal is {found['arm_value']:.2f}; that of "
+            f"the rule, which {RULES.get(found['rule'], found['rule'])}, is "
+            f"{found['rule_value']:.2f}. "
             f"The difference is {found['difference']:+.2f} (95 % interval {found['low']:+.2f} to "
             f"{found['high']:+.2f}, {found['records']} records of {found['documents']} documents, "
             f"{p_text(found['p'])}).")
@@ -260,10 +261,10 @@ def hard_sentence(
     who = "base model" if arm == "base" else arm
     rule = (results.get("rules") or {}).get("rule")
     other = _refused_hard((results.get("controls") or {}).get(rule, {})) if rule else None
-    beside = f", and the rule {other['value']:.2f}" if other else ""
-    return (f"Of {own['total']} questions without an answer whose passages are about their subject, "
-            f"the {who} refuses a share of {own['value']:.2f} [{own['low']:.2f}, "
-            f"{own['high']:.2f}]{beside}.")
+    beside = f", the rule {other['value']:.2f}" if other else ""
+    return (f"{own['total']} records are hard negatives, questions without an answer whose "
+            f"passages are about their subject: the {who} refuses {own['value']:.2f} [{own['low']:.2f}, "
+            f"{own['high']:.2f}] of them{beside}.")
 
 # %% ../../nbs/core/results.ipynb #results-sealed
 def sealed_sentence(
@@ -291,8 +292,8 @@ def verdict(
     measured = load_results(folder)
     shown = "No results yet: the stage evaluate has not written any."
     if measured:
-        shown = "\n".join(filter(None, [f"{rules_sentence(measured)}\n", str(metrics_table(measured)),
-                                        sealed_sentence(measured)]))
+        told = f"{rules_sentence(measured)}\n", str(metrics_table(measured))
+        shown = "\n".join(filter(None, [*told, sealed_sentence(measured)]))
         status = read_manifest(folder)["stages"]["evaluate"]["status"]
         if status not in ("done", "not_run"):
             shown += "\nThe stage evaluate did not finish since; these numbers are older."

@@ -22,9 +22,9 @@ from ..core.html import render_page, render_part
 from ..core.manifest import (
     NOTEBOOKS, STAGES, Manifest, StageError, path_text, read_manifest)
 from ..core.record import Chunk, Record, question_of, turns_before
-from kwanzaa_nb.core.results import (
-    HEADLINES, ArmResult, Results, hard_sentence, kinds_table, load_results, rules_sentence,
-    sealed_sentence)
+from ..core.results import (
+    HEADLINES, RULES, ArmResult, RateResult, Results, hard_sentence, kinds_table, load_results,
+    rules_sentence, sealed_sentence)
 from ..core.stage import clock, sentence_of
 from ..model.backend import is_headline
 from ..publish.gate import adapter_rates, below, not_better
@@ -138,24 +138,35 @@ def verdict_sentence(
             f"the adapter is {parts} (exact sign-flip test by document, Holm's adjustment, 0.05).{older}")
 
 # %% ../../nbs/report/run.ipynb #62-0102
+def _higher(
+    rates: Mapping[str, RateResult], others: Mapping[str, Mapping[str, RateResult]],
+) -> dict[str, list[str]]:  # headlines but valid JSON -> the others whose rate is higher
+    "Tell which others have a higher rate than an arm."
+    return {name: better for name in HEADLINES[1:] if name in rates and (better := [
+        other for other, found in others.items() if name in found and found[name]["total"]
+        and found[name]["value"] > rates[name]["value"]])}
+
+
 def _controls_sentence(
     metrics: Results,
 ) -> str:  # empty where no controls were scored
-    "Name the controls that beat the adapter, or the base model where there is none."
+    "Name the headlines in which the best rule is ahead, and trivial baselines that are."
     controls = metrics.get("controls") or {}
     judged = "adapter" if "adapter" in metrics["arms"] else "base"
     if not controls or judged not in metrics["arms"]:
         return ""
-    rates, above = metrics["arms"][judged]["rates"], []
-    for name in HEADLINES[1:]:
-        better = [control for control, found in controls.items() if control != "gold"
-                  and name in rates and name in found and found[name]["total"]
-                  and found[name]["value"] > rates[name]["value"]]
-        above += [f"{_label(name)}: {', '.join(better)}"] if better else []
+    rates, told = metrics["arms"][judged]["rates"], []
     who = "the adapter" if judged == "adapter" else "the base model"
-    if not above:
-        return f"No control does better than {who} in any headline but valid JSON."
-    return f"Controls without a model do better than {who} in {'; '.join(above)}."
+    if rule := (metrics.get("rules") or {}).get("rule"):
+        ahead = ", ".join(map(_label, _higher(rates, {rule: controls.get(rule, {})})))
+        told.append(f"That rule has a higher rate than {who} in {ahead}." if ahead else
+                    f"That rule has no higher rate than {who} in any headline but valid JSON.")
+    trivial = {name: found for name, found in controls.items() if name not in (*RULES, "gold")}
+    above = [f"{_label(name)}: {', '.join(better)}"
+             for name, better in _higher(rates, trivial).items()]
+    told.append(f"Answerers without skill do better than {who} in {'; '.join(above)}." if above else
+                f"No answerer without skill does better than {who} in any headline but valid JSON.")
+    return " ".join(told)
 
 # %% ../../nbs/report/run.ipynb #62-0102-b
 def evaluation_verdict(
