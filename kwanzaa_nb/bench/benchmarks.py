@@ -235,11 +235,16 @@ def measure_demo(
     if not found:
         sys.exit(f"{folder} has no evaluation: kwanzaa run all makes the demo's.")
     names = (*HEADLINES, "citation_precision", "citation_recall")
-    arms = {arm: part["rates"] for arm, part in found["arms"].items()}
-    arms |= {arm: rates for arm, rates in found["controls"].items() if arm in RULES}
-    short = {arm: {name: {key: rates[name][key] for key in ("value", "low", "high", "total")}
-                   for name in names} for arm, rates in arms.items()}
-    measured = {"records": found["records"], "arms": short, "verdict": rules_sentence(found),
+
+    def short(rates: dict[str, RateResult]) -> dict[str, dict[str, float]]:
+        return {name: {key: round(rates[name][key], 4)
+                       for key in ("value", "low", "high", "total")} for name in names}
+
+    controls_found = {arm: short(rates) for arm, rates in found["controls"].items()}
+    rules = {arm: controls_found.pop(arm) for arm in RULES if arm in controls_found}
+    arms = {arm: short(part["rates"]) for arm, part in found["arms"].items()} | rules
+    measured = {"records": found["records"], "arms": arms, "controls": controls_found,
+                "verdict": rules_sentence(found),
                 "hard": hard_sentence(found), "decisions": found["decisions"],
                 "thresholds": found["thresholds"], "refused_by_kind": found["refused_by_kind"]}
     print(readme_table(measured))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RULES', 'COMPARED_BY', 'HEADLINES', 'EXPECTATIONS', 'RateResult', 'ArmResult', 'Comparison', 'RuleComparison',
-           'Results', 'results_schema', 'write_run_schemas', 'save_results', 'load_results', 'rate_text',
-           'metrics_table', 'p_text', 'rules_sentence', 'kinds_table', 'hard_sentence', 'sealed_sentence', 'verdict']
+           'Results', 'results_schema', 'write_run_schemas', 'save_results', 'load_results', 'rate_text', 'p_text',
+           'metrics_table', 'rules_sentence', 'kinds_table', 'hard_sentence', 'sealed_sentence', 'verdict']
 
 # %% ../../nbs/core/results.ipynb #27-002
 import json
@@ -162,6 +162,11 @@ def rate_text(
         return "not measured"
     return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] n={rate['total']}"
 
+
+def p_text(p: float) -> str:
+    "Write a p value; below 0.001 more digits would tell nothing."
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
 # %% ../../nbs/core/results.ipynb #60-066
 HEADLINES = (*METRICS, "minimal_pair_accuracy", "grounded_answer_rate", "hard_negative_accuracy",
              COMPARED_BY)
@@ -187,11 +192,6 @@ def metrics_table(
                  [[*row, shown.get(row[0], "")] for row in rows])
 
 # %% ../../nbs/core/results.ipynb #results-r04
-def p_text(p: float) -> str:
-    "Write a p value; below 0.001 more digits would tell nothing."
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-
-
 def rules_sentence(
     results: "Results | None",
 ) -> str:  # empty where nothing was measured
