@@ -194,8 +194,8 @@ def test_a_link_in_the_place_of_the_folder_is_replaced_not_followed(project, tmp
 
 @pytest.mark.parametrize("beside, told", [
     ({"rules": BESIDE}, []),
-    ({"rules": {**BESIDE, "low": 0.0}}, ["the lower bound, +0.000, has to be above 0"]),
-    ({"rules": {**BESIDE, "difference": -0.08, "low": -0.131}}, ["differs by -0.080, and the lower bound, -0.131, has to be above 0: train"]),
+    ({"rules": {**BESIDE, "low": 0.0}}, ["the lower bound of the difference, +0.000, has to be above 0"]),
+    ({"rules": {**BESIDE, "difference": -0.08, "low": -0.131}}, ["differs by -0.080, and the lower bound of the difference, -0.131, has to be above 0 (train"]),
     ({"rules": {**BESIDE, "arm": "base"}}, ["not measured (the adapter was not compared)"]),
     ({"rules_not_run": "data.dev_file names no file"}, ["was not measured (data.dev_file names no file): mend that and run the stage evaluate again"]),
     ({}, ["was not measured"])])

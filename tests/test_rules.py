@@ -230,10 +230,8 @@ def test_the_best_rule_is_the_one_with_the_best_figure_and_each_side_is_told(sco
         arms = {"base": trivial["empty_object"], "adapter": trivial[judged]}
         found = beside_rules(arms, scores, splits[2])
         assert found["rules"]["rule"] == best and found["rules"]["records"] == len(splits[2])
-        found["rules"]["arm"] = "adapter"  # the controls keep their own names
         assert rules_sentence({"arms": {}, **found}).startswith(told)
     same = beside_rules({"base": scores[best]}, scores, splits[2])
-    same["rules"]["arm"] = "base"
     assert same["rules"]["difference"] == 0 and same["rules"]["p"] == 1
     assert same["rules"]["low"] < 0 < same["rules"]["high"]
     sentence = rules_sentence({"arms": {}, **same})

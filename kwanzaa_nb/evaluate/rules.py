@@ -317,14 +317,15 @@ def beside_rules(
              for arm, one in {**scores, **rule_scores}.items()}
     if not rule_scores:
         return {"rules_not_run": not_run, "refused_by_kind": kinds}
-    judged = scores.get("adapter") or next(iter(scores.values()))
-    best = max(rule_scores.values(), key=lambda one: one.rates[COMPARED_BY].value)
+    arm = "adapter" if "adapter" in scores else next(iter(scores))
+    rule = max(rule_scores, key=lambda name: rule_scores[name].rates[COMPARED_BY].value)
+    judged, best = scores[arm], rule_scores[rule]
     found = compare_figure(best, judged)
     if found is None:
         return {"rules_not_run": _NO_FIGURE, "refused_by_kind": kinds}
     values = [one.rates[COMPARED_BY].value for one in (judged, best)]
     return {"refused_by_kind": kinds, "rules": {
-        "arm": judged.arm, "rule": best.arm, "arm_value": values[0], "rule_value": values[1],
+        "arm": arm, "rule": rule, "arm_value": values[0], "rule_value": values[1],
         "difference": found.value, "low": found.low, "high": found.high, "p": found.p,
         "records": len(records), "documents": found.clusters}}
 

@@ -76,11 +76,11 @@ def not_better(
     if found["low"] > 0:
         return []
     return [Finding("below", (
-        f"the adapter is not shown to beat the best rule without a model, which "
-        f"{RULES.get(found['rule'], found['rule'])}: by the mean of coverage and refusal it "
-        f"differs by {found['difference']:+.3f}, and the lower bound, {found['low']:+.3f}, has to "
-        "be above 0: train on more records, for longer or on a larger base model, read its "
-        f"failures, {_UNLESS}"))]
+        "the adapter is not shown to beat the best rule without a model, which "
+        f"{RULES.get(found['rule'], found['rule'])}: its mean of coverage and refusal differs by "
+        f"{found['difference']:+.3f}, and the lower bound of the difference, {found['low']:+.3f}, "
+        "has to be above 0 (train on more records, for longer or on a larger base model; "
+        f"{_UNLESS})"))]
 
 # %% ../../nbs/publish/gate.ipynb #52-008
 _AGAIN = "run the stage evaluate, then publish again"

@@ -159,8 +159,8 @@ def _controls_sentence(
     who = "the adapter" if judged == "adapter" else "the base model"
     if rule := (metrics.get("rules") or {}).get("rule"):
         ahead = ", ".join(map(_label, _higher(rates, {rule: controls.get(rule, {})})))
-        told.append(f"That rule has a higher rate than {who} in {ahead}." if ahead else
-                    f"That rule has no higher rate than {who} in any headline but valid JSON.")
+        told.append(f"The best rule has a higher rate than {who} in {ahead}." if ahead else
+                    f"The best rule has no higher rate than {who} in any headline but valid JSON.")
     trivial = {name: found for name, found in controls.items() if name not in (*RULES, "gold")}
     above = [f"{_label(name)}: {', '.join(better)}"
              for name, better in _higher(rates, trivial).items()]
