@@ -5,10 +5,13 @@ from pathlib import Path
 
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.evaluate.metrics import compare, score_arms
+from kwanzaa_nb.evaluate.rules import beside_rules
 from kwanzaa_nb.core.stage import Stage
 from kwanzaa_nb.core.record import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
+BESIDE = {"arm": "adapter", "rule": "best_sentence", "arm_value": 0.8, "rule_value": 0.3, "difference": 0.5, "low": 0.4, "high": 0.6, "p": 0.0001,
+          "records": 20, "documents": 12}
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil = 2'>"
 
 
@@ -39,7 +42,8 @@ def make_run(root, name="tiny", good=0.8, records=20, evaluated=True, **changes)
         folder.mkdir()
         (folder / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"type": "header"}, *outputs]) + '{"cut": ', encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps({
-            "format": 1, "arms": {arm: part.to_dict() for arm, part in scores.items()}, "comparison": compare(scores["base"], scores["adapter"]),
-            "records": len(rows)}), encoding="utf-8")
+            "format": 2, "arms": {arm: part.to_dict() for arm, part in scores.items()}, "comparison": compare(scores["base"], scores["adapter"]),
+            "records": len(rows), "controls": {"best_sentence": scores["base"].to_dict()["rates"]}, "rules": BESIDE,
+            **beside_rules(scores, {}, rows)}), encoding="utf-8")
         stage.done(records=len(rows))
     return stage.folder

@@ -12,6 +12,7 @@ from kwanzaa_nb.core.answer import parse_model_answer, validate_answer_json
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.evaluate.metrics import score_arms
 from kwanzaa_nb.core.manifest import STAGES, read_manifest
+from kwanzaa_nb.core.results import RULES, rules_sentence, verdict
 from kwanzaa_nb.run.launch import unexecuted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,11 @@ def test_samples_metrics_and_answers_agree(run):
         for name, rate in scores.rates.items():
             assert metrics["arms"][arm]["rates"][name]["value"] == pytest.approx(rate.value)
     assert metrics["controls"]["gold"]["json_valid_rate"]["value"] == 1.0
+    assert set(RULES) <= set(metrics["controls"]) and metrics["rules"]["arm"] == "adapter" and metrics["rules"]["records"] == asked
+    verdicts = [(run / "report.html").read_text(encoding="utf-8"), (run / "publish" / "README.md").read_text(encoding="utf-8"),
+                (run / "evaluation" / "index.html").read_text(encoding="utf-8"), verdict(run)]
+    told = rules_sentence(metrics).partition(".")[0]
+    assert all(told in text for text in verdicts)
     assert set(metrics["arms"]) == {"base", "base+grammar", "adapter", "adapter+grammar"} and set(metrics["red_team"]) == {"base", "adapter"}
     page = (run / "evaluation" / "index.html").read_text(encoding="utf-8")
     assert all(record["id"] in page for record in judged)

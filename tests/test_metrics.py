@@ -67,7 +67,7 @@ def make_records():
                 ("system", "s"), ("user", render_user(f"Where was {thing} founded?", shown)), ("assistant", target))]
             records.append({
                 "id": f"{slug}-{answerable}", "category": "citation_required" if answerable else "refusal", "persona": "educator",
-                "mode": "base_adapter_rag", "answerable": answerable, "pair_id": slug, "chunks": shown, "messages": messages,
+                "mode": "base_adapter_rag", "answerable": answerable, "pair_id": slug, "kind": "fact" if answerable else "near_miss", "chunks": shown, "messages": messages,
                 "expected": {"answer": place if answerable else None, "aliases": [], "gold_chunk_ids": [f"{slug}-01"] if answerable else []}})
     return records
 
@@ -111,11 +111,12 @@ def test_the_targets_of_the_committed_records_read_one(split):
 
 
 @pytest.mark.parametrize("arm, expected", [
-    ("always_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
-    ("never_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
-    ("wrong_chunk", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5}),
+    ("always_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5, "coverage_and_refusal": 0.25, "hard_negative_accuracy": 0.5}),
+    ("never_refuse", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5, "coverage_and_refusal": 0.25, "hard_negative_accuracy": 0.5}),
+    ("wrong_chunk", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5, "coverage_and_refusal": 0.25, "hard_negative_accuracy": 0.5}),
     ("cite_everything", {"json_valid_rate": 1.0, "refusal_correctness_rate": 0.5, "citation_coverage_rate": 0.25, "grounded_answer_rate": 0.25,
-                         "retrieval_groundedness_rate": 3 / 20}),  # the Chicago Defender tells its place in its name
+                         "retrieval_groundedness_rate": 3 / 20, "coverage_and_refusal": 0.375,
+                         "hard_negative_accuracy": 0.5}),  # the Chicago Defender tells its place in its name
     ("empty_object", {}), ("echo_prompt", {})])
 def test_what_each_control_earns(by_control, arm, expected):
     assert {name: by_control[arm].rates[name].value for name in HEADLINES} == dict.fromkeys(HEADLINES, 0.0) | expected
@@ -158,7 +159,7 @@ def test_retrieval_score_rule():
 def test_invalid_output_fails_everything(raw, finish_reason, code):
     outcome, scores = one(raw, finish_reason=finish_reason)
     assert code in outcome.codes
-    assert [scores.rates[name].value for name in HEADLINES] == [0.0] * 6
+    assert [scores.rates[name].value for name in HEADLINES] == [0.0] * 8
     assert scores.rates["retrieval_groundedness_rate"].total == 1
 
 
@@ -182,7 +183,7 @@ BROKEN = {
 def test_each_broken_rule_is_an_invalid_output_that_is_counted(code):
     outcome, scores = one(BROKEN[code])
     assert outcome.codes == [code] and outcome.fits and not outcome.valid and outcome.decision == "invalid"
-    assert [(scores.rates[name].value, scores.rates[name].total) for name in HEADLINES if name != "minimal_pair_accuracy"] == [(0.0, 1)] * 5
+    assert [(scores.rates[name].value, scores.rates[name].total) for name in HEADLINES if name not in ("minimal_pair_accuracy", "hard_negative_accuracy")] == [(0.0, 1)] * 6
 
 
 def test_no_sample_stays_in_every_denominator(by_control):
@@ -331,7 +332,7 @@ def test_answering_the_unanswerable_earns_nothing():
 def test_unknown_answerability_is_left_out_of_refusing_only():
     record = {key: value for key, value in FIRST.items() if key not in ("answerable", "expected", "pair_id")}
     _, scores = one(cited(GOOD), record)
-    assert [scores.rates[name].total for name in HEADLINES] == [1, 0, 0, 1, 0, 0]
+    assert [scores.rates[name].total for name in HEADLINES] == [1, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_groups_add_up(by_control):

@@ -21,7 +21,8 @@ from kwanzaa_nb.core import results
 from kwanzaa_nb.publish import card, hub, staging
 from kwanzaa_nb.publish.card import render_card
 from kwanzaa_nb.core.config import METRICS, Fallback, load_config, resolve_config
-from kwanzaa_nb.publish.gate import PublishError, gate_findings
+from kwanzaa_nb.core.results import rules_sentence
+from kwanzaa_nb.publish.gate import PublishError, gate_findings, gate_table, gate_verdict
 from kwanzaa_nb.publish.licence import base_model
 from kwanzaa_nb.core.manifest import StageError, read_manifest
 from kwanzaa_nb.core.stage import Stage
@@ -42,7 +43,9 @@ def rate(value, total=60):
 
 
 WEIGHTS, RECORDS = b"\x08\0\0\0\0\0\0\0{}      ", '{"id": "r1"}\n'
-METRICS_FILE = {"format": 1, "inputs": {"adapter_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "eval_sha256": hashlib.sha256(RECORDS.encode()).hexdigest()},
+BESIDE = {"arm": "adapter", "rule": "overlap_regression", "arm_value": 0.9, "rule_value": 0.6, "difference": 0.3, "low": 0.2, "high": 0.4, "p": 0.001,
+          "records": 60, "documents": 9}
+METRICS_FILE = {"format": 2, "rules": BESIDE, "inputs": {"adapter_sha256": hashlib.sha256(WEIGHTS).hexdigest(), "eval_sha256": hashlib.sha256(RECORDS.encode()).hexdigest()},
                 "arms": {"base": {"rates": {name: rate(0.1) for name in METRICS}},
                          "adapter": {"rates": {name: rate(0.9) for name in METRICS[:3]} | {METRICS[3]: rate(0.0, 0)}}}}
 
@@ -189,6 +192,31 @@ def test_a_link_in_the_place_of_the_folder_is_replaced_not_followed(project, tmp
     assert (elsewhere / "keep").exists() and not (project / "outputs/tiny/publish").is_symlink()
 
 
+@pytest.mark.parametrize("beside, told", [
+    ({"rules": BESIDE}, []),
+    ({"rules": {**BESIDE, "low": 0.0}}, ["the lower bound of the difference, +0.000, has to be above 0"]),
+    ({"rules": {**BESIDE, "difference": -0.08, "low": -0.131}}, ["differs by -0.080, and the lower bound of the difference, -0.131, has to be above 0 (train"]),
+    ({"rules": {**BESIDE, "arm": "base"}}, ["not measured (the adapter was not compared)"]),
+    ({"rules_not_run": "data.dev_file names no file"}, ["was not measured (data.dev_file names no file): mend that and run the stage evaluate again"]),
+    ({}, ["was not measured"])])
+def test_an_adapter_that_does_not_beat_a_rule_is_held_back(project, beside, told):
+    finish_train_and_evaluate(project)
+    metrics = {key: value for key, value in METRICS_FILE.items() if key != "rules"} | beside
+    (project / "outputs/tiny/evaluation/metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    config, off = (config_of(publishing__hf_repo="owner/adapter", publishing__gates={}, publishing__beats_rules=on) for on in (True, False))
+    findings = gate_findings(config, project / "outputs/tiny")
+    assert not gate_findings(off, project / "outputs/tiny") and len(findings) == len(told)
+    assert all(part in str(finding) and "publishing.beats_rules to false" in str(finding) for part, finding in zip(told, findings))
+    row = gate_table({}, {}, metrics).rows[0]
+    assert row[-1] == ("no" if told else "yes") and not gate_table({}, {}).rows
+    card = render_card(config, read_manifest(project / "outputs/tiny"), metrics, verdict=gate_verdict(findings, None))
+    assert ("| beats the best rule by |" in card) and ("The gate is open" in card) is not bool(told)
+    assert rules_sentence(metrics) in card.replace("\\", "")
+    if told:
+        sentence = hub.publish(config, project, findings, token=TOKEN)
+        assert sentence.startswith("Not published") and "rule without a model" in sentence
+
+
 def test_scores_of_another_adapter_are_not_published(project):
     finish_train_and_evaluate(project)
     config = config_of(publishing__hf_repo="owner/adapter", publishing__gates={})
@@ -200,7 +228,7 @@ def test_scores_of_another_adapter_are_not_published(project):
     assert "0.90 [0.80" not in (staged / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"arms": {}}', '{"format": 1, "arms": 1}', '{"format": 1, "arms": {"base": {}}}', '{"format": 1, "arms": {"base": null}}'])
+@pytest.mark.parametrize("content", ["{", "[]", '{"arms": {}}', '{"format": 1, "arms": {}}', '{"format": 2, "arms": 1}', '{"format": 2, "arms": {"base": {}}}', '{"format": 2, "arms": {"base": null}}'])
 def test_half_written_metrics(project, content):
     (project / "outputs/tiny/evaluation/metrics.json").write_text(content, encoding="utf-8")
     with pytest.raises(StageError, match="metrics.json can't be read.*run the stage evaluate again"):

@@ -101,10 +101,24 @@ def test_demo_figures_have_a_place():
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("<!-- demo-figures -->") == 1
 
 
-def test_beside_the_demo_stands_the_best_of_the_stored_rules():
-    stored = json.loads((ROOT / "data" / "benchmarks" / "rules_demo.json").read_text(encoding="utf-8"))["measured"]
-    tables = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in read("README.md").splitlines() if line.startswith("|")]
-    said = {cells[0]: cells[3] for cells in tables if len(cells) == 4 and "[" in cells[3]}
-    names = {"minimal pairs, both right": "minimal_pair_accuracy"}
-    best = {row: max((rule[names.get(row, row)] for rule in stored.values()), key=lambda rate: rate["value"]) for row in said}
-    assert len(said) == 5 and said == {row: f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" for row, rate in best.items()}
+def test_the_demo_table_and_its_first_sentence_are_those_of_the_stored_figures():
+    from kwanzaa_nb.bench.benchmarks import readme_table
+    from kwanzaa_nb.evaluate.instrument import stored
+
+    measured, text = stored("demo")["measured"], read("README.md")
+    told, *_, difference = measured["verdict"].split(". ")
+    assert readme_table(measured) in text, "python -m kwanzaa_nb.bench.benchmarks demo prints the table to paste"
+    assert f"**{told}.**" in text and difference.removeprefix("The difference is ").partition(",")[0] in " ".join(text.split())
+
+
+def test_the_table_takes_the_best_rule_of_each_row():
+    from kwanzaa_nb.bench.benchmarks import _ROWS, readme_table
+    from kwanzaa_nb.core.results import RULES
+
+    def rates(value):
+        return {name: {"value": value, "low": 0, "high": 1} for name in _ROWS}
+
+    arms = {"base": rates(0.1), "adapter": rates(0.2), **{rule: rates(0.3) for rule in RULES}}
+    arms["best_sentence"] = {**rates(0.0), "citation_coverage_rate": {"value": 0.9, "low": 0.8, "high": 1}}
+    last = [line.split(" | ")[-1] for line in readme_table({"arms": arms}).splitlines()[2:]]
+    assert last == ["0.30 [0.00, 1.00] |", "0.90 [0.80, 1.00] |", *["0.30 [0.00, 1.00] |"] * 5]

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.core.results import HEADLINES
+from kwanzaa_nb.core.results import HEADLINES, p_text
 from kwanzaa_nb.core.settings import METRICS
 from kwanzaa_nb.evaluate.metrics import REFUSAL, compare, controls, score_arms
-from kwanzaa_nb.report.evaluation import TABLE_HEAD, arms_table, evaluation_page, p_text, page_rows
+from kwanzaa_nb.report.evaluation import TABLE_HEAD, arms_table, evaluation_page, page_rows
 
 CHUNK = {"chunk_id": "c1", "text": "It opened in 1966. It closed.", "gold": True, "citation_label": "a label"}
 

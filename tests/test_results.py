@@ -21,7 +21,7 @@ def test_committed_schemas_are_those_of_the_types(tmp_path):
 
 
 def test_results_come_back_equal(tmp_path):
-    results = {"format": 1, "arms": {"adapter": {"rates": {"json_valid_rate": RATE}}}, "records": 4}
+    results = {"format": 2, "arms": {"adapter": {"rates": {"json_valid_rate": RATE}}}, "records": 4}
     save_results(tmp_path, results)
     assert load_results(tmp_path) == results
     with pytest.raises(ValidationError):
@@ -31,8 +31,8 @@ def test_results_come_back_equal(tmp_path):
 
 @pytest.mark.parametrize("content, told", [
     ('{"arms": {}}', "format: field required"),
-    ('{"format": 2, "arms": {}}', "format: input should be 1"),
-    ('{"format": 1, "arms": {"adapter": {"rates": {"json_valid_rate": {"value": 1}}}}}',
+    ('{"format": 1, "arms": {}}', "format: input should be 2"),
+    ('{"format": 2, "arms": {"adapter": {"rates": {"json_valid_rate": {"value": 1}}}}}',
      "arms.adapter.rates.json_valid_rate.total: field required"),
     ("[1]", "its top level"),
 ])

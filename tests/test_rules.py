@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
+from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.record import read_records
-from kwanzaa_nb.evaluate.metrics import REFUSAL, ScoreError, read_cases, score_arms
+from kwanzaa_nb.core.results import RULES, hard_sentence, kinds_table, rules_sentence
+from kwanzaa_nb.core.stats import paired_difference, sign_flip, weighted_interval
+from kwanzaa_nb.data.questions import UNANSWERED
+from kwanzaa_nb.evaluate.metrics import (
+    HARD_KINDS, REFUSAL, ScoreError, compare_figure, controls, hard_negatives, read_cases,
+    score_arms)
 from kwanzaa_nb.evaluate.rules import (
-    apply_rules, best_score, choose_threshold, count_rarity, fit_rules, overlap_features,
-    rank_sentences, refused_by_kind, summarise_rules)
+    apply_rules, beside_rules, best_score, choose_threshold, count_rarity, fit_rules,
+    overlap_features, rank_sentences, refused_by_kind, run_rules, summarise_rules)
 from kwanzaa_nb.model.decision import fit_logistic
 
-ARMS = ["best_sentence", "best_sentence_threshold", "overlap_regression"]
+ARMS = [*RULES]
 SHIPS = ("The ship was old. Henson sailed on the Katie Hines.",
          "Peary sailed on the Roosevelt. The ship was new.")
 
@@ -183,3 +189,157 @@ def test_the_stored_numbers_are_those_of_the_committed_records(splits, scores):
         assert [*stored[arm]] == [*rates], mend
         for name, rate in rates.items():
             assert stored[arm][name] == pytest.approx(rate, abs=1e-3), f"{arm}, {name}: {mend}"
+
+
+# beside an adapter
+
+
+@pytest.fixture(scope="module")
+def trivial(splits):
+    return score_arms(controls(splits[2]), splits[2])
+
+
+def test_the_figure_is_the_mean_of_coverage_and_refusal_and_no_skill_wins_it(scores, trivial):
+    for arm, found in {**scores, **trivial}.items():
+        rates = found.rates
+        sides = rates["citation_coverage_rate"].value, rates["refusal_correctness_rate"].value
+        figure = rates["coverage_and_refusal"]
+        assert figure.value == pytest.approx(sum(sides) / 2)
+        assert figure.low <= figure.value <= figure.high and 0 <= figure.low and figure.high <= 1
+        assert arm == "gold" or figure.value < 0.55
+    assert trivial["gold"].rates["coverage_and_refusal"].value == 1
+    assert trivial["always_refuse"].rates["coverage_and_refusal"].value == 0.25
+    refused = trivial["always_refuse"].rates["hard_negative_accuracy"]
+    assert (refused.value, refused.sides[0].value) == (0.5, 1.0)
+    assert all(trivial[arm].rates["hard_negative_accuracy"].value <= 0.5
+               for arm in trivial if arm != "gold")
+
+
+def test_where_refusing_all_would_win_nothing_is_compared(splits, rules):
+    asked = [one for one in splits[2] if one["answerable"] is False]
+    found = score_arms(apply_rules(rules, asked), asked)
+    assert {one.rates["coverage_and_refusal"].total for one in found.values()} == {0}
+    told = beside_rules({"adapter": found["best_sentence"]}, found, asked)
+    assert "refusing all" in told["rules_not_run"] and "rules" not in told
+
+
+def test_the_best_rule_is_the_one_with_the_best_figure_and_each_side_is_told(scores, trivial, splits):
+    best = max(scores, key=lambda arm: scores[arm].rates["coverage_and_refusal"].value)
+    for judged, told in (("gold", "The adapter beats the best rule without a model. "),
+                         ("always_refuse", "The adapter is worse than the best rule without")):
+        arms = {"base": trivial["empty_object"], "adapter": trivial[judged]}
+        found = beside_rules(arms, scores, splits[2])
+        assert found["rules"]["rule"] == best and found["rules"]["records"] == len(splits[2])
+        assert rules_sentence({"arms": {}, **found}).startswith(told)
+    same = beside_rules({"base": scores[best]}, scores, splits[2])
+    assert same["rules"]["difference"] == 0 and same["rules"]["p"] == 1
+    assert same["rules"]["low"] < 0 < same["rules"]["high"]
+    sentence = rules_sentence({"arms": {}, **same})
+    assert sentence.startswith("It is not clear whether the base model beats the best rule")
+
+
+def test_arms_that_met_other_records_are_not_compared(scores, trivial, splits):
+    few = score_arms([one for one in controls(splits[2][:9]) if one["arm"] == "gold"], splits[2][:9])
+    with pytest.raises(ScoreError, match="met different records"):
+        compare_figure(scores[ARMS[0]], few["gold"])
+
+
+@pytest.mark.parametrize("changes, told", [
+    ({"data.dev_file": None}, "data.dev_file names no file"),
+    ({"data.train_file": "data/none.jsonl"}, "data.train_file names none.jsonl, which is not there"),
+    ({"data.dev_file": "README.md"}, "README.md")])
+def test_rules_that_can_not_be_run_say_why(splits, changes, told):
+    files = {f"data.{split}_file": f"data/training/kwanzaa_{split}.jsonl" for split in ("train", "dev")}
+    found, why = run_rules(load_config(ROOT / "configs/demo.cpu.yaml", files | changes), splits[2])
+    assert found == {} and told in why and "\n" not in why
+    beside = beside_rules({}, found, splits[2], why)
+    assert beside == {"rules_not_run": why, "refused_by_kind": {}}
+    sentence = rules_sentence({"arms": {"adapter": {}}, **beside})
+    assert sentence == f"Whether the adapter beats a rule without a model was not measured: {why}."
+
+
+def test_a_run_fits_the_rules_on_its_own_files_and_tells_its_progress(splits, scores, monkeypatch):
+    files = {f"data.{split}_file": f"data/training/kwanzaa_{split}.jsonl" for split in ("train", "dev")}
+    clock, lines = iter(range(0, 100, 6)), []
+    monkeypatch.setattr("kwanzaa_nb.evaluate.rules.time.monotonic", lambda: next(clock))
+    found, why = run_rules(load_config(ROOT / "configs/demo.cpu.yaml", files), splits[2], lines.append)
+    assert why == "" and {arm: one.rates for arm, one in found.items()} == {arm: one.rates for arm, one in scores.items()}
+    assert [line.rpartition(", ")[2] for line in lines] == ["6 s", "12 s", "18 s"]
+
+
+# hard negatives
+
+
+def test_hard_kinds_are_those_that_the_data_calls_unanswered():
+    assert HARD_KINDS == UNANSWERED
+
+
+def test_hard_negatives_have_passages_about_the_subject():
+    def of(name, answerable, *docs, **more):
+        chunks = [{"chunk_id": f"{doc}-{place}", "doc_id": doc, "text": "It sailed."}
+                  for place, doc in enumerate(docs)]
+        return {**record("Who?", name=name, answerable=answerable, **more), "chunks": chunks}
+
+    with_gold = of("with", True, "a", "b", pair_id="p", expected={"gold_chunk_ids": ["a-0"]})
+    follow = of("follow", False, "a")
+    first = [{"role": "user", "content": "### Instruction:\nWhen?"}, {"role": "assistant", "content": REFUSAL}]
+    follow["messages"] = [*first, *follow["messages"], first[1]]
+    asked = [with_gold, of("near", False, "x", kind="near_miss"), follow,
+             of("same document", False, "c", "a", pair_id="p"),
+             of("other documents", False, "c", "b", pair_id="p"), of("alone", False, "a"),
+             of("nothing shown", False, kind="near_miss"), of("answerable", True, "a", kind="near_miss"),
+             of("unknown", None, "a", kind="near_miss")]
+    assert hard_negatives(asked) == {"near", "follow", "same document"}
+
+
+def test_hard_negatives_are_harder_than_the_rest_and_stand_first(splits, scores, trivial):
+    for split in splits[1:]:
+        assert 0.3 < len(hard_negatives(split)) / sum(one["answerable"] is False for one in split) < 0.8
+    hard = hard_negatives(splits[2])
+    for arm in ARMS[1:]:
+        asked = [one for one in scores[arm].outcomes if one.case.answerable is False]
+        sides = [[one.refusal_right for one in asked if (one.case.id in hard) is is_hard] for is_hard in (True, False)]
+        near, rest = (sum(side) / len(side) for side in sides)
+        assert near < rest - 0.2 and scores[arm].rates["hard_negative_accuracy"].sides[0].value == near
+    told = beside_rules({"adapter": scores[ARMS[0]]}, scores, splits[2])
+    results = {"arms": {"adapter": scores[ARMS[0]].to_dict()}, "controls": {arm: one.to_dict()["rates"] for arm, one in scores.items()}, **told}
+    results["refused_by_kind"] = {"adapter": told["refused_by_kind"][ARMS[0]], **told["refused_by_kind"]}
+    table = kinds_table(results)
+    assert table.columns == ["kind", "records", "adapter", *ARMS] and table.rows[0][0].startswith("hard negatives")
+    assert sum(int(row[1]) for row in table.rows[1:]) == sum(one["answerable"] is False for one in splits[2])
+    assert hard_sentence(results).startswith(f"{len(hard)} records are hard negatives") and "the rule 0." in hard_sentence(results)
+    assert kinds_table({"arms": {}}) is None and hard_sentence({"arms": {"base": {"rates": {}}}}) == ""
+
+
+# the difference of a figure
+
+
+def test_the_interval_of_a_difference_covers_it_and_widens_with_documents():
+    random, covered, wide = np.random.default_rng(3), 0, 0
+    for _ in range(300):
+        documents = np.repeat(np.arange(40), random.integers(2, 9, 40))
+        ease = random.beta(2, 2, 40)[documents] * 0.6 + 0.1
+        moves = (random.random(len(documents)) < ease + 0.15).astype(int) - (random.random(len(documents)) < ease)
+        first = random.random(len(documents)) < 0.5
+        parts = [(weight, moves[of].tolist(), documents[of].tolist()) for weight, of in ((0.75, first), (0.25, ~first))]
+        _, low, high = weighted_interval(parts)
+        covered += low <= 0.15 <= high
+        wide += high - low
+    assert 0.92 <= covered / 300 <= 0.98 and 0.1 < wide / 300 < 0.4
+
+
+def test_a_handful_of_records_or_one_document_decides_nothing():
+    assert weighted_interval([(1.0, [1] * 3, "abc")])[1] < 0 < weighted_interval([(1.0, [1] * 30, range(30))])[1]
+    assert weighted_interval([(1.0, [1] * 30, [0] * 30)]) == (1.0, -1.0, 1.0)
+    value, low, high = weighted_interval([(1.0, [0] * 30, range(30))])
+    assert value == 0 and low == -high < 0
+
+
+def test_the_test_by_document_is_the_exact_one_where_a_single_share_counts():
+    for moves in ([1] * 8, [1, 1, 1, -1], [0, 0], [1, -1], [1] * 5 + [-1] * 2):
+        found = paired_difference([(1.0, moves, range(len(moves)))])
+        assert found.p == pytest.approx(sign_flip(moves)) and found.value == pytest.approx(sum(moves) / len(moves))
+    by_document = paired_difference([(1.0, [1] * 8, [0] * 4 + [1] * 4)])
+    assert by_document.p == pytest.approx(0.5) and by_document.clusters == 2
+    swapped = paired_difference([(0.5, [1, 1, 0], "abc"), (0.5, [-1, 0, 0], "abd")])
+    assert swapped.p == pytest.approx(sign_flip([0, 1]))

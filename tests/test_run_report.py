@@ -35,7 +35,8 @@ def test_both_pages_are_written_when_a_stage_ends(runs):
 def test_the_page_has_verdict_rates_samples_and_config(runs):
     root, (first, *_) = runs
     page = run_page(read_run(first, root))
-    assert "better in json valid" in page and "0.80 [" in page and "<mark>" in page and "kwanzaa run all --config again.yaml" in page
+    assert page.index("The adapter beats the best rule") < page.index("better in json valid") and "best rule</td>" in page and "near_miss" in page
+    assert "0.80 [" in page and "<mark>" in page and "kwanzaa run all --config again.yaml" in page
     assert "what it cost in money is not known" in page and page.count("Passed by the arm adapter") == 1 and "Failed by the arm adapter" in page
 
 
@@ -81,10 +82,11 @@ def test_the_verdict_tells_what_is_had_without_skill_and_what_the_gates_ask():
     better = {"metric": "json_valid_rate", "first": 0, "second": 1, "p_holm": 0.001}
     controls = {"gold": rates(1.0)["rates"], "always_refuse": {**rates(0.4)["rates"], "refusal_correctness_rate": {"value": 0.6, "total": 9}}}
     metrics = {"arms": {"base": rates(0.1), "adapter": rates(0.5, 0.3)}, "comparison": [better], "records": 9, "controls": controls}
-    first, second, third = evaluation_verdict(metrics, {"json_valid_rate": 0.4, "citation_coverage_rate": 0.2}).split("\n\n")
+    zeroth, first, second, third = evaluation_verdict(metrics, {"json_valid_rate": 0.4, "citation_coverage_rate": 0.2}).split("\n\n")
+    assert zeroth == "Whether the adapter beats a rule without a model was not measured: no rule was run."
     assert "better in json valid" in first and second == "Answerers without skill do better than the adapter in refusal correctness: always_refuse."
     assert third.startswith("Too low to publish: json_valid_rate") and "citation" not in third
-    assert "Every lower bound" in evaluation_verdict(metrics, {"json_valid_rate": 0.2}) and "gates" not in evaluation_verdict(metrics, {})
+    assert "All that" in evaluation_verdict(metrics, {"json_valid_rate": 0.2}) and "gates" not in evaluation_verdict(metrics, {})
     alone = evaluation_verdict({"arms": {"base": rates(0.1)}, "comparison": [], "controls": controls}, {"json_valid_rate": 0.4})
     assert "base model in" in alone and "grounded answer: always_refuse" in alone and "publish" not in alone
     assert evaluation_verdict({"arms": {"base": rates(0.7)}, "controls": controls}, {}).endswith("in any headline but valid JSON.")

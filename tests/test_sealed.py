@@ -12,7 +12,7 @@ from kwanzaa_nb.core.results import load_results, save_results, sealed_sentence,
 from kwanzaa_nb.data.write import record_files
 from kwanzaa_nb.evaluate.passes import sealed_uses
 from kwanzaa_nb.publish.card import render_card
-from kwanzaa_nb.report.run import evaluation_verdict
+from kwanzaa_nb.report.run import evaluation_verdict, read_run, run_page
 
 ONE, TWO = "a1" * 32, "b2" * 32  # hashes of two adapters
 DEMO = ROOT / "configs" / "demo.cpu.yaml"
@@ -61,16 +61,18 @@ def test_a_line_that_somebody_wrote_by_hand_stays(sealed):
 
 
 @pytest.mark.parametrize("uses, told", [
-    (None, ""), ([], ""), (USES[:1], "Measured on the sealed records, use 1 of them: the first."),
-    (USES, "Measured on the sealed records, use 2 of them: after 2026-01-08 first.")])
-def test_verdict_and_card_say_which_use_it_was(tmp_path, uses, told):
+    (None, ""), ([], ""), (USES[:1], "Measured on the sealed records, which had not been used before."),
+    (USES, "Measured on the sealed records, which had been used once before: 2026-01-08 first."),
+    ([*USES, "2026-03-01  third"], "Measured on the sealed records, which had been used 2 times before: 2026-01-08 first; 2026-02-19 second.")])
+def test_reports_and_card_say_how_often_they_were_used(tmp_path, uses, told):
     rates = {"json_valid_rate": {"value": 0.9, "low": 0.8, "high": 1.0, "total": 60}}
-    results = {"format": 1, "arms": {"base": {"rates": rates}, "adapter": {"rates": rates}}} | ({} if uses is None else {"sealed_uses": uses})
+    results = {"format": 2, "arms": {"base": {"rates": rates}, "adapter": {"rates": rates}}} | ({} if uses is None else {"sealed_uses": uses})
     assert sealed_sentence(results) == told
     save_results(tmp_path, results)
     assert load_results(tmp_path) == results
     card = render_card(load_config(DEMO), read_manifest(tmp_path), results)
-    shown = [evaluation_verdict(results, {}), verdict(tmp_path), card]
+    page = str(run_page(read_run(tmp_path, tmp_path)))
+    shown = [evaluation_verdict(results, {}), verdict(tmp_path), card, page]
     assert all((told in text) if told else ("sealed" not in text) for text in shown)
 
 

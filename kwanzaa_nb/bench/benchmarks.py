@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
-           'measure_generation', 'measure_gaming', 'measure_rules', 'measure_training', 'main', 'slope']
+           'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training', 'readme_table', 'main', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,14 @@ from ..core.config import Config, load_config, project_root
 from ..core.console import steady_streams
 from ..core.files import stable_hash, write_atomically
 from ..core.record import read_records
+from ..core.results import (
+    COMPARED_BY, HEADLINES, RULES, RateResult, hard_sentence, load_results, rules_sentence)
+from ..core.settings import METRICS
 from ..data.build import SPLITS, generate_records
-from ..data.contexts import Limits
-from ..data.corpus import corpus_options
 from ..data.questions import load_corpus
 from ..data.write import checked, write_splits
 from ..evaluate.instrument import store
 from ..evaluate.metrics import controls, forget_scores, score_arms
-from ..evaluate.rules import apply_rules, fit_rules, summarise_rules
 from ..evaluate.support import reliability
 
 if TYPE_CHECKING:
@@ -228,19 +227,28 @@ def measure_gaming() -> list[dict]:  # by sort: sort, kind (forgery or paraphras
              "passed": rate.passed, "total": rate.total} for sort, rate in rates.items()]
 
 
-def measure_rules(
-    config_file: str = "configs/demo.cpu.yaml",  # that says what records show
+def measure_demo(
+    folder: str = "outputs/kwanzaa-demo-cpu",  # of a finished run
 ) -> dict[str, Any]:
-    "Score the rules without a model on the records that a config builds."
-    config, built = load_config(config_file), defaultdict(list)
-    data = config.data
-    chunks, questions = load_corpus(config.path(data.corpus), config.path(data.questions),
-                                    corpus_options(data))
-    limits = Limits(data.max_passages, data.context_tokens)
-    for split, record in generate_records(chunks, questions, limits, seed=config.run.seed):
-        built[split].append(record)
-    rules, records = fit_rules(built["train"], built["dev"]), built["eval"]
-    return summarise_rules(score_arms(apply_rules(rules, records), records), records)
+    "Collect what a run measured, arms and rules side by side, and print README's table."
+    found = load_results(folder)
+    if not found:
+        sys.exit(f"{folder} has no evaluation: kwanzaa run all makes the demo's.")
+    names = (*HEADLINES, "citation_precision", "citation_recall")
+
+    def short(rates: dict[str, RateResult]) -> dict[str, dict[str, float]]:
+        return {name: {key: round(rates[name][key], 4)
+                       for key in ("value", "low", "high", "total")} for name in names}
+
+    controls_found = {arm: short(rates) for arm, rates in found["controls"].items()}
+    rules = {arm: controls_found.pop(arm) for arm in RULES if arm in controls_found}
+    arms = {arm: short(part["rates"]) for arm, part in found["arms"].items()} | rules
+    measured = {"records": found["records"], "arms": arms, "controls": controls_found,
+                "verdict": rules_sentence(found),
+                "hard": hard_sentence(found), "decisions": found["decisions"],
+                "thresholds": found["thresholds"], "refused_by_kind": found["refused_by_kind"]}
+    print(readme_table(measured))
+    return measured
 
 
 def measure_training() -> dict[str, Any]:
@@ -249,12 +257,35 @@ def measure_training() -> dict[str, Any]:
 
     return measure()
 
+# %% ../../nbs/bench/benchmarks.ipynb #90-d02
+_ROWS = {  # of the README's table
+    **{name: f"`{name}`" for name in METRICS}, "minimal_pair_accuracy": "minimal pairs, both right",
+    "hard_negative_accuracy": "hard negatives, and what is answerable",
+    COMPARED_BY: "mean of coverage and refusal"}
+
+
+def readme_table(
+    measured: dict[str, Any],  # of `measure_demo`
+) -> str:  # Markdown: a row a metric, the best rule of each row in the last column
+    "Write the table of base, adapter and the best rule."
+    def cell(rate: RateResult) -> str:
+        return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+
+    arms = measured["arms"]
+    lines = ["| metric | base | adapter | best rule |", "|---|---|---|---|"]
+    for name, shown in _ROWS.items():
+        best = max((arms[rule][name] for rule in RULES if rule in arms),
+                   key=lambda rate: rate["value"])
+        cells = (cell(rate) for rate in (arms["base"][name], arms["adapter"][name], best))
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
 # %% ../../nbs/bench/benchmarks.ipynb #90-016
 SIZES = (1_000, 10_000, 100_000)  # chunks
 _MEASURES = {
     "builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES],
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
-    "reliability": reliability, "rules_demo": measure_rules, "training": measure_training}
+    "reliability": reliability, "demo": measure_demo, "training": measure_training}
 
 
 def main(

@@ -385,6 +385,9 @@ class PublishingSection(Section):
     gates: _Gates = setting(
         "Lowest value, from 0 to 1, that the lower end of a metric's 95 % confidence interval may "
         "have; below one of them nothing is published.", default_factory=lambda: FrozenMap(_GATES))
+    beats_rules: _Flag = setting(
+        "Publish only an adapter that beats the best rule without a model by the mean of coverage "
+        "and refusal: the lower end of the difference's 95 % interval is above 0.", True)
     force_reason: _Text | None = setting(
         "Reason to publish although a gate is not reached, which the card repeats; null does not "
         "publish.", None)

@@ -4,26 +4,34 @@
 
 # %% auto #0
 __all__ = ['Rarity', 'count_rarity', 'rank_sentences', 'choose_threshold', 'best_score', 'overlap_features', 'Regression',
-           'fit_regression', 'Rules', 'fit_rules', 'apply_rules', 'refused_by_kind', 'summarise_rules']
+           'fit_regression', 'Rules', 'fit_rules', 'apply_rules', 'refused_by_kind', 'run_rules', 'beside_rules',
+           'summarise_rules']
 
 # %% ../../nbs/evaluate/rules.ipynb #93-002
 import math
 import re
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..core.answer import ModelAnswer
-from ..core.errors import Problem
+from ..core.config import Config
+from ..core.errors import KwanzaaError, Problem, ProblemList
+from ..core.jsonl import DataError
 from ..core.prompt import shown_text, target_json
-from ..core.record import Record
-from ..core.results import HEADLINES
+from ..core.record import Record, checked_records
+from ..core.results import COMPARED_BY, HEADLINES, RULES, RateResult
 from ..core.sentences import Sentence
 from ..core.stats import Rate, share
 from ..core.text import sentences, tokens
-from .metrics import REFUSAL, Case, ScoreError, Scores, read_cases
+from .metrics import (
+    REFUSAL, Case, ScoreError, Scores, compare_figure, read_cases, score_arms)
 from ..model.decision import curve, fit_logistic
 
 # %% ../../nbs/evaluate/rules.ipynb #93-007
@@ -189,8 +197,7 @@ class Rules:
         "Write what each rule answers."
         ranked = rank_sentences(case, self.rarity)
         if not ranked:
-            return dict.fromkeys(
-                ("best_sentence", "best_sentence_threshold", "overlap_regression"), REFUSAL)
+            return dict.fromkeys(RULES, REFUSAL)
         score, sentence = ranked[0]
         copied, chance = _copy_sentence(sentence), self.regression(case, self.rarity)
         return {"best_sentence": copied,
@@ -234,14 +241,93 @@ def refused_by_kind(
     scores: Scores,
     records: list[Record],  # the ones that were scored
 ) -> dict[str, Rate]:  # by kind, the commonest first
-    "Count how many unanswerable records of each kind are refused."
-    kinds = {record["id"]: record.get("kind", "none") for record in records}
-    found: dict[str, list[bool]] = defaultdict(list)
+    "Count how many unanswerable records of each kind are refused, with intervals by document."
+    kinds = {record["id"]: record.get("kind") or "none" for record in records}
+    found: dict[str, list[tuple[bool, str]]] = defaultdict(list)
     for outcome in scores.outcomes:
         if outcome.case.answerable is False:
-            found[kinds[outcome.case.id]].append(outcome.refusal_right)
+            passed = outcome.refusal_right, outcome.case.document
+            found[kinds[outcome.case.id]].append(passed)
     ordered = sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0]))
-    return {kind: share(f"refused, {kind}", passes) for kind, passes in ordered}
+    return {kind: share(f"refused, {kind}", *zip(*passed)) for kind, passed in ordered}
+
+# %% ../../nbs/evaluate/rules.ipynb #93-h03
+_MOST = 4000  # records of a file that are learnt from
+
+
+def _learnt_from(config: Config, key: str) -> list[Record]:
+    "Read the first records of a file. Raises `KwanzaaError`, whose sentence says what is wrong."
+    path = getattr(config.data, key)
+    if path is None:
+        raise KwanzaaError(f"data.{key} names no file")
+    if not config.path(path).is_file():
+        raise KwanzaaError(f"data.{key} names {Path(path).name}, which is not there")
+    problems: list[Problem] = []
+    name = Path(path).name
+    read = islice(checked_records(config.path(path), name, problems), _MOST)
+    found = [record for _, record in read]
+    if problems:
+        raise DataError(name, problems)
+    return found
+
+
+def run_rules(
+    config: Config,
+    records: list[Record],  # to score them on
+    report: Callable[[str], None] = print,  # takes a line of progress once it takes 5 seconds
+) -> tuple[dict[str, Scores], str]:  # by rule; why they were not run, empty where they were
+    "Fit the rules on a run's training and development records, and score them. Raises nothing."
+    started = time.monotonic()
+
+    def tell(what: str) -> None:
+        if (seconds := time.monotonic() - started) > 5:
+            report(f"rules without a model: {what}, {seconds:.0f} s")
+
+    try:
+        train, dev = _learnt_from(config, "train_file"), _learnt_from(config, "dev_file")
+        tell(f"{len(train)} training and {len(dev)} development records read")
+        rules = fit_rules(train, dev)
+        tell("fitted")
+        scores = score_arms(apply_rules(rules, records), records)
+    except ProblemList as error:
+        return {}, str(error.problems[0])
+    except KwanzaaError as error:
+        return {}, str(error)
+    tell("scored")
+    return scores, ""
+
+# %% ../../nbs/evaluate/rules.ipynb #93-h06
+_NO_FIGURE = "no record needs an answer with citations, so refusing all of them would win"
+
+
+def _plain(rates: dict[str, Rate]) -> dict[str, RateResult]:
+    "Return rates as JSON values."
+    return {name: {"value": rate.value, "total": rate.total, "low": rate.low, "high": rate.high}
+            for name, rate in rates.items()}
+
+
+def beside_rules(
+    scores: dict[str, Scores],  # by arm; the adapter is compared, else the first arm
+    rule_scores: dict[str, Scores],  # of `run_rules`
+    records: list[Record],  # that were scored
+    not_run: str = "",  # of `run_rules`
+) -> dict[str, Any]:  # keys of `Results`
+    "Compare the adapter with the best rule, and count what each refuses of each kind."
+    kinds = {arm: _plain(refused_by_kind(one, records))
+             for arm, one in {**scores, **rule_scores}.items()}
+    if not rule_scores:
+        return {"rules_not_run": not_run, "refused_by_kind": kinds}
+    arm = "adapter" if "adapter" in scores else next(iter(scores))
+    rule = max(rule_scores, key=lambda name: rule_scores[name].rates[COMPARED_BY].value)
+    judged, best = scores[arm], rule_scores[rule]
+    found = compare_figure(best, judged)
+    if found is None:
+        return {"rules_not_run": _NO_FIGURE, "refused_by_kind": kinds}
+    values = [one.rates[COMPARED_BY].value for one in (judged, best)]
+    return {"refused_by_kind": kinds, "rules": {
+        "arm": arm, "rule": rule, "arm_value": values[0], "rule_value": values[1],
+        "difference": found.value, "low": found.low, "high": found.high, "p": found.p,
+        "records": len(records), "documents": found.clusters}}
 
 # %% ../../nbs/evaluate/rules.ipynb #93-046
 def summarise_rules(

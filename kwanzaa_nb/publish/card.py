@@ -18,7 +18,8 @@ from typing_extensions import TypedDict
 
 from ..core.config import METRICS, Config, Fallback
 from ..core.manifest import STAGES, Manifest, StageEntry, portable, without_tokens
-from ..core.results import Results, metrics_table, sealed_sentence
+from ..core.results import (
+    RULES, Results, hard_sentence, kinds_table, metrics_table, rules_sentence, sealed_sentence)
 from ..core.table import Table, as_markdown, code_span
 from .gate import adapter_rates, gate_table
 from .licence import base_licence, base_model, is_hub_id, licence_notice
@@ -87,13 +88,17 @@ def eval_results(
     return entries
 
 # %% ../../nbs/publish/card.ipynb #50-023
-def _results_tables(results: "Results | None") -> "tuple[Table | None, Table | None]":
-    "Show the arms, and the answerers without skill; None where nothing was measured."
+def _results_tables(
+    results: "Results | None",
+) -> "tuple[Table | None, Table | None, Table | None]":
+    "Show the arms, the rules without a model, and the answerers without skill; None: not measured."
     if not results or not {"base", "adapter"} & set(results["arms"]):
-        return None, None
-    controls = {name: {"rates": rates} for name, rates in (results.get("controls") or {}).items()}
-    skilless = metrics_table({"arms": controls}, arms=()) if controls else None
-    return metrics_table(results), skilless
+        return None, None, None
+    found = {name: {"rates": rates} for name, rates in (results.get("controls") or {}).items()}
+    parts = ({name: part for name, part in found.items() if (name in RULES) is wanted}
+             for wanted in (True, False))
+    beside = [metrics_table({"arms": part}, arms=()) if part else None for part in parts]
+    return metrics_table(results), *beside
 
 # %% ../../nbs/publish/card.ipynb #50-012
 def _training_table(config: Config, manifest: Manifest) -> Table:
@@ -287,15 +292,20 @@ def _card_body(
     stages, gates = manifest["stages"], config.publishing.gates
     noted = [one for stage in STAGES for one in stages[stage].get("fallbacks") or []]
     versions = stages["train"].get("versions") or {}
-    arms, controls = _results_tables(results)
+    arms, rules, controls = _results_tables(results)
+    beats = results if config.publishing.beats_rules else None
+    rates = adapter_rates(results)
     return _templates().get_template("card.md").render(
         config=config, project=Markup(PROJECT), verdict=verdict,
         trained_on=Markup(trained_on(config)), notice=licence_notice(config),
         usage=Markup(usage(config)), results=arms, controls=controls,
-        gates=gate_table(gates, adapter_rates(results)) if gates else None,
+        rules=rules, kinds=kinds_table(results),
+        told=[text for text in (rules_sentence(results), hard_sentence(results),
+                                sealed_sentence(results)) if text],
+        gates=gate_table(gates, rates, beats) if gates or beats else None,
         failures=Markup(failures_text(results, examples)),
         training=_training_table(config, manifest), fallbacks=_fallback_table(noted + fallbacks),
-        data=_data_table(config, manifest), sealed=sealed_sentence(results),
+        data=_data_table(config, manifest),
         run=_run_table(manifest),
         cost=_cost_text(manifest, config.budget.usd_per_hour),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),

@@ -23,10 +23,11 @@ from ..core.manifest import (
     NOTEBOOKS, STAGES, Manifest, StageError, path_text, read_manifest)
 from ..core.record import Chunk, Record, question_of, turns_before
 from ..core.results import (
-    HEADLINES, ArmResult, Results, load_results, sealed_sentence)
+    HEADLINES, RULES, ArmResult, RateResult, Results, hard_sentence, kinds_table, load_results,
+    rules_sentence, sealed_sentence)
 from ..core.stage import clock, sentence_of
 from ..model.backend import is_headline
-from ..publish.gate import adapter_rates, below
+from ..publish.gate import adapter_rates, below, not_better
 from .answer import answer_html, read_object
 
 # %% ../../nbs/report/run.ipynb #62-005
@@ -137,35 +138,51 @@ def verdict_sentence(
             f"the adapter is {parts} (exact sign-flip test by document, Holm's adjustment, 0.05).{older}")
 
 # %% ../../nbs/report/run.ipynb #62-0102
+def _higher(
+    rates: Mapping[str, RateResult], others: Mapping[str, Mapping[str, RateResult]],
+) -> dict[str, list[str]]:  # headlines but valid JSON -> the others whose rate is higher
+    "Tell which others have a higher rate than an arm."
+    return {name: better for name in HEADLINES[1:] if name in rates and (better := [
+        other for other, found in others.items() if name in found and found[name]["total"]
+        and found[name]["value"] > rates[name]["value"]])}
+
+
 def _controls_sentence(
     metrics: Results,
 ) -> str:  # empty where no controls were scored
-    "Name the trivial baselines that beat the adapter, or the base model where there is none."
+    "Name the headlines in which the best rule is ahead, and trivial baselines that are."
     controls = metrics.get("controls") or {}
     judged = "adapter" if "adapter" in metrics["arms"] else "base"
     if not controls or judged not in metrics["arms"]:
         return ""
-    rates, above = metrics["arms"][judged]["rates"], []
-    for name in HEADLINES[1:]:
-        better = [control for control, found in controls.items() if control != "gold"
-                  and found[name]["total"] and found[name]["value"] > rates[name]["value"]]
-        above += [f"{_label(name)}: {', '.join(better)}"] if better else []
+    rates, told = metrics["arms"][judged]["rates"], []
     who = "the adapter" if judged == "adapter" else "the base model"
-    if not above:
-        return f"No answerer without skill does better than {who} in any headline but valid JSON."
-    return f"Answerers without skill do better than {who} in {'; '.join(above)}."
+    if rule := (metrics.get("rules") or {}).get("rule"):
+        ahead = ", ".join(map(_label, _higher(rates, {rule: controls.get(rule, {})})))
+        told.append(f"The best rule has a higher rate than {who} in {ahead}." if ahead else
+                    f"The best rule has no higher rate than {who} in any headline but valid JSON.")
+    trivial = {name: found for name, found in controls.items() if name not in (*RULES, "gold")}
+    above = [f"{_label(name)}: {', '.join(better)}"
+             for name, better in _higher(rates, trivial).items()]
+    told.append(f"Answerers without skill do better than {who} in {'; '.join(above)}." if above else
+                f"No answerer without skill does better than {who} in any headline but valid JSON.")
+    return " ".join(told)
 
 # %% ../../nbs/report/run.ipynb #62-0102-b
 def evaluation_verdict(
     metrics: Results,
     gates: Mapping[str, float],  # publishing.gates: the least lower bound by metric
-) -> str:  # paragraphs
-    "Compare the adapter with the base model, with trivial baselines, and with the gates."
-    parts = [verdict_sentence(metrics), sealed_sentence(metrics), _controls_sentence(metrics)]
-    if gates and (rates := adapter_rates(metrics)):
-        missed = "; ".join(map(str, below(gates, rates)))
-        parts.append(f"Too low to publish: {missed}." if missed else
-                     "Every lower bound that publishing.gates asks for is reached.")
+    beats_rules: bool = False,  # publishing.beats_rules
+) -> str:  # paragraphs, the first on the best rule
+    "Compare the adapter with rules, with the base model, with other controls, and with the gates."
+    parts = [rules_sentence(metrics), hard_sentence(metrics), verdict_sentence(metrics),
+             sealed_sentence(metrics), _controls_sentence(metrics)]
+    if (gates or beats_rules) and (rates := adapter_rates(metrics)):
+        missed = [*map(str, below(gates, rates))]
+        if beats_rules and not_better(metrics):
+            missed.append("it is not shown to beat the best rule (publishing.beats_rules)")
+        parts.append(f"Too low to publish: {'; '.join(missed)}." if missed else
+                     "All that publishing.gates and publishing.beats_rules ask for is reached.")
     counts = {arm: (scores.get("codes") or {}).get("not_answered")
               for arm, scores in metrics["arms"].items()}
     if unanswered := [f"{count} of {arm}" for arm, count in counts.items() if count]:
@@ -177,8 +194,11 @@ def evaluation_verdict(
 def _rate_groups(
     metrics: "Results | None",
 ) -> list[tuple[str, list[dict[str, Any]]]]:  # a metric, and for each arm: name, arm, rate
-    "Group the headline rates of all arms by metric; empty before the evaluation."
-    arms = (metrics or {}).get("arms", {})
+    "Group the headline rates of all arms, and of the best rule, by metric; empty without any."
+    arms = dict((metrics or {}).get("arms", {}))
+    rule = ((metrics or {}).get("rules") or {}).get("rule")
+    if rule in ((metrics or {}).get("controls") or {}):
+        arms["best rule"] = {"rates": metrics["controls"][rule]}
     found = [(_label(name), [{"name": arm, "arm": arm, "rate": scores["rates"][name]}
                              for arm, scores in arms.items() if name in scores["rates"]])
              for name in HEADLINES]
@@ -342,7 +362,10 @@ def run_page(
     return render_page(
         "run", title=facts.name, facts=facts, arm=arm, outputs=outputs,
         base=(facts.config.get("model") or {}).get("base_model_id") or "not recorded",
-        verdict=verdict_sentence(facts.metrics, status), rates=_rate_groups(facts.metrics),
+        verdict=[text for text in (
+            rules_sentence(facts.metrics), hard_sentence(facts.metrics),
+            verdict_sentence(facts.metrics, status), sealed_sentence(facts.metrics)) if text],
+        rates=_rate_groups(facts.metrics), kinds=kinds_table(facts.metrics),
         costs=run_costs(facts), again=_run_again(facts),
         evaluation=(facts.folder / "evaluation/index.html").exists(),
         notebooks=[name for name in names if (facts.folder / "notebooks" / name).exists()])
