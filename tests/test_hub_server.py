@@ -291,8 +291,7 @@ def test_the_data_set_goes_the_same_way_without_its_sealed_records(server, tmp_p
         row = json.dumps({"id": name, **record})
         (tmp_path / name).write_text(f"{row}\n", encoding="utf-8")
     files = {f"data.{name}_file": str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")}
-    config = tiny_config(**files, **{
-        "publishing.dataset_repo": "ada/records", "publishing.dataset_license": "cc0-1.0"})
+    config = tiny_config(**files, **{"publishing.dataset_repo": "ada/records"})
     staged = dataset.stage_dataset(config, tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi",
                         lambda token: HfApi(endpoint=server.url, token=token))
@@ -301,7 +300,7 @@ def test_the_data_set_goes_the_same_way_without_its_sealed_records(server, tmp_p
     assert "/datasets/ada/records" in told
     assert set(sent) == {"train.jsonl", "eval.jsonl", "README.md", "SHA256SUMS"}
     card = sent["README.md"].decode()
-    assert "license: cc0-1.0" in card and "split: test" in card and "sealed records" in card
+    assert "license: other" in card and "split: test" in card and "sealed records" in card
     assert file_record(tmp_path / "eval.jsonl")["sha256"] in card
     sealed = tiny_config(**files | {"data.eval_file": str(tmp_path / "sealed.jsonl")})
     assert set(dataset.split_files(sealed)) == {"train"}

@@ -116,7 +116,7 @@ def test_no_setting_alters_a_card_or_its_metadata(tmp_path, text):
 def render(root, folder, text):
     "A card's metadata and body, with that text wherever one can be."
     named = re.sub(r"[/\\.]", "", text)[:60].strip() or "x"
-    keys = ("run.name", "publishing.force_reason", "publishing.metadata.dataset_version", "publishing.license_checked", "publishing.metadata.task",
+    keys = ("run.name", "publishing.force_reason", "publishing.metadata.dataset_version", "publishing.metadata.task",
             "model.revision", "publishing.license")
     config = load_config(ROOT / "configs" / "demo.cpu.yaml", {
         "run.output_dir": "outputs/tiny", **dict.fromkeys(keys, text), "data.eval_file": f"data/{named}.jsonl",
@@ -140,12 +140,11 @@ def render(root, folder, text):
 @given(ONE_LINE)
 @example("--- : # 'x")
 def test_no_setting_alters_the_card_of_a_data_set(tmp_path, text):
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": text, "publishing.metadata.dataset_version": text, "publishing.metadata.task": text,
-                                                              "publishing.dataset_license": text})
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": text, "publishing.metadata.dataset_version": text, "publishing.metadata.task": text})
     rows = [["train", text, 3, 2, 1, 0, 0, "0" * 64]]
-    card = dataset.dataset_card(config, rows)
+    card = dataset.dataset_card(config, rows, text)
     plain = dataset.dataset_card(load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": "x", "publishing.metadata.dataset_version": "x", "publishing.metadata.task": "x"}),
-                                 [["train", "x", 3, 2, 1, 0, 0, "0" * 64]])
+                                 [["train", "x", 3, 2, 1, 0, 0, "0" * 64]], "x")
     head, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert shape(body) == shape(plain.removeprefix("---\n").partition("\n---\n")[2])
     data = yaml.safe_load(head)

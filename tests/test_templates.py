@@ -187,7 +187,7 @@ def test_every_template_that_trl_keeps_is_trained_on_rightly_or_refused_in_a_sen
 def test_a_template_is_changed_where_it_must_be_and_says_so(name, remarks):
     tokenizer = fitted(name)
     before = tokenizer.chat_template
-    assert len(template_changes(tokenizer)) == remarks and [one.key for one in template_fallbacks(tokenizer)] == ["model.chat_template"] * remarks
+    assert len(template_changes(tokenizer)) == remarks and [one.key for one in template_fallbacks(tokenizer)] == ["chat template"] * remarks
     fit_template(tokenizer)
     assert tokenizer.chat_template == before, "fitted twice"
 
@@ -250,7 +250,7 @@ def test_what_no_mask_is_right_for_is_refused_in_a_sentence(template, says):
         encode_chat(tokenizer, chat("quiet"))
     assert "\n" not in str(error.value)
     if "end-of-turn" not in says:
-        assert "model.chat_template" in str(error.value)
+        assert "chat_template.jinja" in str(error.value)
 
 
 def test_a_thought_that_the_prompt_begins_is_closed_and_never_trained_in():
@@ -322,13 +322,13 @@ HOPELESS = {
 @pytest.mark.parametrize("name", HOPELESS)
 def test_a_template_that_can_not_ask_is_refused_in_a_sentence_when_it_is_loaded(bare, name):
     template, says = HOPELESS[name]
-    (bare / "chat.jinja").write_text(template, encoding="utf-8")
-    config = tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / "chat.jinja"))
+    (bare / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config = tiny_config(model__base_model_id=str(bare))
     for call in (lambda: load_tokenizer(config), lambda: encode_prompts(tiny_tokenizer(template), [{"id": "r1", "messages": chat("x", "y" * 999, "z" * 999)}]),
                  lambda: encode_chat(tiny_tokenizer(template), chat("x", "y" * 999, "z" * 999))):
         with pytest.raises(TemplateRefusal, match=says) as error:
             call()
-        assert "\n" not in str(error.value) and "model.chat_template" in str(error.value)
+        assert "\n" not in str(error.value) and "chat_template.jinja" in str(error.value)
 
 
 def test_a_record_that_a_template_changes_is_named(bare):
@@ -404,31 +404,32 @@ def test_a_message_that_a_template_tests_for_is_shown_as_it_was_given():
 
 @pytest.fixture
 def bare(tmp_path):
-    "A model without a chat template, and a file with one."
-    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
-    tiny_tokenizer(None).save_pretrained(tmp_path / "model")
-    (tmp_path / "chat.jinja").write_text(CHATML, encoding="utf-8")
+    "A model without a chat template."
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    tiny_tokenizer(None).save_pretrained(tmp_path)
     return tmp_path
 
 
-def test_a_model_without_template_is_given_one_by_the_setting(bare):
-    with pytest.raises(ModelError, match="name a Jinja file in model.chat_template"):
-        load_tokenizer(tiny_config(model__base_model_id=str(bare / "model")))
-    tokenizer = load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / "chat.jinja")))
+def test_a_model_without_template_is_given_one_by_a_file_in_its_folder(bare):
+    config = tiny_config(model__base_model_id=str(bare))
+    with pytest.raises(ModelError, match="with a chat_template.jinja"):
+        load_tokenizer(config)
+    (bare / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    tokenizer = load_tokenizer(config)
     assert tokenizer.chat_template == CHATML and tokenizer.eos_token_id in stop_ids(tokenizer)
 
 
-@pytest.mark.parametrize("name", ["none.jinja", "binary.jinja", "."])
-def test_a_template_file_that_cannot_be_read_is_one_sentence(bare, name):
-    (bare / "binary.jinja").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ModelError, match="model.chat_template .* (can't be read|is a folder)"):
-        load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / name)))
+def test_a_template_file_that_cannot_be_read_is_one_sentence(bare):
+    (bare / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(tiny_config(model__base_model_id=str(bare)))
+    assert "\n" not in str(error.value)
 
 
 def test_of_several_named_templates_the_default_is_taken(bare):
     several = tiny_tokenizer({"default": CHATML, "tool_use": "{{ 'tools' }}"})
-    several.save_pretrained(bare / "model")
-    assert load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"))).chat_template == CHATML
+    several.save_pretrained(bare)
+    assert load_tokenizer(tiny_config(model__base_model_id=str(bare))).chat_template == CHATML
 
 
 def test_a_refusal_is_a_mask_error():

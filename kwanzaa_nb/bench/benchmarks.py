@@ -236,7 +236,7 @@ def measure_rules(
     data = config.data
     chunks, questions = load_corpus(config.path(data.corpus), config.path(data.questions),
                                     corpus_options(data))
-    limits = Limits(data.max_passages, data.context_tokens)
+    limits = Limits(data.context_tokens)
     for split, record in generate_records(chunks, questions, limits, seed=config.run.seed):
         built[split].append(record)
     rules, records = fit_rules(built["train"], built["dev"]), built["eval"]

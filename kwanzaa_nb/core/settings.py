@@ -138,9 +138,6 @@ class ModelSection(Section):
         "Python package.")
     revision: _Text | None = setting(
         "Commit, tag or branch of the model's repository; null takes its main branch.", None)
-    chat_template: _Text | None = setting(
-        "Jinja file of a chat template that replaces the tokenizer's own; null keeps the "
-        "tokenizer's.", None)
     trust_remote_code: _Flag = setting(
         "Allow Python code from the model's repository to run.", True)
     use_flash_attention: _Flag = setting(
@@ -232,7 +229,6 @@ class DataSection(Section):
     ignore_fields: tuple[_Text, ...] = setting("Your columns that are left out on purpose.", ())
     defaults: Annotated[Defaults, AfterValidator(FrozenMap)] = setting(
         "Values for fields of a chunk that its file does not have.", default_factory=FrozenMap)
-    max_passages: _Count = setting("Most passages that a built record shows.", 10)
     context_tokens: _Count = setting(
         "Most tokens of passages that a built record shows, as estimated from their words; leave "
         "700 of data.max_seq_length for the rest.", 1300)
@@ -290,10 +286,7 @@ class BudgetSection(Section):
         "Stop before training if it would cost more than this, in USD.", 500)
     gpu: _Text | None = setting(
         "Kind of GPU that you will rent, by its name in configs/gpus.yaml; null: the one in this "
-        "machine.", None)
-    usd_per_hour: _number(ge=0) | None = setting(
-        "Price of an hour in USD, for the estimate and the model card; null takes the estimate's "
-        "price from configs/gpus.yaml, and the card names none.", None)
+        "machine. Prices stand in that file.", None)
 
 # %% ../../nbs/core/settings.ipynb #settings-044
 _GATES = {  # the only list of metrics with a gate: name -> default of `publishing.gates`
@@ -369,10 +362,9 @@ class PublishingSection(Section):
 
     hf_repo: _RepoId | None = setting(
         "Repository on the Hub, owner/name; null only stages the files.", None)
-    license: _Text = setting("Licence of the adapter, by its name on the Hub.", "apache-2.0")
-    license_checked: _Text | None = setting(
-        "What you found in the base model's licence, if the project does not know it; null: not "
-        "read.", None)
+    license: _Text | None = setting(
+        "Licence of the adapter, by its name on the Hub; null takes the one that goes with the "
+        "base model's, where the project knows that.", None)
     gates: _Gates = setting(
         "Lowest value, from 0 to 1, that the lower end of a metric's 95 % confidence interval may "
         "have; below one of them nothing is published.", default_factory=lambda: FrozenMap(_GATES))
@@ -386,8 +378,6 @@ class PublishingSection(Section):
         ())
     dataset_repo: _RepoId | None = setting(
         "Repository on the Hub for the data set, owner/name; null does not publish it.", None)
-    dataset_license: _Text | None = setting(
-        "Licence of the data set, by its name on the Hub; null: not decided.", None)
     metadata: MetadataSection = Field(default_factory=MetadataSection)
 
 # %% ../../nbs/core/settings.ipynb #settings-052
@@ -408,7 +398,7 @@ def project_root(
 
 # %% ../../nbs/core/settings.ipynb #settings-055
 PATHS = (  # keys whose values are paths, or can be
-    "run.output_dir", "model.base_model_id", "model.chat_template", "data.train_file",
+    "run.output_dir", "model.base_model_id", "data.train_file",
     "data.eval_file", "data.dev_file", "data.corpus", "data.questions", "evaluation.adapter",
     "publishing.metadata.base_model_id")
 _HOMELESS = "the path begins with ~ and a name that no user of this machine has"
@@ -561,9 +551,6 @@ RULES += (
     Rule(("publishing.include",), _leaves_folder,
          "a file outside of the folder that is published",
          "name files by relative paths without .."),
-    Rule(("publishing.dataset_license", "publishing.dataset_repo"),
-         lambda licence, repo: repo and not licence,
-         "a published data set needs a licence", "write its licence, or dataset_repo: null"),
     Rule(("evaluation.sampling_seeds",), lambda seeds: len(set(seeds)) < len(seeds),
          "a seed is listed twice, so one pass would count twice", "list each seed once"),
     Rule(("evaluation.sampling_seeds", "evaluation.generation_defaults.temperature"),
@@ -581,6 +568,7 @@ _ACCELERATE = (
     "start several processes by accelerate launch --config_file configs/accelerate/ddp.yaml "
     "-m kwanzaa_nb.train --config FILE; delete the key")
 _SERVER = "write the server's address into evaluation.server"
+_PRICE = "write the price into configs/gpus.yaml"
 REMOVED = {  # key of an earlier version -> what to do instead
     "run.launcher": _ACCELERATE, "run.accelerate_config": _ACCELERATE, "run.processes": _ACCELERATE,
     "training.strict_steps": "intervals longer than a run are shortened; delete the key",
@@ -595,7 +583,12 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "evaluation.stop_invalid_after": "local generation stops by itself; delete the key",
     "evaluation.backend": f"{_SERVER}, or null to generate answers in this process; delete the key",
     "publishing.private": "a new repository is private, make it public on the Hub; delete the key",
-    "publishing.cost_per_hour": "the card takes budget.usd_per_hour",
+    "publishing.license_checked": "read the licence, and write publishing.license",
+    "publishing.dataset_license": "the passages name their licences; delete the key",
+    "publishing.cost_per_hour": _PRICE, "budget.usd_per_hour": _PRICE,
+    "model.chat_template":
+        "save it as chat_template.jinja in a folder with the model, and name that folder",
+    "data.max_passages": "data.context_tokens says how much a prompt shows; delete the key",
 }
 
 # %% ../../nbs/core/settings.ipynb #settings-087

@@ -36,7 +36,7 @@ class TemplateRefusal(MaskError):
 
 
 _MEND = ("choose another instruct model in model.base_model_id, "
-         "or name a Jinja file in model.chat_template")
+         "or the folder of a copy of it, with a better chat_template.jinja")
 
 # %% ../../nbs/model/masking.ipynb #31-111
 STOPPED_CLOCK = "26 Jul 2024"  # a Friday
