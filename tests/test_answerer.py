@@ -23,13 +23,17 @@ from kwanzaa_nb.publish.staging import stage_publication
 from kwanzaa_nb.train.trainer import save_adapter
 
 QUESTION = "How long is green tea steeped?"
-CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998", "canonical_url": "https://tea.example.org/steeping",
-         "source_org": "Tea Board", "year": 1998, "content_type": "summary", "license": "CC0-1.0", "namespace": "tea",
+CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998",
+         "canonical_url": "https://tea.example.org/steeping", "source_org": "Tea Board",
+         "year": 1998, "content_type": "summary", "license": "CC0-1.0", "namespace": "tea",
          "text": "Tea is a drink. Green tea is steeped for two minutes."}
-OTHER = CHUNK | {"chunk_id": "tea-02", "text": "Black tea is steeped for four minutes, and oolong for three."}
-QUESTIONS, CHUNKS = [QUESTION, "Who drinks it?", "Is oolong steeped longer than green tea?"], [CHUNK, OTHER]
+OTHER = CHUNK | {"chunk_id": "tea-02",
+                 "text": "Black tea is steeped for four minutes, and oolong for three."}
+QUESTIONS, CHUNKS = [QUESTION, "Who drinks it?",
+                     "Is oolong steeped longer than green tea?"], [CHUNK, OTHER]
 WHEN = "2026-01-01T00:00:00Z"
-INCLUDE = ["adapter_config.json", "adapter_model.safetensors", "training_config.yaml", "README.md", "SHA256SUMS"]
+INCLUDE = ["adapter_config.json", "adapter_model.safetensors", "training_config.yaml",
+           "README.md", "SHA256SUMS"]
 ASK = f"""\
 import json, sys
 from kwanzaa_nb import load_answerer
@@ -62,7 +66,8 @@ def run(tmp_path_factory):
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    save_adapter(model, tokenizer, root / "out/adapter", {"training_config.yaml": config_to_yaml(config)}, "ada/tiny-base")
+    save_adapter(model, tokenizer, root / "out/adapter",
+                 {"training_config.yaml": config_to_yaml(config)}, "ada/tiny-base")
     return config, base, stage_publication(config, root / "out")
 
 
@@ -77,14 +82,16 @@ def server(monkeypatch):
 def test_published_downloaded_by_another_process_and_the_same_answers(run, server, tmp_path):
     config, base, staged = run
     there = Destination("ada/adapter", "model", "v0", "adapter_config.json")
-    upload(there, staged, INCLUDE, config, TOKEN, HfApi(endpoint=server.url, token=TOKEN), report=str)
+    upload(there, staged, INCLUDE, config, TOKEN, HfApi(endpoint=server.url, token=TOKEN),
+           report=str)
     answer = load_answerer(staged, base=str(base), grammar=True)
     here = [answer(question, CHUNKS, generated_at=WHEN) for question in QUESTIONS]
-    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_DISABLE_XET": "1",
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN,
+                   "HF_HOME": str(tmp_path / "empty"), "HF_HUB_DISABLE_XET": "1",
                    "PYTHONPATH": str(ROOT)}
     environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run([sys.executable, "-c", ASK, "ada/adapter", str(base)], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                          timeout=550)
+    done = subprocess.run([sys.executable, "-c", ASK, "ada/adapter", str(base)], cwd=tmp_path,
+                          env=environment, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == here
     for found in here:
@@ -135,8 +142,10 @@ class Told:
 
 
 def output(evidence, completeness, text, missing=()):
-    return json.dumps({"evidence": evidence, "answer": {"completeness": completeness, "text": text},
-                       "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []}})
+    return json.dumps({"evidence": evidence, "answer": {"completeness": completeness,
+                                                        "text": text},
+                       "unknowns": {"unsupported_claims": [],
+                                    "missing_context": list(missing), "clarifying_questions": []}})
 
 
 def test_numbers_become_sources_with_quotes_and_their_places():

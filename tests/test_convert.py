@@ -46,7 +46,8 @@ def old_target(quotes, text, completeness="complete", **unknowns):
                        "answer": {"completeness": completeness, "text": text}, "unknowns": notes}, ensure_ascii=False)
 
 
-def old_record(target, chunks=CHUNKS, ids=True, bare=False, system=OLD_SYSTEM, question=QUESTION, **fields):
+def old_record(target, chunks=CHUNKS, ids=True, bare=False, system=OLD_SYSTEM, question=QUESTION,
+               **fields):
     "A record as the first edition wrote it; bare, it has nothing but messages."
     messages = [{"role": role, "content": content} for role, content in
                 zip(("system", "user", "assistant"), (system, old_user(question, chunks, ids), target))]
@@ -115,14 +116,16 @@ def test_marks_become_numbers_of_sentences(quotes, text, numbers, written):
 
 @pytest.mark.parametrize("chunks", [CHUNKS, []])
 def test_a_refusal_stays_one(chunks):
-    old = old_record(old_target([], "The context does not say.", "insufficient_data", missing_context=["the ship"]), chunks)
+    old = old_record(old_target([], "The context does not say.",
+                                "insufficient_data", missing_context=["the ship"]), chunks)
     found = evidence(convert_record(old))
     assert found["evidence"] == [] and found["unknowns"]["missing_context"] == ["the ship"]
     assert ("(none provided)" in convert_record(old)["messages"][1]["content"]) is (not chunks)
 
 
 def test_complete_with_something_missing_is_partial():
-    old = old_record(old_target([SHIP], "It was the Katie Hines. [1]", missing_context=["the year"]))
+    old = old_record(old_target([SHIP], "It was the Katie Hines. [1]",
+                                missing_context=["the year"]))
     assert evidence(convert_record(old))["answer"]["completeness"] == "partial"
     assert problems(old_record(old_target([SHIP], "The Katie Hines. [1]", "partial"))) == {("unknowns.missing_context", "partial_without_missing")}
 
@@ -138,7 +141,8 @@ def test_an_answer_without_evidence_is_creative_or_refused():
 
 def test_the_order_is_that_of_the_prompt():
     new = convert_record(old_record(ANSWER) | {"chunks": CHUNKS[::-1]})
-    assert [chunk["chunk_id"] for chunk in new["chunks"]] == ["S39", "K69"] and evidence(new)["evidence"] == [5]
+    assert [chunk["chunk_id"] for chunk in new["chunks"]] == ["S39", "K69"]
+    assert evidence(new)["evidence"] == [5]
 
 
 def test_source_and_year_are_read_from_the_prompt_where_a_record_lacks_them():
@@ -250,36 +254,45 @@ def written(path, *records):
 
 def test_a_mixed_file_is_converted_once(tmp_path, capsys):
     new = convert_record(old_record(ANSWER, id="new"))
-    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), new, old_record(ANSWER, system="Give JSON with a \"quote\".", id="own"))
+    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), new,
+                  old_record(ANSWER, system="Give JSON with a \"quote\".", id="own"))
     assert cli.main(["convert", str(old)]) == 0
     told, path = capsys.readouterr(), tmp_path / "mine.converted.jsonl"
     assert told.out == f"2 records converted, 1 was in the new form already: {path}\n"
-    assert told.err.count("\n") == 1 and "mine.jsonl, line 3, messages[0].content: your own system message was kept" in told.err
+    assert told.err.count("\n") == 1
+    assert "mine.jsonl, line 3, messages[0].content: your own system message was kept" in told.err
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert records[1] == new and records[2]["messages"][0]["content"] == "Give JSON with a \"quote\"."
+    assert records[1] == new
+    assert records[2]["messages"][0]["content"] == "Give JSON with a \"quote\"."
     assert cli.main(["convert", str(path), str(tmp_path / "again.jsonl")]) == 0
     told = capsys.readouterr()
-    assert told.out.startswith("0 records converted, 3 were in the new form already: ") and not told.err
+    assert told.out.startswith("0 records converted, 3 were in the new form already: ")
+    assert not told.err
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
 
 
 def test_a_file_with_numbers_and_short_answers_is_converted_once(tmp_path, capsys):
     record = convert_record(old_record(ANSWER)) | {"expected": {"answer": "Katie Hines", "aliases": []}}
     file, path = written(tmp_path / "mine.jsonl", record), tmp_path / "new.jsonl"
-    for old, new, told in ((file, path, "1 record converted, 0 were"), (path, tmp_path / "again.jsonl", "0 records converted, 1 was")):
-        assert cli.main(["convert", str(old), str(new)]) == 0 and capsys.readouterr().out.startswith(told)
+    for old, new, told in ((file, path, "1 record converted, 0 were"),
+                           (path, tmp_path / "again.jsonl", "0 records converted, 1 was")):
+        assert cli.main(["convert", str(old), str(new)]) == 0
+        assert capsys.readouterr().out.startswith(told)
     assert json.loads(path.read_text(encoding="utf-8"))["expected"] == {"groups": [["Katie Hines"]]}
 
 
 def test_all_lines_are_told_and_nothing_is_written(tmp_path, capsys):
     wrong = old_record(old_target([("Nowhere.", "K69")], "Sea. [1]"))
-    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), wrong, {"text": "a corpus"}, old_record("no JSON"), old_record(ANSWER, note="\ud800"))
+    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), wrong,
+                  {"text": "a corpus"}, old_record("no JSON"), old_record(ANSWER, note="\ud800"))
     old.write_text(old.read_text(encoding="utf-8") + "{]\n", encoding="utf-8")
     assert cli.main(["convert", str(old)]) == 2
     told = capsys.readouterr().err
-    for line, field in ((2, "messages[2].content, citations, 1"), (3, "messages"), (4, "messages[2].content, line 1, column 1"), (5, "note"), (6, None)):
+    for line, field in ((2, "messages[2].content, citations, 1"), (3, "messages"),
+                        (4, "messages[2].content, line 1, column 1"), (5, "note"), (6, None)):
         assert f"mine.jsonl, line {line}{f', {field}' if field else ''}: " in told
-    assert "mine.jsonl, line 1" not in told and [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
+    assert "mine.jsonl, line 1" not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_no_file_is_overwritten(tmp_path, capsys):
@@ -292,8 +305,10 @@ def test_no_file_is_overwritten(tmp_path, capsys):
     with pytest.raises(KwanzaaError, match="is there already"):
         convert_file(old)
     assert old.read_bytes() == kept
-    assert cli.main(["convert", str(tmp_path / "none.jsonl")]) == 2 and "none.jsonl is not there" in capsys.readouterr().err
-    assert cli.main(["convert", str(tmp_path), str(tmp_path / "x.jsonl")]) == 2 and not Path(tmp_path, "x.jsonl").exists()
+    assert cli.main(["convert", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl is not there" in capsys.readouterr().err
+    assert cli.main(["convert", str(tmp_path), str(tmp_path / "x.jsonl")]) == 2
+    assert not Path(tmp_path, "x.jsonl").exists()
 
 
 # Whatever people have
@@ -331,19 +346,25 @@ def test_whatever_is_converted_keeps_the_contract(drawn):
         head_within = not ids and "[chunk_id: a |" in old["messages"][1]["content"]
         assert all(problem.where.endswith("content, evidence") or head_within and problem.code == "chunk_not_shown" for problem in error.problems), error
         return
-    answer, sentences = parse_model_answer(new["messages"][2]["content"], new["chunks"]), number_sentences(new["chunks"])
-    assert new["messages"][1]["content"] == render_user(QUESTION, new["chunks"]) and not is_old_form(new)
+    answer, sentences = parse_model_answer(new["messages"][2]["content"],
+                                           new["chunks"]), number_sentences(new["chunks"])
+    assert new["messages"][1]["content"] == render_user(QUESTION, new["chunks"])
+    assert not is_old_form(new)
     assert list(dict.fromkeys(find_marks(answer.answer.text))) == answer.evidence
     assert {sentences[number - 1].chunk_id for number in answer.evidence} == {name for _, name in quotes}
     for quote, name in quotes:
         numbers = [number for number in sorted(answer.evidence) if sentences[number - 1].chunk_id == name]
         held = "".join(sentences[number - 1].text for number in numbers)
         signs = "".join(filter(str.isalnum, quote))
-        assert signs in "".join(filter(str.isalnum, held)) and (len(quotes) > 1 or len(numbers) <= len(signs))
+        assert signs in "".join(filter(str.isalnum, held))
+        assert (len(quotes) > 1 or len(numbers) <= len(signs))
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-    st.sampled_from(["messages", "role", "content", "chunks", "chunk_id", "text", "citations", "question"]), inner, max_size=4), max_leaves=12)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+                        st.sampled_from(["messages", "role", "content", "chunks", "chunk_id",
+                                         "text", "citations", "question"]), inner,
+                        max_size=4), max_leaves=12)
 
 
 @given(JSON, st.sampled_from(["messages", "chunks", "question", "mode"]), st.sampled_from(["content", "role"]), st.integers(0, 2), st.booleans())
@@ -363,4 +384,5 @@ def test_whatever_stands_in_a_record_is_converted_or_told(value, field, part, pl
 def test_forms_are_told_apart():
     assert is_old_form(old_record(old_target([], "No.", "insufficient_data"), []))
     assert is_old_form(old_record("no JSON")) and not is_old_form(old_record("no JSON", []))
-    assert not any(map(is_old_form, ({}, {"messages": 3}, {"messages": [3, 4, 5]}, convert_record(old_record(ANSWER)))))
+    assert not any(map(is_old_form, ({}, {"messages": 3}, {"messages": [3, 4, 5]},
+                                     convert_record(old_record(ANSWER)))))

@@ -49,7 +49,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def serve(folder):
     "A server of a folder on this machine, and its address."
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0),
+                                             functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}/"
 
@@ -79,8 +80,9 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "site"
     runs = [run for run in RUNS if (run / "notebooks").is_dir()]
     named = [word for run in runs for word in ("--run", str(run))]
-    done = subprocess.run([sys.executable, ROOT / ".ci" / "docs.py", "--output", folder, *named], cwd=ROOT, check=False,
-                          capture_output=True, text=True, timeout=1200)
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "docs.py", "--output", folder,
+                           *named], cwd=ROOT, check=False, capture_output=True, text=True,
+                          timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stdout, done.stdout
     server, address = serve(folder)
@@ -96,7 +98,9 @@ def asked_for(driver):
 
 def look(driver, address, width):
     "What stands on a page at a width in pixels, and what its loading did."
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600})
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                           {"width": width, "height": 900, "deviceScaleFactor": 1,
+                            "mobile": width < 600})
     driver.get(address)
     WebDriverWait(driver, 60).until(lambda it: it.execute_script("return document.readyState === 'complete' && document.body !== null"))
     found = driver.execute_script(LOOK)
@@ -112,9 +116,11 @@ def walk(driver, address):
         path = waiting.pop()
         page = pages[path] = look(driver, address + path, 390 if len(pages) % 2 else 1280)
         raw = re.findall(r"^\s*#\s*\|.*|\[`\w+`\]\(.*", page["text"], re.MULTILINE)
-        for kind, what in (("console", page["console"]), ("another host", page["elsewhere"]), ("not visible", page["images"]),
-                           ("directive", raw), ("wider than the screen", [page["wide"]] if page["wide"] > 0 else []),
-                           ("without a title", [] if page["title"].strip() and page["heading"].strip() else [path])):
+        for kind, what in (("console", page["console"]), ("another host", page["elsewhere"]),
+                           ("not visible", page["images"]), ("directive", raw),
+                           ("wider than the screen", [page["wide"]] if page["wide"] > 0 else []),
+                           ("without a title",
+                            [] if page["title"].strip() and page["heading"].strip() else [path])):
             problems += [f"{path}: {kind}: {one}" for one in what]
         for link in page["links"]:
             target, anchor = urldefrag(link)

@@ -66,7 +66,8 @@ PASSES = ("base, greedy", "base, sampled, seed 5")
 
 
 def start(folder, setting="one", half_at=0):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), setting, str(half_at)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), setting,
+                             str(half_at)], stderr=subprocess.PIPE, text=True)
 
 
 def whole_lines(path):
@@ -100,7 +101,8 @@ def check_log(path, setting):
     assert outputs == lines
     for output in outputs:
         seed = None if output["pass"] == PASSES[0] else int(output["raw"].split()[2])
-        assert output["raw"] == f"{output['id']} {setting} {seed} " + "ü" * 2000 and output["prompt_sha256"] == setting
+        assert output["raw"] == f"{output['id']} {setting} {seed} " + "ü" * 2000
+        assert output["prompt_sha256"] == setting
 
 
 def finish(folder, **more):
@@ -146,6 +148,7 @@ def test_another_setting_is_another_log_and_the_first_goes_on_later(tmp_path):
     before = len(told(tmp_path))
     finish(tmp_path)
     check_log(log, "one")
-    assert whole_lines(log)[:30] == first and len([row for row in told(tmp_path)[before:] if "asked" in row]) == 20 - 7
+    assert whole_lines(log)[:30] == first
+    assert len([row for row in told(tmp_path)[before:] if "asked" in row]) == 20 - 7
     (other,) = tmp_path.glob("outputs.*.jsonl")
     check_log(other, "two")

@@ -39,18 +39,24 @@ def test_workflow_may_little_and_ends(path):
     for step in steps(workflow):
         assert ("uses" in step) != ("run" in step)
         if "uses" in step:
-            assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v\d+|release/v\d+)", step["uses"]), f"{step['uses']} is not pinned to a major version"
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@(v\d+|release/v\d+)",
+                                step["uses"]), f"{step['uses']} is not pinned to a major version"
         if step.get("uses", "").startswith("actions/checkout"):
             assert step["with"]["persist-credentials"] is False
-        assert not re.search(r"\$\{\{\s*github\.event", step.get("run", "")), "text from outside may not reach a shell's source"
+        assert not re.search(r"\$\{\{\s*github\.event",
+                             step.get("run",
+                                      "")), "text from outside may not reach a shell's source"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflow_calls_what_exists(path):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make ([a-z-]+)", "\n".join(step.get("run", "") for step in steps(read(path))), re.MULTILINE):
+    for target in re.findall(r"^make ([a-z-]+)",
+                             "\n".join(step.get("run", "") for step in steps(read(path))),
+                             re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for script in re.findall(r"kwanzaa (.+)", "\n".join(step.get("run", "") for step in steps(read(path)))):
+    for script in re.findall(r"kwanzaa (.+)",
+                             "\n".join(step.get("run", "") for step in steps(read(path)))):
         from kwanzaa_nb.run.cli import parser
 
         if "--help" not in script:
@@ -63,13 +69,15 @@ def git(folder, *words, **options):
     env = {**os.environ, **names, "GIT_CONFIG_GLOBAL": os.devnull, "HOME": str(folder)}
     for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
         env.pop(name, None)
-    return subprocess.run(["git", *words], cwd=folder, env=env, capture_output=True, text=True, check=False, **options)
+    return subprocess.run(["git", *words], cwd=folder, env=env, capture_output=True,
+                          text=True, check=False, **options)
 
 
 @pytest.fixture
 def checkout(tmp_path):
     "A small repository with one stage, one library notebook and the hook."
-    for name in ("settings.ini", ".gitattributes", ".ci/hooks/pre-commit", "nbs/01_data.ipynb", "nbs/core/errors.ipynb", "kwanzaa_nb/__init__.py"):
+    for name in ("settings.ini", ".gitattributes", ".ci/hooks/pre-commit",
+                 "nbs/01_data.ipynb", "nbs/core/errors.ipynb", "kwanzaa_nb/__init__.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").mkdir()
@@ -79,7 +87,8 @@ def checkout(tmp_path):
     (tmp_path / ".gitignore").write_text(".venv\n", encoding="utf-8")
     git(tmp_path, "add", "-A")
     assert git(tmp_path, "commit", "-qm", "first").returncode == 0
-    shutil.copy(tmp_path / ".ci" / "hooks" / "pre-commit", tmp_path / ".git" / "hooks" / "pre-commit")
+    shutil.copy(tmp_path / ".ci" / "hooks" / "pre-commit",
+                tmp_path / ".git" / "hooks" / "pre-commit")
     return tmp_path
 
 

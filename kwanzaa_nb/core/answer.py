@@ -7,14 +7,14 @@ __all__ = ['RULE_ERRORS', 'COMPLETION_ERRORS', 'ERROR_STAGES', 'ANSWER_VERSION',
            'BRACKETED', 'AnswerError', 'ModelAnswerText', 'ModelUnknowns', 'ModelAnswer', 'Toggles', 'AnswerText',
            'Source', 'Result', 'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson', 'find_marks',
            'shown_sentences', 'rule_problems', 'parse_model_answer', 'validate_answer_json', 'renumbered',
-           'complete_answer', 'model_answer_schema', 'answer_json_schema', 'record_schema', 'write_schemas',
-           'contract_table', 'error_table']
+           'AnswerDetails', 'complete_answer', 'model_answer_schema', 'answer_json_schema', 'record_schema',
+           'write_schemas', 'contract_table', 'error_table']
 
 # %% ../../nbs/core/answer.ipynb #an-003
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from numbers import Real
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema)
+from typing_extensions import TypedDict, Unpack
 
 from .errors import Problem, ProblemList
 from .files import write_atomically
@@ -665,59 +666,85 @@ def _summary(
         results=[_result(rank, chunk, scores) for rank, chunk in enumerate(chunks, 1)], **known)
 
 # %% ../../nbs/core/answer.ipynb #an-091
+class AnswerDetails(TypedDict, total=False):
+    "What an application can add to an answer. Each key can be left out, or be None."
+
+    top_k: "int | None"  # how many chunks were asked for; default: as many as were shown
+    namespaces: "list[str] | None"  # searched; default: the shown chunks' namespaces
+    scores: "Mapping | Iterable | None"  # 0 to 1, by chunk id, or one for each chunk
+    persona: "str | None"  # one of `PERSONAS`
+    toggles: "dict | None"  # default: citations required unless the mode is creative
+    confidence: "float | None"  # calibrated, 0 to 1
+    tone: "str | None"  # neutral, educational, conversational, formal or creative
+    out_of_scope: "list[str] | None"  # what the product does not answer at all
+    filters: "dict | None"  # how the retrieval was narrowed
+    execution_time_ms: "int | None"  # of the retrieval
+    embedding_model: "str | None"  # None for retrieval by words
+    retrieval_confidence: "str | None"  # high, medium, low, none; none if nothing shown
+    fallback_behavior: "str | None"  # default: from the answer
+    safety_flags: "list[str] | None"  # what a safety check found
+    generated_at: "datetime | str | None"  # default: now; give it for the same bytes again
+    retrieval_run_id: "str | None"  # UUID
+    assistant_message_id: "str | None"  # UUID
+    session_id: "str | None"  # UUID
+    model_version: "str | None"  # name or hash of the base model
+    adapter_version: "str | None"  # name or hash of the adapter
+
+
+_IDS = ("retrieval_run_id", "assistant_message_id", "session_id", "model_version",
+        "adapter_version")
+
+# %% ../../nbs/core/answer.ipynb #e-6d63b275
+def _answer_part(model_answer: ModelAnswer, details: AnswerDetails) -> dict:
+    "Return the answer, with the numbers of its sources in place of those of sentences."
+    return _without_none(
+        text=renumbered(model_answer.answer.text, model_answer.evidence),
+        confidence=details.get("confidence"), tone=details.get("tone"),
+        completeness=model_answer.answer.completeness)
+
+
+def _integrity(
+    model_answer: ModelAnswer, chunks: Sequence, cited: Sequence, toggles: Mapping,
+    details: AnswerDetails,
+) -> dict:
+    "Return what was required, and what was done instead of answering."
+    return _without_none(
+        citation_required=toggles.get("require_citations"), citations_provided=bool(cited),
+        retrieval_confidence=details.get("retrieval_confidence") or (None if chunks else "none"),
+        fallback_behavior=details.get("fallback_behavior") or _fallback_of(model_answer),
+        safety_flags=details.get("safety_flags"))
+
+# %% ../../nbs/core/answer.ipynb #e-81665138
 def complete_answer(
     model_answer: ModelAnswer,  # what the model wrote, parsed
     chunks: "Iterable[Chunk]",  # what was shown, in that order, with the fields of a source
     *,
     query: str,  # the question, 1 to 1000 characters
-    top_k: "int | None" = None,  # how many chunks were asked for; default: as many as were shown
-    namespaces: "list[str] | None" = None,  # searched; default: the shown chunks' namespaces
-    scores: "Mapping | Iterable | None" = None,  # 0 to 1, by chunk id, or one for each chunk
-    persona: "str | None" = None,  # one of `PERSONAS`
     model_mode: "str | None" = "base_adapter_rag",  # one of `MODEL_MODES`
-    toggles: "dict | None" = None,  # default: citations required unless the mode is creative
-    confidence: "float | None" = None,  # calibrated, 0 to 1
-    tone: "str | None" = None,  # neutral, educational, conversational, formal or creative
-    out_of_scope: "list[str] | None" = None,  # what the product does not answer at all
-    filters: "dict | None" = None,  # how the retrieval was narrowed
-    execution_time_ms: "int | None" = None,  # of the retrieval
-    embedding_model: "str | None" = None,  # None for retrieval by words
-    retrieval_confidence: "str | None" = None,  # high, medium, low, none; none if nothing shown
-    fallback_behavior: "str | None" = None,  # default: from the answer
-    safety_flags: "list[str] | None" = None,  # what a safety check found
-    generated_at: "datetime | str | None" = None,  # default: now; give it for the same bytes again
-    retrieval_run_id: "str | None" = None,  # UUID
-    assistant_message_id: "str | None" = None,  # UUID
-    session_id: "str | None" = None,  # UUID
-    model_version: "str | None" = None,  # name or hash of the base model
-    adapter_version: "str | None" = None,  # name or hash of the adapter
+    **details: Unpack[AnswerDetails],
 ) -> dict:  # plain values for `json.dumps`, valid by `validate_answer_json`
     "Fill an `AnswerJson`. Raises `AnswerError` with all problems of one stage."
-    chunks, is_creative = list(chunks), model_mode == "creative"
-    cited = _cited_sentences(model_answer, chunks, is_creative, namespaces)
-    known = _scores_by_id(chunks, scores)
+    for name in details.keys() - AnswerDetails.__annotations__.keys():
+        raise TypeError(f"complete_answer() got an unexpected keyword argument {name!r}")
+    given, is_creative, chunks = details.get, model_mode == "creative", list(chunks)
+    cited = _cited_sentences(model_answer, chunks, is_creative, given("namespaces"))
+    known = _scores_by_id(chunks, given("scores"))
+    toggles = given("toggles")
     if toggles is None:
         toggles = {"require_citations": not is_creative, "primary_sources_only": False,
                    "creative_mode": is_creative}
-    text = renumbered(model_answer.answer.text, model_answer.evidence)
+    retrieval = {name: given(name) for name in ("filters", "execution_time_ms", "embedding_model")}
     whole = _without_none(
-        version=ANSWER_VERSION, persona=persona, model_mode=model_mode, toggles=dict(toggles),
-        answer=_without_none(text=text, confidence=confidence, tone=tone,
-                             completeness=model_answer.answer.completeness),
+        version=ANSWER_VERSION, persona=given("persona"), model_mode=model_mode,
+        toggles=dict(toggles), answer=_answer_part(model_answer, details),
         sources=[_source(sentence, chunks[sentence.place], known) for sentence in cited],
         retrieval_summary=_summary(
-            chunks, known, query, top_k, namespaces, filters=filters,
-            execution_time_ms=execution_time_ms, embedding_model=embedding_model),
-        unknowns=model_answer.unknowns.model_dump() | _without_none(out_of_scope=out_of_scope),
-        integrity=_without_none(
-            citation_required=toggles.get("require_citations"), citations_provided=bool(cited),
-            retrieval_confidence=retrieval_confidence or (None if chunks else "none"),
-            fallback_behavior=fallback_behavior or _fallback_of(model_answer),
-            safety_flags=safety_flags),
-        provenance=_without_none(
-            generated_at=_time_text(generated_at), retrieval_run_id=retrieval_run_id,
-            assistant_message_id=assistant_message_id, session_id=session_id,
-            model_version=model_version, adapter_version=adapter_version))
+            chunks, known, query, given("top_k"), given("namespaces"), **retrieval),
+        unknowns=model_answer.unknowns.model_dump()
+        | _without_none(out_of_scope=given("out_of_scope")),
+        integrity=_integrity(model_answer, chunks, cited, toggles, details),
+        provenance=_without_none(generated_at=_time_text(given("generated_at")),
+                                 **{name: given(name) for name in _IDS}))
     validate_answer_json(whole)
     return whole
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['other_format', 'no_file', 'write_atomically', 'disk_sentence', 'strict_json', 'file_record', 'files_of',
-           'stable_hash', 'shuffled']
+           'stable_hash']
 
 # %% ../../nbs/core/files.ipynb #06-002
 import errno
@@ -181,11 +181,3 @@ def stable_hash(
 ) -> int:  # 0 to 2**64 - 1
     "Return a number that depends on the names alone; Python's `hash` of a text changes every run."
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()[:8], "big")
-
-
-def shuffled(
-    items: Iterable,  # with distinct texts
-    *names: Any,  # what the order is for; other names give another order
-) -> list:
-    "Sort items by a hash of the names and the item."
-    return sorted(items, key=lambda item: stable_hash(*names, item))

@@ -119,7 +119,7 @@ def _broken(terms: Terms, known: str, licence: str, repo: "str | None") -> str:
 def adapter_licence(
     config: Config,
 ) -> "str | None":  # as the Hub writes it; None: to be written into publishing.license
-    "Return the adapter's licence: the one in the config, or the one that goes with the base model's."
+    "Return the adapter's licence: that of the config, or the one that goes with the base model's."
     known = base_licence(config)
     goes_with = TERMS[known].allowed[0] if known in TERMS else \
         "apache-2.0" if known in _PERMISSIVE else None
@@ -138,8 +138,8 @@ def licence_problem(
     name = base_model(config) or config.model.base_model_id
     name = Path(name).name if name.startswith("/") else name  # a card shows no local path
     why = f"is {known}, which is not in the table" if known else "is not known here"
-    return (f"The licence of the base model {name} {why}: read it, and write a licence that it allows "
-            "for an adapter into publishing.license")
+    return (f"The licence of the base model {name} {why}: read it, and write a licence that it "
+            "allows for an adapter into publishing.license")
 
 # %% ../../nbs/publish/licence.ipynb #56-015
 def licence_notice(

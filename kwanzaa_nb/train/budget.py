@@ -195,7 +195,7 @@ def _training_bytes(
             "activations": activation_bytes(model, tokens, width, checkpointing, dropout),
             "logits": 3 * 4 * supervised * vocabulary}  # fp32: logits, softmax, gradient
 
-
+# %% ../../nbs/train/budget.ipynb #e-031e5074
 def predict_memory(
     model: torch.nn.Module,  # with its adapter
     config: Config,
