@@ -184,7 +184,8 @@ class Hub:
                     return self.reply(200, [{"id": oid, "authors": [], "date": "2026-01-01T00:00:00.000Z", "title": title, "message": ""}
                                             for oid, _, title in reversed(repo.commits)])
                 if action == "refs":
-                    tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid} for tag, (oid, _) in repo.tags.items()]
+                    tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid}
+                            for tag, (oid, _) in repo.tags.items()]
                     return self.reply(200, {"branches": [], "converts": [], "tags": tags})
                 if action == "tag":
                     return self.tag(repo, rest, json.loads(body))
@@ -196,7 +197,8 @@ class Hub:
                 if action == "preupload":
                     return self.preupload(commit, json.loads(body))
                 if action == "tree":
-                    return self.reply(200, [self.item(path, *found) for path, found in sorted(commit[1].items())])
+                    return self.reply(200, [self.item(path, *found)
+                                            for path, found in sorted(commit[1].items())])
                 siblings = [{"rfilename": path} for path in commit[1]]
                 return self.reply(200, {"id": name[1], "sha": commit[0],
                                         "private": repo.private, "siblings": siblings, "tags": []})

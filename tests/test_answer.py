@@ -911,7 +911,8 @@ def test_layer_2_has_not_changed():
 
 def test_tables_name_every_key_and_code():
     table = contract_table()
-    keys = [".".join(map(str, path)).replace(".0.", "[].") for path in leaves(VALUE) if isinstance(path[-1], str)]
+    keys = [".".join(map(str, path)).replace(".0.", "[].") for path in leaves(VALUE)
+            if isinstance(path[-1], str)]
     for key in keys:
         if "quote" not in key and ".1." not in key and "filters." not in key:
             assert f"| `{key}` |" in table, key

@@ -13,7 +13,8 @@ from huggingface_hub import HfApi
 from tiny import ROOT, short_spoken, tiny_config, tiny_tokenizer
 
 from kwanzaa_nb.core.answer import AnswerError, find_marks, validate_answer_json
-from kwanzaa_nb.publish.answerer import Answerer, AnswererError, answerer_config, fetch, load_answerer
+from kwanzaa_nb.publish.answerer import (
+    Answerer, AnswererError, answerer_config, fetch, load_answerer)
 from kwanzaa_nb.publish.card import usage
 from kwanzaa_nb.core.config import config_to_yaml
 from kwanzaa_nb.publish.hub import Destination, upload
@@ -124,7 +125,8 @@ def test_without_chunks_nothing_is_cited_whatever_the_threshold(run):
     config, base, staged = run
     answer = load_answerer(staged, base=str(base), grammar=True)
     assert answer.decoding.answer_threshold == 0
-    assert all(raw.startswith('{"evidence":[],"answer":') and raw.endswith("}") for raw in written(answer, []))
+    assert all(raw.startswith('{"evidence":[],"answer":') and raw.endswith("}")
+               for raw in written(answer, []))
 
 
 class Told:
@@ -165,9 +167,12 @@ def test_spans_of_ones_own_decide_what_a_number_stands_for():
 
 
 @pytest.mark.parametrize("raw, code", [
-    (output([4], "complete", "Two. [4]"), "number_not_shown"), (output([2, 2], "complete", "Two. [2]"), "number_twice"),
-    (output([2], "complete", "Two. [1][2]"), "mark_without_evidence"), (output([1, 2], "complete", "Two. [2]"), "evidence_without_mark"),
-    (output([], "complete", "Two."), "answer_without_evidence"), (output([], "insufficient_data", "No."), "refusal_without_reason"),
+    (output([4], "complete", "Two. [4]"), "number_not_shown"),
+    (output([2, 2], "complete", "Two. [2]"), "number_twice"),
+    (output([2], "complete", "Two. [1][2]"), "mark_without_evidence"),
+    (output([1, 2], "complete", "Two. [2]"), "evidence_without_mark"),
+    (output([], "complete", "Two."), "answer_without_evidence"),
+    (output([], "insufficient_data", "No."), "refusal_without_reason"),
     ('{"evidence":[2', "unfinished"), ('{"citations":[]}', "schema")])
 def test_what_breaks_the_contract_is_an_error_that_holds_it(raw, code):
     with pytest.raises(AnswerError) as error:

@@ -11,9 +11,12 @@ from transformers import (
     Qwen3Config, Qwen3MoeConfig,
 )
 
-from kwanzaa_nb.model.load import RuntimeSettings, ModelError, add_adapter, expert_fallbacks, linear_layers, load_adapter, load_base, load_tokenizer
+from kwanzaa_nb.model.load import (
+    RuntimeSettings, ModelError, add_adapter, expert_fallbacks, linear_layers, load_adapter,
+    load_base, load_tokenizer)
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, flatten_shared
-from kwanzaa_nb.train.trainer import encode_records, keep_start, save_adapter, supervised_loss, train_adapter
+from kwanzaa_nb.train.trainer import (
+    encode_records, keep_start, save_adapter, supervised_loss, train_adapter)
 
 COMMON = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 128,
           "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -56,8 +59,10 @@ LAYERS = {
     "OLMoE": {"q_proj", "k_proj", "v_proj", "o_proj"},
     "Qwen 3 MoE": {"q_proj", "k_proj", "v_proj", "o_proj"},
 }
-RECORDS = [{"id": question, "messages": chat(answer, question), "group": question[:2]} for answer, question in (
-    ("yes", "Is it? " * 4), ("no", "Is it not?"), ("maybe", "Who was it?"), ("seven", "Who else?"))]
+RECORDS = [{"id": question, "messages": chat(answer, question), "group": question[:2]}
+           for answer, question in (
+               ("yes", "Is it? " * 4), ("no", "Is it not?"), ("maybe", "Who was it?"),
+               ("seven", "Who else?"))]
 QLORA = {"adapter.method": "qlora", "adapter.quantization.load_in_4bit": True}
 
 
@@ -102,7 +107,8 @@ def one_step(config, effective, tmp_path):
     folder = save_adapter(model, tokenizer, tmp_path / "adapter", start=start)
     loaded = load_adapter(load_base(config, effective), folder)
     with torch.no_grad():
-        trained, again = (one.eval()(**inputs(rows), use_cache=False).logits for one in (model, loaded))
+        trained, again = (one.eval()(**inputs(rows), use_cache=False).logits
+                          for one in (model, loaded))
         with loaded.disable_adapter():
             before = loaded(**inputs(rows), use_cache=False).logits
     return trained, again, before, outcome["loss"]
@@ -128,7 +134,8 @@ def test_a_flat_row_gives_the_outputs_and_the_loss_of_the_models_own_attention(s
         flat = model(**inputs(rows), use_cache=False).logits[0]
         total, count = supervised_loss(model, flatten_shared(rows))
         model.set_attn_implementation("eager")
-        alone = [model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0] for row in rows]
+        alone = [model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0]
+                 for row in rows]
     assert (flat - torch.cat(alone)).abs().max() < 1e-5
     expected = sum(torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(row["labels"][1:]), reduction="sum")
                    for logits, row in zip(alone, rows))

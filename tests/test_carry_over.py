@@ -8,7 +8,8 @@ import pytest
 from tiny import ROOT
 
 from kwanzaa_nb.bench import carry_over as bench
-from kwanzaa_nb.bench.carry_over import carried, carry_over, carry_over_table, main, model_outputs, rule_outputs
+from kwanzaa_nb.bench.carry_over import (
+    carried, carry_over, carry_over_table, main, model_outputs, rule_outputs)
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.core.record import read_records
@@ -41,7 +42,8 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rules(project):
-    return fit_rules(*(read_records(project.folder / f"{split}.jsonl") for split in ("train", "dev")))
+    return fit_rules(*(read_records(project.folder / f"{split}.jsonl")
+                       for split in ("train", "dev")))
 
 
 class Copier:
@@ -110,7 +112,8 @@ def test_auroc_and_threshold_are_those_of_the_decision(project):
 
 def test_rules_alone_stand_beside_our_own_evaluation(project):
     found = carry_over(project.path, project.config)
-    assert [(one.arm, one.place) for one in found] == [(arm, place) for arm in RULES for place in ("own", "passages")]
+    assert [(one.arm, one.place) for one in found] == [(arm, place) for arm in RULES
+                                                       for place in ("own", "passages")]
     assert [one.scores.rates["json_valid_rate"].total for one in found[:2]] == [24, 8]
     table = carry_over_table(found)
     assert table.rows[0][-2:] == ["", ""] and table.rows[3][2] == "1.00 [0.68, 1.00] n=8"

@@ -34,7 +34,8 @@ QUESTION = "On which ship did Henson serve?"
 def old_user(question, chunks, ids=True):
     "A prompt as the first edition wrote it; without ids behind the lines, as still older files have it."
     def text(chunk):
-        return "\n".join(f"{line} [{chunk['chunk_id']}]" if ids and line.strip() else line for line in chunk["text"].split("\n"))
+        return "\n".join(f"{line} [{chunk['chunk_id']}]" if ids and line.strip() else line
+                         for line in chunk["text"].split("\n"))
     shown = [f"[chunk_id: {chunk['chunk_id']} | source: {chunk['source_org']} | year: {chunk['year']}]\n{text(chunk)}" for chunk in chunks]
     return f"### Retrieved Context:\n{chr(10).join(f'{part}{chr(10)}' for part in shown) or f'(none provided){chr(10)}'}\n### Instruction:\n{question}"
 
@@ -42,15 +43,18 @@ def old_user(question, chunks, ids=True):
 def old_target(quotes, text, completeness="complete", **unknowns):
     "A target as the first edition wrote it."
     notes = {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []} | unknowns
-    return json.dumps({"citations": [{"quote": quote, "chunk_id": name} for quote, name in quotes],
-                       "answer": {"completeness": completeness, "text": text}, "unknowns": notes}, ensure_ascii=False)
+    return json.dumps({"citations": [{"quote": quote, "chunk_id": name}
+                                     for quote, name in quotes],
+                       "answer": {"completeness": completeness, "text": text},
+                       "unknowns": notes}, ensure_ascii=False)
 
 
 def old_record(target, chunks=CHUNKS, ids=True, bare=False, system=OLD_SYSTEM, question=QUESTION,
                **fields):
     "A record as the first edition wrote it; bare, it has nothing but messages."
-    messages = [{"role": role, "content": content} for role, content in
-                zip(("system", "user", "assistant"), (system, old_user(question, chunks, ids), target))]
+    messages = [{"role": role, "content": content}
+                for role, content in zip(("system", "user", "assistant"),
+                                         (system, old_user(question, chunks, ids), target))]
     return {"messages": messages} | ({} if bare else {"id": "r1", "question": question, "chunks": copy.deepcopy(chunks), "mine": {"kept": [1.5]}}) | fields
 
 
@@ -63,7 +67,8 @@ def problems(record):
     with pytest.raises(DataError) as error:
         convert_record(record)
     assert all(problem.what and problem.mend for problem in error.value.problems)
-    return {(problem.where.removeprefix("messages[2].content, "), problem.code) for problem in error.value.problems}
+    return {(problem.where.removeprefix("messages[2].content, "), problem.code)
+            for problem in error.value.problems}
 
 
 SHIP = ("He went to sea on the Katie Hines.", "K69")
@@ -104,8 +109,10 @@ On which ship did Henson serve?"""
 
 @pytest.mark.parametrize(("quotes", "text", "numbers", "written"), [
     ([("1912. It sold", "S39")], "It sold. [1]", [2, 3], "It sold. [2][3]"),
-    ([("Henson published", "S39"), ("a book in 1912.", "S39")], "A book, [1] in 1912. [1][2]", [2], "A book, [2] in 1912. [2]"),
-    ([SHIP, ("It sold badly.", "S39")], "Badly. [2] At sea. [1] [2]", [3, 5], "Badly. [3] At sea. [5][3]"),
+    ([("Henson published", "S39"), ("a book in 1912.", "S39")], "A book, [1] in 1912. [1][2]",
+     [2], "A book, [2] in 1912. [2]"), ([SHIP, ("It sold badly.",
+                                                "S39")], "Badly. [2] At sea. [1] [2]",
+                                        [3, 5], "Badly. [3] At sea. [5][3]"),
     ([(". It sold badly", "S39")], "Badly [1].", [3], "Badly [3]."),
     ([("[in Maryland].\n\nHe went", "K69")], "He went. [1]", [4, 5], "He went. [4][5]"),
 ])
@@ -165,7 +172,8 @@ def test_headings_within_a_text():
      {"groups": [["Katie Hines", "the Katie Hines"]], "gold_chunk_ids": ["K69"]}),
     ({"answer": "Katie Hines"}, {"groups": [["Katie Hines"]]}),
     ({"answer": None, "aliases": [], "gold_chunk_ids": []}, {"groups": [], "gold_chunk_ids": []}),
-    ({"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}, {"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}),
+    ({"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"},
+     {"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}),
     ({"gold_chunk_ids": ["K69"]}, {"gold_chunk_ids": ["K69"]}),
 ])
 def test_a_short_answer_and_its_aliases_are_a_group(expected, now):
@@ -183,7 +191,8 @@ def test_chunks_are_shown_under_their_titles():
     assert renewed(earlier) == new and renewed(new) is new
 
 
-@pytest.mark.parametrize("change", [{"chunks": CHUNKS[:1]}, {"chunks": "S39"}, {"messages": []}, {"expected": 3}])
+@pytest.mark.parametrize("change", [{"chunks": CHUNKS[:1]}, {"chunks": "S39"}, {"messages": []},
+                                    {"expected": 3}])
 def test_what_cannot_be_read_is_not_renewed(change):
     record = convert_record(old_record(ANSWER)) | change
     assert renewed(record) is record
@@ -193,8 +202,10 @@ def test_what_cannot_be_read_is_not_renewed(change):
 
 
 @pytest.mark.parametrize(("target", "expected"), [
-    (old_target([("He went to sea on the Kate.", "K69")], "Sea. [1]"), {("citations, 1", "quote_not_in_chunk")}),
-    (old_target([("Henson", "X1"), ("Pole", "K69")], "Sea. [1][2]"), {("citations, 1", "unknown_chunk_id"), ("citations, 2", "quote_not_in_chunk")}),
+    (old_target([("He went to sea on the Kate.", "K69")], "Sea. [1]"),
+     {("citations, 1", "quote_not_in_chunk")}),
+    (old_target([("Henson", "X1"), ("Pole", "K69")], "Sea. [1][2]"),
+     {("citations, 1", "unknown_chunk_id"), ("citations, 2", "quote_not_in_chunk")}),
     (old_target([(".\n", "S39")], "Sea. [1]"), {("citations, 1", "blank_quote")}),
     (old_target([("", "S39")], "Sea. [1]"), {("citations, 1", "blank_quote")}),
     (old_target([SHIP], "Sea."), {("citations, 1", "citation_without_mark")}),
@@ -206,7 +217,8 @@ def test_what_cannot_be_read_is_not_renewed(change):
     (ANSWER + "\n```", {("line 2, column 1", "markdown_fence")}),
     ("[]", {("the whole", "schema")}),
     (ANSWER.replace('"complete"', '"full"').replace('"chunk_id"', '"chunk"'),
-     {("citations.0.chunk_id", "schema"), ("citations.0.chunk", "schema"), ("answer.completeness", "schema")}),
+     {("citations.0.chunk_id", "schema"), ("citations.0.chunk", "schema"),
+      ("answer.completeness", "schema")}),
 ])
 def test_targets_that_cannot_be_converted(target, expected):
     assert problems(old_record(target)) == expected
@@ -219,13 +231,15 @@ def test_more_evidence_than_an_answer_holds():
 
 @pytest.mark.parametrize(("change", "expected"), [
     ({"chunks": CHUNKS[:1]}, {("chunks", "chunk_not_shown")}),
-    ({"chunks": [CHUNKS[0], CHUNKS[1] | {"text": "He stayed."}]}, {("chunks", "chunk_not_shown")}),
-    ({"chunks": [CHUNKS[0], {"chunk_id": "K69"}]}, {("chunks", "chunk_not_shown")}),
+    ({"chunks": [CHUNKS[0], CHUNKS[1] | {"text": "He stayed."}]},
+     {("chunks", "chunk_not_shown")}), ({"chunks": [CHUNKS[0], {"chunk_id": "K69"}]},
+                                        {("chunks", "chunk_not_shown")}),
     ({"chunks": "S39"}, {("chunks", "chunk_not_shown")}),
     ({"chunks": [CHUNKS[0], CHUNKS[1] | {"year": "1887"}]}, {("chunk 2, year", "bad_year")}),
     ({"messages": None}, {("messages", "messages_type")}),
     ({"messages": [{"role": "user", "content": "Hi"}]}, {("messages", "messages_type")}),
-    ({"messages": old_record(ANSWER)["messages"] + old_record(ANSWER)["messages"][1:]}, {("messages", "messages_type")}),
+    ({"messages": old_record(ANSWER)["messages"] + old_record(ANSWER)["messages"][1:]},
+     {("messages", "messages_type")}),
 ])
 def test_records_that_cannot_be_converted(change, expected):
     assert problems(old_record(ANSWER) | change) == expected
@@ -331,7 +345,8 @@ def old_records(stable_hash):
         start = stable_hash(st.integers(0, len(chunk["text"]) - 1))
         quote = chunk["text"][start:stable_hash(st.integers(start + 1, len(chunk["text"])))]
         quotes.append((quote if any(map(str.isalnum, quote)) else chunk["text"], chunk["chunk_id"]))
-    text = " ".join(f"Said{stable_hash(st.sampled_from(['.', ' so']))} [{place}]" for place in stable_hash(st.permutations(range(1, len(quotes) + 1))))
+    text = " ".join(f"Said{stable_hash(st.sampled_from(['.', ' so']))} [{place}]"
+                    for place in stable_hash(st.permutations(range(1, len(quotes) + 1))))
     ids, bare = stable_hash(st.booleans()), stable_hash(st.booleans())
     return old_record(old_target(quotes, text), chunks, ids, bare and ids), quotes, ids
 
@@ -353,7 +368,8 @@ def test_whatever_is_converted_keeps_the_contract(drawn):
     assert list(dict.fromkeys(find_marks(answer.answer.text))) == answer.evidence
     assert {sentences[number - 1].chunk_id for number in answer.evidence} == {name for _, name in quotes}
     for quote, name in quotes:
-        numbers = [number for number in sorted(answer.evidence) if sentences[number - 1].chunk_id == name]
+        numbers = [number for number in sorted(answer.evidence)
+                   if sentences[number - 1].chunk_id == name]
         held = "".join(sentences[number - 1].text for number in numbers)
         signs = "".join(filter(str.isalnum, quote))
         assert signs in "".join(filter(str.isalnum, held))
@@ -367,7 +383,8 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size
                         max_size=4), max_leaves=12)
 
 
-@given(JSON, st.sampled_from(["messages", "chunks", "question", "mode"]), st.sampled_from(["content", "role"]), st.integers(0, 2), st.booleans())
+@given(JSON, st.sampled_from(["messages", "chunks", "question", "mode"]),
+       st.sampled_from(["content", "role"]), st.integers(0, 2), st.booleans())
 def test_whatever_stands_in_a_record_is_converted_or_told(value, field, part, place, whole):
     record = old_record(ANSWER)
     if whole:

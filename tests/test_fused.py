@@ -22,7 +22,8 @@ def loss_and_gradients(model):
     model.zero_grad()
     loss, _ = supervised_loss(model, flatten_shared(ROWS))
     loss.backward()
-    return loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()
+                         if weight.grad is not None}
 
 
 def same(first, second, within):
@@ -45,7 +46,8 @@ def test_loss_and_gradients_are_those_of_peft(options, monkeypatch):
     assert len(taken) == 14
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.3}, {"lora_bias": True}])
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.3},
+                                     {"lora_bias": True}])
 def test_what_is_not_plain_is_left_to_peft(options):
     torch.manual_seed(0)
     model = adapted(**options)

@@ -21,14 +21,18 @@ from kwanzaa_nb.core.prefix import PrefixCheck
 from kwanzaa_nb.model.decision import DECISION, decision_tokens
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.core.files import strict_json
-from kwanzaa_nb.model.backend import REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log
+from kwanzaa_nb.model.backend import (
+    REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log)
 from kwanzaa_nb.model.grammar import GrammarProcessor
-from kwanzaa_nb.model.local import GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
+from kwanzaa_nb.model.local import (
+    GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch,
+    pad_left)
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.record import read_records
 
-RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))} for place in range(7)]
+RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))}
+           for place in range(7)]
 GREEDY = Decoding(max_new_tokens=6, batch_size=3)
 SAMPLED = Decoding(max_new_tokens=6, batch_size=3, temperature=1.0, top_p=0.95, seed=4)
 HEADER = {"base_model_id": "tiny", "dtype": "fp32", "decodings": [vars(GREEDY)]}
@@ -64,11 +68,13 @@ def run(model, tokenizer, log, decoding=GREEDY, arm="base", records=RECORDS):
 
 def told(outputs):
     "Text, finish reason and tokens, as the log has them."
-    return [(output.text, output.reason, len(output.tokens) + (output.reason == "stop")) for output in outputs]
+    return [(output.text, output.reason, len(output.tokens) + (output.reason == "stop"))
+            for output in outputs]
 
 
 def raws(outputs):
-    return [(output["id"], output["raw"], output["finish_reason"], output["new_tokens"]) for output in outputs]
+    return [(output["id"], output["raw"], output["finish_reason"], output["new_tokens"])
+            for output in outputs]
 
 
 def test_a_pass_gives_one_sample_a_record_in_order(model, tokenizer, tmp_path):
@@ -81,12 +87,14 @@ def test_a_pass_gives_one_sample_a_record_in_order(model, tokenizer, tmp_path):
     assert sorted(logged, key=lambda output: output["id"]) == outputs
     digests = {prompt.record_id: prompt.digest for prompt in encode_prompts(tokenizer, RECORDS)}
     assert all(
-        output["prompt_sha256"] == digests[output["id"]] and output["pass"] == "base, greedy" for output in outputs
+        output["prompt_sha256"] == digests[output["id"]] and output["pass"] == "base, greedy"
+        for output in outputs
     )
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("whole_lines, rest", [(1, 0), (1, 20), (2, 5), (4, 40), (5, -1), (7, 10), (8, 0)])
+@pytest.mark.parametrize("whole_lines, rest", [(1, 0), (1, 20), (2, 5), (4, 40), (5, -1), (7, 10),
+                                               (8, 0)])
 def test_a_killed_run_goes_on(model, tokenizer, tmp_path, counted, decoding, whole_lines, rest):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
@@ -133,7 +141,9 @@ def test_a_log_that_two_runs_wrote_into_is_read_and_gone_on_with(model, tokenize
     second = [json.dumps(json.loads(row) | {"raw": "later"}) + "\n" for row in rows]
     chance.shuffle(second)
     torn = rows[0][:40] + second[0]
-    log.write_text("".join([header, *rows[1:], header, torn, "null\n", '{"loss": NaN}\n', *(row for row in second if json.loads(row)["id"] != json.loads(rows[0])["id"])]))
+    log.write_text("".join([header, *rows[1:], header, torn, "null\n", '{"loss": NaN}\n',
+                            *(row for row in second
+                              if json.loads(row)["id"] != json.loads(rows[0])["id"])]))
     counted.clear()
     assert open_log(log, HEADER) == "continued"
     assert raws(run(model, tokenizer, log)) == wanted
@@ -157,7 +167,8 @@ def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_
     }
     assert len(read_log(log)[1]) == 3 * len(RECORDS)
     assert len(adapter) == len(sampled) == len(RECORDS)
-    lengths = {prompt.record_id: len(prompt.tokens) for prompt in encode_prompts(tokenizer, RECORDS)}
+    lengths = {prompt.record_id: len(prompt.tokens)
+               for prompt in encode_prompts(tokenizer, RECORDS)}
     flat = [lengths[name] for batch in base for name in batch]
     assert flat == sorted(flat)
 
@@ -184,7 +195,8 @@ def test_going_back_and_forth_between_experiments_loses_nothing(tmp_path):
     assert b"precious" in everything and b"later" in everything
 
 
-@pytest.mark.parametrize("content", [b"notes of mine\n", b"[1]\n", b"\n", b"\xff\xfe\n", b'"text"\n{}\n'])
+@pytest.mark.parametrize("content", [b"notes of mine\n", b"[1]\n", b"\n",
+                                     b"\xff\xfe\n", b'"text"\n{}\n'])
 def test_a_file_that_is_no_log_is_kept_or_refused_in_a_sentence(tmp_path, content):
     log = tmp_path / "outputs.jsonl"
     log.write_bytes(content)
@@ -200,8 +212,10 @@ SAMPLE = {"id": "r0", "arm": "base", "pass": "base, greedy", "raw": "{}",
           "finish_reason": "stop", "new_tokens": 3}
 
 
-@pytest.mark.parametrize("key, value", [("p_answer", float("nan")), ("new_tokens", float("inf")), ("seconds", -float("inf")), ("tokens", [1, float("nan")]),
-                                        ("raw", "half \ud800"), ("raw", {1, 2}), ("raw", "x" * 1_000_001), ("id", "\udfff")])
+@pytest.mark.parametrize("key, value", [("p_answer", float("nan")), ("new_tokens", float("inf")),
+                                        ("seconds", -float("inf")), ("tokens", [1, float("nan")]),
+                                        ("raw", "half \ud800"), ("raw", {1, 2}),
+                                        ("raw", "x" * 1_000_001), ("id", "\udfff")])
 def test_what_could_not_be_read_again_is_not_written(tmp_path, key, value):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
@@ -261,7 +275,8 @@ def test_a_damaged_line_of_a_log_is_named_with_what_to_do_and_nothing_is_lost(tm
 
 
 @settings(max_examples=50, deadline=None)
-@given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]), st.sampled_from(["r0", "r1", "r2"]), st.booleans()), max_size=12))
+@given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]),
+                               st.sampled_from(["r0", "r1", "r2"]), st.booleans()), max_size=12))
 def test_of_several_lines_for_a_record_the_first_answer_counts(tmp_path_factory, rows):
     log = tmp_path_factory.mktemp("log") / "outputs.jsonl"
     open_log(log, HEADER)
@@ -286,7 +301,8 @@ class Choosy:
         return [Prompt(record["id"], (1,)) for record in records]
 
     def batches(self, prompts, decoding):
-        yield from (prompts[start:start + decoding.batch_size] for start in range(0, len(prompts), decoding.batch_size))
+        yield from (prompts[start:start + decoding.batch_size]
+                    for start in range(0, len(prompts), decoding.batch_size))
 
     def each(self, batch, decoding):
         for prompt in batch[::-1]:
@@ -339,15 +355,21 @@ class Broken(torch.nn.Module):
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED, replace(GREEDY, grammar=True, max_new_tokens=200)], ids=["greedy", "sampled", "grammar"])
-@pytest.mark.parametrize("value, tokens, told", [(NAN, slice(None), "NaN"), (NAN, slice(5, 6), "NaN"), (INF, slice(7, 8), "infinity"), (-INF, slice(None), "nothing but minus infinity")])
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED,
+                                      replace(GREEDY, grammar=True, max_new_tokens=200)],
+                         ids=["greedy", "sampled", "grammar"])
+@pytest.mark.parametrize("value, tokens, told", [(NAN, slice(None), "NaN"),
+                                                 (NAN, slice(5, 6), "NaN"),
+                                                 (INF, slice(7, 8), "infinity"),
+                                                 (-INF, slice(None), "nothing but minus infinity")])
 @pytest.mark.parametrize("step", [0, 4])
 def test_scores_that_are_none_stop_at_the_first_with_a_sentence(model, tokenizer, tmp_path, decoding, value, tokens, told, step):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     append(log, {**SAMPLE, "pass": f"base, {decoding.name}"})
     before = log.read_bytes()
-    records = [{**record, "chunks": [{"chunk_id": "c", "text": "One. Two."}]} for record in RECORDS[:2]]
+    records = [{**record, "chunks": [{"chunk_id": "c", "text": "One. Two."}]}
+               for record in RECORDS[:2]]
     with pytest.raises(GenerationError, match=rf"scores for the next token are {told} at the record r\d, token \d+, computed in float32.*run.mixed_precision.*bnb_4bit_compute_dtype"):
         run(Broken(model, value, step, tokens), tokenizer, log, decoding, records=records)
     assert log.read_bytes() == before
@@ -432,7 +454,8 @@ def test_the_finish_reason_is_read_from_the_tokens(tokenizer):
 def test_an_end_on_the_last_token_is_a_stop(tokenizer):
     model, prompt = tiny_model(seed=3, attention="sdpa"), encode_prompts(tokenizer, RECORDS[:1])
     tokens = greedy_tokens(model, prompt[0], 4)
-    place = next(place for place, token in enumerate(tokens) if token not in tokens[:place] and place)
+    place = next(place for place, token in enumerate(tokens)
+                 if token not in tokens[:place] and place)
     model.generation_config.eos_token_id = tokens[place]
     assert told(generate_batch(model, tokenizer, prompt, Decoding(place + 1, 1)))[0][1:] == ("stop", place + 1)
     assert told(generate_batch(model, tokenizer, prompt, Decoding(place, 1)))[0][1:] == ("length", place)
@@ -478,12 +501,14 @@ class Letters:
 @pytest.mark.parametrize("grace", [0, 5])
 def test_an_output_that_cannot_become_valid_gets_a_few_more_tokens(grace):
     output = local.GrowingOutput(Letters(), {0}, Decoding(200, 1, stop_invalid_after=grace))
-    taken = [output.take(token) for token in b'{"evidence":[] and so on and on and on'[: 16 + grace]]
+    taken = [output.take(token)
+             for token in b'{"evidence":[] and so on and on and on'[: 16 + grace]]
     assert taken == [True] * (15 + grace) + [False]
     assert (output.reason, output.died_at) == ("invalid", 16)
 
 
-@pytest.mark.parametrize("evidence, died_at", [(b"[3]", 14), (b"[1,2]", None), (b"[2,2]", 17), (b"[0]", 14), (b"[1,3", 16), (b"[11]", 15)])
+@pytest.mark.parametrize("evidence, died_at", [(b"[3]", 14), (b"[1,2]", None), (b"[2,2]", 17),
+                                               (b"[0]", 14), (b"[1,3", 16), (b"[11]", 15)])
 def test_a_number_that_was_not_shown_or_stands_twice_ends_an_output(evidence, died_at):
     output = local.GrowingOutput(Letters(), {0}, Decoding(200, 1, stop_invalid_after=3),
                                  PrefixCheck(record_schema(CHUNKS)))
@@ -553,7 +578,8 @@ def test_the_answer_is_not_shown(tokenizer):
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=20), size=st.integers(1, 6), order=st.randoms())
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=20), size=st.integers(1, 6),
+       order=st.randoms())
 def test_batches_depend_on_the_prompts_alone(lengths, size, order):
     prompts = [Prompt(f"r{place:02}", tuple(range(length))) for place, length in enumerate(lengths)]
     found = list(batches(prompts, size))
@@ -647,7 +673,9 @@ def test_the_decision_is_noted_and_can_be_moved(ending, tokenizer):
             assert written.raw.startswith(DECISION) and written.raw[len(DECISION)] in beginning
             assert written.p_answer == pytest.approx(known[prompt.record_id], abs=1e-5)
     whole = backend.prompts(SHOWN)  # the first was shown nothing: a grammar leaves it no answer, whatever the threshold
-    begun = [written.raw[len(DECISION)] for written in backend.write(whole, Decoding(40, 4, grammar=True, answer_threshold=0.0))]
+    begun = [written.raw[len(DECISION)]
+             for written in backend.write(whole, Decoding(40, 4, grammar=True,
+                                                          answer_threshold=0.0))]
     assert begun[0] == "]" and set(begun[1:]) <= set("12")
     free = backend.write(prompts, Decoding(5, 3))
     assert all(written.p_answer is None for written in free)
@@ -659,7 +687,8 @@ def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
     outputs = run(tiny_model(seed=3, attention="sdpa"), tokenizer, log,
                   Decoding(60, 7, stop_invalid_after=2))
     assert {output["finish_reason"] for output in outputs} == {"invalid"}
-    assert all(output["new_tokens"] == output["died_at"] + 2 == len(output["tokens"]) for output in outputs)
+    assert all(output["new_tokens"] == output["died_at"] + 2 == len(output["tokens"])
+               for output in outputs)
 
 
 # decisions, grammars and finished rows that are removed from a batch, with a model that says what it is told
@@ -695,7 +724,8 @@ def test_a_model_that_names_a_sentence_too_many_is_stopped_early(ending, tokeniz
 
 
 @pytest.mark.parametrize("least, likes, chosen", [
-    (None, "]23", "]"), (None, "23]", "2"), (0.0, "]23", "2"), (0.0, "]32", "3"), (0.5, "2]3", "2"), (1.0, "23456789]", "]"), (INF, "23456789]", "]"), (INF, "1]", "]")])
+    (None, "]23", "]"), (None, "23]", "2"), (0.0, "]23", "2"), (0.0, "]32", "3"),
+    (0.5, "2]3", "2"), (1.0, "23456789]", "]"), (INF, "23456789]", "]"), (INF, "1]", "]")])
 def test_a_threshold_bars_every_number_or_the_refusal(ending, tokenizer, least, likes, chosen):
     start, likes = decision_tokens(tokenizer)[0], tokenizer.convert_tokens_to_ids(list(likes))
     backend = LocalBackend(Says(ending, start, likes), tokenizer)
@@ -768,7 +798,8 @@ def test_under_a_grammar_the_tokens_are_those_of_transformers_own_generation(tok
             pad_token_id=tokenizer.pad_token_id,
             logits_processor=[GrammarProcessor([backend.matcher(prompt)], ids.shape[1])])
         wanted = theirs[ids.shape[1]:].tolist()
-        assert list(written.tokens) == [token for token in wanted if token != tokenizer.eos_token_id]
+        assert list(written.tokens) == [token for token in wanted
+                                        if token != tokenizer.eos_token_id]
         assert (written.reason == "stop") == (wanted[-1] == tokenizer.eos_token_id)
 
 
@@ -780,7 +811,8 @@ def test_a_cache_with_room_holds_what_transformers_own_holds(data):
     for _ in range(data.draw(st.integers(1, 5))):
         states = [torch.randn(rows, 2, data.draw(st.sampled_from([1, 3, 70])), 4) for _ in range(2)]
         states[1] = torch.randn(*states[0].shape)
-        assert all(torch.equal(mine, other) for mine, other in zip(ours.update(*states), theirs.update(*states)))
+        assert all(torch.equal(mine, other)
+                   for mine, other in zip(ours.update(*states), theirs.update(*states)))
         left = sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1)))
         ours.batch_select_indices(torch.tensor(left))
         theirs.batch_select_indices(torch.tensor(left))

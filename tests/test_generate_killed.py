@@ -120,7 +120,8 @@ def test_killed_anywhere_and_run_again(tmp_path, seed):
         assert whole_lines(log)[:len(logged)] == logged, "what was logged is there no more"
     finish(tmp_path)
     check_log(log, "one")
-    states, asked = [row["state"] for row in told(tmp_path) if "state" in row], [row for row in told(tmp_path) if "asked" in row]
+    states, asked = [row["state"] for row in told(tmp_path)
+                     if "state" in row], [row for row in told(tmp_path) if "asked" in row]
     assert died >= 3 and states[0] == "new" and set(states[1:]) == {"continued", "ended"}
     assert len(asked) <= 20 + died, "more was asked again than the batch that a kill cut"
 
@@ -143,7 +144,8 @@ def test_another_setting_is_another_log_and_the_first_goes_on_later(tmp_path):
     first = whole_lines(log)
     finish(tmp_path, setting="two")
     check_log(log, "two")
-    kept = tmp_path / next(row["state"] for row in told(tmp_path) if row.get("state", "new") not in ("new", "ended"))
+    kept = tmp_path / next(row["state"] for row in told(tmp_path)
+                           if row.get("state", "new") not in ("new", "ended"))
     assert whole_lines(kept) == first
     before = len(told(tmp_path))
     finish(tmp_path)

@@ -65,7 +65,8 @@ def test_workflow_calls_what_exists(path):
 
 def git(folder, *words, **options):
     "Run git in a folder, with an author, and without anybody's settings."
-    names = {f"GIT_{who}_{what}": "ada@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    names = {f"GIT_{who}_{what}": "ada@example.org" for who in ("AUTHOR", "COMMITTER")
+             for what in ("NAME", "EMAIL")}
     env = {**os.environ, **names, "GIT_CONFIG_GLOBAL": os.devnull, "HOME": str(folder)}
     for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
         env.pop(name, None)
@@ -95,7 +96,8 @@ def checkout(tmp_path):
 def dirty(path):
     "Leave in a notebook what Jupyter leaves."
     notebook = json.loads(path.read_text(encoding="utf-8"))
-    for number, cell in enumerate(cell for cell in notebook["cells"] if cell["cell_type"] == "code"):
+    for number, cell in enumerate(cell for cell in notebook["cells"]
+                                  if cell["cell_type"] == "code"):
         cell["execution_count"] = number + 1
         cell["metadata"] |= {"execution": {"iopub.execute_input": "2026-01-01T00:00:00Z"}, "scrolled": True}
     notebook["metadata"]["language_info"] = {"name": "python", "version": "3.11.7"}
@@ -110,7 +112,8 @@ def test_hook_cleans_and_keeps_tags(checkout):
     stopped = git(checkout, "commit", "-qm", "dirty")
     assert stopped.returncode == 1 and "nbs/01_data.ipynb" in stopped.stderr, stopped.stderr
     assert path.read_text(encoding="utf-8") == clean
-    tags = [cell["metadata"]["tags"] for cell in json.loads(clean)["cells"] if "tags" in cell["metadata"]]
+    tags = [cell["metadata"]["tags"] for cell in json.loads(clean)["cells"]
+            if "tags" in cell["metadata"]]
     assert tags == [["parameters"]]
 
 

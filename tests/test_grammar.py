@@ -12,7 +12,8 @@ from tiny import ROOT, tiny_model, tiny_tokenizer
 
 from kwanzaa_nb.core.answer import ModelAnswer, find_marks, parse_model_answer
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.model.grammar import BITS, Bounds, Grammar, GrammarError, GrammarProcessor, allowed, forced, record_grammar
+from kwanzaa_nb.model.grammar import (
+    BITS, Bounds, Grammar, GrammarError, GrammarProcessor, allowed, forced, record_grammar)
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.prefix import PrefixCheck
 from kwanzaa_nb.core.prompt import target_json
@@ -153,7 +154,8 @@ def test_a_mark_is_of_the_evidence_alone(grammar, tokenizer):
 
 
 def test_a_number_of_the_evidence_is_named_once(grammar, tokenizer):
-    digits = {piece for piece in behind(grammar, tokenizer, THREE, '{"evidence":[2,') if piece.strip()}
+    digits = {piece for piece in behind(grammar, tokenizer, THREE, '{"evidence":[2,')
+              if piece.strip()}
     assert digits == {"1", "3"}
     assert not any(piece[:1].isdigit() for piece in behind(grammar, tokenizer,
                                                            THREE, '{"evidence":[2'))
@@ -190,7 +192,8 @@ def test_whatever_a_grammar_lets_through_keeps_the_contract(grammar, tokenizer, 
     if vocabulary == "bytes":
         tokenizer = tiny_tokenizer()
         grammar = Grammar(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
-    eos_token_ids = [tokenizer.eos_token_id, *(encoded(tokenizer, end)[0] for end in ENDS if len(encoded(tokenizer, end)) == 1)]
+    eos_token_ids = [tokenizer.eos_token_id, *(encoded(tokenizer, end)[0] for end in ENDS
+                                               if len(encoded(tokenizer, end)) == 1)]
     chunks, named, forms = chunks_of(count), set(), set()
     for seed in range(WALKS[vocabulary]):
         raw = wander(grammar.matcher(chunks, uncited), tokenizer, eos_token_ids,

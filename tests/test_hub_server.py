@@ -82,7 +82,8 @@ def test_again_sends_nothing(server, staged):
     send(server, staged)
     asked = len(server.asked)
     assert "nothing was sent, since all was there" in send(server, staged)
-    assert not [path for method, path in server.asked[asked:] if method == "PUT" or "/commit/" in path]
+    assert not [path for method, path in server.asked[asked:]
+                if method == "PUT" or "/commit/" in path]
     assert len(server.repos["model", REPO].commits) == 2
 
 

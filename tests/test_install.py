@@ -24,7 +24,8 @@ pytestmark = pytest.mark.end_to_end
 
 def clean():
     "The environment without this interpreter's packages."
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
 
 
 def done(words, folder, status=0):
@@ -114,7 +115,8 @@ for name in {sorted(EXTRAS)!r}:
 
 def test_commands_that_need_no_torch(core, project):
     assert "validate" in core.kwanzaa("--help")[0] and "No runs" in core.kwanzaa("runs")[0]
-    configs = [path for path in sorted((project / "configs").rglob("*.yaml")) if path.parent.name not in ("accelerate", "sweeps") and path.name != "gpus.yaml"]
+    configs = [path for path in sorted((project / "configs").rglob("*.yaml"))
+               if path.parent.name not in ("accelerate", "sweeps") and path.name != "gpus.yaml"]
     assert len(configs) >= 6
     for path in configs:
         assert "no problems" in core.kwanzaa("config", "check", path, folder=project)[0]
@@ -152,8 +154,12 @@ make_run(".")
 
 
 @pytest.mark.parametrize("words, extra", [
-    (["run", "data"], "train"), (["run", "train"], "train"), (["run", "evaluate"], "eval"), (["run", "all"], "train,eval"),
-    (["run", "evaluate", "--set", "evaluation.server=http://127.0.0.1:9/v1"], "server"), (["validate", "data/training/kwanzaa_dev.jsonl", "--preview", "1"], "eval")], ids=str)
+    (["run", "data"], "train"), (["run", "train"], "train"), (["run", "evaluate"], "eval"),
+    (["run", "all"], "train,eval"), (["run", "evaluate",
+                                      "--set", "evaluation.server=http://127.0.0.1:9/v1"],
+                                     "server"), (["validate",
+                                                  "data/training/kwanzaa_dev.jsonl",
+                                                  "--preview", "1"], "eval")], ids=str)
 def test_what_needs_more_names_the_smallest_extra_in_one_sentence(core, project, words, extra):
     before = sorted(project.rglob("*"))
     out, err = core.kwanzaa(*words, status=2, folder=project)

@@ -45,7 +45,8 @@ def flat(tokens):
 
 def shape(markdown):
     "How many nodes there are of each kind that a text could make."
-    return Counter(token.type for token in flat(READER.parse(markdown)) if token.type not in ("text", "inline", "softbreak", "text_special"))
+    return Counter(token.type for token in flat(READER.parse(markdown))
+                   if token.type not in ("text", "inline", "softbreak", "text_special"))
 
 
 def words(markdown):
@@ -81,7 +82,8 @@ def test_a_quoted_text_is_read_as_it_was(text):
 
 
 @OFTEN
-@given(st.lists(TEXT, min_size=2, max_size=2), st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=3))
+@given(st.lists(TEXT, min_size=2, max_size=2),
+       st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=3))
 def test_a_table_has_its_cells_and_nothing_else(columns, rows):
     made = Table(columns, rows)._repr_markdown_()
     plain = Table(["x"] * 2, [["x"] * 2 for _ in rows])._repr_markdown_()
@@ -184,10 +186,14 @@ def test_a_question_with_a_heading_does_not_head_the_card(tmp_path):
     log.write_text(log.read_text().rpartition("\n")[0] + "\n")
     card = staging.run_card(config, folder, findings=[])
     assert "My own heading" in card and not re.search(r"^\s*#+ My own", card, re.MULTILINE)
-    headings = [token.content for before, token in zip(READER.parse(card), READER.parse(card)[1:]) if before.type == "heading_open"]
+    headings = [token.content
+                for before, token in zip(READER.parse(card), READER.parse(card)[1:])
+                if before.type == "heading_open"]
     assert not any("My own" in heading for heading in headings)
 
 
-@pytest.mark.parametrize("text", ["json_valid_rate", "0.98 [0.95, 0.99] n=120", "+0.123", "-0.5", "p < 0.001", "data/train.jsonl", "a (b), c; d", "owner/name_x"])
+@pytest.mark.parametrize("text", ["json_valid_rate", "0.98 [0.95, 0.99] n=120", "+0.123",
+                                  "-0.5", "p < 0.001", "data/train.jsonl",
+                                  "a (b), c; d", "owner/name_x"])
 def test_plain_cells_stay_plain(text):
     assert as_markdown(text) == text

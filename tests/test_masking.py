@@ -9,7 +9,8 @@ from tiny import CHATML, LAST_TURN, NO_END, ROOT, STRIPPING, THINKING, chat, tin
 
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.model.local import encode_prompts
-from kwanzaa_nb.model.masking import IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids
+from kwanzaa_nb.model.masking import (
+    IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids)
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.record import read_records
 

@@ -62,8 +62,7 @@ def asked(**changes):
 
 
 @pytest.mark.parametrize(
-    "hardware, dtype, compute, attention, four_bit, optim, differing",
-    [
+    "hardware, dtype, compute, attention, four_bit, optim, differing", [
         (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_8bit", [0, 1, 2, 4]),
         (CPU_BF16, "fp32", "bf16", SEGMENTED, True, "adamw_8bit", [0, 2, 4]),
         (CPU_BARE, "fp32", "fp32", SEGMENTED, False, "adamw_torch", [0, 1, 2, 3, 4]),
@@ -71,8 +70,8 @@ def asked(**changes):
         (A100, "bf16", "bf16", "flash_attention_2", True, "paged_adamw_8bit", []),
         (A100_BARE, "bf16", "bf16", SEGMENTED, False, "adamw_torch", [2, 3, 4]),
         (H100, "bf16", "bf16", "flash_attention_3", True, "paged_adamw_8bit", []),
-    ],
-    ids=["CPU", "CPU with bf16", "CPU without bitsandbytes", "T4", "A100", "A100 without bitsandbytes", "H100"],
+    ], ids=["CPU", "CPU with bf16", "CPU without bitsandbytes", "T4",
+            "A100", "A100 without bitsandbytes", "H100"],
 )
 def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
     found = runtime_settings(asked(), hardware)
@@ -80,7 +79,8 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
         dtype, compute, attention, four_bit, optim,
     )
     assert [difference.key for difference in found.fallbacks] == [KEYS[place] for place in differing]
-    assert all(difference.reason and difference.requested != difference.used for difference in found.fallbacks)
+    assert all(difference.reason and difference.requested != difference.used
+               for difference in found.fallbacks)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,8 @@ def test_an_optimiser_of_bitsandbytes_needs_bitsandbytes(optim):
 
 
 @pytest.mark.parametrize("asked_for, used", [
-    ("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch"), ("paged_lion_8bit", "lion_8bit"), ("paged_lion_32bit", "lion_32bit"),
+    ("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch"),
+    ("paged_lion_8bit", "lion_8bit"), ("paged_lion_32bit", "lion_32bit"),
     ("adamw_8bit", "adamw_8bit")])
 def test_without_a_gpu_nothing_is_paged(asked_for, used):
     found = runtime_settings(asked(training__optim=asked_for), CPU)
@@ -134,8 +135,11 @@ def test_without_a_gpu_nothing_is_paged(asked_for, used):
         [] if used == asked_for else ["paged optimisers move memory between GPU and host; there is no GPU"])
 
 
-@pytest.mark.parametrize("hardware, name", [(H100, "flash_attention_3"), (A100, "flash_attention_2"), (A100_BARE, SEGMENTED), (T4, SEGMENTED)])
-@pytest.mark.parametrize("flash, precision", [(True, "bf16"), (True, "fp16"), (True, "fp32"), (False, "bf16")])
+@pytest.mark.parametrize("hardware, name", [(H100, "flash_attention_3"),
+                                            (A100, "flash_attention_2"), (A100_BARE, SEGMENTED),
+                                            (T4, SEGMENTED)])
+@pytest.mark.parametrize("flash, precision", [(True, "bf16"), (True, "fp16"), (True, "fp32"),
+                                              (False, "bf16")])
 def test_attention(hardware, name, flash, precision):
     found = runtime_settings(asked(model__use_flash_attention=flash,
                                    run__mixed_precision=precision), hardware)
@@ -144,8 +148,9 @@ def test_attention(hardware, name, flash, precision):
 
 
 @pytest.mark.parametrize("capability, packages, expected", [
-    ((7, 5), (True, True), (False, False, False)), ((8, 0), (True, True), (True, True, False)), ((8, 6), (False, True), (True, False, False)),
-    ((9, 0), (True, False), (True, True, False)), ((9, 0), (True, True), (True, True, True)), ((10, 0), (True, True), (True, True, False))])
+    ((7, 5), (True, True), (False, False, False)), ((8, 0), (True, True), (True, True, False)),
+    ((8, 6), (False, True), (True, False, False)), ((9, 0), (True, False), (True, True, False)),
+    ((9, 0), (True, True), (True, True, True)), ((10, 0), (True, True), (True, True, False))])
 def test_a_gpu_is_looked_at(monkeypatch, capability, packages, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
@@ -174,7 +179,8 @@ def test_adapter_weights_are_fp32_over_a_model_in_less(local, tmp_path, dtype):
         assert trained and set(trained) == {torch.float32}
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd",
+                                   "rmsprop"])
 def test_other_optimisers_are_kept(optim):
     for hardware in (CPU, A100_BARE):
         assert runtime_settings(asked(training__optim=optim), hardware).optim == optim
@@ -199,7 +205,8 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["owner/nope", "/no/such/folder", "no such name"])
-@pytest.mark.parametrize("load", [load_tokenizer, lambda config: load_base(config, PLAIN)], ids=["tokenizer", "model"])
+@pytest.mark.parametrize("load", [load_tokenizer, lambda config: load_base(config, PLAIN)],
+                         ids=["tokenizer", "model"])
 def test_a_missing_base_model_is_one_sentence(offline, name, load):
     with pytest.raises(ModelError) as error:
         load(tiny_config(model__base_model_id=name))
@@ -266,8 +273,10 @@ def test_a_file_of_a_package_that_is_not_known_is_not_refused(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "chat_template.jinja"]),
-       share=st.floats(0, 0.999), how=st.sampled_from(["cut", "gone", "zeros"]))
+@given(name=st.sampled_from(["config.json", "tokenizer.json",
+                             "tokenizer_config.json", "model.safetensors",
+                             "chat_template.jinja"]), share=st.floats(0, 0.999),
+       how=st.sampled_from(["cut", "gone", "zeros"]))
 def test_a_damaged_copy_is_unpacked_again(name, share, how):
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         gguf = Path(place, "tiny.gguf")
@@ -352,7 +361,8 @@ def end(tiny):
     return tiny.convert_tokens_to_ids("<|im_end|>")
 
 
-@pytest.mark.parametrize("listed", [end, lambda tiny: [tiny.eos_token_id, end(tiny)], lambda tiny: [end(tiny)], lambda tiny: [999_999, end(tiny)]])
+@pytest.mark.parametrize("listed", [end, lambda tiny: [tiny.eos_token_id, end(tiny)],
+                                    lambda tiny: [end(tiny)], lambda tiny: [999_999, end(tiny)]])
 def test_the_ids_of_the_generation_config_end_turns_everywhere(local, tmp_path, capsys, listed):
     config = named_ends(local, listed)
     tokenizer = load_tokenizer(config)
@@ -399,8 +409,10 @@ def test_an_end_that_nothing_names_is_one_sentence_with_the_mend(local):
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("content", ['{"eos_token_id": "x"}', '{"eos_token_id": [1, "x"]}', '{"eos_token_id": true}', '{"eos_token_id": [[1]]}', "{half", "[]", "",
-                                     '{"eos_token_id": 1.5}', "null"])
+@pytest.mark.parametrize("content", ['{"eos_token_id": "x"}',
+                                     '{"eos_token_id": [1, "x"]}',
+                                     '{"eos_token_id": true}', '{"eos_token_id": [[1]]}',
+                                     "{half", "[]", "", '{"eos_token_id": 1.5}', "null"])
 def test_a_generation_config_that_cannot_be_read_is_one_sentence(local, content):
     config = named_ends(local, end)
     (local / "generation_config.json").write_text(content, encoding="utf-8")
@@ -442,8 +454,8 @@ def strange(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "revision, outcome",
-    [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"), ("0123456789" * 4, "runs")],
+    "revision, outcome", [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"),
+                          ("0123456789" * 4, "runs")],
 )
 def test_code_of_a_repository_runs_only_when_pinned(strange, revision, outcome):
     config = tiny_config(model__base_model_id=strange,
@@ -467,7 +479,9 @@ def test_code_is_not_needed_for_a_known_model(local):
 
 
 def outputs(model):
-    inputs = {name: value for name, value in flatten_rows([row(6, 5), row(3, 2, first=90)]).items() if name != "labels"}
+    inputs = {name: value
+              for name, value in flatten_rows([row(6, 5), row(3, 2, first=90)]).items()
+              if name != "labels"}
     with torch.no_grad():
         return model(**inputs, use_cache=False).logits
 
@@ -562,7 +576,8 @@ def test_target_modules_that_match_nothing_list_the_layers():
     )
 
 
-@pytest.mark.parametrize("modules, layers", [("all-linear", 14), (["q_proj", "v_proj"], 4), (["down_proj"], 2)])
+@pytest.mark.parametrize("modules, layers", [("all-linear", 14), (["q_proj", "v_proj"], 4),
+                                             (["down_proj"], 2)])
 def test_target_modules(modules, layers):
     adapted = add_adapter(tiny_model(), tiny_config(adapter__target_modules=modules,
                                                     adapter__r=4, adapter__alpha=12))
@@ -592,8 +607,8 @@ def test_an_adapter_is_loaded_for_generation(saved):
 
 
 @pytest.mark.parametrize(
-    "gone",
-    [["adapter_config.json"], ["adapter_model.safetensors"], ["adapter_config.json", "adapter_model.safetensors"]],
+    "gone", [["adapter_config.json"], ["adapter_model.safetensors"],
+             ["adapter_config.json", "adapter_model.safetensors"]],
 )
 def test_a_folder_that_is_no_adapter(saved, gone):
     for name in gone:
@@ -608,7 +623,8 @@ def test_an_adapter_folder_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"hidden_size": 64}, {"layers": 1}, {"layers": 3}], ids=["wider", "fewer layers", "more layers"]
+    "settings", [{"hidden_size": 64}, {"layers": 1}, {"layers": 3}],
+    ids=["wider", "fewer layers", "more layers"]
 )
 def test_an_adapter_of_another_model_is_refused(saved, settings):
     with pytest.raises(ModelError, match="does not fit the base model"):

@@ -126,7 +126,8 @@ def test_scaling_and_dropout_are_passed_on():
     query, key, value = (torch.randn(1, 2, 5, 4) for _ in range(3))
     starts = torch.tensor([0, 5], dtype=torch.int32)
     plain, scaled = (
-        segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=scale)[0] for scale in (None, 0.5)
+        segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=scale)[0]
+        for scale in (None, 0.5)
     )
     other = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=0.1)[0]
     dropped = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, dropout=0.9)[0]
@@ -210,14 +211,16 @@ def random_records(generator, count):
     instructions, contexts = [stable_hash(20),
                               stable_hash(18)], [stable_hash(17), stable_hash(30), stable_hash(5)]
     pick = lambda items: items[int(torch.randint(len(items), (1,), generator=generator))]  # noqa: E731
-    return [record_of([*pick(instructions), *pick(contexts), *stable_hash(4)], stable_hash(6)) for _ in range(count)]
+    return [record_of([*pick(instructions), *pick(contexts), *stable_hash(4)], stable_hash(6))
+            for _ in range(count)]
 
 
 def loss_and_gradient(model, batch):
     model.zero_grad()
     total, count = supervised_loss(model, batch)
     total.backward()
-    return total.item(), count, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return total.item(), count, {name: parameter.grad.clone()
+                                 for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -28,14 +28,16 @@ def answer(numbers, text, completeness="complete", missing=()):
 
 
 def outputs(records, *raws):
-    return [{"id": record["id"], "arm": "a", "raw": raw, "finish_reason": "stop"} for record, raw in zip(records, raws)]
+    return [{"id": record["id"], "arm": "a", "raw": raw, "finish_reason": "stop"}
+            for record, raw in zip(records, raws)]
 
 
 @pytest.fixture
 def file_of(tmp_path):
     def write(*rows, name="found.jsonl"):
         path = tmp_path / name
-        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n"
+                                for row in rows), encoding="utf-8")
         return path
     return write
 
@@ -43,7 +45,8 @@ def file_of(tmp_path):
 def problems_of(path, **more):
     with pytest.raises(DataError) as caught:
         read_passages(path, **more)
-    return [(problem.where.removeprefix(f"{path.name}, "), problem.code) for problem in caught.value.problems]
+    return [(problem.where.removeprefix(f"{path.name}, "), problem.code)
+            for problem in caught.value.problems]
 
 
 def test_the_prompt_shows_labels_years_and_numbered_sentences():
@@ -56,7 +59,8 @@ def test_the_prompt_shows_labels_years_and_numbered_sentences():
 
 
 def test_passages_without_any_name_are_numbered():
-    bare = passage_record({**ROW, "chunks": [{"chunk_id": name, "text": "It rained."} for name in "ab"]}, year=1984)
+    bare = passage_record({**ROW, "chunks": [{"chunk_id": name, "text": "It rained."}
+                                             for name in "ab"]}, year=1984)
     assert "Passage 1, 1984\n[1] It rained. [1]\n\nPassage 2, 1984\n[2]" in bare["messages"][1]["content"]
 
 

@@ -117,8 +117,8 @@ def test_whole_objects_before_a_break_are_read():
 
 
 @pytest.mark.parametrize("raw", [
-    "", " ", "No.", "{}", "[]", "[1, 2]", '["a"]', json.dumps(WHEEL), "[{", "[" * 50_000, '[{"question":' + "[" * 50_000,
-    "[{'question': 'Who?'}]"])
+    "", " ", "No.", "{}", "[]", "[1, 2]", '["a"]', json.dumps(WHEEL), "[{",
+    "[" * 50_000, '[{"question":' + "[" * 50_000, "[{'question': 'Who?'}]"])
 def test_garbage_is_one_reason(raw):
     assert [one.reason for one in read_proposals(raw, CHUNKS["mill"], "m")] == ["no_array"]
 

@@ -102,7 +102,8 @@ def test_a_file_that_is_something_else_is_one_problem_with_its_cause(tmp_path, n
     path, content = tmp_path / "corpus" / f"a{suffix}", OTHERS[name]
     path.write_bytes(content)
     questions = tmp_path / "q.jsonl"
-    questions.write_text("".join(json.dumps({**QUESTION, "question_id": f"q-{place}"}) + "\n" for place in range(99)), encoding="utf-8")
+    questions.write_text("".join(json.dumps({**QUESTION, "question_id": f"q-{place}"}) + "\n"
+                                 for place in range(99)), encoding="utf-8")
     with pytest.raises(DataError) as error:
         load_corpus(path, questions,
                     CorpusOptions(defaults={"year": 1966, "source_org": "A",
@@ -136,7 +137,8 @@ PRETTY = {
 }
 
 
-@pytest.mark.parametrize("code, content", [(code, content) for code, contents in PRETTY.items() for content in contents])
+@pytest.mark.parametrize("code, content", [(code, content) for code, contents in PRETTY.items()
+                                           for content in contents])
 def test_what_is_no_json_lines_is_one_problem(tmp_path, code, content):
     path, problems = tmp_path / "a.jsonl", []
     path.write_text(content, encoding="utf-8")
@@ -147,8 +149,9 @@ def test_what_is_no_json_lines_is_one_problem(tmp_path, code, content):
 
 
 @pytest.mark.parametrize("content, codes", [
-    (b'[1]\n{"a": 1}\n{"a": 2}', ["not_an_object"]), (b'{"a": 1}\n[\n{"a": 2}', ["bad_json"]), (b'{"a": [1,\n{"a": 2}', ["bad_json"]),
-    (b'# words\n{"a": 1}\n', ["bad_json"]), (b"5", ["not_an_object"]), (b'{"a": 1}, \n{"a": 2}', ["bad_json"]), (b'{"a": 1}\n', [])])
+    (b'[1]\n{"a": 1}\n{"a": 2}', ["not_an_object"]), (b'{"a": 1}\n[\n{"a": 2}', ["bad_json"]),
+    (b'{"a": [1,\n{"a": 2}', ["bad_json"]), (b'# words\n{"a": 1}\n', ["bad_json"]),
+    (b"5", ["not_an_object"]), (b'{"a": 1}, \n{"a": 2}', ["bad_json"]), (b'{"a": 1}\n', [])])
 def test_bad_lines_among_good_ones_stay_bad_lines(tmp_path, content, codes):
     problems = []
     (tmp_path / "a.jsonl").write_bytes(content)
@@ -218,7 +221,8 @@ NAMES = ["chunk_id", "text", "tags"]
 
 
 @FUZZ
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=8), st.integers(0, 2), st.integers(0, 3), BLANK, st.booleans(),
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=8),
+       st.integers(0, 2), st.integers(0, 3), BLANK, st.booleans(),
        st.sampled_from(["", "\ufeff"]), st.sampled_from([",", ";", "\t"]), st.booleans())
 def test_blank_rows_and_columns_of_a_spreadsheet_are_passed_over(tmp_path, rows, before, behind, blank, quoted, mark, separator, trailing):
     held, expected, number = io.StringIO(newline=""), [], 1
@@ -235,15 +239,18 @@ def test_blank_rows_and_columns_of_a_spreadsheet_are_passed_over(tmp_path, rows,
         expected += [(number, dict(zip(NAMES[:2], values)))] if filled else []
     (tmp_path / "a.csv").write_bytes((mark + held.getvalue()).encode())
     problems = []
-    found = [(at, {name: row[name] for name in NAMES[:2]}) for at, row in read_csv(tmp_path / "a.csv", "a.csv", problems)]
+    found = [(at, {name: row[name] for name in NAMES[:2]})
+             for at, row in read_csv(tmp_path / "a.csv", "a.csv", problems)]
     assert found == expected
     assert [problem.code for problem in problems] == ([] if expected else ["empty_file"])
 
 
 @pytest.mark.parametrize("content, code", [
-    ("a;b\n1;2\n" * 300, "bad_separator"), ('"a";"b"\n"1";"2, 3"\n', "bad_separator"), ("a\tb\n1\t2\n", "bad_separator"), ("a|b\n1|2\n", "bad_separator"),
-    ('{"a": 1, "b": 2}\n' * 300, "other_format"), ("[\n 1,\n 2]\n", "other_format"), (",,\n , ,\n", "empty_file"), ("a,b\n,\n\n", "empty_file"),
-    ("a,\n1,2\n", "bad_column"), (",a\n1,2\n", "bad_column")])
+    ("a;b\n1;2\n" * 300, "bad_separator"), ('"a";"b"\n"1";"2, 3"\n', "bad_separator"),
+    ("a\tb\n1\t2\n", "bad_separator"), ("a|b\n1|2\n", "bad_separator"),
+    ('{"a": 1, "b": 2}\n' * 300, "other_format"), ("[\n 1,\n 2]\n", "other_format"),
+    (",,\n , ,\n", "empty_file"), ("a,b\n,\n\n", "empty_file"), ("a,\n1,2\n", "bad_column"),
+    (",a\n1,2\n", "bad_column")])
 def test_a_csv_that_is_none_is_one_problem(tmp_path, content, code):
     problems = []
     (tmp_path / "a.csv").write_text(content, encoding="utf-8")
@@ -271,15 +278,18 @@ def columns(**changes):
 
 
 @pytest.mark.parametrize("year", [
-    pa.array([1966.0]), pa.array([1966.0], pa.float32()), pa.array([1966], pa.uint16()), pa.array(["1966"]), pa.array(["1966.0"]), pa.array([Decimal("1966.00")]),
-    pa.array(["1966"]).dictionary_encode(), pa.array([1966]).dictionary_encode(), pa.array(["1966"], pa.large_string())])
+    pa.array([1966.0]), pa.array([1966.0], pa.float32()), pa.array([1966], pa.uint16()),
+    pa.array(["1966"]), pa.array(["1966.0"]), pa.array([Decimal("1966.00")]),
+    pa.array(["1966"]).dictionary_encode(), pa.array([1966]).dictionary_encode(),
+    pa.array(["1966"], pa.large_string())])
 def test_a_year_of_any_column_is_a_year(tmp_path, year):
     assert corpus_of(tmp_path, columns(year=year))["c-1"].year == 1966
 
 
 @pytest.mark.parametrize("year", [
-    pa.array([float("nan")]), pa.array([None], pa.float64()), pa.array([None]), pa.array([None], pa.timestamp("ns")), pa.array(["NaN"]), pa.array(["nan"]),
-    pa.array(["NA"]), pa.array(["<NA>"]), pa.array([""]), pa.array([" "]), pa.array(["None"]), pa.array(["NaT"])])
+    pa.array([float("nan")]), pa.array([None], pa.float64()), pa.array([None]),
+    pa.array([None], pa.timestamp("ns")), pa.array(["NaN"]), pa.array(["nan"]), pa.array(["NA"]),
+    pa.array(["<NA>"]), pa.array([""]), pa.array([" "]), pa.array(["None"]), pa.array(["NaT"])])
 def test_no_year_is_missing(tmp_path, year):
     assert corpus_of(tmp_path, columns(year=year), defaults={"year": 1999})["c-1"].year == 1999
     with pytest.raises(DataError) as error:
@@ -288,11 +298,16 @@ def test_no_year_is_missing(tmp_path, year):
 
 
 @pytest.mark.parametrize("name, value", [
-    ("year", pa.array([1966.5])), ("year", pa.array([float("inf")])), ("year", pa.array([datetime(1966, 1, 1)])), ("year", pa.array([date(1966, 1, 1)])),
-    ("year", pa.array([b"1966"])), ("year", pa.array([True])), ("year", pa.array([{"year": 1966}])), ("text", pa.array([b"It was first held in 1966."])),
-    ("text", pa.array([7])), ("text", pa.array([["a"]])), ("tags", pa.array([[None]], pa.list_(pa.string()))), ("tags", pa.array([7])),
-    ("doc_id", pa.array([7.0])), ("source_org", pa.array([{"name": "A"}])), ("canonical_url", pa.array([b"https://example.org/"])), ("license", pa.array([Decimal("4.0")])),
-    ("license", pa.array([float("nan")])), ("source_org", pa.array([None], pa.string()))])
+    ("year", pa.array([1966.5])), ("year", pa.array([float("inf")])),
+    ("year", pa.array([datetime(1966, 1, 1)])), ("year", pa.array([date(1966, 1, 1)])),
+    ("year", pa.array([b"1966"])), ("year", pa.array([True])),
+    ("year", pa.array([{"year": 1966}])), ("text", pa.array([b"It was first held in 1966."])),
+    ("text", pa.array([7])), ("text", pa.array([["a"]])),
+    ("tags", pa.array([[None]], pa.list_(pa.string()))), ("tags", pa.array([7])),
+    ("doc_id", pa.array([7.0])), ("source_org", pa.array([{"name": "A"}])),
+    ("canonical_url", pa.array([b"https://example.org/"])),
+    ("license", pa.array([Decimal("4.0")])), ("license", pa.array([float("nan")])),
+    ("source_org", pa.array([None], pa.string()))])
 def test_what_a_column_cannot_be_is_named(tmp_path, name, value):
     with pytest.raises(DataError) as error:
         corpus_of(tmp_path, columns(**{name: value}))
@@ -314,8 +329,10 @@ def test_missing_texts_lists_and_answers_of_a_table(tmp_path):
 
 
 @pytest.mark.parametrize("table", [
-    pa.table({}), pa.table({"chunk_id": pa.array([], pa.string())}), pa.Table.from_pylist([CHUNK]).slice(0, 0),
-    pa.table({"chunk_id": pa.array([None, None], pa.string()), "year": pa.array([float("nan"), None])})])
+    pa.table({}), pa.table({"chunk_id": pa.array([], pa.string())}),
+    pa.Table.from_pylist([CHUNK]).slice(0, 0),
+    pa.table({"chunk_id": pa.array([None, None], pa.string()),
+              "year": pa.array([float("nan"), None])})])
 def test_an_empty_parquet_holds_no_records(tmp_path, table):
     pq.write_table(table, tmp_path / "a.parquet")
     problems = []
@@ -449,7 +466,8 @@ def test_any_value_at_any_place_is_named_or_used(tmp_path, path, value, targets)
         records = read_records(file, shown="a.jsonl", targets=targets)
     except DataError as error:
         str(error).encode()
-        wheres = [problem.where.partition(", line 1")[2].removeprefix(", ") for problem in error.problems]
+        wheres = [problem.where.partition(", line 1")[2].removeprefix(", ")
+                  for problem in error.problems]
         ours = named(path)
         about = [where for where in wheres if where.startswith(ours) or ours.startswith(where)]
         assert about or {problem.code for problem in error.problems} <= CROSS or path[0] == "messages", (ours, str(error))
@@ -458,7 +476,8 @@ def test_any_value_at_any_place_is_named_or_used(tmp_path, path, value, targets)
 
 
 @settings(FUZZ, max_examples=150)
-@given(st.sampled_from([("",), *places_in(good_record())]), st.characters(categories=["Cs"]), st.booleans(), st.booleans())
+@given(st.sampled_from([("",), *places_in(good_record())]), st.characters(categories=["Cs"]),
+       st.booleans(), st.booleans())
 def test_half_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path, path, sign, as_key, targets):
     record, part = good_record(), None
     for name in path if path != ("",) else ():
@@ -473,14 +492,19 @@ def test_half_a_surrogate_pair_is_refused_wherever_it_stands(tmp_path, path, sig
         read_records(written(tmp_path, record), shown="a.jsonl", targets=targets)
     str(error.value).encode()
     start = named(path[:1]) if path != ("",) else ""
-    assert any(problem.where.startswith(f"a.jsonl, line 1, {start}") for problem in error.value.problems)
+    assert any(problem.where.startswith(f"a.jsonl, line 1, {start}")
+               for problem in error.value.problems)
 
 
 @pytest.mark.parametrize("name, value, mend", [
-    ("year", "1966", "write 1966"), ("year", 1966.0, "write 1966"), ("year", "1966-05-01", "write 1966"), ("year", " 1966 ", "write 1966"),
-    ("year", "c. 1966", "write 1966"), ("year", "1966 or 1967", "leave it out"), ("year", None, "leave it out"), ("doc_id", None, "leave it out"), ("doc_id", 7, 'write "7"'),
-    ("namespace", ["a"], "leave it out"), ("tags", "a|b, c", 'write ["a", "b", "c"]'), ("gold", "True", "write true"), ("gold", 0, "write false"),
-    ("canonical_url", "example.org/a", "write https://example.org/a"), ("canonical_url", "", "leave it out"), ("score", "0.5", "write 0.5"),
+    ("year", "1966", "write 1966"), ("year", 1966.0, "write 1966"),
+    ("year", "1966-05-01", "write 1966"), ("year", " 1966 ", "write 1966"),
+    ("year", "c. 1966", "write 1966"), ("year", "1966 or 1967", "leave it out"),
+    ("year", None, "leave it out"), ("doc_id", None, "leave it out"), ("doc_id", 7, 'write "7"'),
+    ("namespace", ["a"], "leave it out"), ("tags", "a|b, c", 'write ["a", "b", "c"]'),
+    ("gold", "True", "write true"), ("gold", 0, "write false"),
+    ("canonical_url", "example.org/a", "write https://example.org/a"),
+    ("canonical_url", "", "leave it out"), ("score", "0.5", "write 0.5"),
     ("chunk_id", 7, 'write "7"'), ("license", 4.0, 'write "4.0"')])
 def test_a_value_that_is_nearly_right_has_its_mend(tmp_path, name, value, mend):
     report = validate_records(written(tmp_path, put_at(good_record(), ("chunks", 0, name),
@@ -533,7 +557,8 @@ def test_deep_nesting_is_named_and_long_names_are_cut(tmp_path):
 @given(st.sampled_from([("c", path) for path in places_in(CHUNK)] + [("q", path) for path in places_in(QUESTION)]), VALUES)
 def test_any_value_in_a_corpus_is_named_or_builds_records_that_are_read(tmp_path, place, value):
     kind, path = place
-    chunk, question = (put_at(row, path, value) if kind == one else row for one, row in (("c", CHUNK), ("q", QUESTION)))
+    chunk, question = (put_at(row, path, value) if kind == one else row
+                       for one, row in (("c", CHUNK), ("q", QUESTION)))
     for name, row in (("c", chunk), ("q", question)):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     try:
@@ -586,7 +611,9 @@ def test_every_reader_of_a_question_agrees(question, text, gone):
     assert question_of(record) == bare["question"] == question.strip()
     assert shown_problems(bare) == shown_problems(filled_in(record, 1)) == []
     fewer = without_chunk(record, gone)
-    assert fewer["messages"][1]["content"] == render_user(question, [chunk for chunk in chunks if chunk["chunk_id"] != gone])
+    assert fewer["messages"][1]["content"] == render_user(question,
+                                                          [chunk for chunk in chunks
+                                                           if chunk["chunk_id"] != gone])
     assert asked_as(record, "x", "Why?")["messages"][1]["content"] == render_user("Why?", chunks)
 
 
@@ -666,7 +693,8 @@ def test_what_is_no_file_is_told_and_not_read(tmp_path, kind, suffix):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "folder", "nowhere"])
-@pytest.mark.parametrize("words", [["validate", "{}"], ["config", "check", "{}"], ["run", "data", "--config", "{}"], ["sweep", "{}"]])
+@pytest.mark.parametrize("words", [["validate", "{}"], ["config", "check", "{}"],
+                                   ["run", "data", "--config", "{}"], ["sweep", "{}"]])
 def test_commands_say_what_is_no_file(tmp_path, monkeypatch, capsys, kind, words):
     monkeypatch.chdir(tmp_path)
     path = odd_path(tmp_path, kind, ".yaml")
@@ -686,10 +714,12 @@ HALF = "the line may be half written"
 
 
 @pytest.mark.parametrize("last, mend", [
-    (b'{"a": "b', HALF), (b'{"a":', HALF), (b'{"a": 1', HALF), (b"{", HALF), (b"Entry not found", "one line of JSON"), (b"404: Not Found", "JSON alone"),
-    (b'cb({"a": 1})', "one line of JSON"), (b'{"a": 1}{"a": 2}', "JSON alone"), (b'{"a": 1} // note', "leave it out"),
-    (b"{'a': 1}", "double quotes"), (b'{"a": 1,}', "comma"), (b"\0\0\0", "restore"), (b'{"a": 1}\0\0', "restore"), (b"\x1a", "one line of JSON"),
-    (b"null", "{...}"), (b"3", "{...}"), (b'"a"', "{...}")])
+    (b'{"a": "b', HALF), (b'{"a":', HALF), (b'{"a": 1', HALF), (b"{", HALF),
+    (b"Entry not found", "one line of JSON"), (b"404: Not Found", "JSON alone"),
+    (b'cb({"a": 1})', "one line of JSON"), (b'{"a": 1}{"a": 2}', "JSON alone"),
+    (b'{"a": 1} // note', "leave it out"), (b"{'a': 1}", "double quotes"),
+    (b'{"a": 1,}', "comma"), (b"\0\0\0", "restore"), (b'{"a": 1}\0\0', "restore"),
+    (b"\x1a", "one line of JSON"), (b"null", "{...}"), (b"3", "{...}"), (b'"a"', "{...}")])
 def test_the_mend_of_a_line_is_that_of_its_cause(tmp_path, last, mend):
     problems = []
     (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\n' + last)
@@ -719,9 +749,12 @@ def table_of(tmp_path, text):
 
 
 @pytest.mark.parametrize("text, where, word", [
-    ("\ufeffa,b\n1,2\n\ufeffa,b\n", "row 3", "headings once more"), ("a,b\n1,2\n\0\0\0", "row 3", "U+0000"), ("a,b\n1,2\n\x1a", "row 3", "U+001A"),
-    ("\0\0a,b\n1,2\n", "row 1", "U+0000"), ("\0\0", "row 1", "U+0000"), ("# exported\na,b\n1,2\n", "row 1", "above"),
-    ("Mine,,,\na,b,c,d\n1,2,3,4\n", "row 1", "3 columns have no name"), ("a,b\n1,2\nTotal\n", "row 3", "1 cell, expected 2"), ("a\tb\n1\t2\n", "row 1", "a tab")])
+    ("\ufeffa,b\n1,2\n\ufeffa,b\n", "row 3", "headings once more"),
+    ("a,b\n1,2\n\0\0\0", "row 3", "U+0000"), ("a,b\n1,2\n\x1a", "row 3", "U+001A"),
+    ("\0\0a,b\n1,2\n", "row 1", "U+0000"), ("\0\0", "row 1", "U+0000"),
+    ("# exported\na,b\n1,2\n", "row 1", "above"), ("Mine,,,\na,b,c,d\n1,2,3,4\n",
+                                                   "row 1", "3 columns have no name"),
+    ("a,b\n1,2\nTotal\n", "row 3", "1 cell, expected 2"), ("a\tb\n1\t2\n", "row 1", "a tab")])
 def test_what_other_programs_leave_in_a_csv_is_one_problem(tmp_path, text, where, word):
     _, [(place, what, mend)] = table_of(tmp_path, text)
     assert place == f"a.csv, {where}" and word in what and mend and "\t" not in mend
@@ -761,7 +794,8 @@ def test_a_table_whose_first_row_names_no_field_is_one_problem(tmp_path, mark):
 
 
 @pytest.mark.parametrize("cell, tags", [
-    ('["a", "b"]', ("a", "b")), ("[]", ()), ("a|b", ("a", "b")), ("[draft]", ("[draft]",)), ("['a' 'b']", None), ("['a', 'b']", None), ('["a", 1]', None), ('["a"', None)])
+    ('["a", "b"]', ("a", "b")), ("[]", ()), ("a|b", ("a", "b")), ("[draft]", ("[draft]",)),
+    ("['a' 'b']", None), ("['a', 'b']", None), ('["a", 1]', None), ('["a"', None)])
 def test_a_list_as_an_export_writes_it_is_a_list_or_named(tmp_path, cell, tags):
     rows, problems = told_of(tmp_path, csv_of(CHUNK | {"tags": cell}))
     assert [row.tags for row in rows] == ([] if tags is None else [tags])
@@ -769,9 +803,11 @@ def test_a_list_as_an_export_writes_it_is_a_list_or_named(tmp_path, cell, tags):
 
 
 @pytest.mark.parametrize("value, year", [
-    ("1,961", 1961), ("1 961", 1961), ("1.961", 1961), ("1\u202f961", 1961), ("01/02/1961", 1961), ("1961-02-03 04:05:06", 1961), ("'1961", 1961), ("c. 1961", 1961),
-    ("1961年", 1961), (1961.0, 1961), (date(1961, 2, 3), 1961), (datetime(1961, 2, 3), 1961), (["1961"], 1961), ("1961-1965", None), ("-1961", None), ("1.961E3", None),
-    (True, None), (None, None), ("19610", None), ({"a": 1961}, None), ("x" * 10**6, None)])
+    ("1,961", 1961), ("1 961", 1961), ("1.961", 1961), ("1\u202f961", 1961), ("01/02/1961", 1961),
+    ("1961-02-03 04:05:06", 1961), ("'1961", 1961), ("c. 1961", 1961), ("1961年", 1961),
+    (1961.0, 1961), (date(1961, 2, 3), 1961), (datetime(1961, 2, 3), 1961), (["1961"], 1961),
+    ("1961-1965", None), ("-1961", None), ("1.961E3", None), (True, None), (None, None),
+    ("19610", None), ({"a": 1961}, None), ("x" * 10**6, None)])
 def test_the_year_that_is_meant(value, year):
     assert year_meant(value) == year
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = "https://github.com/ainative/kwanzaa-notebooks/blob/main/"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
              "outputs/README.md", "configs/README.md")
-GUIDES = tuple(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "nbs" / "guides").glob("*.ipynb")))
+GUIDES = tuple(path.relative_to(ROOT).as_posix()
+               for path in sorted((ROOT / "nbs" / "guides").glob("*.ipynb")))
 MADE_LATER = ("outputs/", "mine/", "configs/mine.yaml", ".venv", "draft.py", "OUT.ipynb")
 TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests",
                                                 "outputs", "kwanzaa_nb", ".ci", ".github"}
@@ -22,7 +23,8 @@ def read(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     if not name.endswith(".ipynb"):
         return text
-    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"]
+                       if cell["cell_type"] == "markdown")
 
 
 def commands(name):
@@ -34,7 +36,8 @@ def mentioned(text):
     "Words in code that are paths of this project, and links into it."
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
     words = {word.rstrip(".,;:") for word in re.split(r"[\s`'\"(){}=|]+", code)}
-    paths = {word for word in words if "/" in word and word.split("/")[0] in TOP and not re.search(r"[*<>]", word)}
+    paths = {word for word in words
+             if "/" in word and word.split("/")[0] in TOP and not re.search(r"[*<>]", word)}
     return paths | {word for word in words if re.fullmatch(r"(?:[A-Z]{6,}(?:\.md)?|Makefile|[\w.]+\.ini)", word) and word in TOP}
 
 
@@ -43,7 +46,8 @@ def links(text, document):
     found = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
     inside = [target.removeprefix(HERE) for target in found if target.startswith(HERE)]
     relative = [target for target in found if target and not re.match(r"[a-z]+:", target)]
-    return inside + [str((document.parent / target).resolve().relative_to(ROOT)) for target in relative]
+    return inside + [str((document.parent / target).resolve().relative_to(ROOT))
+                     for target in relative]
 
 
 def test_readme_is_the_index_notebook():
@@ -57,8 +61,10 @@ def test_readme_is_three_screens():
 @pytest.mark.parametrize("name", [*DOCUMENTS, *GUIDES])
 def test_what_is_pointed_to_exists(name):
     document, text = ROOT / name, read(name)
-    wanted = {path for path in mentioned(text) | set(links(text, document)) if not path.startswith(MADE_LATER)}
-    missing = sorted(path for path in wanted if not (ROOT / path).exists() and not list(ROOT.glob(path + "*")))
+    wanted = {path for path in mentioned(text) | set(links(text, document))
+              if not path.startswith(MADE_LATER)}
+    missing = sorted(path for path in wanted
+                     if not (ROOT / path).exists() and not list(ROOT.glob(path + "*")))
     assert not missing, f"{name} points to what is not there: {', '.join(missing)}"
 
 
@@ -88,7 +94,8 @@ def test_overrides_that_guides_show_are_accepted():
     from kwanzaa_nb.run.cli import parser
     from kwanzaa_nb.core.config import load_config
 
-    lines = [line for name in ("README.md", *GUIDES) for line in commands(name) if line.startswith("run ")]
+    lines = [line for name in ("README.md", *GUIDES) for line in commands(name)
+             if line.startswith("run ")]
     for line in lines:
         given = parser().parse_args(shlex.split(line))
         load_config(ROOT / given.config, dict(given.set))
@@ -109,9 +116,11 @@ def test_demo_figures_have_a_place():
 
 def test_beside_the_demo_stands_the_best_of_the_stored_rules():
     stored = json.loads((ROOT / "data" / "benchmarks" / "rules_demo.json").read_text(encoding="utf-8"))["measured"]
-    tables = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in read("README.md").splitlines() if line.startswith("|")]
+    tables = [[cell.strip(" `") for cell in line.strip("|").split("|")]
+              for line in read("README.md").splitlines() if line.startswith("|")]
     said = {cells[0]: cells[3] for cells in tables if len(cells) == 4 and "[" in cells[3]}
     names = {"minimal pairs, both right": "minimal_pair_accuracy"}
     best = {row: max((rule[names.get(row, row)] for rule in stored.values()), key=lambda rate: rate["value"]) for row in said}
     assert len(said) == 5
-    assert said == {row: f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]" for row, rate in best.items()}
+    assert said == {row: f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+                    for row, rate in best.items()}

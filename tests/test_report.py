@@ -89,7 +89,8 @@ def test_every_record_and_arm_is_in_the_page():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=60), st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=30))
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=60),
+       st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=30))
 def test_nothing_that_was_written_breaks_out(raw, question):
     tags = set(Page(page_of("Sure!")).tags)
     for odd in (raw, raw + "</script><script>alert(1)</script>", "<!--" + raw,
@@ -116,42 +117,46 @@ def test_the_page_tells_which_sentences_are_named():
     assert "mark>" not in rows_of("Sure! [2]")[0]["chunks"][0]["shown"].split("[2]")[1]
 
 
+def in_browser(tmp_path, page, script):
+    "What a browser makes of a page in which a script runs at the end."
+    whole = str(page).replace("</body>", f"<script>{script}</script></body>")
+    (tmp_path / "page.html").write_text(whole, encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+               "--enable-logging=stderr", "--virtual-time-budget=3000"]
+    done = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True,
+                          text=True, encoding="utf-8", timeout=300, check=True)
+    assert "CONSOLE" not in done.stderr
+    return done.stdout
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
 def test_the_page_in_a_browser_draws_what_was_told(tmp_path):
     "Characters beyond two bytes count once, marks are coloured, hostile text stays text."
     page = page_of(answer([1, 7], "It \N{GRINNING FACE} opened. [1] <img src=x> [7] [2]"),
                    text="\N{GRINNING FACE} It opened in 1966. It <b>closed</b>.")
-    opening = "<script>document.querySelectorAll('details').forEach(one => { one.open = true; })</script>"
-    (tmp_path / "page.html").write_text(str(page).replace("</body>", f"{opening}</body>"),
-                                        encoding="utf-8")
-    done = subprocess.run(["chromium", "--headless", "--no-sandbox",
-                           "--disable-gpu", "--enable-logging=stderr",
-                           "--virtual-time-budget=3000", "--dump-dom",
-                           (tmp_path / "page.html").as_uri()], capture_output=True,
-                          text=True, encoding="utf-8", timeout=300, check=True)
-    assert "CONSOLE" not in done.stderr
+    opening = "document.querySelectorAll('details').forEach(one => { one.open = true; })"
+    drawn = in_browser(tmp_path, page, opening)
     assert ('<small class="number">[1]</small> <mark>\N{GRINNING FACE} It opened in 1966.</mark><sup>expected, base, adapter</sup> '
-            '<small class="number">[2]</small> It &lt;b&gt;closed&lt;/b&gt;.</p></div>') in done.stdout
+            '<small class="number">[2]</small> It &lt;b&gt;closed&lt;/b&gt;.</p></div>') in drawn
     evidence = '{"evidence": [<b class="there">1</b>, <b class="astray">7</b>], '
-    assert done.stdout.count(evidence) == 2
-    assert done.stdout.count('<b class="there">[1]</b> &lt;img src=x&gt; <b class="astray">[7]</b> <b class="astray">[2]</b>') >= 2
+    assert drawn.count(evidence) == 2
+    assert drawn.count('<b class="there">[1]</b> &lt;img src=x&gt; <b class="astray">[7]</b> <b class="astray">[2]</b>') >= 2
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
-@pytest.mark.parametrize("chosen, shown", [({}, ["r1", "r2"]), ({"answerable": "yes"}, ["r1"]), ({"outcome": "passed"}, []), ({"search": "a LABEL"}, ["r1"]),
-                                           ({"outcome": "failed", "category": "refusal"}, ["r2"]), ({"search": "</b"}, [])])
+@pytest.mark.parametrize("chosen, shown", [({}, ["r1", "r2"]), ({"answerable": "yes"}, ["r1"]),
+                                           ({"outcome": "passed"}, []),
+                                           ({"search": "a LABEL"}, ["r1"]),
+                                           ({"outcome": "failed", "category": "refusal"}, ["r2"]),
+                                           ({"search": "</b"}, [])])
 def test_the_filter_in_a_browser(tmp_path, chosen, shown):
     choose = "".join(f"form.{name}.value = {json.dumps(value)};" for name, value in chosen.items())
-    script = f"<script>{{ const form = document.forms[0]; {choose} form.dispatchEvent(new Event('input')); }}</script>"
-    (tmp_path / "page.html").write_text(str(page_of("Sure!")).replace("</body>", f"{script}</body>"), encoding="utf-8")
-    done = subprocess.run(["chromium", "--headless", "--no-sandbox",
-                           "--disable-gpu", "--enable-logging=stderr",
-                           "--virtual-time-budget=3000", "--dump-dom",
-                           (tmp_path / "page.html").as_uri()], capture_output=True,
-                          text=True, encoding="utf-8", timeout=300, check=True)
-    assert "CONSOLE" not in done.stderr
-    assert f"<output>{len(shown)} of 2 records</output>" in done.stdout
-    drawn = [part for part in done.stdout.split("<details ")[1:] if "hidden" not in part.split("<summary>")[0]]
+    script = (f"{{ const form = document.forms[0]; {choose} "
+              "form.dispatchEvent(new Event('input')); }")
+    page = in_browser(tmp_path, page_of("Sure!"), script)
+    assert f"<output>{len(shown)} of 2 records</output>" in page
+    drawn = [part for part in page.split("<details ")[1:]
+             if "hidden" not in part.split("<summary>")[0]]
     assert [part.split("<small>")[1].split(" ")[0] for part in drawn] == shown
 
 
@@ -169,12 +174,14 @@ def test_a_record_that_nobody_answered_is_a_row_of_failures():
 
 
 def test_arms_and_controls_stand_in_one_table_with_intervals_and_paired_tests():
-    asked = [{**record, "id": f"{record['id']}-{place}"} for place in range(12) for record in records()]
+    asked = [{**record, "id": f"{record['id']}-{place}"} for place in range(12)
+             for record in records()]
     gold = {record["id"]: record["messages"][-1]["content"] for record in asked}
     outputs = [{"id": name, "arm": arm, "raw": raw if arm != "base" else "Sure!", "finish_reason": "stop"}
                for arm in ("base", "adapter", "adapter+grammar") for name, raw in gold.items()]
     scores, beside = score_arms(outputs, asked), score_arms(controls(asked), asked)
-    rows = {row[0]: dict(zip(TABLE_HEAD[1:], row[1:], strict=True)) for row in arms_table(scores, beside)}
+    rows = {row[0]: dict(zip(TABLE_HEAD[1:], row[1:], strict=True))
+            for row in arms_table(scores, beside)}
     assert list(rows) == [*scores, *(f"control: {name}" for name in beside)] and len(rows) >= 11
     assert len(TABLE_HEAD) == 1 + len(HEADLINES)
     assert not any("p " in cell for cell in rows["adapter"].values())
@@ -192,7 +199,8 @@ def test_arms_and_controls_stand_in_one_table_with_intervals_and_paired_tests():
 
 def test_the_verdict_comes_first_and_the_instrument_is_told():
     asked = records()
-    outputs = [{"id": record["id"], "arm": "base", "raw": "x", "finish_reason": "stop"} for record in asked]
+    outputs = [{"id": record["id"], "arm": "base", "raw": "x", "finish_reason": "stop"}
+               for record in asked]
     page = evaluation_page("t", asked, outputs, score_arms(outputs, asked),
                            None, "Better <b>.\n\nToo low.",
                            [["what", "result", "over"], ["people", "AUROC <1", "9"]])

@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.report.runs import find_runs, refresh_reports, write_overview, write_reports
 from kwanzaa_nb.core.results import HEADLINES
-from kwanzaa_nb.report.run import RunFacts, chosen_samples, evaluation_verdict, read_run, run_costs, run_page, verdict_sentence
+from kwanzaa_nb.report.run import (
+    RunFacts, chosen_samples, evaluation_verdict, read_run, run_costs, run_page, verdict_sentence)
 from kwanzaa_nb.core.sentences import Sentence, number_sentences
-from kwanzaa_nb.report.answer import answer_html, follow_evidence, follow_sources, highlighted, named_sentences, readable_chunks, show_answer
+from kwanzaa_nb.report.answer import (
+    answer_html, follow_evidence, follow_sources, highlighted, named_sentences, readable_chunks,
+    show_answer)
 from made_run import EVIL, make_run
 
 
@@ -81,7 +84,8 @@ def test_an_older_result_is_said_to_be_older():
 
 def test_the_verdict_tells_what_is_had_without_skill_and_what_the_gates_ask():
     def rates(value, low=0.0):
-        return {"rates": {name: {"value": value, "low": low, "high": 1.0, "total": 9} for name in HEADLINES}}
+        return {"rates": {name: {"value": value, "low": low, "high": 1.0, "total": 9}
+                          for name in HEADLINES}}
 
     better = {"metric": "json_valid_rate", "first": 0, "second": 1, "p_holm": 0.001}
     controls = {"gold": rates(1.0)["rates"],
@@ -131,7 +135,8 @@ def test_the_sentence_that_was_named_is_highlighted_and_not_one_that_reads_the_s
 
 
 def test_overlapping_spans_are_joined_and_every_sentence_can_have_its_number():
-    first, second, third = (Sentence(number, 0, "x", start, end, "…") for number, start, end in ((1, 11, 32), (2, 0, 21), (3, 33, 50)))
+    first, second, third = (Sentence(number, 0, "x", start, end, "…")
+                            for number, start, end in ((1, 11, 32), (2, 0, 21), (3, 33, 50)))
     assert highlighted(TWICE["text"], [first, second, third]) == (
         "<mark>It rained. They sang. It rained.</mark><sup>[2][1]</sup> <mark>Then &lt;they&gt; left.</mark><sup>[3]</sup>")
     numbered = highlighted(TWICE["text"], [], number_sentences([TWICE]))
@@ -149,10 +154,14 @@ def test_what_leads_nowhere_is_told():
 
 
 @pytest.mark.parametrize("source, wrong", [
-    ({"chunk_id": "y", "quote_start": 0, "quote_end": 10}, "leads to no chunk that was shown, but to 'y'"), ({}, "leads to no chunk that was shown, but to NoneType"),
-    ({"chunk_id": "x", "quote_start": 0, "quote_end": 51}, "does not stand at 0 to 51 of x"), ({"chunk_id": "x", "quote_start": 5}, "does not stand at 5 to NoneType of x"),
-    ({"chunk_id": "x", "quote_start": 0, "quote_end": 10, "quote": "It snowed."}, "does not stand at 0 to 10 of x"),
-    ({"chunk_id": "x"}, ""), ({"chunk_id": "x", "quote_start": 0, "quote_end": 10, "quote": "It rained."}, "")])
+    ({"chunk_id": "y", "quote_start": 0,
+      "quote_end": 10}, "leads to no chunk that was shown, but to 'y'"),
+    ({}, "leads to no chunk that was shown, but to NoneType"),
+    ({"chunk_id": "x", "quote_start": 0, "quote_end": 51}, "does not stand at 0 to 51 of x"),
+    ({"chunk_id": "x", "quote_start": 5}, "does not stand at 5 to NoneType of x"),
+    ({"chunk_id": "x", "quote_start": 0, "quote_end": 10,
+      "quote": "It snowed."}, "does not stand at 0 to 10 of x"), ({"chunk_id": "x"}, ""),
+    ({"chunk_id": "x", "quote_start": 0, "quote_end": 10, "quote": "It rained."}, "")])
 def test_a_source_stands_where_it_says_or_is_told_to_be_wrong(source, wrong):
     found = follow_sources([source], [TWICE])["[1]"]
     assert found == wrong if wrong else isinstance(found, Sentence)
@@ -211,9 +220,12 @@ def test_the_overview_in_a_browser(runs):
 
 
 @pytest.mark.parametrize("costs, told", [
-    ({"new_tokens_total": 90, "new_tokens_known": 2, "seconds_total": 3}, "base: 90 tokens in"), ({"new_tokens_total": 90, "seconds_total": 3}, "base: 90 tokens in"),
-    ({"new_tokens_total": 90, "new_tokens_known": 1}, r"base: 90 tokens \(of 1 outputs; of the others it is not known\)"),
-    *[({"new_tokens_total": odd, "new_tokens_known": 0}, "base: an unknown number of tokens") for odd in (None, float("nan"), float("inf"), "9")]])
+    ({"new_tokens_total": 90, "new_tokens_known": 2, "seconds_total": 3}, "base: 90 tokens in"),
+    ({"new_tokens_total": 90, "seconds_total": 3}, "base: 90 tokens in"),
+    ({"new_tokens_total": 90,
+      "new_tokens_known": 1}, r"base: 90 tokens \(of 1 outputs; of the others it is not known\)"),
+    *[({"new_tokens_total": odd, "new_tokens_known": 0}, "base: an unknown number of tokens")
+      for odd in (None, float("nan"), float("inf"), "9")]])
 def test_tokens_that_nobody_counted_are_unknown(tmp_path, costs, told):
     facts = RunFacts(tmp_path, {"stages": {}},
                      {"arms": {"base": {"rates": {}, "costs": costs,

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from tiny import ROOT, tiny_config
 
 from kwanzaa_nb.core.answer import record_schema
-from kwanzaa_nb.evaluate.passes import arms, backend_fallbacks, decodings, experiment, settle_threshold
-from kwanzaa_nb.model.backend import REFUSED, Decoding, generate_pass, log_line, open_log, read_log, make_output
+from kwanzaa_nb.evaluate.passes import (
+    arms, backend_fallbacks, decodings, experiment, settle_threshold)
+from kwanzaa_nb.model.backend import (
+    REFUSED, Decoding, generate_pass, log_line, open_log, read_log, make_output)
 from kwanzaa_nb.evaluate.metrics import score
 from kwanzaa_nb.model.load import RuntimeSettings
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.strict_json import parse_strict_json
-from kwanzaa_nb.model.server import Question, ServerBackend, ServerError, ask, control_text, read_completion, request
+from kwanzaa_nb.model.server import (
+    Question, ServerBackend, ServerError, ask, control_text, read_completion, request)
 from kwanzaa_nb.core.record import read_records
 
 GREEDY = Decoding(max_new_tokens=24, batch_size=2)
@@ -115,7 +118,8 @@ def test_a_schema_reaches_the_server_as_it_is(serve):
     assert sent["json_schema"]["schema"] == record_schema(RECORDS[0]["chunks"])
 
 
-@pytest.mark.parametrize("finish, reason", [("length", "length"), ("stop", "stop"), ("eos_token", "stop")])
+@pytest.mark.parametrize("finish, reason", [("length", "length"), ("stop", "stop"),
+                                            ("eos_token", "stop")])
 def test_reasons(serve, finish, reason):
     url, _ = serve(lambda body, _: (200, reply(None, finish)))
     backend = ServerBackend(url, "m")
@@ -295,7 +299,9 @@ def test_a_pause_that_the_server_asks_for_has_bounds(raw, header):
     assert server.asked <= 4
 
 
-@pytest.mark.parametrize("content, text", [([{"type": "text", "text": "{"}, {"text": "}"}], "{}"), ([], ""), (None, ""), ("\ud800 \ud83d\ude00", "\ufffd \U0001f600")])
+@pytest.mark.parametrize("content, text", [([{"type": "text", "text": "{"}, {"text": "}"}], "{}"),
+                                           ([], ""), (None, ""),
+                                           ("\ud800 \ud83d\ude00", "\ufffd \U0001f600")])
 def test_content_that_can_be_text_is(content, text):
     written = read_completion(json.dumps({"choices": [{"finish_reason": "stop", "message": {"content": content}}]}).encode())
     assert (written.raw, written.reason, bool(written.problem)) == (text, "stop", not text)
@@ -311,8 +317,10 @@ def test_a_text_without_end_is_the_record_s_own_failure():
 
 
 @pytest.mark.parametrize("usage, known", [
-    (None, None), ({}, None), ("3", None), ([3], None), *[({"completion_tokens": odd}, None) for odd in (
-        None, -1, float("nan"), float("inf"), "3", 10**30, True, 3.5, [3], 0)], ({"completion_tokens": 3}, 3), ({"completion_tokens": 3, "prompt_tokens": None}, 3)])
+    (None, None), ({}, None), ("3", None), ([3], None),
+    *[({"completion_tokens": odd}, None) for odd in (
+        None, -1, float("nan"), float("inf"), "3", 10**30, True, 3.5, [3], 0)],
+    ({"completion_tokens": 3}, 3), ({"completion_tokens": 3, "prompt_tokens": None}, 3)])
 def test_a_number_of_tokens_that_is_none_is_unknown(usage, known):
     assert read_completion(json.dumps(reply("{}") | {"usage": usage}).encode()).new_tokens == known
     without = {key: value for key, value in reply("{}").items() if key != "usage"}
@@ -320,12 +328,19 @@ def test_a_number_of_tokens_that_is_none_is_unknown(usage, known):
 
 
 @pytest.mark.parametrize("finish, message, reason, problem", [
-    ("stop", {"content": None, "reasoning_content": "Hm. " * 9}, "stop", "36 characters of reasoning"), ("length", {"content": "", "reasoning": "Hm."}, "length", "3 characters of reasoning"),
-    ("tool_calls", {"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls", "call of a tool"), ("content_filter", {"content": None}, "content_filter", "no text"),
-    ("content_filter", {"content": "{}"}, "content_filter", "reason content_filter"), ("stop", {"content": None, "refusal": "I can't"}, "stop", "refusal: I can't"),
-    ("stop", {}, "stop", "no text"), (None, {"content": "{}"}, "unknown", ""), (None, {"content": ""}, "unknown", "no text"), (7, {"content": "{}"}, "unknown", ""),
-    ("eos_token", {"content": "{}"}, "stop", ""), ("max_tokens", {"content": "{"}, "length", ""), ("a\x00b\nc", {"content": "{}"}, "ab c", "reason ab c"),
-    ("refused", {"content": "{}"}, "refused by the server", "refused by the server"), ("x" * 500, {"content": "{}"}, "x" * 40 + " …", "x …")])
+    ("stop", {"content": None, "reasoning_content": "Hm. " * 9},
+     "stop", "36 characters of reasoning"), ("length", {"content": "", "reasoning": "Hm."},
+                                             "length", "3 characters of reasoning"),
+    ("tool_calls", {"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls",
+     "call of a tool"), ("content_filter", {"content": None}, "content_filter", "no text"),
+    ("content_filter", {"content": "{}"}, "content_filter", "reason content_filter"),
+    ("stop", {"content": None, "refusal": "I can't"}, "stop", "refusal: I can't"),
+    ("stop", {}, "stop", "no text"), (None, {"content": "{}"}, "unknown", ""),
+    (None, {"content": ""}, "unknown", "no text"), (7, {"content": "{}"}, "unknown", ""),
+    ("eos_token", {"content": "{}"}, "stop", ""), ("max_tokens", {"content": "{"}, "length", ""),
+    ("a\x00b\nc", {"content": "{}"}, "ab c", "reason ab c"),
+    ("refused", {"content": "{}"}, "refused by the server", "refused by the server"),
+    ("x" * 500, {"content": "{}"}, "x" * 40 + " …", "x …")])
 def test_why_an_output_ended_is_kept(finish, message, reason, problem):
     written = read_completion(json.dumps({"choices": [{"finish_reason": finish, "message": message}]}).encode())
     assert written.reason == reason and problem in written.problem
@@ -335,17 +350,29 @@ def test_why_an_output_ended_is_kept(finish, message, reason, problem):
 # addresses and keys
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://a/v1", "http://", "http:///v1", "http://a:99999/v1", "http://a:b/v1", "http://a:0/v1", "http://a:-1/v1", "http://[::1/v1",
-                                 "http://[zz]/v1", "http://a b/v1", " http://a/v1", "http://a/v1\n", "http://a\x00/v1", "http://a/v1/chat/completions", "http://a/v1/models/", "http://me:pass@a/v1",
-                                 "http://a/v1?key=sk-secret", "http://a/v1#x", "http://" + "a" * 64 + ".de/v1", "http://a..b/v1", "http://1.2.3.4.5/v1", "http://256.1.1.1/v1", "http://\ud800/v1",
-                                 "http://a\\b/v1"])
+@pytest.mark.parametrize("url", ["", "localhost:8000/v1", "ftp://a/v1", "http://",
+                                 "http:///v1", "http://a:99999/v1", "http://a:b/v1",
+                                 "http://a:0/v1", "http://a:-1/v1",
+                                 "http://[::1/v1", "http://[zz]/v1", "http://a b/v1",
+                                 " http://a/v1", "http://a/v1\n",
+                                 "http://a\x00/v1",
+                                 "http://a/v1/chat/completions",
+                                 "http://a/v1/models/",
+                                 "http://me:pass@a/v1", "http://a/v1?key=sk-secret",
+                                 "http://a/v1#x", "http://" + "a" * 64 + ".de/v1",
+                                 "http://a..b/v1", "http://1.2.3.4.5/v1",
+                                 "http://256.1.1.1/v1", "http://\ud800/v1", "http://a\\b/v1"])
 def test_an_address_that_cannot_be_asked_is_one_sentence(url):
     with pytest.raises(ServerError, match="^evaluation.server .*Write where the server listens") as caught:
         ServerBackend(url, "m")
     assert "secret" not in str(caught.value) and "pass@" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8000/v1", "https://api.example.org/openai/v1/", "http://[::1]:8000/v1", "HTTP://my_server/v1", "http://10.0.0.1/v1", "https://api.example.org", "http://münchen.example/v1"])
+@pytest.mark.parametrize("url", ["http://localhost:8000/v1",
+                                 "https://api.example.org/openai/v1/",
+                                 "http://[::1]:8000/v1", "HTTP://my_server/v1",
+                                 "http://10.0.0.1/v1",
+                                 "https://api.example.org", "http://münchen.example/v1"])
 def test_an_address_that_can_be_asked_is_taken(url):
     assert ServerBackend(url, "m").url == url
 
@@ -359,14 +386,17 @@ def test_any_address_is_taken_or_refused_in_a_sentence(url):
         pass
 
 
-@pytest.mark.parametrize("key", ["sk-secret\n", "\tsk-secret", "sk-\rsecret", "sk-sécret", "Bearer sk-secret", "sk secret", "sk-\x00secret", "sk-secret\ud800", " ", "\u200bsk-secret"])
+@pytest.mark.parametrize("key", ["sk-secret\n", "\tsk-secret", "sk-\rsecret",
+                                 "sk-sécret", "Bearer sk-secret", "sk secret",
+                                 "sk-\x00secret", "sk-secret\ud800", " ", "\u200bsk-secret"])
 def test_a_key_that_no_header_can_hold_is_one_sentence_without_it(key):
     with pytest.raises(ServerError, match="^The server's API key .*environment variable KWANZAA_API_KEY") as caught:
         ServerBackend("http://localhost:1/v1", "m", key)
     assert "cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("echo", ["{}", "Bearer {}", "key {} {}", "{}" * 50, " " * 30_000 + "{}", "<p>{}</p>"])
+@pytest.mark.parametrize("echo", ["{}", "Bearer {}", "key {} {}", "{}" * 50,
+                                  " " * 30_000 + "{}", "<p>{}</p>"])
 @pytest.mark.parametrize("status", [200, 400, 401, 500])
 def test_a_key_that_the_server_repeats_is_not_shown(serve, monkeypatch, echo, status):
     monkeypatch.setattr(openai.OpenAI, "_calculate_retry_timeout", lambda *given: 0.0)
@@ -474,8 +504,11 @@ def test_answers_are_logged_as_they_come_and_survive_the_failure_of_another(serv
 # control tokens
 
 
-@pytest.mark.parametrize("text", ["<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>", "<start_of_turn>", "<end_of_turn>", "<eos>", "</s>", "<s>", "[INST]", "[/INST]", "<</SYS>>",
-                                  "<｜end▁of▁sentence｜>", "<|turn>", "<turn|>", "<|START_OF_TURN_TOKEN|>", "[|endofturn|]", "[gMASK]"])
+@pytest.mark.parametrize("text", ["<|im_end|>", "<|eot_id|>", "<|start_header_id|>",
+                                  "<|endoftext|>", "<start_of_turn>", "<end_of_turn>",
+                                  "<eos>", "</s>", "<s>", "[INST]", "[/INST]",
+                                  "<</SYS>>", "<｜end▁of▁sentence｜>", "<|turn>",
+                                  "<turn|>", "<|START_OF_TURN_TOKEN|>", "[|endofturn|]", "[gMASK]"])
 def test_a_record_that_would_forge_a_turn_is_not_asked(serve, tmp_path, text):
     url, asked = serve(lambda *_: (200, reply("{}")))
     log, told = tmp_path / "outputs.jsonl", []
@@ -490,7 +523,9 @@ def test_a_record_that_would_forge_a_turn_is_not_asked(serve, tmp_path, text):
     assert {one["finish_reason"] for one in others} == {"stop"}
 
 
-@pytest.mark.parametrize("text", ["a < b | c > d", "a <| f |> g", "[1] [2]", "<b>x</b>", "|x|", "<|", "a||b", "{\"completeness\":\"complete|partial\"}", "[INSTITUTE]"])
+@pytest.mark.parametrize("text", ["a < b | c > d", "a <| f |> g", "[1] [2]", "<b>x</b>", "|x|",
+                                  "<|", "a||b",
+                                  "{\"completeness\":\"complete|partial\"}", "[INSTITUTE]"])
 def test_ordinary_text_is_asked(text):
     assert control_text([{"role": "user", "content": text}]) is None
 

@@ -193,8 +193,9 @@ def test_every_template_that_trl_keeps_is_trained_on_rightly_or_refused_in_a_sen
 
 
 @pytest.mark.parametrize("name, remarks", [
-    ("llama3_1", 0), ("qwen2_5", 0), ("qwen3_instruct_2507", 0), ("behaves like Olmo 3", 0), ("behaves like Mistral 0.3", 0), ("gemma3", 0),
-    ("behaves like Falcon", 1), ("qwen3", 1), ("qwen3_5_think", 1), ("deepseekv3", 1), ("gemma", 1), ("behaves like Mistral 0.1", 1)])
+    ("llama3_1", 0), ("qwen2_5", 0), ("qwen3_instruct_2507", 0), ("behaves like Olmo 3", 0),
+    ("behaves like Mistral 0.3", 0), ("gemma3", 0), ("behaves like Falcon", 1), ("qwen3", 1),
+    ("qwen3_5_think", 1), ("deepseekv3", 1), ("gemma", 1), ("behaves like Mistral 0.1", 1)])
 def test_a_template_is_changed_where_it_must_be_and_says_so(name, remarks):
     tokenizer = fitted(name)
     before = tokenizer.chat_template

@@ -93,7 +93,8 @@ def test_what_is_trained_on(config):
 
 
 def test_rows_a_batch():
-    batches = {name: arm_config(arm, "model", 12, 2).training.per_device_train_batch_size for name, arm in ARMS.items()}
+    batches = {name: arm_config(arm, "model", 12, 2).training.per_device_train_batch_size
+               for name, arm in ARMS.items()}
     assert {name for name, size in batches.items() if size == 1} == {"TRL, one a batch", "TRL, packed", "ours, packed"}
     assert {size for size in batches.values()} == {1, 6}
 

@@ -76,8 +76,10 @@ def test_the_committed_records_have_no_problem(split):
 
 
 @pytest.mark.parametrize("field, value, mend", [
-    ("id", 17, 'write "17"'), ("group", 3.5, 'write "3.5"'), ("question_id", None, "leave it out"), ("answerable", "True", "write true"),
-    ("answerable", 0, "write false"), ("persona", None, "leave it out"), ("chunks", 3, "leave it out"), ("expected", None, "leave it out"),
+    ("id", 17, 'write "17"'), ("group", 3.5, 'write "3.5"'),
+    ("question_id", None, "leave it out"), ("answerable", "True", "write true"),
+    ("answerable", 0, "write false"), ("persona", None, "leave it out"),
+    ("chunks", 3, "leave it out"), ("expected", None, "leave it out"),
 ])
 def test_a_field_of_another_type_has_its_mend(report_of, field, value, mend):
     problem, = report_of(record(**{field: value})).problems
@@ -86,8 +88,10 @@ def test_a_field_of_another_type_has_its_mend(report_of, field, value, mend):
 
 
 @pytest.mark.parametrize("content, what, mend", [
-    ([{"type": "text", "text": "Which day?"}], "found [{", "join its parts into one text"), (None, "found null", "write what was said"),
-    (" \n", "found ' \\n'", "write what was said"), ("Which \ud83d day?", "half a surrogate pair, U+D83D at character 7", "write the whole character"),
+    ([{"type": "text", "text": "Which day?"}], "found [{", "join its parts into one text"),
+    (None, "found null", "write what was said"), (" \n", "found ' \\n'", "write what was said"),
+    ("Which \ud83d day?",
+     "half a surrogate pair, U+D83D at character 7", "write the whole character"),
 ])
 def test_a_message_without_text_is_told_with_its_mend(report_of, content, what, mend):
     row = record()
@@ -154,11 +158,17 @@ FIRST, SECOND = "It was a Monday. It rained.", "- It [1]\nwas dry."
 
 
 @pytest.mark.parametrize("chunks, field, what", [
-    (listed(FIRST, SECOND), None, ""), (listed(FIRST, SECOND, spans=[[[0, 16], [17, 27]], None]), None, ""), (listed("It was a Monday.   It rained.", SECOND), None, ""),
-    (listed(FIRST), "chunks", "1 listed, and the prompt shows 2"), (listed(FIRST, SECOND, "More."), "chunks", "3 listed, and the prompt shows 2"),
-    ([], "chunks", "0 listed, and the prompt shows 2"), (listed("A note.", SECOND), "chunks[0]", "from sentence 1 of"),
-    (listed(f"{FIRST} It snowed.", SECOND), "chunks[0]", "from sentence 3 of"), (listed("It was a Monday.", SECOND), "chunks[0]", "from sentence 2 of"),
-    (listed(FIRST, "- It [2]\nwas dry."), "chunks[1]", "from sentence 1 of"), (listed(FIRST, SECOND, spans=[[[0, 27]], None]), "chunks[0]", "from sentence 1 of"),
+    (listed(FIRST, SECOND), None, ""), (listed(FIRST, SECOND,
+                                               spans=[[[0, 16], [17, 27]], None]), None, ""),
+    (listed("It was a Monday.   It rained.", SECOND), None, ""),
+    (listed(FIRST), "chunks", "1 listed, and the prompt shows 2"),
+    (listed(FIRST, SECOND, "More."), "chunks", "3 listed, and the prompt shows 2"),
+    ([], "chunks", "0 listed, and the prompt shows 2"),
+    (listed("A note.", SECOND), "chunks[0]", "from sentence 1 of"),
+    (listed(f"{FIRST} It snowed.", SECOND), "chunks[0]", "from sentence 3 of"),
+    (listed("It was a Monday.", SECOND), "chunks[0]", "from sentence 2 of"),
+    (listed(FIRST, "- It [2]\nwas dry."), "chunks[1]", "from sentence 1 of"),
+    (listed(FIRST, SECOND, spans=[[[0, 27]], None]), "chunks[0]", "from sentence 1 of"),
     (listed(FIRST, SECOND, spans=[[[0, 16]], None]), "chunks[0]", "from sentence 2 of"),
 ])
 @pytest.mark.parametrize("targets", [True, False])
@@ -212,7 +222,9 @@ def test_another_layout_is_refused_with_its_mend(tmp_path, context, targets):
     assert "(none provided)" in problem.mend
 
 
-@pytest.mark.parametrize("spans", [[], [[0]], [[0, 0]], [[0, 17]], [[5, 2]], [[0, 4], [3, 16]], [[2, 3]], [["0", 4]], [[True, 4]], [[0, 4.0]], [None], [[-1, 4]]])
+@pytest.mark.parametrize("spans", [[], [[0]], [[0, 0]], [[0, 17]], [[5, 2]], [[0, 4], [3, 16]],
+                                   [[2, 3]], [["0", 4]], [[True, 4]], [[0, 4.0]], [None],
+                                   [[-1, 4]]])
 def test_spans_that_do_not_fit_their_text(report_of, spans):
     problem, = report_of(record(chunks=[{**CHUNK, "text": "It  was a Monday.", "spans": spans}] if spans == [[2, 3]] else [{**CHUNK, "spans": spans}])).problems
     assert (problem.where, problem.code) == ("a.jsonl, line 1, chunks[0].spans", "bad_spans")
@@ -403,15 +415,18 @@ def test_any_bytes_are_a_report(tmp_path, content):
 @MANY
 @given(st.lists(st.dictionaries(NAMES, JSON, max_size=6), max_size=3), st.booleans())
 def test_any_objects_are_a_report(tmp_path, rows, good_messages):
-    rows = [{**row, **({"messages": record()["messages"]} if good_messages else {})} for row in rows]
+    rows = [{**row, **({"messages": record()["messages"]} if good_messages else {})}
+            for row in rows]
     never_raises(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
 
 
 @MANY
-@given(st.lists(st.tuples(st.text("ab. \n[1]#|-`", max_size=18), SPANS | JSON), max_size=3), st.sampled_from([CONTEXT, TWO, NOTHING, ""]),
-       st.lists(st.integers(0, 5), max_size=3), st.booleans())
+@given(st.lists(st.tuples(st.text("ab. \n[1]#|-`", max_size=18), SPANS | JSON), max_size=3),
+       st.sampled_from([CONTEXT, TWO, NOTHING, ""]), st.lists(st.integers(0, 5), max_size=3),
+       st.booleans())
 def test_any_chunks_spans_and_numbers_are_a_report(tmp_path, parts, context, evidence, spanned):
-    chunks = [{"chunk_id": f"c{place}", "text": text, **({"spans": spans} if spanned else {})} for place, (text, spans) in enumerate(parts)]
+    chunks = [{"chunk_id": f"c{place}", "text": text, **({"spans": spans} if spanned else {})}
+              for place, (text, spans) in enumerate(parts)]
     target = {**TARGET, "evidence": evidence, "answer": {"completeness": "complete", "text": "So. " + "".join(f"[{number}]" for number in evidence)}}
     never_raises(tmp_path / "a.jsonl",
                  json.dumps(record(target, context=context, chunks=chunks)).encode())
@@ -420,7 +435,8 @@ def test_any_chunks_spans_and_numbers_are_a_report(tmp_path, parts, context, evi
 @MANY
 @given(st.lists(st.text(max_size=40).filter(lambda text: text.strip() and "\x00" not in text), min_size=1, max_size=3))
 def test_what_the_renderer_writes_has_no_problem(tmp_path, texts):
-    chunks = [{"chunk_id": f"c{place}", "source_org": "An archive", "year": 1963, "text": text} for place, text in enumerate(texts)]
+    chunks = [{"chunk_id": f"c{place}", "source_org": "An archive", "year": 1963, "text": text}
+              for place, text in enumerate(texts)]
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(record(REFUSAL, context=render_user("X", chunks)[:-1],
                                       chunks=chunks)), encoding="utf-8")

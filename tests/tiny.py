@@ -35,7 +35,8 @@ def tiny_tokenizer(template=CHATML, eos="<|im_end|>", merges=()):
                                  merges=list(merges)))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     plain.decoder = decoders.ByteLevel()
-    plain.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    plain.add_special_tokens([AddedToken(token, special=True, normalized=False)
+                              for token in SPECIAL])
     return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=eos,
                                    pad_token="<|pad|>", chat_template=template)
 
@@ -84,7 +85,8 @@ SECTIONS = {
 
 def tiny_config(**overrides):
     "A config that needs no GPU and no four bits; dots in keys may be written as two underscores."
-    return resolve_config("", {key.replace("__", "."): value for key, value in overrides.items()}, deepcopy(SECTIONS))
+    return resolve_config("", {key.replace("__", "."): value
+                               for key, value in overrides.items()}, deepcopy(SECTIONS))
 
 
 def chat(answer="yes", question="Is it?", system="Be exact."):

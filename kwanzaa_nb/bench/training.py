@@ -186,7 +186,8 @@ def train_arm(
     config = arm_config(arm, folder / "model", len(rows), steps)
     effective, tokenizer = runtime_settings(config, detect_hardware("cpu")), load_tokenizer(config)
     set_seed(config.run.seed)
-    model = add_adapter(load_base(config, effective, attention=None if arm.ours else "sdpa"), config)
+    base = load_base(config, effective, attention=None if arm.ours else "sdpa")
+    model = add_adapter(base, config)
     if arm.ours:
         rows = pack_rows(rows, config.data.max_seq_length) if arm.packed else rows
         trainer, _ = train_adapter(
@@ -307,8 +308,9 @@ def loss_differences(
 ) -> dict[str, float]:  # by arm that computes in full precision
     "Find the largest difference of a step's loss from that of TRL with padded batches."
     expected = mix["arms"]["TRL"]["losses"]
-    return {name: max(abs(loss - other) for loss, other in zip(arm["losses"], expected, strict=True))
-            for name, arm in mix["arms"].items() if not ARMS[name].four_bit}
+    plain = {name: arm["losses"] for name, arm in mix["arms"].items() if not ARMS[name].four_bit}
+    return {name: max(abs(one - other) for one, other in zip(losses, expected, strict=True))
+            for name, losses in plain.items()}
 
 
 def training_rows(
