@@ -296,6 +296,11 @@ def _as_row(question: Question) -> Record:
             "question": question.question, "chunks": []}
 
 
+def _query(question: Question) -> str:
+    "Return what passages near a question and its answer are found by."
+    return f"{question.question} {question.answer or ''}"
+
+
 def record_faults(
     question: Question,
     chunk: Chunk,  # its passage
@@ -324,8 +329,7 @@ class Sieve:
 
     def nearest(self, question: Question) -> list[Chunk]:
         "Return the passages that are nearest to a question and its answer, its own left out."
-        query = f"{question.question} {question.answer or ''}"
-        found = [chunk for chunk, _ in self.retriever.search(query, NEAREST + 1)]
+        found = [chunk for chunk, _ in self.retriever.search(_query(question), NEAREST + 1)]
         return [chunk for chunk in found if chunk.chunk_id not in question.chunk_ids][:NEAREST]
 
     def objections(self, question: Question) -> Iterator[tuple[str, str]]:

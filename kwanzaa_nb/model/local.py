@@ -123,14 +123,13 @@ class GrowingOutput:
             if not self.check.feed(text[self.checked:]):
                 self.died_at = len(self.tokens)
             self.checked = len(text)
-        limit = self.decoding.stop_invalid_after
-        if self.died_at is not None and len(self.tokens) >= self.died_at + limit:
+        if len(self.tokens) >= (self.died_at or math.inf) + self.decoding.stop_invalid_after:
             self.reason = "invalid"
 
 # %% ../../nbs/model/local.ipynb #45-010
 States = tuple[torch.Tensor, torch.Tensor]  # keys and values, [rows, heads, tokens, head size]
 
-
+# %% ../../nbs/model/local.ipynb #e-7667167c
 class RoomyLayer(DynamicLayer):
     "One layer's cache, copied once in `ROOM` tokens."
     ROOM = 64

@@ -481,10 +481,12 @@ def sort_out(
 _Answered = tuple[Question, Written | ServerError]
 
 
-def by_length(questions: Iterable[Question]) -> list[Question]:
-    "Put questions in order, the shorter ones first."
-    return sorted(questions, key=lambda question: (
+def by_length(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    "Yield questions in batches, the shorter ones first."
+    ordered = sorted(questions, key=lambda question: (
         sum(len(part["content"]) for part in question.messages), question.record_id))
+    for start in range(0, len(ordered), size):
+        yield ordered[start:start + size]
 
 # %% ../../nbs/model/server.ipynb #e-579d8a45
 class ServerBackend:
@@ -508,9 +510,7 @@ class ServerBackend:
 
     def batches(self, prompts: Sequence[Question], decoding: Decoding) -> Iterator[list[Question]]:
         "Yield as many as are asked at once, the shorter ones first."
-        ordered = by_length(prompts)
-        for start in range(0, len(ordered), decoding.batch_size):
-            yield ordered[start:start + decoding.batch_size]
+        return by_length(prompts, decoding.batch_size)
 
     def each(self, batch: Sequence[Question], decoding: Decoding) -> Iterator[_Answered]:
         "Yield the outputs of a batch as they come, an error for a record that can't be answered."
