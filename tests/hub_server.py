@@ -26,7 +26,8 @@ class Repo:
     tags: dict = field(default_factory=dict)  # name: (oid, message)
 
     def commit(self, tree: dict, message: str) -> str:
-        seed = repr((len(self.commits), message, sorted((path, git_hash(content)) for path, (content, _) in tree.items())))
+        seed = repr((len(self.commits), message,
+                     sorted((path, git_hash(content)) for path, (content, _) in tree.items())))
         oid = hashlib.sha1(seed.encode()).hexdigest()
         self.commits.append((oid, tree, message))
         return oid
@@ -48,7 +49,8 @@ class Hub:
 
     def fail(self, method, pattern, status, times=1, headers=None, before=True):
         "Answer the next requests with a status; `cut` sends half and hangs up, `hang` lets one wait. before=False: do the work, then fail."
-        self.faults.append({"method": method, "pattern": pattern, "status": status, "left": times, "headers": headers or {}, "before": before})
+        self.faults.append({"method": method, "pattern": pattern, "status": status,
+                            "left": times, "headers": headers or {}, "before": before})
 
     def fault(self, method, path, before):
         for fault in self.faults:
@@ -83,7 +85,8 @@ class Hub:
                     self.wfile.write(data)
 
             def refuse(self, status, code="", message=""):
-                self.reply(status, {"error": message}, {"X-Error-Code": code, "X-Error-Message": message or code})
+                self.reply(status, {"error": message}, {"X-Error-Code": code,
+                                                        "X-Error-Message": message or code})
 
             def cut(self):
                 self.close_connection = True
@@ -129,11 +132,14 @@ class Hub:
                 if path == "/api/repos/create":
                     return self.create(json.loads(body))
                 if found := re.fullmatch(r"/(datasets/)?([\w.-]+/[\w.-]+)\.git/info/lfs/objects/(batch|verify)", path):
-                    return self.lfs(("dataset" if found[1] else "model", found[2]), found[3], json.loads(body))
+                    return self.lfs(("dataset" if found[1] else "model", found[2]), found[3],
+                                    json.loads(body))
                 if found := re.fullmatch(r"/api/(model|dataset)s/([\w.-]+/[\w.-]+)(?:/(\w[\w-]*))?(?:/(.+))?", path):
-                    return self.api((found[1], found[2]), found[3] or "revision", found[4] or "main", body)
+                    return self.api((found[1], found[2]), found[3] or "revision",
+                                    found[4] or "main", body)
                 if found := re.fullmatch(r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/(.+)", path):
-                    return self.resolve(("dataset" if found[1] else "model", found[2]), found[3], found[4])
+                    return self.resolve(("dataset" if found[1] else "model", found[2]),
+                                        found[3], found[4])
                 return self.refuse(404, "", f"no such route: {path}")
 
             def create(self, asked):
@@ -144,8 +150,10 @@ class Hub:
                 if name in hub.repos:
                     return self.refuse(409, "", "You already created this model repo")
                 repo = hub.repos[name] = Repo(asked.get("visibility") == "private" or bool(asked.get("private")))
-                repo.commit({".gitattributes": (b"*.safetensors filter=lfs\n", False)}, "initial commit")
-                return self.late() or self.reply(200, {"url": f"{hub.url}/{name[1]}", "name": name[1]})
+                repo.commit({".gitattributes": (b"*.safetensors filter=lfs\n",
+                                                False)}, "initial commit")
+                return self.late() or self.reply(200, {"url": f"{hub.url}/{name[1]}",
+                                                       "name": name[1]})
 
             def lfs(self, name, step, asked):
                 if step == "verify":
@@ -155,7 +163,8 @@ class Hub:
                 for one in asked["objects"]:
                     known = one["oid"] in hub.blobs
                     verify = f"{hub.url}/{'datasets/' if name[0] == 'dataset' else ''}{name[1]}.git/info/lfs/objects/verify"
-                    actions = {"upload": {"href": f"{hub.url}/storage/{one['oid']}"}, "verify": {"href": verify}}
+                    actions = {"upload": {"href": f"{hub.url}/storage/{one['oid']}"},
+                               "verify": {"href": verify}}
                     objects.append(one if known else one | {"actions": actions})
                 return self.reply(200, {"transfer": "basic", "objects": objects})
 
@@ -175,7 +184,8 @@ class Hub:
                     return self.reply(200, [{"id": oid, "authors": [], "date": "2026-01-01T00:00:00.000Z", "title": title, "message": ""}
                                             for oid, _, title in reversed(repo.commits)])
                 if action == "refs":
-                    tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid} for tag, (oid, _) in repo.tags.items()]
+                    tags = [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": oid}
+                            for tag, (oid, _) in repo.tags.items()]
                     return self.reply(200, {"branches": [], "converts": [], "tags": tags})
                 if action == "tag":
                     return self.tag(repo, rest, json.loads(body))
@@ -187,14 +197,18 @@ class Hub:
                 if action == "preupload":
                     return self.preupload(commit, json.loads(body))
                 if action == "tree":
-                    return self.reply(200, [self.item(path, *found) for path, found in sorted(commit[1].items())])
+                    return self.reply(200, [self.item(path, *found)
+                                            for path, found in sorted(commit[1].items())])
                 siblings = [{"rfilename": path} for path in commit[1]]
-                return self.reply(200, {"id": name[1], "sha": commit[0], "private": repo.private, "siblings": siblings, "tags": []})
+                return self.reply(200, {"id": name[1], "sha": commit[0],
+                                        "private": repo.private, "siblings": siblings, "tags": []})
 
             def item(self, path, content, is_lfs):
-                item = {"type": "file", "path": path, "size": len(content), "oid": git_hash(content)}
+                item = {"type": "file", "path": path, "size": len(content),
+                        "oid": git_hash(content)}
                 if is_lfs:
-                    item["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+                    item["lfs"] = {"oid": hashlib.sha256(content).hexdigest(),
+                                   "size": len(content), "pointerSize": 130}
                 return item
 
             def preupload(self, commit, asked):
@@ -203,7 +217,8 @@ class Hub:
                     found = commit[1].get(one["path"])
                     mode = "lfs" if one["path"].endswith((".safetensors", ".gguf")) else "regular"
                     oid = None if found is None else hashlib.sha256(found[0]).hexdigest() if found[1] else git_hash(found[0])
-                    files.append({"path": one["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+                    files.append({"path": one["path"], "uploadMode": mode,
+                                  "shouldIgnore": False, "oid": oid})
                 return self.reply(200, {"files": files})
 
             def commit(self, repo, lines, name):
@@ -243,11 +258,13 @@ class Hub:
                     return self.refuse(404, "RepoNotFound" if repo is None else "EntryNotFound", "not there")
                 content, is_lfs = commit[1][path]
                 etag = hashlib.sha256(content).hexdigest() if is_lfs else git_hash(content)
-                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit[0], "Content-Length": str(len(content))}
+                headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit[0],
+                           "Content-Length": str(len(content))}
                 start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
                 if start:
                     content = content[int(start[1]):]
-                    headers |= {"Content-Length": str(len(content)), "Content-Range": f"bytes {start[1]}-"}
+                    headers |= {"Content-Length": str(len(content)),
+                                "Content-Range": f"bytes {start[1]}-"}
                 if self.half and self.command == "GET":
                     self.send_response(200)
                     for key, text in headers.items():

@@ -16,8 +16,8 @@ EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil
 
 
 def output(arm, record, raw):
-    return {"arm": arm, "id": record["id"], "pass": f"{arm}, greedy", "raw": raw, "finish_reason": "stop", "new_tokens": 9, "seconds": 0.5,
-            "p_answer": None}
+    return {"arm": arm, "id": record["id"], "pass": f"{arm}, greedy", "raw": raw,
+            "finish_reason": "stop", "new_tokens": 9, "seconds": 0.5, "p_answer": None}
 
 
 def make_run(root, name="tiny", good=0.8, records=20, evaluated=True, **changes):
@@ -26,9 +26,11 @@ def make_run(root, name="tiny", good=0.8, records=20, evaluated=True, **changes)
     data.mkdir(parents=True, exist_ok=True)
     rows = read_records(ROOT / "data" / "training" / "kwanzaa_eval.jsonl")[:records]
     rows[0]["messages"][1]["content"] += f" {EVIL}"
-    (data / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": name, "run.output_dir": f"outputs/{name}",
-                                                              "data.eval_file": "data/eval.jsonl", **changes})
+    (data / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows),
+                                     encoding="utf-8")
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml",
+                         {"run.name": name, "run.output_dir": f"outputs/{name}",
+                          "data.eval_file": "data/eval.jsonl", **changes})
     config._root = Path(root)
     stage = Stage("train", config, "configs/demo.cpu.yaml")
     stage.done(loss=0.5)

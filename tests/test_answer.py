@@ -562,11 +562,10 @@ def whole(value=None, **more):
 
 FULL = dict(
     top_k=5, namespaces=["kwanzaa_primary_sources"], scores=[
-        0.9, 0.5], persona="educator", confidence=0.75,
-        tone="educational",
-    out_of_scope=["prices"], filters={"year": {"from": 1800}}, execution_time_ms=3, embedding_model="words",
-    retrieval_confidence="high", safety_flags=["none"], retrieval_run_id=UUID, assistant_message_id=UUID,
-        session_id=UUID,
+        0.9, 0.5], persona="educator", confidence=0.75, tone="educational",
+    out_of_scope=["prices"], filters={"year": {"from": 1800}}, execution_time_ms=3,
+    embedding_model="words", retrieval_confidence="high", safety_flags=["none"],
+    retrieval_run_id=UUID, assistant_message_id=UUID, session_id=UUID,
     model_version="base", adapter_version="adapter")
 
 
@@ -649,8 +648,8 @@ def test_refusals():
     assert value["sources"] == [] and value["integrity"]["fallback_behavior"] == "refusal"
     value = whole(refusing(missing=[], questions=["Which?"]))
     assert value["integrity"]["fallback_behavior"] == "clarification_requested"
-    nothing = complete_answer(ModelAnswer.model_validate(refusing()), [], query="When?", namespaces=["all"],
-                              generated_at=WHEN)
+    nothing = complete_answer(ModelAnswer.model_validate(refusing()), [], query="When?",
+                              namespaces=["all"], generated_at=WHEN)
     assert nothing["integrity"]["retrieval_confidence"] == "none"
     assert nothing["retrieval_summary"]["results"] == []
 
@@ -868,7 +867,8 @@ def test_rules_beside_the_schema_of_layer_2():
         "integrity", "citation_required"), False)) == ["sources_required"]
     assert rule_codes(changed(honest, ("answer", "completeness"), KeyError)) == ["sources_required"]
     assert is_valid(changed(honest, ("answer", "completeness"), "insufficient_data"))
-    free = changed(changed(honest, ("toggles", "require_citations"), False), ("integrity", "citation_required"), False)
+    free = changed(changed(honest, ("toggles", "require_citations"), False),
+                   ("integrity", "citation_required"), False)
     assert is_valid(free)
     assert is_valid(changed(changed(free, ("toggles",), KeyError), ("integrity",), KeyError))
     assert rule_codes(changed(VALUE, (
@@ -911,7 +911,8 @@ def test_layer_2_has_not_changed():
 
 def test_tables_name_every_key_and_code():
     table = contract_table()
-    keys = [".".join(map(str, path)).replace(".0.", "[].") for path in leaves(VALUE) if isinstance(path[-1], str)]
+    keys = [".".join(map(str, path)).replace(".0.", "[].") for path in leaves(VALUE)
+            if isinstance(path[-1], str)]
     for key in keys:
         if "quote" not in key and ".1." not in key and "filters." not in key:
             assert f"| `{key}` |" in table, key

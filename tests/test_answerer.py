@@ -13,7 +13,8 @@ from huggingface_hub import HfApi
 from tiny import ROOT, short_spoken, tiny_config, tiny_tokenizer
 
 from kwanzaa_nb.core.answer import AnswerError, find_marks, validate_answer_json
-from kwanzaa_nb.publish.answerer import Answerer, AnswererError, answerer_config, fetch, load_answerer
+from kwanzaa_nb.publish.answerer import (
+    Answerer, AnswererError, answerer_config, fetch, load_answerer)
 from kwanzaa_nb.publish.card import usage
 from kwanzaa_nb.core.config import config_to_yaml
 from kwanzaa_nb.publish.hub import Destination, upload
@@ -23,13 +24,17 @@ from kwanzaa_nb.publish.staging import stage_publication
 from kwanzaa_nb.train.trainer import save_adapter
 
 QUESTION = "How long is green tea steeped?"
-CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998", "canonical_url": "https://tea.example.org/steeping",
-         "source_org": "Tea Board", "year": 1998, "content_type": "summary", "license": "CC0-1.0", "namespace": "tea",
+CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998",
+         "canonical_url": "https://tea.example.org/steeping", "source_org": "Tea Board",
+         "year": 1998, "content_type": "summary", "license": "CC0-1.0", "namespace": "tea",
          "text": "Tea is a drink. Green tea is steeped for two minutes."}
-OTHER = CHUNK | {"chunk_id": "tea-02", "text": "Black tea is steeped for four minutes, and oolong for three."}
-QUESTIONS, CHUNKS = [QUESTION, "Who drinks it?", "Is oolong steeped longer than green tea?"], [CHUNK, OTHER]
+OTHER = CHUNK | {"chunk_id": "tea-02",
+                 "text": "Black tea is steeped for four minutes, and oolong for three."}
+QUESTIONS, CHUNKS = [QUESTION, "Who drinks it?",
+                     "Is oolong steeped longer than green tea?"], [CHUNK, OTHER]
 WHEN = "2026-01-01T00:00:00Z"
-INCLUDE = ["adapter_config.json", "adapter_model.safetensors", "training_config.yaml", "README.md", "SHA256SUMS"]
+INCLUDE = ["adapter_config.json", "adapter_model.safetensors", "training_config.yaml",
+           "README.md", "SHA256SUMS"]
 ASK = f"""\
 import json, sys
 from kwanzaa_nb import load_answerer
@@ -62,7 +67,8 @@ def run(tmp_path_factory):
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
-    save_adapter(model, tokenizer, root / "out/adapter", {"training_config.yaml": config_to_yaml(config)}, "ada/tiny-base")
+    save_adapter(model, tokenizer, root / "out/adapter",
+                 {"training_config.yaml": config_to_yaml(config)}, "ada/tiny-base")
     return config, base, stage_publication(config, root / "out")
 
 
@@ -77,14 +83,16 @@ def server(monkeypatch):
 def test_published_downloaded_by_another_process_and_the_same_answers(run, server, tmp_path):
     config, base, staged = run
     there = Destination("ada/adapter", "model", "v0", "adapter_config.json")
-    upload(there, staged, INCLUDE, config, TOKEN, HfApi(endpoint=server.url, token=TOKEN), report=str)
+    upload(there, staged, INCLUDE, config, TOKEN, HfApi(endpoint=server.url, token=TOKEN),
+           report=str)
     answer = load_answerer(staged, base=str(base), grammar=True)
     here = [answer(question, CHUNKS, generated_at=WHEN) for question in QUESTIONS]
-    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "empty"), "HF_HUB_DISABLE_XET": "1",
+    environment = {**os.environ, "HF_ENDPOINT": server.url, "HF_TOKEN": TOKEN,
+                   "HF_HOME": str(tmp_path / "empty"), "HF_HUB_DISABLE_XET": "1",
                    "PYTHONPATH": str(ROOT)}
     environment.pop("HF_HUB_OFFLINE", None)
-    done = subprocess.run([sys.executable, "-c", ASK, "ada/adapter", str(base)], cwd=tmp_path, env=environment, capture_output=True, text=True,
-                          timeout=550)
+    done = subprocess.run([sys.executable, "-c", ASK, "ada/adapter", str(base)], cwd=tmp_path,
+                          env=environment, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == here
     for found in here:
@@ -117,7 +125,8 @@ def test_without_chunks_nothing_is_cited_whatever_the_threshold(run):
     config, base, staged = run
     answer = load_answerer(staged, base=str(base), grammar=True)
     assert answer.decoding.answer_threshold == 0
-    assert all(raw.startswith('{"evidence":[],"answer":') and raw.endswith("}") for raw in written(answer, []))
+    assert all(raw.startswith('{"evidence":[],"answer":') and raw.endswith("}")
+               for raw in written(answer, []))
 
 
 class Told:
@@ -135,8 +144,10 @@ class Told:
 
 
 def output(evidence, completeness, text, missing=()):
-    return json.dumps({"evidence": evidence, "answer": {"completeness": completeness, "text": text},
-                       "unknowns": {"unsupported_claims": [], "missing_context": list(missing), "clarifying_questions": []}})
+    return json.dumps({"evidence": evidence, "answer": {"completeness": completeness,
+                                                        "text": text},
+                       "unknowns": {"unsupported_claims": [],
+                                    "missing_context": list(missing), "clarifying_questions": []}})
 
 
 def test_numbers_become_sources_with_quotes_and_their_places():
@@ -156,9 +167,12 @@ def test_spans_of_ones_own_decide_what_a_number_stands_for():
 
 
 @pytest.mark.parametrize("raw, code", [
-    (output([4], "complete", "Two. [4]"), "number_not_shown"), (output([2, 2], "complete", "Two. [2]"), "number_twice"),
-    (output([2], "complete", "Two. [1][2]"), "mark_without_evidence"), (output([1, 2], "complete", "Two. [2]"), "evidence_without_mark"),
-    (output([], "complete", "Two."), "answer_without_evidence"), (output([], "insufficient_data", "No."), "refusal_without_reason"),
+    (output([4], "complete", "Two. [4]"), "number_not_shown"),
+    (output([2, 2], "complete", "Two. [2]"), "number_twice"),
+    (output([2], "complete", "Two. [1][2]"), "mark_without_evidence"),
+    (output([1, 2], "complete", "Two. [2]"), "evidence_without_mark"),
+    (output([], "complete", "Two."), "answer_without_evidence"),
+    (output([], "insufficient_data", "No."), "refusal_without_reason"),
     ('{"evidence":[2', "unfinished"), ('{"citations":[]}', "schema")])
 def test_what_breaks_the_contract_is_an_error_that_holds_it(raw, code):
     with pytest.raises(AnswerError) as error:

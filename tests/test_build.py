@@ -349,7 +349,7 @@ def test_the_place_of_the_gold_passage_is_no_hint(built):
 
 def test_limits_are_kept():
     chunks, questions = full_corpus(6)
-    for limits in (Limits(2, 400), Limits(4, 100)):
+    for limits in (Limits(400), Limits(100)):
         records = all_of(by_split(generate_records(chunks, questions, limits)))
         shown = [[chunks[chunk["chunk_id"]] for chunk in row["chunks"]] for row in records]
         assert shown and all(limits.fits(context) for context in shown)

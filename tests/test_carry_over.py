@@ -8,7 +8,8 @@ import pytest
 from tiny import ROOT
 
 from kwanzaa_nb.bench import carry_over as bench
-from kwanzaa_nb.bench.carry_over import carried, carry_over, carry_over_table, main, model_outputs, rule_outputs
+from kwanzaa_nb.bench.carry_over import (
+    carried, carry_over, carry_over_table, main, model_outputs, rule_outputs)
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.core.record import read_records
@@ -35,12 +36,14 @@ def project(tmp_path_factory):
              "chunks": [{"chunk_id": "c", "text": f"It rained. It was day {place + place % 2}.", "year": 2000}]} for place in range(8)]
     path = folder / "found.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return SimpleNamespace(path=path, config=load_config(ROOT / "configs/demo.cpu.yaml", files), folder=folder)
+    return SimpleNamespace(path=path, config=load_config(ROOT / "configs/demo.cpu.yaml",
+                                                         files), folder=folder)
 
 
 @pytest.fixture(scope="module")
 def rules(project):
-    return fit_rules(*(read_records(project.folder / f"{split}.jsonl") for split in ("train", "dev")))
+    return fit_rules(*(read_records(project.folder / f"{split}.jsonl")
+                       for split in ("train", "dev")))
 
 
 class Copier:
@@ -68,7 +71,8 @@ class Copier:
 @pytest.fixture
 def copier(monkeypatch):
     Copier.asked = 0
-    monkeypatch.setattr(bench, "arms", lambda config, effective, adapter: iter([("base", Copier())]))
+    monkeypatch.setattr(bench, "arms",
+                        lambda config, effective, adapter: iter([("base", Copier())]))
 
 
 def test_the_outputs_of_the_rules_are_those_of_the_reports(project, rules):
@@ -87,7 +91,8 @@ def test_the_best_threshold_is_at_least_as_good_as_the_one_in_use(project, rules
         if one.auroc is None:
             assert one.arm == "best_sentence" and one.best is None
         else:
-            assert 0 <= one.auroc <= 1 and one.best >= max(0.5, one.scores.rates["refusal_correctness_rate"].value - 1e-9)
+            assert 0 <= one.auroc <= 1
+            assert one.best >= max(0.5, one.scores.rates["refusal_correctness_rate"].value - 1e-9)
 
 
 def test_auroc_and_threshold_are_those_of_the_decision(project):
@@ -99,17 +104,20 @@ def test_auroc_and_threshold_are_those_of_the_decision(project):
     truth = [record["answerable"] for record in records]
     pairs = [(high > low) + (high == low) / 2 for high, is_high in zip(leaning, truth) if is_high
              for low, is_low in zip(leaning, truth) if not is_low]
-    assert one.auroc == sum(pairs) / len(pairs) and one.best == max(point.balanced for point in curve(leaning, truth))
+    assert one.auroc == sum(pairs) / len(pairs)
+    assert one.best == max(point.balanced for point in curve(leaning, truth))
     lacking, = carried([{**output, "p_answer": None} for output in outputs], records, "passages")
     assert lacking.auroc is None and lacking.best is None
 
 
 def test_rules_alone_stand_beside_our_own_evaluation(project):
     found = carry_over(project.path, project.config)
-    assert [(one.arm, one.place) for one in found] == [(arm, place) for arm in RULES for place in ("own", "passages")]
+    assert [(one.arm, one.place) for one in found] == [(arm, place) for arm in RULES
+                                                       for place in ("own", "passages")]
     assert [one.scores.rates["json_valid_rate"].total for one in found[:2]] == [24, 8]
     table = carry_over_table(found)
-    assert table.rows[0][-2:] == ["", ""] and table.rows[3][2] == "1.00 [0.68, 1.00] n=8" and len({len(row) for row in table.rows}) == 1
+    assert table.rows[0][-2:] == ["", ""] and table.rows[3][2] == "1.00 [0.68, 1.00] n=8"
+    assert len({len(row) for row in table.rows}) == 1
     assert not (project.folder / "run").exists()
 
 
@@ -124,13 +132,16 @@ def test_a_model_stands_beside_the_rules_and_goes_on_where_it_stopped(project, c
     assert [one.arm for one in found][-2:] == ["base", "base"] and Copier.asked == 12
     own, there = found[-2:]
     assert (own.scores.rates["json_valid_rate"].total, there.scores.rates["json_valid_rate"].total) == (6, 6)
-    assert there.auroc == 1.0 and there.best == 1.0 and there.scores.rates["refusal_correctness_rate"].value == 1.0
+    assert there.auroc == 1.0 and there.best == 1.0
+    assert there.scores.rates["refusal_correctness_rate"].value == 1.0
     again = carry_over(project.path, project.config, "none", most=6)
     assert Copier.asked == 12 and carry_over_table(again).rows == carry_over_table(found).rows
 
 
 def test_the_threshold_of_the_config_is_used(project, copier):
-    config = load_config(ROOT / "configs/demo.cpu.yaml", {"data.dev_file": None, "evaluation.answer_threshold": 0.1, "evaluation.grammar": False})
+    config = load_config(ROOT / "configs/demo.cpu.yaml",
+                         {"data.dev_file": None,
+                          "evaluation.answer_threshold": 0.1, "evaluation.grammar": False})
     found = model_outputs(config, None, read_passages(project.path), project.folder / "low.jsonl")
     assert {one["raw"] for one in found} == {COPY} and len(found) == 8
 

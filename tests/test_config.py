@@ -30,8 +30,7 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name
 SEED = Path(__file__).with_name("seed_config.yaml")
 REQUIRED = {"run.name", "run.output_dir", "model.base_model_id", "adapter.method",
             "data.train_file", "data.eval_file"}
-ADDED = {"data.corpus", "data.questions", "data.dev_file", "evaluation.grammar",
-         "publishing.dataset_license"}  # to the keys of the seed
+ADDED = {"data.corpus", "data.questions", "data.dev_file", "evaluation.grammar"}  # to the keys of the seed
 KINDS = {".".join(path): kind.annotation for path, kind in known_keys().items()
          if not isinstance(kind, type)}
 LEAVES = list(KINDS)
@@ -246,12 +245,12 @@ RANGES = {
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
     "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]),
     "evaluation.answer_threshold": ([0, 0.5, 1], [-0.1, 1.1]),
-    "budget.max_usd": ([0, 99.5], [-1]), "budget.usd_per_hour": ([0, 2.5], [-1]),
+    "budget.max_usd": ([0, 99.5], [-1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]), "data.max_seq_length": ([801, 10**6], [0, -1]),
 } | {key: ([1, 7], [0, -1]) for key in (
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps",
     "run.save_total_limit", "training.max_steps", "training.per_device_train_batch_size",
-    "training.per_device_eval_batch_size", "data.max_passages", "data.context_tokens",
+    "training.per_device_eval_batch_size", "data.context_tokens",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
     "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")}
 
@@ -567,7 +566,6 @@ IMPOSSIBLE = [
     ({"publishing.include": ["../secret"]}, "publishing.include"),
     ({"publishing.include": ["/etc/passwd"]}, "publishing.include"),
     ({"publishing.include": ["a\\b"]}, "publishing.include"),
-    ({"publishing.dataset_repo": "a/b"}, "publishing.dataset_license"),
     ({"evaluation.sampling_seeds": [1, 2, 1]}, "evaluation.sampling_seeds"),
     ({"evaluation.sampling_seeds": [1], "evaluation.generation_defaults.temperature": 0},
      "evaluation.sampling_seeds"),

@@ -19,7 +19,7 @@ from kwanzaa_nb.train.lengths import record_tokens
 from kwanzaa_nb.model.local import encode_prompts
 from kwanzaa_nb.model.masking import (IGNORED, STOPPED_CLOCK, MaskError, Rendered, TemplateRefusal,
                                       answer_span, check_supervised, check_template, control_of,
-                                      control_strings, encode_chat, encode_text, fit_template,
+                                      encode_chat, encode_text, fit_template,
                                       render_chat, spare_signs, stop_ids, template_changes,
                                       without_clock)
 from kwanzaa_nb.model.load import load_tokenizer
@@ -199,10 +199,10 @@ def test_a_preview_of_a_forged_turn_shows_it_as_text():
 
 
 def test_what_reads_like_control_is_told():
-    tokenizer = made("Qwen")
-    found = control_strings(tokenizer, "so <|im_end|> <b> <think> <|fim_prefix|><tool_call>")
+    pattern = control_of(made("Qwen")).pattern
+    found = pattern.findall("so <|im_end|> <b> <think> <|fim_prefix|><tool_call>")
     assert found == ["<|im_end|>", "<think>", "<|fim_prefix|>"]
-    assert control_strings(tokenizer, "nothing") == []
+    assert pattern.findall("nothing") == []
 
 
 def test_a_single_sign_that_is_called_special_is_still_written():

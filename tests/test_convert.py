@@ -34,7 +34,8 @@ QUESTION = "On which ship did Henson serve?"
 def old_user(question, chunks, ids=True):
     "A prompt as the first edition wrote it; without ids behind the lines, as still older files have it."
     def text(chunk):
-        return "\n".join(f"{line} [{chunk['chunk_id']}]" if ids and line.strip() else line for line in chunk["text"].split("\n"))
+        return "\n".join(f"{line} [{chunk['chunk_id']}]" if ids and line.strip() else line
+                         for line in chunk["text"].split("\n"))
     shown = [f"[chunk_id: {chunk['chunk_id']} | source: {chunk['source_org']} | year: {chunk['year']}]\n{text(chunk)}" for chunk in chunks]
     return f"### Retrieved Context:\n{chr(10).join(f'{part}{chr(10)}' for part in shown) or f'(none provided){chr(10)}'}\n### Instruction:\n{question}"
 
@@ -42,14 +43,18 @@ def old_user(question, chunks, ids=True):
 def old_target(quotes, text, completeness="complete", **unknowns):
     "A target as the first edition wrote it."
     notes = {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []} | unknowns
-    return json.dumps({"citations": [{"quote": quote, "chunk_id": name} for quote, name in quotes],
-                       "answer": {"completeness": completeness, "text": text}, "unknowns": notes}, ensure_ascii=False)
+    return json.dumps({"citations": [{"quote": quote, "chunk_id": name}
+                                     for quote, name in quotes],
+                       "answer": {"completeness": completeness, "text": text},
+                       "unknowns": notes}, ensure_ascii=False)
 
 
-def old_record(target, chunks=CHUNKS, ids=True, bare=False, system=OLD_SYSTEM, question=QUESTION, **fields):
+def old_record(target, chunks=CHUNKS, ids=True, bare=False, system=OLD_SYSTEM, question=QUESTION,
+               **fields):
     "A record as the first edition wrote it; bare, it has nothing but messages."
-    messages = [{"role": role, "content": content} for role, content in
-                zip(("system", "user", "assistant"), (system, old_user(question, chunks, ids), target))]
+    messages = [{"role": role, "content": content}
+                for role, content in zip(("system", "user", "assistant"),
+                                         (system, old_user(question, chunks, ids), target))]
     return {"messages": messages} | ({} if bare else {"id": "r1", "question": question, "chunks": copy.deepcopy(chunks), "mine": {"kept": [1.5]}}) | fields
 
 
@@ -62,7 +67,8 @@ def problems(record):
     with pytest.raises(DataError) as error:
         convert_record(record)
     assert all(problem.what and problem.mend for problem in error.value.problems)
-    return {(problem.where.removeprefix("messages[2].content, "), problem.code) for problem in error.value.problems}
+    return {(problem.where.removeprefix("messages[2].content, "), problem.code)
+            for problem in error.value.problems}
 
 
 SHIP = ("He went to sea on the Katie Hines.", "K69")
@@ -103,8 +109,10 @@ On which ship did Henson serve?"""
 
 @pytest.mark.parametrize(("quotes", "text", "numbers", "written"), [
     ([("1912. It sold", "S39")], "It sold. [1]", [2, 3], "It sold. [2][3]"),
-    ([("Henson published", "S39"), ("a book in 1912.", "S39")], "A book, [1] in 1912. [1][2]", [2], "A book, [2] in 1912. [2]"),
-    ([SHIP, ("It sold badly.", "S39")], "Badly. [2] At sea. [1] [2]", [3, 5], "Badly. [3] At sea. [5][3]"),
+    ([("Henson published", "S39"), ("a book in 1912.", "S39")], "A book, [1] in 1912. [1][2]",
+     [2], "A book, [2] in 1912. [2]"), ([SHIP, ("It sold badly.",
+                                                "S39")], "Badly. [2] At sea. [1] [2]",
+                                        [3, 5], "Badly. [3] At sea. [5][3]"),
     ([(". It sold badly", "S39")], "Badly [1].", [3], "Badly [3]."),
     ([("[in Maryland].\n\nHe went", "K69")], "He went. [1]", [4, 5], "He went. [4][5]"),
 ])
@@ -115,14 +123,16 @@ def test_marks_become_numbers_of_sentences(quotes, text, numbers, written):
 
 @pytest.mark.parametrize("chunks", [CHUNKS, []])
 def test_a_refusal_stays_one(chunks):
-    old = old_record(old_target([], "The context does not say.", "insufficient_data", missing_context=["the ship"]), chunks)
+    old = old_record(old_target([], "The context does not say.",
+                                "insufficient_data", missing_context=["the ship"]), chunks)
     found = evidence(convert_record(old))
     assert found["evidence"] == [] and found["unknowns"]["missing_context"] == ["the ship"]
     assert ("(none provided)" in convert_record(old)["messages"][1]["content"]) is (not chunks)
 
 
 def test_complete_with_something_missing_is_partial():
-    old = old_record(old_target([SHIP], "It was the Katie Hines. [1]", missing_context=["the year"]))
+    old = old_record(old_target([SHIP], "It was the Katie Hines. [1]",
+                                missing_context=["the year"]))
     assert evidence(convert_record(old))["answer"]["completeness"] == "partial"
     assert problems(old_record(old_target([SHIP], "The Katie Hines. [1]", "partial"))) == {("unknowns.missing_context", "partial_without_missing")}
 
@@ -138,7 +148,8 @@ def test_an_answer_without_evidence_is_creative_or_refused():
 
 def test_the_order_is_that_of_the_prompt():
     new = convert_record(old_record(ANSWER) | {"chunks": CHUNKS[::-1]})
-    assert [chunk["chunk_id"] for chunk in new["chunks"]] == ["S39", "K69"] and evidence(new)["evidence"] == [5]
+    assert [chunk["chunk_id"] for chunk in new["chunks"]] == ["S39", "K69"]
+    assert evidence(new)["evidence"] == [5]
 
 
 def test_source_and_year_are_read_from_the_prompt_where_a_record_lacks_them():
@@ -161,7 +172,8 @@ def test_headings_within_a_text():
      {"groups": [["Katie Hines", "the Katie Hines"]], "gold_chunk_ids": ["K69"]}),
     ({"answer": "Katie Hines"}, {"groups": [["Katie Hines"]]}),
     ({"answer": None, "aliases": [], "gold_chunk_ids": []}, {"groups": [], "gold_chunk_ids": []}),
-    ({"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}, {"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}),
+    ({"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"},
+     {"groups": [["Katie Hines"], ["1887"]], "answer": "Katie Hines"}),
     ({"gold_chunk_ids": ["K69"]}, {"gold_chunk_ids": ["K69"]}),
 ])
 def test_a_short_answer_and_its_aliases_are_a_group(expected, now):
@@ -179,7 +191,8 @@ def test_chunks_are_shown_under_their_titles():
     assert renewed(earlier) == new and renewed(new) is new
 
 
-@pytest.mark.parametrize("change", [{"chunks": CHUNKS[:1]}, {"chunks": "S39"}, {"messages": []}, {"expected": 3}])
+@pytest.mark.parametrize("change", [{"chunks": CHUNKS[:1]}, {"chunks": "S39"}, {"messages": []},
+                                    {"expected": 3}])
 def test_what_cannot_be_read_is_not_renewed(change):
     record = convert_record(old_record(ANSWER)) | change
     assert renewed(record) is record
@@ -189,8 +202,10 @@ def test_what_cannot_be_read_is_not_renewed(change):
 
 
 @pytest.mark.parametrize(("target", "expected"), [
-    (old_target([("He went to sea on the Kate.", "K69")], "Sea. [1]"), {("citations, 1", "quote_not_in_chunk")}),
-    (old_target([("Henson", "X1"), ("Pole", "K69")], "Sea. [1][2]"), {("citations, 1", "unknown_chunk_id"), ("citations, 2", "quote_not_in_chunk")}),
+    (old_target([("He went to sea on the Kate.", "K69")], "Sea. [1]"),
+     {("citations, 1", "quote_not_in_chunk")}),
+    (old_target([("Henson", "X1"), ("Pole", "K69")], "Sea. [1][2]"),
+     {("citations, 1", "unknown_chunk_id"), ("citations, 2", "quote_not_in_chunk")}),
     (old_target([(".\n", "S39")], "Sea. [1]"), {("citations, 1", "blank_quote")}),
     (old_target([("", "S39")], "Sea. [1]"), {("citations, 1", "blank_quote")}),
     (old_target([SHIP], "Sea."), {("citations, 1", "citation_without_mark")}),
@@ -202,7 +217,8 @@ def test_what_cannot_be_read_is_not_renewed(change):
     (ANSWER + "\n```", {("line 2, column 1", "markdown_fence")}),
     ("[]", {("the whole", "schema")}),
     (ANSWER.replace('"complete"', '"full"').replace('"chunk_id"', '"chunk"'),
-     {("citations.0.chunk_id", "schema"), ("citations.0.chunk", "schema"), ("answer.completeness", "schema")}),
+     {("citations.0.chunk_id", "schema"), ("citations.0.chunk", "schema"),
+      ("answer.completeness", "schema")}),
 ])
 def test_targets_that_cannot_be_converted(target, expected):
     assert problems(old_record(target)) == expected
@@ -215,13 +231,15 @@ def test_more_evidence_than_an_answer_holds():
 
 @pytest.mark.parametrize(("change", "expected"), [
     ({"chunks": CHUNKS[:1]}, {("chunks", "chunk_not_shown")}),
-    ({"chunks": [CHUNKS[0], CHUNKS[1] | {"text": "He stayed."}]}, {("chunks", "chunk_not_shown")}),
-    ({"chunks": [CHUNKS[0], {"chunk_id": "K69"}]}, {("chunks", "chunk_not_shown")}),
+    ({"chunks": [CHUNKS[0], CHUNKS[1] | {"text": "He stayed."}]},
+     {("chunks", "chunk_not_shown")}), ({"chunks": [CHUNKS[0], {"chunk_id": "K69"}]},
+                                        {("chunks", "chunk_not_shown")}),
     ({"chunks": "S39"}, {("chunks", "chunk_not_shown")}),
     ({"chunks": [CHUNKS[0], CHUNKS[1] | {"year": "1887"}]}, {("chunk 2, year", "bad_year")}),
     ({"messages": None}, {("messages", "messages_type")}),
     ({"messages": [{"role": "user", "content": "Hi"}]}, {("messages", "messages_type")}),
-    ({"messages": old_record(ANSWER)["messages"] + old_record(ANSWER)["messages"][1:]}, {("messages", "messages_type")}),
+    ({"messages": old_record(ANSWER)["messages"] + old_record(ANSWER)["messages"][1:]},
+     {("messages", "messages_type")}),
 ])
 def test_records_that_cannot_be_converted(change, expected):
     assert problems(old_record(ANSWER) | change) == expected
@@ -250,36 +268,45 @@ def written(path, *records):
 
 def test_a_mixed_file_is_converted_once(tmp_path, capsys):
     new = convert_record(old_record(ANSWER, id="new"))
-    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), new, old_record(ANSWER, system="Give JSON with a \"quote\".", id="own"))
+    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), new,
+                  old_record(ANSWER, system="Give JSON with a \"quote\".", id="own"))
     assert cli.main(["convert", str(old)]) == 0
     told, path = capsys.readouterr(), tmp_path / "mine.converted.jsonl"
     assert told.out == f"2 records converted, 1 was in the new form already: {path}\n"
-    assert told.err.count("\n") == 1 and "mine.jsonl, line 3, messages[0].content: your own system message was kept" in told.err
+    assert told.err.count("\n") == 1
+    assert "mine.jsonl, line 3, messages[0].content: your own system message was kept" in told.err
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    assert records[1] == new and records[2]["messages"][0]["content"] == "Give JSON with a \"quote\"."
+    assert records[1] == new
+    assert records[2]["messages"][0]["content"] == "Give JSON with a \"quote\"."
     assert cli.main(["convert", str(path), str(tmp_path / "again.jsonl")]) == 0
     told = capsys.readouterr()
-    assert told.out.startswith("0 records converted, 3 were in the new form already: ") and not told.err
+    assert told.out.startswith("0 records converted, 3 were in the new form already: ")
+    assert not told.err
     assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
 
 
 def test_a_file_with_numbers_and_short_answers_is_converted_once(tmp_path, capsys):
     record = convert_record(old_record(ANSWER)) | {"expected": {"answer": "Katie Hines", "aliases": []}}
     file, path = written(tmp_path / "mine.jsonl", record), tmp_path / "new.jsonl"
-    for old, new, told in ((file, path, "1 record converted, 0 were"), (path, tmp_path / "again.jsonl", "0 records converted, 1 was")):
-        assert cli.main(["convert", str(old), str(new)]) == 0 and capsys.readouterr().out.startswith(told)
+    for old, new, told in ((file, path, "1 record converted, 0 were"),
+                           (path, tmp_path / "again.jsonl", "0 records converted, 1 was")):
+        assert cli.main(["convert", str(old), str(new)]) == 0
+        assert capsys.readouterr().out.startswith(told)
     assert json.loads(path.read_text(encoding="utf-8"))["expected"] == {"groups": [["Katie Hines"]]}
 
 
 def test_all_lines_are_told_and_nothing_is_written(tmp_path, capsys):
     wrong = old_record(old_target([("Nowhere.", "K69")], "Sea. [1]"))
-    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), wrong, {"text": "a corpus"}, old_record("no JSON"), old_record(ANSWER, note="\ud800"))
+    old = written(tmp_path / "mine.jsonl", old_record(ANSWER), wrong,
+                  {"text": "a corpus"}, old_record("no JSON"), old_record(ANSWER, note="\ud800"))
     old.write_text(old.read_text(encoding="utf-8") + "{]\n", encoding="utf-8")
     assert cli.main(["convert", str(old)]) == 2
     told = capsys.readouterr().err
-    for line, field in ((2, "messages[2].content, citations, 1"), (3, "messages"), (4, "messages[2].content, line 1, column 1"), (5, "note"), (6, None)):
+    for line, field in ((2, "messages[2].content, citations, 1"), (3, "messages"),
+                        (4, "messages[2].content, line 1, column 1"), (5, "note"), (6, None)):
         assert f"mine.jsonl, line {line}{f', {field}' if field else ''}: " in told
-    assert "mine.jsonl, line 1" not in told and [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
+    assert "mine.jsonl, line 1" not in told
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jsonl"]
 
 
 def test_no_file_is_overwritten(tmp_path, capsys):
@@ -292,8 +319,10 @@ def test_no_file_is_overwritten(tmp_path, capsys):
     with pytest.raises(KwanzaaError, match="is there already"):
         convert_file(old)
     assert old.read_bytes() == kept
-    assert cli.main(["convert", str(tmp_path / "none.jsonl")]) == 2 and "none.jsonl is not there" in capsys.readouterr().err
-    assert cli.main(["convert", str(tmp_path), str(tmp_path / "x.jsonl")]) == 2 and not Path(tmp_path, "x.jsonl").exists()
+    assert cli.main(["convert", str(tmp_path / "none.jsonl")]) == 2
+    assert "none.jsonl is not there" in capsys.readouterr().err
+    assert cli.main(["convert", str(tmp_path), str(tmp_path / "x.jsonl")]) == 2
+    assert not Path(tmp_path, "x.jsonl").exists()
 
 
 # Whatever people have
@@ -316,7 +345,8 @@ def old_records(stable_hash):
         start = stable_hash(st.integers(0, len(chunk["text"]) - 1))
         quote = chunk["text"][start:stable_hash(st.integers(start + 1, len(chunk["text"])))]
         quotes.append((quote if any(map(str.isalnum, quote)) else chunk["text"], chunk["chunk_id"]))
-    text = " ".join(f"Said{stable_hash(st.sampled_from(['.', ' so']))} [{place}]" for place in stable_hash(st.permutations(range(1, len(quotes) + 1))))
+    text = " ".join(f"Said{stable_hash(st.sampled_from(['.', ' so']))} [{place}]"
+                    for place in stable_hash(st.permutations(range(1, len(quotes) + 1))))
     ids, bare = stable_hash(st.booleans()), stable_hash(st.booleans())
     return old_record(old_target(quotes, text), chunks, ids, bare and ids), quotes, ids
 
@@ -331,22 +361,30 @@ def test_whatever_is_converted_keeps_the_contract(drawn):
         head_within = not ids and "[chunk_id: a |" in old["messages"][1]["content"]
         assert all(problem.where.endswith("content, evidence") or head_within and problem.code == "chunk_not_shown" for problem in error.problems), error
         return
-    answer, sentences = parse_model_answer(new["messages"][2]["content"], new["chunks"]), number_sentences(new["chunks"])
-    assert new["messages"][1]["content"] == render_user(QUESTION, new["chunks"]) and not is_old_form(new)
+    answer, sentences = parse_model_answer(new["messages"][2]["content"],
+                                           new["chunks"]), number_sentences(new["chunks"])
+    assert new["messages"][1]["content"] == render_user(QUESTION, new["chunks"])
+    assert not is_old_form(new)
     assert list(dict.fromkeys(find_marks(answer.answer.text))) == answer.evidence
     assert {sentences[number - 1].chunk_id for number in answer.evidence} == {name for _, name in quotes}
     for quote, name in quotes:
-        numbers = [number for number in sorted(answer.evidence) if sentences[number - 1].chunk_id == name]
+        numbers = [number for number in sorted(answer.evidence)
+                   if sentences[number - 1].chunk_id == name]
         held = "".join(sentences[number - 1].text for number in numbers)
         signs = "".join(filter(str.isalnum, quote))
-        assert signs in "".join(filter(str.isalnum, held)) and (len(quotes) > 1 or len(numbers) <= len(signs))
+        assert signs in "".join(filter(str.isalnum, held))
+        assert (len(quotes) > 1 or len(numbers) <= len(signs))
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-    st.sampled_from(["messages", "role", "content", "chunks", "chunk_id", "text", "citations", "question"]), inner, max_size=4), max_leaves=12)
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+                        st.sampled_from(["messages", "role", "content", "chunks", "chunk_id",
+                                         "text", "citations", "question"]), inner,
+                        max_size=4), max_leaves=12)
 
 
-@given(JSON, st.sampled_from(["messages", "chunks", "question", "mode"]), st.sampled_from(["content", "role"]), st.integers(0, 2), st.booleans())
+@given(JSON, st.sampled_from(["messages", "chunks", "question", "mode"]),
+       st.sampled_from(["content", "role"]), st.integers(0, 2), st.booleans())
 def test_whatever_stands_in_a_record_is_converted_or_told(value, field, part, place, whole):
     record = old_record(ANSWER)
     if whole:
@@ -363,4 +401,5 @@ def test_whatever_stands_in_a_record_is_converted_or_told(value, field, part, pl
 def test_forms_are_told_apart():
     assert is_old_form(old_record(old_target([], "No.", "insufficient_data"), []))
     assert is_old_form(old_record("no JSON")) and not is_old_form(old_record("no JSON", []))
-    assert not any(map(is_old_form, ({}, {"messages": 3}, {"messages": [3, 4, 5]}, convert_record(old_record(ANSWER)))))
+    assert not any(map(is_old_form, ({}, {"messages": 3}, {"messages": [3, 4, 5]},
+                                     convert_record(old_record(ANSWER)))))

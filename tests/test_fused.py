@@ -13,7 +13,8 @@ ROWS = [row(9, 5), row(9, 4, first=5), row(3, 6, first=40)]
 
 
 def adapted(**options):
-    wanted = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False, **options}
+    wanted = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear",
+              "init_lora_weights": False, **options}
     return get_peft_model(tiny_model(), LoraConfig(task_type="CAUSAL_LM", **wanted)).train()
 
 
@@ -21,7 +22,8 @@ def loss_and_gradients(model):
     model.zero_grad()
     loss, _ = supervised_loss(model, flatten_shared(ROWS))
     loss.backward()
-    return loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    return loss.item(), {name: weight.grad.clone() for name, weight in model.named_parameters()
+                         if weight.grad is not None}
 
 
 def same(first, second, within):
@@ -44,7 +46,8 @@ def test_loss_and_gradients_are_those_of_peft(options, monkeypatch):
     assert len(taken) == 14
 
 
-@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.3}, {"lora_bias": True}])
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"lora_dropout": 0.3},
+                                     {"lora_bias": True}])
 def test_what_is_not_plain_is_left_to_peft(options):
     torch.manual_seed(0)
     model = adapted(**options)
@@ -68,7 +71,8 @@ def test_the_short_way_minds_what_is_done_to_the_adapter():
             assert torch.equal(layer(inputs), layer.base_layer(inputs))
         expected = layer(inputs)
         layer.merge()
-        assert torch.allclose(layer(inputs), expected, atol=1e-5) and not plain_adapter(layer, inputs)
+        assert torch.allclose(layer(inputs), expected, atol=1e-5)
+        assert not plain_adapter(layer, inputs)
 
 
 @pytest.mark.parametrize(("compute", "within"), [("fp32", 1e-5), ("bf16", 2e-2)])
@@ -79,11 +83,16 @@ def test_four_bit_layers_too(compute, within, tmp_path):
     from kwanzaa_nb.model.load import DTYPES, keep_unpacked
 
     tiny_model().save_pretrained(tmp_path)
-    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[compute])
+    quantized = BitsAndBytesConfig(load_in_4bit=True,
+                                   bnb_4bit_quant_type="nf4",
+                                   bnb_4bit_compute_dtype=DTYPES[compute])
     base = keep_unpacked(AutoModelForCausalLM.from_pretrained(
-        tmp_path, quantization_config=quantized, dtype=torch.float32, attn_implementation=SEGMENTED))
+        tmp_path, quantization_config=quantized, dtype=torch.float32,
+        attn_implementation=SEGMENTED))
     torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"))
+    model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8,
+                                            target_modules="all-linear",
+                                            init_lora_weights=False, task_type="CAUSAL_LM"))
     expected = loss_and_gradients(model)
     assert fuse_adapter(model) == 14
     same(expected, loss_and_gradients(model), within)

@@ -17,17 +17,22 @@ import kwanzaa_nb.model.local as local
 from kwanzaa_nb.core.answer import parse_model_answer, record_schema
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.jsonl import DataError
+from kwanzaa_nb.core.prefix import PrefixCheck
 from kwanzaa_nb.model.decision import DECISION, decision_tokens
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.core.files import strict_json
-from kwanzaa_nb.model.backend import REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log
+from kwanzaa_nb.model.backend import (
+    REFUSED, Decoding, LogError, Written, append, generate_pass, log_line, open_log, read_log)
 from kwanzaa_nb.model.grammar import GrammarProcessor
-from kwanzaa_nb.model.local import GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch, pad_left
+from kwanzaa_nb.model.local import (
+    GenerationError, LocalBackend, Prompt, batches, choose, encode_prompts, generate_batch,
+    pad_left)
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.record import read_records
 
-RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))} for place in range(7)]
+RECORDS = [{"id": f"r{place}", "messages": chat(question="why " * (1 + 5 * place % 7))}
+           for place in range(7)]
 GREEDY = Decoding(max_new_tokens=6, batch_size=3)
 SAMPLED = Decoding(max_new_tokens=6, batch_size=3, temperature=1.0, top_p=0.95, seed=4)
 HEADER = {"base_model_id": "tiny", "dtype": "fp32", "decodings": [vars(GREEDY)]}
@@ -57,16 +62,19 @@ def counted(monkeypatch):
 
 
 def run(model, tokenizer, log, decoding=GREEDY, arm="base", records=RECORDS):
-    return generate_pass(LocalBackend(model, tokenizer), records, decoding, log, arm, report=lambda line: None)
+    return generate_pass(LocalBackend(model, tokenizer), records, decoding, log, arm,
+                         report=lambda line: None)
 
 
 def told(outputs):
     "Text, finish reason and tokens, as the log has them."
-    return [(output.text, output.reason, len(output.tokens) + (output.reason == "stop")) for output in outputs]
+    return [(output.text, output.reason, len(output.tokens) + (output.reason == "stop"))
+            for output in outputs]
 
 
 def raws(outputs):
-    return [(output["id"], output["raw"], output["finish_reason"], output["new_tokens"]) for output in outputs]
+    return [(output["id"], output["raw"], output["finish_reason"], output["new_tokens"])
+            for output in outputs]
 
 
 def test_a_pass_gives_one_sample_a_record_in_order(model, tokenizer, tmp_path):
@@ -79,12 +87,14 @@ def test_a_pass_gives_one_sample_a_record_in_order(model, tokenizer, tmp_path):
     assert sorted(logged, key=lambda output: output["id"]) == outputs
     digests = {prompt.record_id: prompt.digest for prompt in encode_prompts(tokenizer, RECORDS)}
     assert all(
-        output["prompt_sha256"] == digests[output["id"]] and output["pass"] == "base, greedy" for output in outputs
+        output["prompt_sha256"] == digests[output["id"]] and output["pass"] == "base, greedy"
+        for output in outputs
     )
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("whole_lines, rest", [(1, 0), (1, 20), (2, 5), (4, 40), (5, -1), (7, 10), (8, 0)])
+@pytest.mark.parametrize("whole_lines, rest", [(1, 0), (1, 20), (2, 5), (4, 40), (5, -1), (7, 10),
+                                               (8, 0)])
 def test_a_killed_run_goes_on(model, tokenizer, tmp_path, counted, decoding, whole_lines, rest):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
@@ -131,12 +141,15 @@ def test_a_log_that_two_runs_wrote_into_is_read_and_gone_on_with(model, tokenize
     second = [json.dumps(json.loads(row) | {"raw": "later"}) + "\n" for row in rows]
     chance.shuffle(second)
     torn = rows[0][:40] + second[0]
-    log.write_text("".join([header, *rows[1:], header, torn, "null\n", '{"loss": NaN}\n', *(row for row in second if json.loads(row)["id"] != json.loads(rows[0])["id"])]))
+    log.write_text("".join([header, *rows[1:], header, torn, "null\n", '{"loss": NaN}\n',
+                            *(row for row in second
+                              if json.loads(row)["id"] != json.loads(rows[0])["id"])]))
     counted.clear()
     assert open_log(log, HEADER) == "continued"
     assert raws(run(model, tokenizer, log)) == wanted
     assert sum(map(len, counted)) <= 3 and any(json.loads(rows[0])["id"] in batch for batch in counted), "more than the torn one's batch was asked"
-    assert len(read_log(log)[1]) == len(RECORDS) and raws(sorted(read_log(log)[1], key=lambda row: row["id"])) == wanted
+    assert len(read_log(log)[1]) == len(RECORDS)
+    assert raws(sorted(read_log(log)[1], key=lambda row: row["id"])) == wanted
 
 
 def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_path, counted):
@@ -152,8 +165,10 @@ def test_both_arms_and_all_passes_share_a_log_and_batches(model, tokenizer, tmp_
     assert {output["pass"] for output in read_log(log)[1]} == {
         "base, greedy", "adapter, greedy", "base, sampled, seed 4",
     }
-    assert len(read_log(log)[1]) == 3 * len(RECORDS) and len(adapter) == len(sampled) == len(RECORDS)
-    lengths = {prompt.record_id: len(prompt.tokens) for prompt in encode_prompts(tokenizer, RECORDS)}
+    assert len(read_log(log)[1]) == 3 * len(RECORDS)
+    assert len(adapter) == len(sampled) == len(RECORDS)
+    lengths = {prompt.record_id: len(prompt.tokens)
+               for prompt in encode_prompts(tokenizer, RECORDS)}
     flat = [lengths[name] for batch in base for name in batch]
     assert flat == sorted(flat)
 
@@ -180,7 +195,8 @@ def test_going_back_and_forth_between_experiments_loses_nothing(tmp_path):
     assert b"precious" in everything and b"later" in everything
 
 
-@pytest.mark.parametrize("content", [b"notes of mine\n", b"[1]\n", b"\n", b"\xff\xfe\n", b'"text"\n{}\n'])
+@pytest.mark.parametrize("content", [b"notes of mine\n", b"[1]\n", b"\n",
+                                     b"\xff\xfe\n", b'"text"\n{}\n'])
 def test_a_file_that_is_no_log_is_kept_or_refused_in_a_sentence(tmp_path, content):
     log = tmp_path / "outputs.jsonl"
     log.write_bytes(content)
@@ -192,11 +208,14 @@ def test_a_file_that_is_no_log_is_kept_or_refused_in_a_sentence(tmp_path, conten
         assert read_log(log)[1] == [] and (tmp_path / kept).read_bytes() == content
 
 
-SAMPLE = {"id": "r0", "arm": "base", "pass": "base, greedy", "raw": "{}", "finish_reason": "stop", "new_tokens": 3}
+SAMPLE = {"id": "r0", "arm": "base", "pass": "base, greedy", "raw": "{}",
+          "finish_reason": "stop", "new_tokens": 3}
 
 
-@pytest.mark.parametrize("key, value", [("p_answer", float("nan")), ("new_tokens", float("inf")), ("seconds", -float("inf")), ("tokens", [1, float("nan")]),
-                                        ("raw", "half \ud800"), ("raw", {1, 2}), ("raw", "x" * 1_000_001), ("id", "\udfff")])
+@pytest.mark.parametrize("key, value", [("p_answer", float("nan")), ("new_tokens", float("inf")),
+                                        ("seconds", -float("inf")), ("tokens", [1, float("nan")]),
+                                        ("raw", "half \ud800"), ("raw", {1, 2}),
+                                        ("raw", "x" * 1_000_001), ("id", "\udfff")])
 def test_what_could_not_be_read_again_is_not_written(tmp_path, key, value):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
@@ -204,7 +223,8 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, key, value):
     before = log.read_bytes()
     with pytest.raises(LogError, match="^The log can't hold the row of .*Nothing was written") as caught:
         append(log, {**SAMPLE, key: value})
-    assert "\n" not in str(caught.value) and log.read_bytes() == before and read_log(log)[1] == [SAMPLE]
+    assert "\n" not in str(caught.value) and log.read_bytes() == before
+    assert read_log(log)[1] == [SAMPLE]
     with pytest.raises(LogError):
         open_log(log, {**HEADER, "odd": value})
     assert log.read_bytes() == before
@@ -223,7 +243,8 @@ def test_a_line_of_a_log_can_be_read_or_is_not_made(row):
         return
     def no_word(word):
         raise ValueError(word)
-    assert json.loads(line, parse_constant=no_word) == row and line.count("\n") == 1 and line.isascii()
+    assert json.loads(line, parse_constant=no_word) == row and line.count("\n") == 1
+    assert line.isascii()
 
 
 @settings(max_examples=200, deadline=None)
@@ -254,13 +275,15 @@ def test_a_damaged_line_of_a_log_is_named_with_what_to_do_and_nothing_is_lost(tm
 
 
 @settings(max_examples=50, deadline=None)
-@given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]), st.sampled_from(["r0", "r1", "r2"]), st.booleans()), max_size=12))
+@given(rows=st.lists(st.tuples(st.sampled_from(["base, greedy", "adapter, greedy"]),
+                               st.sampled_from(["r0", "r1", "r2"]), st.booleans()), max_size=12))
 def test_of_several_lines_for_a_record_the_first_answer_counts(tmp_path_factory, rows):
     log = tmp_path_factory.mktemp("log") / "outputs.jsonl"
     open_log(log, HEADER)
     wanted = {}
     for place, (name, record, answered) in enumerate(rows):
-        append(log, {**SAMPLE, "id": record, "pass": name, "new_tokens": place, "finish_reason": "stop" if answered else REFUSED})
+        append(log, {**SAMPLE, "id": record, "pass": name, "new_tokens": place,
+                     "finish_reason": "stop" if answered else REFUSED})
         if not wanted.get((name, record), (0, False))[1]:
             wanted[name, record] = (place, answered)
     found = read_log(log)[1]
@@ -278,7 +301,8 @@ class Choosy:
         return [Prompt(record["id"], (1,)) for record in records]
 
     def batches(self, prompts, decoding):
-        yield from (prompts[start:start + decoding.batch_size] for start in range(0, len(prompts), decoding.batch_size))
+        yield from (prompts[start:start + decoding.batch_size]
+                    for start in range(0, len(prompts), decoding.batch_size))
 
     def each(self, batch, decoding):
         for prompt in batch[::-1]:
@@ -292,13 +316,16 @@ def test_ctrl_c_keeps_what_came_and_no_answer_is_asked_for_twice(tmp_path):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     with pytest.raises(KeyboardInterrupt):
-        generate_pass(Choosy(stops="r3"), RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)
+        generate_pass(Choosy(stops="r3"), RECORDS, Decoding(6, 7), log, "base",
+                      report=lambda line: None)
     assert [row["id"] for row in read_log(log)[1]] == ["r6", "r5", "r4"]
     backend = Choosy("r1")
     first = generate_pass(backend, RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)
-    assert backend.asked == ["r3", "r2", "r1", "r0"] and [row["finish_reason"] for row in first] == ["stop", REFUSED, *["stop"] * 5]
+    assert backend.asked == ["r3", "r2", "r1", "r0"]
+    assert [row["finish_reason"] for row in first] == ["stop", REFUSED, *["stop"] * 5]
     again = Choosy("r1")
-    assert generate_pass(again, RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)[1]["problem"] == "too long" and again.asked == ["r1"]
+    assert generate_pass(again, RECORDS, Decoding(6, 7), log, "base", report=lambda line: None)[1]["problem"] == "too long"
+    assert again.asked == ["r1"]
     lines = [json.loads(line)["id"] for line in log.read_bytes().splitlines()[1:]]
     assert sorted(lines) == sorted([*[record["id"] for record in RECORDS], "r1"])
 
@@ -328,15 +355,21 @@ class Broken(torch.nn.Module):
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED, replace(GREEDY, grammar=True, max_new_tokens=200)], ids=["greedy", "sampled", "grammar"])
-@pytest.mark.parametrize("value, tokens, told", [(NAN, slice(None), "NaN"), (NAN, slice(5, 6), "NaN"), (INF, slice(7, 8), "infinity"), (-INF, slice(None), "nothing but minus infinity")])
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLED,
+                                      replace(GREEDY, grammar=True, max_new_tokens=200)],
+                         ids=["greedy", "sampled", "grammar"])
+@pytest.mark.parametrize("value, tokens, told", [(NAN, slice(None), "NaN"),
+                                                 (NAN, slice(5, 6), "NaN"),
+                                                 (INF, slice(7, 8), "infinity"),
+                                                 (-INF, slice(None), "nothing but minus infinity")])
 @pytest.mark.parametrize("step", [0, 4])
 def test_scores_that_are_none_stop_at_the_first_with_a_sentence(model, tokenizer, tmp_path, decoding, value, tokens, told, step):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
     append(log, {**SAMPLE, "pass": f"base, {decoding.name}"})
     before = log.read_bytes()
-    records = [{**record, "chunks": [{"chunk_id": "c", "text": "One. Two."}]} for record in RECORDS[:2]]
+    records = [{**record, "chunks": [{"chunk_id": "c", "text": "One. Two."}]}
+               for record in RECORDS[:2]]
     with pytest.raises(GenerationError, match=rf"scores for the next token are {told} at the record r\d, token \d+, computed in float32.*run.mixed_precision.*bnb_4bit_compute_dtype"):
         run(Broken(model, value, step, tokens), tokenizer, log, decoding, records=records)
     assert log.read_bytes() == before
@@ -354,7 +387,8 @@ def test_a_grammar_and_a_mask_that_leave_nothing_are_a_sentence(ending, tokenize
     allowed = [token for text, token in tokenizer.get_vocab().items() if text.startswith("{")]
     assert first in allowed
     backend = LocalBackend(Broken(ending, -INF, 0, allowed), tokenizer)
-    with pytest.raises(GenerationError, match="nothing but minus infinity .*the record s1, token 1"):
+    with pytest.raises(GenerationError,
+                       match="nothing but minus infinity .*the record s1, token 1"):
         backend.write(backend.prompts(SHOWN[1:2]), Decoding(20, 1, grammar=True))
 
 
@@ -363,7 +397,8 @@ def test_the_decision_is_read_from_numbers_alone(ending, tokenizer):
     with pytest.raises(GenerationError, match="NaN .*the record s1, where it decides"):
         list(LocalBackend(Broken(ending, NAN, 0), tokenizer).p_answer(prompts))
     _, answering, refusing = prompts[0].decides
-    for ruled_out, chances in (([*answering, refusing], []), (answering, [0.0]), ([refusing], [1.0])):
+    for ruled_out, chances in (([*answering, refusing], []), (answering, [0.0]),
+                               ([refusing], [1.0])):
         found = LocalBackend(Broken(ending, -INF, 0, list(ruled_out)), tokenizer).p_answer(prompts)
         assert [chance for _, chance in found] == chances
     (_, some), = LocalBackend(Broken(ending, -INF, 0, answering[1:]), tokenizer).p_answer(prompts)
@@ -381,7 +416,8 @@ def test_no_temperature_makes_infinity_of_scores(temperature):
 
 def test_padding_is_on_the_left():
     ids, mask = pad_left([Prompt("a", (5, 6, 7)), Prompt("b", (8,)), Prompt("c", (1, 2))], pad=0)
-    assert ids.tolist() == [[5, 6, 7], [0, 0, 8], [0, 1, 2]] and mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+    assert ids.tolist() == [[5, 6, 7], [0, 0, 8], [0, 1, 2]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
 
 
 def test_company_does_not_change_what_is_written(model, tokenizer):
@@ -418,7 +454,8 @@ def test_the_finish_reason_is_read_from_the_tokens(tokenizer):
 def test_an_end_on_the_last_token_is_a_stop(tokenizer):
     model, prompt = tiny_model(seed=3, attention="sdpa"), encode_prompts(tokenizer, RECORDS[:1])
     tokens = greedy_tokens(model, prompt[0], 4)
-    place = next(place for place, token in enumerate(tokens) if token not in tokens[:place] and place)
+    place = next(place for place, token in enumerate(tokens)
+                 if token not in tokens[:place] and place)
     model.generation_config.eos_token_id = tokens[place]
     assert told(generate_batch(model, tokenizer, prompt, Decoding(place + 1, 1)))[0][1:] == ("stop", place + 1)
     assert told(generate_batch(model, tokenizer, prompt, Decoding(place, 1)))[0][1:] == ("length", place)
@@ -433,7 +470,8 @@ def test_rows_that_leave_the_batch_change_nothing_for_the_others(tokenizer, monk
     model.generation_config.eos_token_id = sorted(eos_token_ids)
     sizes, kept = [], local.RoomyLayer.batch_select_indices
     monkeypatch.setattr(
-        local.RoomyLayer, "batch_select_indices", lambda self, rows: (sizes.append(len(rows)), kept(self, rows))
+        local.RoomyLayer, "batch_select_indices",
+        lambda self, rows: (sizes.append(len(rows)), kept(self, rows))
     )
     for tokens, output in zip(written, generate_batch(model, tokenizer, prompts, long)):
         stop = next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
@@ -444,7 +482,8 @@ def test_rows_that_leave_the_batch_change_nothing_for_the_others(tokenizer, monk
 def test_the_tokens_are_those_of_transformers_own_generation(model, tokenizer):
     prompts = encode_prompts(tokenizer, RECORDS)
     ids, mask = pad_left(prompts, tokenizer.pad_token_id)
-    theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=140, do_sample=False, eos_token_id=None)
+    theirs = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=140,
+                            do_sample=False, eos_token_id=None)
     ours = generate_batch(model, tokenizer, prompts, Decoding(140, 7))
     eos_token_ids = local.stop_ids(tokenizer, model.generation_config)
     for row, output in zip(theirs[:, ids.shape[1] :].tolist(), ours):
@@ -462,14 +501,17 @@ class Letters:
 @pytest.mark.parametrize("grace", [0, 5])
 def test_an_output_that_cannot_become_valid_gets_a_few_more_tokens(grace):
     output = local.GrowingOutput(Letters(), {0}, Decoding(200, 1, stop_invalid_after=grace))
-    taken = [output.take(token) for token in b'{"evidence":[] and so on and on and on'[: 16 + grace]]
+    taken = [output.take(token)
+             for token in b'{"evidence":[] and so on and on and on'[: 16 + grace]]
     assert taken == [True] * (15 + grace) + [False]
     assert (output.reason, output.died_at) == ("invalid", 16)
 
 
-@pytest.mark.parametrize("evidence, died_at", [(b"[3]", 14), (b"[1,2]", None), (b"[2,2]", 17), (b"[0]", 14), (b"[1,3", 16), (b"[11]", 15)])
+@pytest.mark.parametrize("evidence, died_at", [(b"[3]", 14), (b"[1,2]", None), (b"[2,2]", 17),
+                                               (b"[0]", 14), (b"[1,3", 16), (b"[11]", 15)])
 def test_a_number_that_was_not_shown_or_stands_twice_ends_an_output(evidence, died_at):
-    output = local.GrowingOutput(Letters(), {0}, Decoding(200, 1, stop_invalid_after=3), record_schema(CHUNKS))
+    output = local.GrowingOutput(Letters(), {0}, Decoding(200, 1, stop_invalid_after=3),
+                                 PrefixCheck(record_schema(CHUNKS)))
     for token in b'{"evidence":' + evidence + b',"answer":{"completeness"':
         if not output.take(token):
             break
@@ -526,14 +568,18 @@ def test_names_and_choices_of_decodings():
 
 def test_the_answer_is_not_shown(tokenizer):
     with_answer, without = chat("the secret"), chat("the secret")[:2]
-    first, second = encode_prompts(tokenizer, [{"id": "a", "messages": with_answer}, {"id": "a", "messages": without}])
-    assert first == second and "secret" not in tokenizer.decode(first.tokens) and first.digest == second.digest
+    first, second = encode_prompts(tokenizer, [{"id": "a", "messages": with_answer},
+                                               {"id": "a", "messages": without}])
+    assert first == second and "secret" not in tokenizer.decode(first.tokens)
+    assert first.digest == second.digest
     other = encode_prompts(tokenizer, [{"id": "a", "messages": chat(question="Else?")}])[0]
-    assert other.digest != first.digest and tokenizer.decode(first.tokens).endswith("<|im_start|>assistant\n")
+    assert other.digest != first.digest
+    assert tokenizer.decode(first.tokens).endswith("<|im_start|>assistant\n")
 
 
 @settings(max_examples=50, deadline=None)
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=20), size=st.integers(1, 6), order=st.randoms())
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=20), size=st.integers(1, 6),
+       order=st.randoms())
 def test_batches_depend_on_the_prompts_alone(lengths, size, order):
     prompts = [Prompt(f"r{place:02}", tuple(range(length))) for place, length in enumerate(lengths)]
     found = list(batches(prompts, size))
@@ -566,18 +612,21 @@ def test_under_a_grammar_nonsense_keeps_the_contract(ending, tokenizer):
         assert written.reason in ("stop", "length")
         if written.reason == "stop":
             answer = parse_model_answer(written.raw, record["chunks"])
-            assert bool(answer.evidence) == (answer.answer.completeness != "insufficient_data") and (record["chunks"] or not answer.evidence)
+            assert bool(answer.evidence) == (answer.answer.completeness != "insufficient_data")
+            assert (record["chunks"] or not answer.evidence)
 
 
 def test_forced_tokens_change_nothing_but_the_number_of_steps(ending, tokenizer, monkeypatch):
     model, backend_of = deepcopy(ending).double(), lambda model: LocalBackend(model, tokenizer)
     settings, widths, read = Decoding(300, 4, grammar=True), [], local.Rows.read
-    monkeypatch.setattr(local.Rows, "read", lambda self, tokens: (widths.append(tokens.shape[1]), read(self, tokens)))
+    monkeypatch.setattr(local.Rows, "read",
+                        lambda self, tokens: (widths.append(tokens.shape[1]), read(self, tokens)))
     with_forced = backend_of(model).write(backend_of(model).prompts(SHOWN), settings)
     assert max(widths) > 5
     monkeypatch.setattr(local, "forced", lambda matchers: [[] for _ in matchers])
     widths.clear()
-    assert backend_of(model).write(backend_of(model).prompts(SHOWN), settings) == with_forced and set(widths) == {1}
+    assert backend_of(model).write(backend_of(model).prompts(SHOWN), settings) == with_forced
+    assert set(widths) == {1}
 
 
 def test_outputs_that_a_grammar_lets_through_are_taken_over(ending, tokenizer, tmp_path, counted):
@@ -589,34 +638,44 @@ def test_outputs_that_a_grammar_lets_through_are_taken_over(ending, tokenizer, t
     prompts = backend.prompts(SHOWN)
     texts = [refusal, "Sure!", refusal, refusal]
     for prompt, text, reason in zip(prompts, texts, ("stop", "stop", "length", "stop")):
-        append(log, {"id": prompt.record_id, "arm": "base", "pass": "base, greedy", "prompt_sha256": prompt.digest, "raw": text,
-                     "finish_reason": reason, "new_tokens": 5, "seconds": 0.1, "p_answer": None,
+        append(log, {"id": prompt.record_id, "arm": "base", "pass": "base, greedy",
+                     "prompt_sha256": prompt.digest, "raw": text,
+                     "finish_reason": reason, "new_tokens": 5, "seconds": 0.1,
+                     "p_answer": None,
                      "tokens": tokenizer(text, add_special_tokens=False)["input_ids"]})
     settings = Decoding(40, 4, grammar=True)
-    outputs = generate_pass(backend, SHOWN, settings, log, "base+grammar", report=lambda line: None, same_as="base")
+    outputs = generate_pass(backend, SHOWN, settings, log, "base+grammar",
+                            report=lambda line: None, same_as="base")
     assert [output.get("same_as") for output in outputs] == ["base, greedy", None, None, "base, greedy"]
-    assert counted == [["s1", "s2"]] and {output["arm"] for output in outputs} == {"base+grammar"} and outputs[0]["raw"] == refusal
-    again = generate_pass(backend, SHOWN, settings, log, "base+grammar", report=lambda line: None, same_as="base")
+    assert counted == [["s1", "s2"]] and {output["arm"] for output in outputs} == {"base+grammar"}
+    assert outputs[0]["raw"] == refusal
+    again = generate_pass(backend, SHOWN, settings, log, "base+grammar",
+                          report=lambda line: None, same_as="base")
     assert again == outputs and len(counted) == 1
 
 
 def test_a_record_without_chunks_has_no_grammar(ending, tokenizer):
     backend = LocalBackend(ending, tokenizer)
-    with pytest.raises(KwanzaaError, match="no chunks to point at: set evaluation.grammar to false"):
-        backend.write(backend.prompts([{"id": "x", "messages": chat()}]), Decoding(4, 1, grammar=True))
+    with pytest.raises(KwanzaaError,
+                       match="no chunks to point at: set evaluation.grammar to false"):
+        backend.write(backend.prompts([{"id": "x", "messages": chat()}]),
+                      Decoding(4, 1, grammar=True))
 
 
 def test_the_decision_is_noted_and_can_be_moved(ending, tokenizer):
     backend = LocalBackend(ending, tokenizer)
     prompts = backend.prompts(SHOWN[1:])
     known = {prompt.record_id: answering for prompt, answering in backend.p_answer(prompts)}
-    assert set(known) == {"s1", "s2", "s3"} and all(0 < answering < 1 for answering in known.values())
+    assert set(known) == {"s1", "s2", "s3"}
+    assert all(0 < answering < 1 for answering in known.values())
     for least, beginning in ((0.0, "12"), (1.0, "]"), (INF, "]")):
         for prompt, written in zip(prompts, backend.write(prompts, Decoding(40, 3, grammar=True, answer_threshold=least))):
             assert written.raw.startswith(DECISION) and written.raw[len(DECISION)] in beginning
             assert written.p_answer == pytest.approx(known[prompt.record_id], abs=1e-5)
     whole = backend.prompts(SHOWN)  # the first was shown nothing: a grammar leaves it no answer, whatever the threshold
-    begun = [written.raw[len(DECISION)] for written in backend.write(whole, Decoding(40, 4, grammar=True, answer_threshold=0.0))]
+    begun = [written.raw[len(DECISION)]
+             for written in backend.write(whole, Decoding(40, 4, grammar=True,
+                                                          answer_threshold=0.0))]
     assert begun[0] == "]" and set(begun[1:]) <= set("12")
     free = backend.write(prompts, Decoding(5, 3))
     assert all(written.p_answer is None for written in free)
@@ -625,9 +684,11 @@ def test_the_decision_is_noted_and_can_be_moved(ending, tokenizer):
 def test_a_stopped_output_says_where_it_died(tokenizer, tmp_path):
     log = tmp_path / "outputs.jsonl"
     open_log(log, HEADER)
-    outputs = run(tiny_model(seed=3, attention="sdpa"), tokenizer, log, Decoding(60, 7, stop_invalid_after=2))
+    outputs = run(tiny_model(seed=3, attention="sdpa"), tokenizer, log,
+                  Decoding(60, 7, stop_invalid_after=2))
     assert {output["finish_reason"] for output in outputs} == {"invalid"}
-    assert all(output["new_tokens"] == output["died_at"] + 2 == len(output["tokens"]) for output in outputs)
+    assert all(output["new_tokens"] == output["died_at"] + 2 == len(output["tokens"])
+               for output in outputs)
 
 
 # decisions, grammars and finished rows that are removed from a batch, with a model that says what it is told
@@ -654,18 +715,22 @@ class Says(Broken):
 
 def test_a_model_that_names_a_sentence_too_many_is_stopped_early(ending, tokenizer):
     tokens = tokenizer(f'{DECISION}3],"answer":{{"completeness":"complete"', add_special_tokens=False)["input_ids"]
-    for chunks, died_at in ((CHUNKS, 14), ([{"chunk_id": "a", "text": "She left. He stayed. They met."}], None)):
+    for chunks, died_at in ((CHUNKS, 14), ([{"chunk_id": "a",
+                                             "text": "She left. He stayed. They met."}], None)):
         backend = LocalBackend(Says(ending, tokens), tokenizer)
-        (written,) = backend.write(backend.prompts([{**SHOWN[1], "chunks": chunks}]), Decoding(30, 1, stop_invalid_after=3))
+        (written,) = backend.write(backend.prompts([{**SHOWN[1], "chunks": chunks}]),
+                                   Decoding(30, 1, stop_invalid_after=3))
         assert (written.died_at, written.reason, written.new_tokens) == (died_at, *(("invalid", 17) if died_at else ("length", 30)))
 
 
 @pytest.mark.parametrize("least, likes, chosen", [
-    (None, "]23", "]"), (None, "23]", "2"), (0.0, "]23", "2"), (0.0, "]32", "3"), (0.5, "2]3", "2"), (1.0, "23456789]", "]"), (INF, "23456789]", "]"), (INF, "1]", "]")])
+    (None, "]23", "]"), (None, "23]", "2"), (0.0, "]23", "2"), (0.0, "]32", "3"),
+    (0.5, "2]3", "2"), (1.0, "23456789]", "]"), (INF, "23456789]", "]"), (INF, "1]", "]")])
 def test_a_threshold_bars_every_number_or_the_refusal(ending, tokenizer, least, likes, chosen):
     start, likes = decision_tokens(tokenizer)[0], tokenizer.convert_tokens_to_ids(list(likes))
     backend = LocalBackend(Says(ending, start, likes), tokenizer)
-    (written,) = backend.write(backend.prompts(SHOWN[1:2]), Decoding(len(start) + 1, 1, answer_threshold=least))
+    (written,) = backend.write(backend.prompts(SHOWN[1:2]),
+                               Decoding(len(start) + 1, 1, answer_threshold=least))
     assert written.raw == DECISION + chosen
 
 
@@ -673,7 +738,8 @@ def test_the_probability_of_answering_is_that_of_all_its_tokens_together(ending,
     backend = LocalBackend(ending, tokenizer)
     prompts = backend.prompts(SHOWN)
     start, answering, refusing = decision_tokens(tokenizer)
-    assert sorted(tokenizer.decode([token]) for token in answering) == list("123456789") and tokenizer.decode([refusing]) == "]"
+    assert sorted(tokenizer.decode([token]) for token in answering) == list("123456789")
+    assert tokenizer.decode([refusing]) == "]"
     found = {prompt.record_id: chance for prompt, chance in backend.p_answer(prompts)}
     for prompt in prompts:
         with torch.no_grad():
@@ -686,7 +752,8 @@ def test_a_tokenizer_in_which_the_decision_has_no_place_is_asked_without_it(endi
     merged = tiny_tokenizer(merges=[("[", "1")])
     backend = LocalBackend(ending, merged)
     prompts = backend.prompts(SHOWN)
-    assert {prompt.decides for prompt in prompts} == {None} and list(backend.p_answer(prompts)) == []
+    assert {prompt.decides for prompt in prompts} == {None}
+    assert list(backend.p_answer(prompts)) == []
     assert [written.p_answer for written in backend.write(prompts, Decoding(60, 4, grammar=True, answer_threshold=0.5))] == [None] * 4
 
 
@@ -695,10 +762,12 @@ def test_a_tokenizer_in_which_the_decision_has_no_place_is_asked_without_it(endi
 def test_where_no_probability_is_enough_the_grammar_gives_a_valid_refusal(tokenizer, record, company):
     backend = LocalBackend(short_spoken(tokenizer, attention="sdpa", seed=5), tokenizer)
     asked = [SHOWN[record], *SHOWN[2:2 + company]]
-    first, *_ = found = backend.write(backend.prompts(asked), Decoding(1200, 3, grammar=True, answer_threshold=INF))
+    first, *_ = found = backend.write(backend.prompts(asked),
+                                      Decoding(1200, 3, grammar=True, answer_threshold=INF))
     for row, written in zip(asked, found):
         answer = parse_model_answer(written.raw, row["chunks"])
-        assert written.reason == "stop" and answer.answer.completeness == "insufficient_data" and not answer.evidence
+        assert written.reason == "stop" and answer.answer.completeness == "insufficient_data"
+        assert not answer.evidence
     assert 0 < first.p_answer < 1, "the decision was passed over"
 
 
@@ -712,19 +781,25 @@ def test_under_a_grammar_the_tokens_are_those_of_transformers_own_generation(tok
     model = short_spoken(tokenizer, (('"', 5.0), ("]", 0.5), (",", 0.3)), attention="sdpa", seed=seed).double()
     model.generation_config.eos_token_id = None
     backend, kept, widths, keep, read = LocalBackend(model, tokenizer), [], [], local.Rows.keep, local.Rows.read
-    monkeypatch.setattr(local.Rows, "keep", lambda self, places: (kept.append(len(places)), keep(self, places)))
-    monkeypatch.setattr(local.Rows, "read", lambda self, tokens: (widths.append(tokens.shape[1]), read(self, tokens)))
+    monkeypatch.setattr(local.Rows, "keep",
+                        lambda self, places: (kept.append(len(places)), keep(self, places)))
+    monkeypatch.setattr(local.Rows, "read",
+                        lambda self, tokens: (widths.append(tokens.shape[1]), read(self, tokens)))
     prompts = backend.prompts(MANY)
     ours = backend.write(prompts, Decoding(500, 6, grammar=True))
-    assert bool(kept) is leave and max(widths) > 5 and len({written.raw.partition("]")[0] for written in ours}) >= evidence
+    assert bool(kept) is leave and max(widths) > 5
+    assert len({written.raw.partition("]")[0] for written in ours}) >= evidence
     assert {"stop", "length"} >= {written.reason for written in ours}
     for prompt, written in zip(prompts, ours):
         ids = torch.tensor([prompt.tokens])
         (theirs,) = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=500, do_sample=False, eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id, logits_processor=[GrammarProcessor([backend.matcher(prompt)], ids.shape[1])])
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=500,
+            do_sample=False, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=[GrammarProcessor([backend.matcher(prompt)], ids.shape[1])])
         wanted = theirs[ids.shape[1]:].tolist()
-        assert list(written.tokens) == [token for token in wanted if token != tokenizer.eos_token_id]
+        assert list(written.tokens) == [token for token in wanted
+                                        if token != tokenizer.eos_token_id]
         assert (written.reason == "stop") == (wanted[-1] == tokenizer.eos_token_id)
 
 
@@ -736,7 +811,8 @@ def test_a_cache_with_room_holds_what_transformers_own_holds(data):
     for _ in range(data.draw(st.integers(1, 5))):
         states = [torch.randn(rows, 2, data.draw(st.sampled_from([1, 3, 70])), 4) for _ in range(2)]
         states[1] = torch.randn(*states[0].shape)
-        assert all(torch.equal(mine, other) for mine, other in zip(ours.update(*states), theirs.update(*states)))
+        assert all(torch.equal(mine, other)
+                   for mine, other in zip(ours.update(*states), theirs.update(*states)))
         left = sorted(data.draw(st.sets(st.integers(0, rows - 1), min_size=1)))
         ours.batch_select_indices(torch.tensor(left))
         theirs.batch_select_indices(torch.tensor(left))
@@ -760,7 +836,8 @@ def test_the_grammar_lets_every_committed_target_through(committed):
     for record, prompt in zip(records, prompts):
         tokens = smollm(record["messages"][-1]["content"], add_special_tokens=False)["input_ids"]
         assert backend.lets_through(prompt, tokens), record["id"]
-        assert not backend.lets_through(prompt, tokens[:-1]) and not backend.lets_through(prompt, [*tokens, tokens[-1]])
+        assert not backend.lets_through(prompt, tokens[:-1])
+        assert not backend.lets_through(prompt, [*tokens, tokens[-1]])
 
 
 def test_the_grammar_lets_no_wrong_number_through(committed):
@@ -772,7 +849,8 @@ def test_the_grammar_lets_no_wrong_number_through(committed):
             continue
         first, count = target["evidence"][0], len(number_sentences(record["chunks"]))
         other = next(number for number in range(1, count + 2) if number not in target["evidence"])
-        for evidence, mark in (([count + 1, *target["evidence"][1:]], count + 1), (target["evidence"], other), (target["evidence"] * 2, first)):
+        for evidence, mark in (([count + 1, *target["evidence"][1:]], count + 1),
+                               (target["evidence"], other), (target["evidence"] * 2, first)):
             text = target["answer"]["text"].replace(f"[{first}]", f"[{mark}]")
             wrong = target | {"evidence": evidence, "answer": target["answer"] | {"text": text}}
             tokens = smollm(json.dumps(wrong, ensure_ascii=False, separators=(",", ":")), add_special_tokens=False)["input_ids"]

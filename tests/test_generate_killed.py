@@ -66,7 +66,8 @@ PASSES = ("base, greedy", "base, sampled, seed 5")
 
 
 def start(folder, setting="one", half_at=0):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), setting, str(half_at)], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), setting,
+                             str(half_at)], stderr=subprocess.PIPE, text=True)
 
 
 def whole_lines(path):
@@ -100,7 +101,8 @@ def check_log(path, setting):
     assert outputs == lines
     for output in outputs:
         seed = None if output["pass"] == PASSES[0] else int(output["raw"].split()[2])
-        assert output["raw"] == f"{output['id']} {setting} {seed} " + "ü" * 2000 and output["prompt_sha256"] == setting
+        assert output["raw"] == f"{output['id']} {setting} {seed} " + "ü" * 2000
+        assert output["prompt_sha256"] == setting
 
 
 def finish(folder, **more):
@@ -118,7 +120,8 @@ def test_killed_anywhere_and_run_again(tmp_path, seed):
         assert whole_lines(log)[:len(logged)] == logged, "what was logged is there no more"
     finish(tmp_path)
     check_log(log, "one")
-    states, asked = [row["state"] for row in told(tmp_path) if "state" in row], [row for row in told(tmp_path) if "asked" in row]
+    states, asked = [row["state"] for row in told(tmp_path)
+                     if "state" in row], [row for row in told(tmp_path) if "asked" in row]
     assert died >= 3 and states[0] == "new" and set(states[1:]) == {"continued", "ended"}
     assert len(asked) <= 20 + died, "more was asked again than the batch that a kill cut"
 
@@ -141,11 +144,13 @@ def test_another_setting_is_another_log_and_the_first_goes_on_later(tmp_path):
     first = whole_lines(log)
     finish(tmp_path, setting="two")
     check_log(log, "two")
-    kept = tmp_path / next(row["state"] for row in told(tmp_path) if row.get("state", "new") not in ("new", "ended"))
+    kept = tmp_path / next(row["state"] for row in told(tmp_path)
+                           if row.get("state", "new") not in ("new", "ended"))
     assert whole_lines(kept) == first
     before = len(told(tmp_path))
     finish(tmp_path)
     check_log(log, "one")
-    assert whole_lines(log)[:30] == first and len([row for row in told(tmp_path)[before:] if "asked" in row]) == 20 - 7
+    assert whole_lines(log)[:30] == first
+    assert len([row for row in told(tmp_path)[before:] if "asked" in row]) == 20 - 7
     (other,) = tmp_path.glob("outputs.*.jsonl")
     check_log(other, "two")

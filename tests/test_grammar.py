@@ -12,7 +12,8 @@ from tiny import ROOT, tiny_model, tiny_tokenizer
 
 from kwanzaa_nb.core.answer import ModelAnswer, find_marks, parse_model_answer
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.model.grammar import BITS, Bounds, Grammar, GrammarError, GrammarProcessor, allowed, forced, record_grammar
+from kwanzaa_nb.model.grammar import (
+    BITS, Bounds, Grammar, GrammarError, GrammarProcessor, allowed, forced, record_grammar)
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.prefix import PrefixCheck
 from kwanzaa_nb.core.prompt import target_json
@@ -52,17 +53,25 @@ def accepts(grammar, tokenizer, chunks, text, uncited=False):
     return bool(allowed(matcher, len(tokenizer))[tokenizer.eos_token_id] and matcher.is_accepting())
 
 
-def written(evidence, completeness="complete", text="So it was [1].", missing=(), asking=(), unsupported=()):
+def written(evidence, completeness="complete", text="So it was [1].", missing=(),
+            asking=(), unsupported=()):
     return target_json(ModelAnswer.model_validate({
-        "evidence": list(evidence), "answer": {"completeness": completeness, "text": text},
-        "unknowns": {"unsupported_claims": list(unsupported), "missing_context": list(missing), "clarifying_questions": list(asking)}}))
+        "evidence": list(evidence), "answer": {"completeness": completeness,
+                                               "text": text},
+        "unknowns": {"unsupported_claims": list(unsupported),
+                     "missing_context": list(missing), "clarifying_questions": list(asking)}}))
 
 
 GOLD = {
-    "complete": written([1]), "several": written([3, 1], text="It [3] is [1]. So [3]."), "all": written([2, 3, 1], text="All [2][3][1]."),
-    "partial": written([2], "partial", "It was [2].", missing=["the year"]), "refused": written([], "insufficient_data", "Not said.", missing=["the year"]),
-    "asked": written([], "insufficient_data", "Not said.", asking=["Which year?"]), "corrected": written([1], unsupported=["that it was in 1863"]),
-    "refused and asked": written([], "insufficient_data", "Not said.", missing=["the year", "the place"], asking=["Which?"], unsupported=["that it was"]),
+    "complete": written([1]), "several": written([3, 1], text="It [3] is [1]. So [3]."),
+    "all": written([2, 3, 1], text="All [2][3][1]."),
+    "partial": written([2], "partial", "It was [2].", missing=["the year"]),
+    "refused": written([], "insufficient_data", "Not said.", missing=["the year"]),
+    "asked": written([], "insufficient_data", "Not said.", asking=["Which year?"]),
+    "corrected": written([1], unsupported=["that it was in 1863"]),
+    "refused and asked": written([], "insufficient_data", "Not said.",
+                                 missing=["the year", "the place"], asking=["Which?"],
+                                 unsupported=["that it was"]),
     "scripts": written([1], text='"¿It" — שלום مرحبا 你好 🙂 so\\/\n\t [1].'),
 }
 
@@ -99,10 +108,13 @@ def test_what_the_contract_forbids_is_forbidden(grammar, tokenizer, text):
 
 
 def test_an_answer_may_name_nothing_where_that_was_said(grammar, tokenizer):
-    for bare in (written([], "partial", "Nobody knows.", missing=["the year"]), written([], text="Nobody knows.")):
+    for bare in (written([], "partial", "Nobody knows.", missing=["the year"]),
+                 written([], text="Nobody knows.")):
         for chunks in (THREE, []):
-            assert accepts(grammar, tokenizer, chunks, bare, uncited=True) and not accepts(grammar, tokenizer, chunks, bare)
-    for wrong in (written([], "partial", "Nobody knows."), written([], text="Nobody [1]."), written([], missing=["the year"], text="So.")):
+            assert accepts(grammar, tokenizer, chunks, bare, uncited=True)
+            assert not accepts(grammar, tokenizer, chunks, bare)
+    for wrong in (written([], "partial", "Nobody knows."), written([], text="Nobody [1]."),
+                  written([], missing=["the year"], text="So.")):
         assert not accepts(grammar, tokenizer, THREE, wrong, uncited=True)
 
 
@@ -122,7 +134,8 @@ def test_more_sentences_than_a_parameter_has_bits(grammar, tokenizer):
     for evidence in ([3], [69], [200], [3, 69], [69, 3], [200, 1, 99, 12]):
         text = "So it was " + "".join(f"[{number}]" for number in evidence)
         assert accepts(grammar, tokenizer, many, written(evidence, text=text)), evidence
-    assert not accepts(grammar, tokenizer, many, written([201], text="So [201]")) and not accepts(grammar, tokenizer, many, written([2, 2], text="So [2]"))
+    assert not accepts(grammar, tokenizer, many, written([201], text="So [201]"))
+    assert not accepts(grammar, tokenizer, many, written([2, 2], text="So [2]"))
     assert BITS == 64 and not accepts(grammar, tokenizer, many, written([5, 69], text="So it was [5][69]")), "they share a bit, as the notebook says"
 
 
@@ -141,9 +154,11 @@ def test_a_mark_is_of_the_evidence_alone(grammar, tokenizer):
 
 
 def test_a_number_of_the_evidence_is_named_once(grammar, tokenizer):
-    digits = {piece for piece in behind(grammar, tokenizer, THREE, '{"evidence":[2,') if piece.strip()}
+    digits = {piece for piece in behind(grammar, tokenizer, THREE, '{"evidence":[2,')
+              if piece.strip()}
     assert digits == {"1", "3"}
-    assert not any(piece[:1].isdigit() for piece in behind(grammar, tokenizer, THREE, '{"evidence":[2'))
+    assert not any(piece[:1].isdigit() for piece in behind(grammar, tokenizer,
+                                                           THREE, '{"evidence":[2'))
 
 
 # ---------------------------------------------------------------- random walks
@@ -172,17 +187,21 @@ WALKS = {"bytes": 70, "words": 30}  # of each kind: with 5 contexts, with and wi
 @pytest.mark.parametrize("count", [0, 1, 3, 30, 200])
 @pytest.mark.parametrize("vocabulary", ["bytes", "words"])
 @pytest.mark.parametrize("uncited", [False, True], ids=["cited", "uncited"])
-def test_whatever_a_grammar_lets_through_keeps_the_contract(grammar, tokenizer, count, vocabulary, uncited):
+def test_whatever_a_grammar_lets_through_keeps_the_contract(grammar, tokenizer, count,
+                                                            vocabulary, uncited):
     if vocabulary == "bytes":
         tokenizer = tiny_tokenizer()
         grammar = Grammar(tokenizer, len(tokenizer), {tokenizer.eos_token_id})
-    eos_token_ids = [tokenizer.eos_token_id, *(encoded(tokenizer, end)[0] for end in ENDS if len(encoded(tokenizer, end)) == 1)]
+    eos_token_ids = [tokenizer.eos_token_id, *(encoded(tokenizer, end)[0] for end in ENDS
+                                               if len(encoded(tokenizer, end)) == 1)]
     chunks, named, forms = chunks_of(count), set(), set()
     for seed in range(WALKS[vocabulary]):
-        raw = wander(grammar.matcher(chunks, uncited), tokenizer, eos_token_ids, random.Random(f"{count} {vocabulary} {uncited} {seed}"))
+        raw = wander(grammar.matcher(chunks, uncited), tokenizer, eos_token_ids,
+                     random.Random(f"{count} {vocabulary} {uncited} {seed}"))
         answer = parse_model_answer(raw, chunks, creative=uncited)
         assert PrefixCheck().feed(raw) and raw == target_of(raw)
-        assert set(find_marks(answer.answer.text)) == set(answer.evidence) and len(set(answer.evidence)) == len(answer.evidence) <= Bounds().evidence
+        assert set(find_marks(answer.answer.text)) == set(answer.evidence)
+        assert len(set(answer.evidence)) == len(answer.evidence) <= Bounds().evidence
         named |= {len(answer.evidence)} if answer.answer.completeness != "insufficient_data" else set()
         forms.add(answer.answer.completeness)
     assert "insufficient_data" in forms and (0 in named) == uncited and (1 in named) == (count > 0)
@@ -193,7 +212,8 @@ def test_whatever_a_grammar_lets_through_keeps_the_contract(grammar, tokenizer, 
 def target_of(raw):
     "The keys in the order of the contract, and nothing between them."
     value = parse_strict_json(raw)
-    assert list(value) == ["evidence", "answer", "unknowns"] and list(value["answer"]) == ["completeness", "text"]
+    assert list(value) == ["evidence", "answer", "unknowns"]
+    assert list(value["answer"]) == ["completeness", "text"]
     assert not re.search(r"[ \n\t\r]", re.sub(r'"(?:[^"\\]|\\.)*"', "", raw))
     return raw
 
@@ -229,7 +249,8 @@ def test_rows_share_as_many_forced_tokens_as_the_shortest_has(grammar, tokenizer
 
 def test_the_second_grammar_takes_over_behind_the_evidence(grammar, tokenizer):
     matcher = grammar.matcher(THREE)
-    for piece, settled in (('{"evidence":[', False), ("3", False), (",", False), ("1", False), ("]", True), (',"answer":', True)):
+    for piece, settled in (('{"evidence":[', False), ("3", False), (",", False), ("1", False),
+                           ("]", True), (',"answer":', True)):
         assert matcher.consume_tokens(encoded(tokenizer, piece)) and matcher.settled == settled, piece
     for refused in (grammar.matcher(THREE), grammar.matcher([])):
         assert refused.consume_tokens(encoded(tokenizer, '{"evidence":[],"answer":{"completeness":"insufficient_data"'))
@@ -242,13 +263,16 @@ def test_the_processor_works_in_generate_of_transformers(tokenizer):
     matchers = [grammar.matcher(THREE), grammar.matcher([])]
     torch.manual_seed(0)
     rows = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), do_sample=True, temperature=1.0, max_new_tokens=120,
-        logits_processor=[GrammarProcessor(matchers, prompt=prompt.shape[1])], pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=True,
+        temperature=1.0, max_new_tokens=120,
+        logits_processor=[GrammarProcessor(matchers, prompt=prompt.shape[1])],
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
     )
     for row, chunks in zip(rows[:, prompt.shape[1]:], (THREE, []), strict=True):
         text = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         check = PrefixCheck()
-        assert check.feed(text.rstrip("\ufffd")) and text.startswith('{"evidence":[') and len(row) > 20
+        assert check.feed(text.rstrip("\ufffd")) and text.startswith('{"evidence":[')
+        assert len(row) > 20
         if check.complete:
             parse_model_answer(text, chunks)
 
@@ -263,7 +287,8 @@ def test_taking_tokens_stops_at_the_first_that_is_not_allowed(grammar, tokenizer
     ids = encoded(tokenizer, written([1], text="So [1] and [2]."))
     matcher = grammar.matcher(THREE)
     taken = next(place for place, token in enumerate(ids) if not matcher.consume_token(token))
-    assert tokenizer.decode(ids[:taken]).endswith("So [1] and [") and not grammar.matcher(THREE).consume_tokens(ids)
+    assert tokenizer.decode(ids[:taken]).endswith("So [1] and [")
+    assert not grammar.matcher(THREE).consume_tokens(ids)
 
 
 def test_no_method_of_the_library_passes_the_change_of_grammars_by(grammar):
@@ -280,12 +305,14 @@ def test_a_slow_tokenizer_and_a_bad_grammar_are_refused_with_a_sentence(grammar)
 
 def test_a_grammar_is_a_text_of_few_lines():
     assert record_grammar(3) == record_grammar(3) != record_grammar(4)
-    assert "numbers_" not in record_grammar(0) and "MARK" not in record_grammar(0) and record_grammar(3, evidence=[2]).count("[2]") >= 2
+    assert "numbers_" not in record_grammar(0) and "MARK" not in record_grammar(0)
+    assert record_grammar(3, evidence=[2]).count("[2]") >= 2
     assert len(record_grammar(200)) < 60_000
 
 
 def test_every_gold_answer_of_the_evaluation_set_fits_its_grammar(grammar, tokenizer):
     lines = (ROOT / "data/training/kwanzaa_eval.jsonl").read_text(encoding="utf-8").splitlines()
     for record in map(json.loads, lines):
-        ids, matcher = encoded(tokenizer, record["messages"][-1]["content"]), grammar.matcher(record["chunks"])
+        ids, matcher = encoded(tokenizer,
+                               record["messages"][-1]["content"]), grammar.matcher(record["chunks"])
         assert matcher.consume_tokens(ids) and matcher.is_accepting(), record["id"]

@@ -29,7 +29,8 @@ def server(monkeypatch):
     import huggingface_hub.utils._http as client
 
     waited = []
-    clock = SimpleNamespace(sleep=waited.append, time=client.time.time, monotonic=client.time.monotonic)
+    clock = SimpleNamespace(sleep=waited.append, time=client.time.time,
+                            monotonic=client.time.monotonic)
     monkeypatch.setattr(client, "time", clock)
     monkeypatch.setattr(hub, "time", clock)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
@@ -50,7 +51,8 @@ def staged(tmp_path):
 
 
 def send(server, staged, there=THERE, names=tuple(FILES), token=TOKEN):
-    return upload(there, staged, names, tiny_config(), token, HfApi(endpoint=server.url, token=token), report=lambda line: None)
+    return upload(there, staged, names, tiny_config(), token,
+                  HfApi(endpoint=server.url, token=token), report=lambda line: None)
 
 
 def published(server, repo=REPO, kind="model"):
@@ -80,7 +82,8 @@ def test_again_sends_nothing(server, staged):
     send(server, staged)
     asked = len(server.asked)
     assert "nothing was sent, since all was there" in send(server, staged)
-    assert not [path for method, path in server.asked[asked:] if method == "PUT" or "/commit/" in path]
+    assert not [path for method, path in server.asked[asked:]
+                if method == "PUT" or "/commit/" in path]
     assert len(server.repos["model", REPO].commits) == 2
 
 
@@ -91,7 +94,8 @@ def test_a_new_version_sends_what_changed(server, staged):
         send(server, staged)
     sentence = send(server, staged, Destination(REPO, "model", "v1", "adapter_config.json"))
     repo = server.repos["model", REPO]
-    assert "1 files in one commit" in sentence and set(repo.tags) == {"v0", "v1"} and len(server.paths("PUT")) == 1
+    assert "1 files in one commit" in sentence and set(repo.tags) == {"v0", "v1"}
+    assert len(server.paths("PUT")) == 1
 
 
 @pytest.mark.parametrize("status, words, step", [
@@ -124,12 +128,15 @@ def test_without_rights(server, staged):
 
 def test_a_name_that_is_taken(server, staged):
     repo = server.repos["model", REPO] = Repo(private=True)
-    repo.commit({"pytorch_model.bin": (b"x", True), "README.md": (b"somebody else's", False)}, "first")
-    with pytest.raises(PublishError, match="the name ada/adapter is taken by something else .pytorch_model.bin."):
+    repo.commit({"pytorch_model.bin": (b"x", True),
+                 "README.md": (b"somebody else's", False)}, "first")
+    with pytest.raises(PublishError,
+                       match="the name ada/adapter is taken by something else .pytorch_model.bin."):
         send(server, staged)
     server.repos.clear()
     server.fail("POST", "create", 409)
-    with pytest.raises(PublishError, match="the name is taken by a repository that this token can't see"):
+    with pytest.raises(PublishError,
+                       match="the name is taken by a repository that this token can't see"):
         send(server, staged)
     assert whole(staged)
 
@@ -153,7 +160,8 @@ def test_a_short_rate_limit_is_waited_for(server, staged, step):
 @pytest.mark.parametrize("step", ["create", "preupload", "/commit/"])
 def test_a_long_rate_limit_is_not(server, staged, step):
     server.fail("POST", step, 429, headers={"Retry-After": "3600"}, times=99)
-    with pytest.raises(PublishError, match="asks to wait 3600 seconds, longer than the limit of 60"):
+    with pytest.raises(PublishError,
+                       match="asks to wait 3600 seconds, longer than the limit of 60"):
         send(server, staged)
     assert sum(server.waited) < 1 and whole(staged)
 
@@ -198,7 +206,8 @@ def losing(server, step, status, monkeypatch, times=1):
 
 @LOST
 @pytest.mark.parametrize("later", [None, "README.md", "notes.txt"])
-def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, staged, monkeypatch, status, later):
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, staged, monkeypatch, status,
+                                                         later):
     "Nor is somebody's change written over that came after it."
     losing(server, "/commit/", status, monkeypatch)
     with pytest.raises(PublishError):
@@ -209,9 +218,11 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(server, staged, monkeyp
     if later:
         repo.commit(repo.commits[-1][1] | {later: (b"theirs", False)}, "later")
     assert "nothing was sent, since all was there" in send(server, staged)
-    assert len(repo.commits) == (3 if later else 2) and {tag: oid for tag, (oid, _) in repo.tags.items()} == {"v0": ours}
+    assert len(repo.commits) == (3 if later else 2)
+    assert {tag: oid for tag, (oid, _) in repo.tags.items()} == {"v0": ours}
     assert later is None or repo.commits[-1][1][later][0] == b"theirs"
-    assert "nothing was sent, since all was there" in send(server, staged), "and again, with its tag"
+    assert "nothing was sent, since all was there" in send(server,
+                                                           staged), "and again, with its tag"
     assert len(repo.commits) == (3 if later else 2)
 
 
@@ -224,7 +235,9 @@ def test_other_lost_answers(server, staged, monkeypatch, status, step):
     except PublishError:
         send(server, staged)
     repo = server.repos["model", REPO]
-    assert len(repo.commits) == 2 and {tag: oid for tag, (oid, _) in repo.tags.items()} == {"v0": repo.commits[-1][0]} and published(server) == FILES
+    assert len(repo.commits) == 2
+    assert {tag: oid for tag, (oid, _) in repo.tags.items()} == {"v0": repo.commits[-1][0]}
+    assert published(server) == FILES
 
 
 def test_an_older_commit_of_the_same_message_and_other_files_is_not_it(server, staged):
@@ -246,7 +259,8 @@ def test_what_comes_back_changed_gets_no_tag(server, staged, monkeypatch):
         return done
 
     monkeypatch.setattr(HfApi, "create_commit", spoil)
-    with pytest.raises(PublishError, match="what came back from ada/adapter is not what was sent .README.md."):
+    with pytest.raises(PublishError,
+                       match="what came back from ada/adapter is not what was sent .README.md."):
         send(server, staged)
     assert not server.repos["model", REPO].tags and not (staged.parent / "publish.sha256").exists()
 
@@ -257,7 +271,8 @@ def test_somebody_commits_in_between(server, staged, monkeypatch):
     def late(api, there):
         found = real(api, there)
         if found:
-            server.repos["model", REPO].commit({".gitattributes": (b"", False), "notes.txt": (b"x", False)}, "in between")
+            server.repos["model", REPO].commit({".gitattributes": (b"", False),
+                                                "notes.txt": (b"x", False)}, "in between")
         return found
 
     monkeypatch.setattr(hub, "remote_state", late)
@@ -291,8 +306,7 @@ def test_the_data_set_goes_the_same_way_without_its_sealed_records(server, tmp_p
         row = json.dumps({"id": name, **record})
         (tmp_path / name).write_text(f"{row}\n", encoding="utf-8")
     files = {f"data.{name}_file": str(tmp_path / f"{name}.jsonl") for name in ("train", "eval")}
-    config = tiny_config(**files, **{
-        "publishing.dataset_repo": "ada/records", "publishing.dataset_license": "cc0-1.0"})
+    config = tiny_config(**files, **{"publishing.dataset_repo": "ada/records"})
     staged = dataset.stage_dataset(config, tmp_path)
     monkeypatch.setattr("huggingface_hub.HfApi",
                         lambda token: HfApi(endpoint=server.url, token=token))
@@ -301,7 +315,7 @@ def test_the_data_set_goes_the_same_way_without_its_sealed_records(server, tmp_p
     assert "/datasets/ada/records" in told
     assert set(sent) == {"train.jsonl", "eval.jsonl", "README.md", "SHA256SUMS"}
     card = sent["README.md"].decode()
-    assert "license: cc0-1.0" in card and "split: test" in card and "sealed records" in card
+    assert "license: other" in card and "split: test" in card and "sealed records" in card
     assert file_record(tmp_path / "eval.jsonl")["sha256"] in card
     sealed = tiny_config(**files | {"data.eval_file": str(tmp_path / "sealed.jsonl")})
     assert set(dataset.split_files(sealed)) == {"train"}

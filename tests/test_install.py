@@ -24,12 +24,14 @@ pytestmark = pytest.mark.end_to_end
 
 def clean():
     "The environment without this interpreter's packages."
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith("PYTHON") and name != "VIRTUAL_ENV"}
 
 
 def done(words, folder, status=0):
     "What a command printed and complained of; it must end with that status."
-    ran = subprocess.run(list(map(str, words)), cwd=folder, env=clean(), capture_output=True, text=True, timeout=300, check=False)
+    ran = subprocess.run(list(map(str, words)), cwd=folder, env=clean(), capture_output=True,
+                         text=True, timeout=300, check=False)
     assert ran.returncode == status and "Traceback" not in ran.stderr, f"{words}: {ran.returncode}\n{ran.stdout[-1000:]}\n{ran.stderr[-3000:]}"
     return ran.stdout, ran.stderr
 
@@ -41,14 +43,17 @@ class Installed:
         self.folder, self.bin = home / "somewhere", home / "venv" / "bin"
         self.folder.mkdir()
         copy = shutil.copytree(ROOT, home / "source", ignore=shutil.ignore_patterns(".*", "outputs", "build", "*.egg-info", "_docs", "_proc"), symlinks=True)
-        done([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", home, copy], home)
+        done([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
+              "--no-build-isolation", "-w", home, copy], home)
         (self.wheel,) = home.glob("kwanzaa_nb-*.whl")
         done([sys.executable, "-m", "venv", home / "venv"], home)
         self.install(str(self.wheel))
         shutil.rmtree(copy)
 
     def install(self, what):
-        done([self.bin / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", ROOT / ".ci" / "constraints.txt", what], self.folder)
+        done([self.bin / "python", "-m", "pip", "install", "--quiet",
+              "--disable-pip-version-check", "-c", ROOT / ".ci" / "constraints.txt", what],
+             self.folder)
 
     def kwanzaa(self, *words, status=0, folder=None):
         return done([self.bin / "kwanzaa", *words], folder or self.folder, status)
@@ -85,7 +90,8 @@ print(write_splits(checked(found, questions, [*paths]), paths))
 
 def without_torch(installed):
     names = installed.python(f"import importlib.util as found; print(*[name for name in {HEAVY!r} if found.find_spec(name)])").split()
-    assert not set(names) & {"torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance"}, names
+    assert not set(names) & {"torch", "transformers", "peft", "trl", "datasets",
+                             "accelerate", "llguidance"}, names
     return names
 
 
@@ -109,7 +115,8 @@ for name in {sorted(EXTRAS)!r}:
 
 def test_commands_that_need_no_torch(core, project):
     assert "validate" in core.kwanzaa("--help")[0] and "No runs" in core.kwanzaa("runs")[0]
-    configs = [path for path in sorted((project / "configs").rglob("*.yaml")) if path.parent.name not in ("accelerate", "sweeps") and path.name != "gpus.yaml"]
+    configs = [path for path in sorted((project / "configs").rglob("*.yaml"))
+               if path.parent.name not in ("accelerate", "sweeps") and path.name != "gpus.yaml"]
     assert len(configs) >= 6
     for path in configs:
         assert "no problems" in core.kwanzaa("config", "check", path, folder=project)[0]
@@ -147,12 +154,17 @@ make_run(".")
 
 
 @pytest.mark.parametrize("words, extra", [
-    (["run", "data"], "train"), (["run", "train"], "train"), (["run", "evaluate"], "eval"), (["run", "all"], "train,eval"),
-    (["run", "evaluate", "--set", "evaluation.server=http://127.0.0.1:9/v1"], "server"), (["validate", "data/training/kwanzaa_dev.jsonl", "--preview", "1"], "eval")], ids=str)
+    (["run", "data"], "train"), (["run", "train"], "train"), (["run", "evaluate"], "eval"),
+    (["run", "all"], "train,eval"), (["run", "evaluate",
+                                      "--set", "evaluation.server=http://127.0.0.1:9/v1"],
+                                     "server"), (["validate",
+                                                  "data/training/kwanzaa_dev.jsonl",
+                                                  "--preview", "1"], "eval")], ids=str)
 def test_what_needs_more_names_the_smallest_extra_in_one_sentence(core, project, words, extra):
     before = sorted(project.rglob("*"))
     out, err = core.kwanzaa(*words, status=2, folder=project)
-    assert f"pip install 'kwanzaa_nb[{extra}]'" in err and len(err.strip().splitlines()) == 1 and out == ""
+    assert f"pip install 'kwanzaa_nb[{extra}]'" in err and len(err.strip().splitlines()) == 1
+    assert out == ""
     assert sorted(project.rglob("*")) == before
 
 
@@ -199,23 +211,27 @@ def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, proj
                 "model.base_model_id": "plain", "evaluation.adapter": "tuned", "evaluation.max_records": 6, "evaluation.grammar": "true",
                 **{f"data.{split}_file": f"data/training/kwanzaa_{split}.jsonl" for split in ("train", "dev", "eval")},
                 "data.max_seq_length": 2048}
-    words = ["run", "evaluate", "--config", "configs/demo.cpu.yaml", *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")]]
+    words = ["run", "evaluate", "--config", "configs/demo.cpu.yaml",
+             *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")]]
     out, err = core.kwanzaa(*words, folder=project)
     assert "json_valid_rate" in out and err == ""
     asked = len(Answering.asked)
     assert asked >= 4 * 6 and {path for path, _ in Answering.asked} == {"/v1/chat/completions"}
-    assert any("response_format" in body for _, body in Answering.asked) and {body["messages"][-1]["role"] for _, body in Answering.asked} == {"user"}
+    assert any("response_format" in body for _, body in Answering.asked)
+    assert {body["messages"][-1]["role"] for _, body in Answering.asked} == {"user"}
     folder = project / "outputs" / "served" / "evaluation"
     measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert set(measured["arms"]) == {"base", "base+grammar", "adapter", "adapter+grammar"}
     assert [measured["arms"][arm]["rates"]["json_valid_rate"]["value"] for arm in ("base", "adapter")] == [0.0, 1.0]
-    assert set(METRICS) <= set(measured["arms"]["base"]["rates"]) and measured["experiment"]["device"] is None and measured["experiment"]["versions"] == {}
+    assert set(METRICS) <= set(measured["arms"]["base"]["rates"])
+    assert measured["experiment"]["device"] is None and measured["experiment"]["versions"] == {}
     for name in ("outputs.jsonl", "answers.jsonl", "metrics.png", "index.html"):
         assert (folder / name).stat().st_size
     server.shutdown()  # whoever scores the log again asks nothing
     (folder / "metrics.json").unlink()
     core.kwanzaa(*words, folder=project)
-    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["arms"] == measured["arms"] and len(Answering.asked) == asked
+    assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["arms"] == measured["arms"]
+    assert len(Answering.asked) == asked
     assert "evaluate" in core.kwanzaa("verdict", "outputs/served", folder=project)[0]
     gate = core.python("""
 from kwanzaa_nb.core.config import load_config

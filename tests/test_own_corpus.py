@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +18,7 @@ from kwanzaa_nb.data.build import generate_records, with_system_prompt
 from kwanzaa_nb.data.corpus import Chunk, CorpusOptions, corpus_options, slug
 from kwanzaa_nb.data.documents import split_front_matter, split_text
 from kwanzaa_nb.data.questions import load_corpus
-from kwanzaa_nb.data.retrieval import EmbeddingError, EmbeddingRetriever, Retriever
+from kwanzaa_nb.data.retrieval import Retriever
 from kwanzaa_nb.data.tables import read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -464,35 +463,10 @@ def chunks_of(*texts):
             for place, text in enumerate(texts)]
 
 
-def letters(texts):
-    return [[text.count(letter) for letter in "xyz"] for text in texts]
-
-
-def test_both_retrievers_have_one_interface():
+def test_a_retriever_ranks_its_chunks():
     chunks = chunks_of("x x word", "y y", "nothing")
-    for retriever in (Retriever(chunks), EmbeddingRetriever(chunks, letters)):
-        ranked = retriever.search(query="xx word", count=2)
-        assert retriever.chunks == chunks and ranked[0][0] is chunks[0] and len(ranked) == 2
-        assert [chunk.chunk_id for chunk, _ in retriever.search("", 5)] == ["c-0", "c-1", "c-2"]
-        assert retriever.search("x", 0) == []
-
-
-def test_scores_are_cosines():
-    ranked = EmbeddingRetriever(chunks_of("x", "x y", "y"), letters).search("xxx", 3)
-    assert [round(score, 3) for _, score in ranked] == [1.0, 0.707, 0.0]
-
-
-@pytest.mark.parametrize("encode", [
-    lambda texts: [1.0] * len(texts), lambda texts: [[1.0]], lambda texts: [["a"]] * len(texts),
-    lambda texts: None, lambda texts: [[float("nan")]] * len(texts),
-    lambda texts: [[1], [1, 2], [3]][:len(texts)]])
-def test_an_encoder_that_is_none(encode):
-    with pytest.raises(EmbeddingError):
-        EmbeddingRetriever(chunks_of("x", "y", "z"), encode)
-
-
-def test_an_encoder_that_changes_its_width():
-    retriever = EmbeddingRetriever(
-        chunks_of("x", "y"), lambda texts: np.ones((len(texts), len(texts))))
-    with pytest.raises(EmbeddingError, match="1 numbers for a text and 2 before"):
-        retriever.search("x", 1)
+    retriever = Retriever(chunks)
+    ranked = retriever.search(query="xx word", count=2)
+    assert retriever.chunks == chunks and ranked[0][0] is chunks[0] and len(ranked) == 2
+    assert [chunk.chunk_id for chunk, _ in retriever.search("", 5)] == ["c-0", "c-1", "c-2"]
+    assert retriever.search("x", 0) == []

@@ -68,7 +68,8 @@ def test_a_record_never_sees_another():
     start = len(ROWS[0]["input_ids"])
     with torch.no_grad():
         first, second = logits(model, ROWS[0], ROWS[2]), logits(model, other, ROWS[2])
-    assert torch.equal(first[start:], second[start:]) and not torch.allclose(first[:start], second[:start])
+    assert torch.equal(first[start:], second[start:])
+    assert not torch.allclose(first[:start], second[:start])
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
@@ -77,7 +78,8 @@ def test_a_sliding_window_equals_a_reference_mask(window):
     lengths, heads = [6, 1, 11], 2
     query, key, value = (torch.randn(1, heads, sum(lengths), 4) for _ in range(3))
     starts = torch.tensor([0, 6, 7, 18], dtype=torch.int32)
-    found, weights = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, sliding_window=window)
+    found, weights = segmented_attention(None, query, key, value,
+                                         cu_seq_lens_q=starts, sliding_window=window)
     record = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
     place = torch.cat([torch.arange(length) for length in lengths])
     visible = torch.tensor(
@@ -104,7 +106,8 @@ def test_a_model_with_sliding_window_equals_its_own_attention():
     ).eval()
     model.set_attn_implementation(SEGMENTED)
     with torch.no_grad():
-        together, apart = logits(model, *ROWS), torch.cat([plain_logits(model, one) for one in ROWS])
+        together, apart = logits(model,
+                                 *ROWS), torch.cat([plain_logits(model, one) for one in ROWS])
         model.config.sliding_window = None
         wide = torch.cat([plain_logits(model, one) for one in ROWS])
     assert (together - apart).abs().max() < 1e-5
@@ -123,12 +126,14 @@ def test_scaling_and_dropout_are_passed_on():
     query, key, value = (torch.randn(1, 2, 5, 4) for _ in range(3))
     starts = torch.tensor([0, 5], dtype=torch.int32)
     plain, scaled = (
-        segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=scale)[0] for scale in (None, 0.5)
+        segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=scale)[0]
+        for scale in (None, 0.5)
     )
     other = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, scaling=0.1)[0]
     dropped = segmented_attention(None, query, key, value, cu_seq_lens_q=starts, dropout=0.9)[0]
     assert torch.allclose(plain, scaled, atol=1e-6)  # 1 / sqrt(4)
-    assert not torch.allclose(plain, other, atol=1e-3) and not torch.allclose(plain, dropped, atol=1e-3)
+    assert not torch.allclose(plain, other, atol=1e-3)
+    assert not torch.allclose(plain, dropped, atol=1e-3)
 
 
 def test_rows_that_are_not_flat_are_refused():
@@ -138,7 +143,8 @@ def test_rows_that_are_not_flat_are_refused():
     query = torch.randn(1, 2, 3, 4)
     with pytest.raises(ValueError, match="flatten_rows"):
         segmented_attention(
-            None, query, query, query, attention_mask=torch.ones(3, 3), cu_seq_lens_q=torch.tensor([0, 3])
+            None, query, query, query, attention_mask=torch.ones(3, 3),
+            cu_seq_lens_q=torch.tensor([0, 3])
         )
 
 
@@ -169,7 +175,8 @@ def test_packing_loses_and_cuts_no_record(lengths):
         start = 0
         for length in pack["seq_lengths"]:
             found.append(
-                (tuple(pack["input_ids"][start : start + length]), tuple(pack["labels"][start : start + length]))
+                (tuple(pack["input_ids"][start : start + length]),
+                 tuple(pack["labels"][start : start + length]))
             )
             start += length
     assert sorted(found) == sorted((tuple(one["input_ids"]), tuple(one["labels"])) for one in rows)
@@ -201,16 +208,19 @@ def record_of(prompt, answer):
 def random_records(generator, count):
     "Records that begin alike in part: with common instructions, with common contexts, or not at all."
     stable_hash = lambda length: torch.randint(2, 60, (length,), generator=generator).tolist()  # noqa: E731
-    instructions, contexts = [stable_hash(20), stable_hash(18)], [stable_hash(17), stable_hash(30), stable_hash(5)]
+    instructions, contexts = [stable_hash(20),
+                              stable_hash(18)], [stable_hash(17), stable_hash(30), stable_hash(5)]
     pick = lambda items: items[int(torch.randint(len(items), (1,), generator=generator))]  # noqa: E731
-    return [record_of([*pick(instructions), *pick(contexts), *stable_hash(4)], stable_hash(6)) for _ in range(count)]
+    return [record_of([*pick(instructions), *pick(contexts), *stable_hash(4)], stable_hash(6))
+            for _ in range(count)]
 
 
 def loss_and_gradient(model, batch):
     model.zero_grad()
     total, count = supervised_loss(model, batch)
     total.backward()
-    return total.item(), count, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return total.item(), count, {name: parameter.grad.clone()
+                                 for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -229,7 +239,8 @@ def test_no_supervised_token_and_no_last_token_of_a_prompt_is_shared():
     same = record_of(list(range(2, 40)), [50, 51])
     plan = share_prompts([same, same, record_of(list(range(2, 40)), [52, 51])])
     shared = [(start, stop) for _, start, stop, _ in plan][:1]
-    assert shared == [(0, 37)] and [(start, stop) for _, start, stop, _ in plan[1:]] == [(37, 40)] * 3
+    assert shared == [(0, 37)]
+    assert [(start, stop) for _, start, stop, _ in plan[1:]] == [(37, 40)] * 3
 
 
 def test_each_path_of_the_plan_is_its_record():
@@ -244,8 +255,8 @@ def test_each_path_of_the_plan_is_its_record():
 
 def test_packed_rows_share_too():
     first, second = record_of(list(range(2, 30)), [40]), record_of(list(range(2, 30)), [41])
-    row = {"input_ids": first["input_ids"] + second["input_ids"], "labels": first["labels"] + second["labels"],
-           "seq_lengths": [29, 29]}
+    row = {"input_ids": first["input_ids"] + second["input_ids"],
+           "labels": first["labels"] + second["labels"], "seq_lengths": [29, 29]}
     assert flatten_shared([row])["input_ids"].tolist() == flatten_shared([first, second])["input_ids"].tolist()
 
 
@@ -271,7 +282,8 @@ def test_shared_prompts_under_a_sliding_window_give_loss_and_gradient_of_separat
     alone, together = loss_and_gradient(model, flatten_rows(records)), loss_and_gradient(model, flatten_shared(records))
     assert together[0] == pytest.approx(alone[0], rel=1e-5)
     for name, gradient in alone[2].items():
-        assert torch.allclose(gradient, together[2][name], atol=1e-5 * max(1.0, gradient.abs().max().item())), name
+        assert torch.allclose(gradient, together[2][name],
+                              atol=1e-5 * max(1.0, gradient.abs().max().item())), name
 
 
 def test_flash_attention_is_given_what_it_reads(monkeypatch):
@@ -282,10 +294,12 @@ def test_flash_attention_is_given_what_it_reads(monkeypatch):
 
     calls = []
 
-    def kernel(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=False, softmax_scale=None, **_):
+    def kernel(query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+               causal=False, softmax_scale=None, **_):
         calls.append((cu_seqlens_q.tolist(), max_seqlen_q, causal))
         parts = [tensor.transpose(0, 1)[None] for tensor in (query, key, value)]
-        found, _ = segmented_attention(None, *parts, scaling=softmax_scale, cu_seq_lens_q=cu_seqlens_q)
+        found, _ = segmented_attention(None, *parts, scaling=softmax_scale,
+                                       cu_seq_lens_q=cu_seqlens_q)
         return found[0]
 
     def padded(*_, **__):
@@ -293,7 +307,8 @@ def test_flash_attention_is_given_what_it_reads(monkeypatch):
 
     found = (padded, kernel, None, None, None), (flash._lazy_define_process_function(kernel), dict)
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda *_, **__: found)
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_as_kernel", flash_attention_forward)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping,
+                        "flash_as_kernel", flash_attention_forward)
     model = tiny_model()
     batch = flatten_rows(ROWS)
     with torch.no_grad():
@@ -316,5 +331,6 @@ def test_masks_are_made_once_a_row_and_are_gone_with_it():
 def test_shares_count_room_and_supervised_tokens():
     packed = pack_rows([row(3, 3), row(4, 4)], 16)
     shares = row_shares(packed, 16)
-    assert shares == {"rows": 1, "records": 2, "tokens": 14, "supervised_tokens": 7, "filled": 14 / 16, "supervised_share": 0.5}
+    assert shares == {"rows": 1, "records": 2, "tokens": 14, "supervised_tokens": 7,
+                      "filled": 14 / 16, "supervised_share": 0.5}
     assert row_shares([row(0, 4)], 4)["supervised_tokens"] == 3

@@ -51,7 +51,8 @@ def written(answer, chance):
         def gap():
             return "".join(chance.choices(" \t\r\n", k=chance.choice([0, 0, 1, 3])))
         if isinstance(node, dict):
-            parts = [f"{gap()}{json.dumps(key)}{gap()}:{gap()}{spelled(value)}{gap()}" for key, value in node.items()]
+            parts = [f"{gap()}{json.dumps(key)}{gap()}:{gap()}{spelled(value)}{gap()}"
+                     for key, value in node.items()]
             return "{" + ",".join(parts) + "}"
         if isinstance(node, list):
             return "[" + (",".join(f"{gap()}{spelled(part)}{gap()}" for part in node) or gap()) + "]"

@@ -293,7 +293,8 @@ def keeps_the_layout(question, chunks):
     for mine, theirs in zip(sentences, number_sentences(again), strict=True):
         assert (mine.number, mine.place) == (theirs.number, theirs.place)
         assert theirs.text == shown_text(mine.text).replace(f"\n{INDENT}", "\n")
-        bare = ["".join(one.text.replace("[", "(").replace("]", ")").split()) for one in (mine, theirs)]
+        bare = ["".join(one.text.replace("[", "(").replace("]", ")").split())
+                for one in (mine, theirs)]
         assert bare[0] == bare[1], "nothing else is changed"
 
 

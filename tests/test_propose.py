@@ -53,8 +53,8 @@ def chunk(name, text=None, **more):
 
 
 CHUNKS = {name: chunk(name) for name in TEXTS}
-OUTPUTS = {"mill": json.dumps([WHEEL, MILLER]), "school": f"Sure:\n```json\n{json.dumps([BARN])}\n```",
-           "bridge": json.dumps([TOLL])}
+OUTPUTS = {"mill": json.dumps([WHEEL, MILLER]),
+           "school": f"Sure:\n```json\n{json.dumps([BARN])}\n```", "bridge": json.dumps([TOLL])}
 
 
 class Scripted:
@@ -117,8 +117,8 @@ def test_whole_objects_before_a_break_are_read():
 
 
 @pytest.mark.parametrize("raw", [
-    "", " ", "No.", "{}", "[]", "[1, 2]", '["a"]', json.dumps(WHEEL), "[{", "[" * 50_000, '[{"question":' + "[" * 50_000,
-    "[{'question': 'Who?'}]"])
+    "", " ", "No.", "{}", "[]", "[1, 2]", '["a"]', json.dumps(WHEEL), "[{",
+    "[" * 50_000, '[{"question":' + "[" * 50_000, "[{'question': 'Who?'}]"])
 def test_garbage_is_one_reason(raw):
     assert [one.reason for one in read_proposals(raw, CHUNKS["mill"], "m")] == ["no_array"]
 
@@ -236,7 +236,8 @@ def test_a_stopped_run_goes_on_and_gives_the_same_bytes(config, tmp_path, place)
     with pytest.raises(KeyboardInterrupt):
         run(Scripted(OUTPUTS, stop_at=place), other)
     log = tmp_path / "other/data/proposals.jsonl"
-    assert log.read_bytes().endswith(b"\n") and not (tmp_path / "other/data/questions.jsonl").exists()
+    assert log.read_bytes().endswith(b"\n")
+    assert not (tmp_path / "other/data/questions.jsonl").exists()
     before = log.read_bytes()
     log.write_bytes(before + b'{"id": "half a li')
     rest = Scripted(OUTPUTS)

@@ -9,10 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = "https://github.com/ainative/kwanzaa-notebooks/blob/main/"
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "outputs/README.md", "configs/README.md")
-GUIDES = tuple(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "nbs" / "guides").glob("*.ipynb")))
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
+             "outputs/README.md", "configs/README.md")
+GUIDES = tuple(path.relative_to(ROOT).as_posix()
+               for path in sorted((ROOT / "nbs" / "guides").glob("*.ipynb")))
 MADE_LATER = ("outputs/", "mine/", "configs/mine.yaml", ".venv", "draft.py", "OUT.ipynb")
-TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests", "outputs", "kwanzaa_nb", ".ci", ".github"}
+TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests",
+                                                "outputs", "kwanzaa_nb", ".ci", ".github"}
 
 
 def read(name):
@@ -20,7 +23,8 @@ def read(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     if not name.endswith(".ipynb"):
         return text
-    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+    return "\n\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"]
+                       if cell["cell_type"] == "markdown")
 
 
 def commands(name):
@@ -32,7 +36,8 @@ def mentioned(text):
     "Words in code that are paths of this project, and links into it."
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
     words = {word.rstrip(".,;:") for word in re.split(r"[\s`'\"(){}=|]+", code)}
-    paths = {word for word in words if "/" in word and word.split("/")[0] in TOP and not re.search(r"[*<>]", word)}
+    paths = {word for word in words
+             if "/" in word and word.split("/")[0] in TOP and not re.search(r"[*<>]", word)}
     return paths | {word for word in words if re.fullmatch(r"(?:[A-Z]{6,}(?:\.md)?|Makefile|[\w.]+\.ini)", word) and word in TOP}
 
 
@@ -41,7 +46,8 @@ def links(text, document):
     found = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text)]
     inside = [target.removeprefix(HERE) for target in found if target.startswith(HERE)]
     relative = [target for target in found if target and not re.match(r"[a-z]+:", target)]
-    return inside + [str((document.parent / target).resolve().relative_to(ROOT)) for target in relative]
+    return inside + [str((document.parent / target).resolve().relative_to(ROOT))
+                     for target in relative]
 
 
 def test_readme_is_the_index_notebook():
@@ -55,18 +61,22 @@ def test_readme_is_three_screens():
 @pytest.mark.parametrize("name", [*DOCUMENTS, *GUIDES])
 def test_what_is_pointed_to_exists(name):
     document, text = ROOT / name, read(name)
-    wanted = {path for path in mentioned(text) | set(links(text, document)) if not path.startswith(MADE_LATER)}
-    missing = sorted(path for path in wanted if not (ROOT / path).exists() and not list(ROOT.glob(path + "*")))
+    wanted = {path for path in mentioned(text) | set(links(text, document))
+              if not path.startswith(MADE_LATER)}
+    missing = sorted(path for path in wanted
+                     if not (ROOT / path).exists() and not list(ROOT.glob(path + "*")))
     assert not missing, f"{name} points to what is not there: {', '.join(missing)}"
 
 
 def test_pointers_are_found():
     text = "See `configs/no-such.yaml` and [a notebook](" + HERE + "nbs/99_none.ipynb)."
-    assert mentioned(text) == {"configs/no-such.yaml"} and links(text, ROOT / "README.md") == ["nbs/99_none.ipynb"]
+    assert mentioned(text) == {"configs/no-such.yaml"}
+    assert links(text, ROOT / "README.md") == ["nbs/99_none.ipynb"]
 
 
 def test_targets_of_make_exist():
-    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    made = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"),
+                          re.MULTILINE))
     for name in (*DOCUMENTS, *GUIDES):
         asked = set(re.findall(r"(?:^|`)make ([a-z-]+)", read(name), re.MULTILINE))
         assert asked <= made, f"{name} names unknown targets: {', '.join(sorted(asked - made))}"
@@ -84,7 +94,8 @@ def test_overrides_that_guides_show_are_accepted():
     from kwanzaa_nb.run.cli import parser
     from kwanzaa_nb.core.config import load_config
 
-    lines = [line for name in ("README.md", *GUIDES) for line in commands(name) if line.startswith("run ")]
+    lines = [line for name in ("README.md", *GUIDES) for line in commands(name)
+             if line.startswith("run ")]
     for line in lines:
         given = parser().parse_args(shlex.split(line))
         load_config(ROOT / given.config, dict(given.set))
@@ -93,7 +104,9 @@ def test_overrides_that_guides_show_are_accepted():
 
 def test_torch_is_the_pinned_one():
     shown = re.findall(r"torch==([\d.]+\d)", "\n".join(map(read, ("README.md", *GUIDES))))
-    pinned = re.findall(r"^torch==([\d.]+)", (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = re.findall(r"^torch==([\d.]+)",
+                        (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8"),
+                        re.MULTILINE)
     assert shown and set(shown) == set(pinned)
 
 

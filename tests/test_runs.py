@@ -77,34 +77,20 @@ def test_a_failing_cell_leaves_report_and_sentence(project, capfd):
     assert len(shown) == 1 and len(shown[0].traceback) == 1
 
 
-def test_an_unexpected_error_keeps_its_type(project):
-    stage_notebook(project, "{}['gold']", "stage.done()")
-    with pytest.raises(StageError, match="KeyError: 'gold'"):
+@pytest.mark.parametrize("cells, told, is_cut", [
+    (["{}['gold']", "stage.done()"], "KeyError: 'gold'", True),
+    # sys.exit ends a notebook early, and papermill reports success
+    (["stage.done()", "import sys; sys.exit(0)", "print('never')"],
+     "1 of its cells never ran, the first is cell 7", True),
+    (["import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "stage.done()"],
+     "died, most likely for want of memory", True),
+    (["print('nothing')"], "without calling done", False)])
+def test_what_ends_a_notebook_is_said(project, cells, told, is_cut):
+    stage_notebook(project, *cells)
+    with pytest.raises(StageError, match=told):
         launch.run_stage("data", "configs/tiny.yaml", log=str)
+    assert bool(launch.unexecuted(project / "outputs/tiny/notebooks/01_data.ipynb")) is is_cut
     assert entry_of(project)["status"] == "failed"
-
-
-def test_a_cell_without_execution_count_is_no_success(project):
-    "sys.exit ends a notebook early, and papermill reports success."
-    stage_notebook(project, "stage.done()", "import sys; sys.exit(0)", "print('never')")
-    with pytest.raises(StageError, match="1 of its cells never ran, the first is cell 7"):
-        launch.run_stage("data", "configs/tiny.yaml", log=str)
-    assert entry_of(project)["status"] == "failed"
-
-
-def test_a_killed_kernel(project):
-    stage_notebook(project, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-                   "stage.done()")
-    with pytest.raises(StageError, match="died, most likely for want of memory"):
-        launch.run_stage("data", "configs/tiny.yaml", log=str)
-    report = project / "outputs/tiny/notebooks/01_data.ipynb"
-    assert entry_of(project)["status"] == "failed" and launch.unexecuted(report)
-
-
-def test_a_notebook_that_forgets_done(project):
-    stage_notebook(project, "print('nothing')")
-    with pytest.raises(StageError, match="without calling done"):
-        launch.run_stage("data", "configs/tiny.yaml", log=str)
 
 
 def test_sections_from_a_file_and_overrides_on_papermill_s_command_line(project):

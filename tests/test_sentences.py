@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kwanzaa_nb.core.sentences import (
-    LONGEST, SpanError, blocks, chunk_spans, field_of, number_sentences, sentence_spans, span_problem)
+    LONGEST, SpanError, blocks, chunk_spans, field_of, number_sentences,
+    sentence_spans, span_problem)
 
 ROOT = Path(__file__).resolve().parents[1]
 HARD_CASES = (ROOT / "data" / "benchmarks" / "sentences.jsonl").read_text(encoding="utf-8")
@@ -44,7 +45,8 @@ def test_blocks_hold_the_whole_text(text):
     assert "".join(text[start:end] for start, end, _ in blocks(text)) == text
 
 
-@given(st.lists(st.text(st.sampled_from("abc,; \n"), min_size=1, max_size=30), min_size=20, max_size=60))
+@given(st.lists(st.text(st.sampled_from("abc,; \n"), min_size=1, max_size=30), min_size=20,
+                max_size=60))
 def test_long_units_are_split(parts):
     found = units("".join(parts), longest=100)
     assert all(len(unit.strip(",; \n")) <= 100 for unit in found), "signs at its ends come on top"
@@ -85,7 +87,8 @@ def test_most_hard_cases_are_right():
         "abbreviation", "initials", "quotes", "list", "table", "heading", "code", "chinese",
         "arabic", "nostop"} <= kinds
     wrong = [case["text"] for case in CASES
-             if units(case["text"].replace("¦", "")) != [unit.strip() for unit in case["text"].split("¦")]]
+             if units(case["text"].replace("¦", "")) != [unit.strip()
+                                                         for unit in case["text"].split("¦")]]
     assert len(wrong) <= 4, "\n".join(wrong)
 
 

@@ -38,8 +38,8 @@ ORIGINALS = {
     "lfm2": ("<|im_end|>", "<|startoftext|>"), "cohere": ("<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>"),
 }
 # The tokenizer's eos where it is another one; the end of a turn stands in the model's generation config.
-EOS = {"gemma": "<eos>", "gemma3": "<eos>", "gemma4": "<eos>", "phi3": "<|endoftext|>", "phi3_5": "<|endoftext|>", "llama3": "<|end_of_text|>",
-       "qwen2_5": "<|endoftext|>"}
+EOS = {"gemma": "<eos>", "gemma3": "<eos>", "gemma4": "<eos>", "phi3": "<|endoftext|>",
+       "phi3_5": "<|endoftext|>", "llama3": "<|end_of_text|>", "qwen2_5": "<|endoftext|>"}
 PLAIN_TURNS = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|assistant|>\n' + m['content'] + eos_token }}"
     "{% if not loop.last %}{{ '\n' }}{% endif %}{% else %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '\n' }}{% endif %}{% endfor %}"
@@ -95,23 +95,30 @@ def merges(kind):
     if kind == "bytes":
         built, alphabet, pieces = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel.alphabet(), []
         built.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(GPT4), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+            pre_tokenizers.Split(Regex(GPT4), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         built.decoder = decoders.ByteLevel()
     else:
         built, alphabet = Tokenizer(models.BPE(unk_token="<0x00>", byte_fallback=True)), []
         pieces = [f"<0x{byte:02X}>" for byte in range(256)]
         built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        built.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    built.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, special_tokens=pieces, show_progress=False))
+        built.decoder = decoders.Sequence([decoders.Replace("▁", " "),
+                                           decoders.ByteFallback(), decoders.Fuse(),
+                                           decoders.Strip(" ", 1, 0)])
+    built.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=700,
+                                                        initial_alphabet=alphabet,
+                                                        special_tokens=pieces, show_progress=False))
     return built.to_str().replace('"special": true', '"special": false')  # bytes are ordinary tokens
 
 
 def trained_tokenizer(template, end, bos, kind, eos=None):
     "A tokenizer with merges and the special tokens of a template; as from `load_tokenizer` where the end of a turn is not its eos."
     built = Tokenizer.from_str(merges(kind))
-    named = sorted({end, eos or end, "<pad>", *([bos] if bos else []), *re.findall(SPECIAL, template)})
+    named = sorted({end, eos or end, "<pad>", *([bos] if bos else []),
+                    *re.findall(SPECIAL, template)})
     built.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in named])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, eos_token=eos or end, bos_token=bos, pad_token="<pad>", chat_template=template)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=built, eos_token=eos or end,
+                                        bos_token=bos, pad_token="<pad>", chat_template=template)
     tokenizer.turn_ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(end)]
     return tokenizer
 
@@ -134,8 +141,10 @@ def check(tokenizer, messages):
     assert row["input_ids"][:start] == prompt, "the prompt is not the one generated from"
     assert row["labels"] == [IGNORED] * start + trained + [IGNORED] * (len(row["labels"]) - start - len(trained))
     assert row["input_ids"][start:start + len(trained)] == trained
-    assert trained[-1] in stop_ids(tokenizer) and len([token for token in trained if token in stop_ids(tokenizer)]) == 1
-    assert check_supervised(tokenizer, row, answer) == len(trained) and tokenizer.decode(trained[:-1]) == answer
+    assert trained[-1] in stop_ids(tokenizer)
+    assert len([token for token in trained if token in stop_ids(tokenizer)]) == 1
+    assert check_supervised(tokenizer, row, answer) == len(trained)
+    assert tokenizer.decode(trained[:-1]) == answer
     assert tokenizer.bos_token_id is None or row["input_ids"][:2] != [tokenizer.bos_token_id] * 2, "two beginnings of the text"
     return trained
 
@@ -159,13 +168,15 @@ def test_of_several_exchanges_the_last_answer_is_trained_on(name):
     tokenizer = fitted(name)
     messages = [*chat("first answer", "One?"), *chat("second answer", "Two?")[1:]]
     trained = check(tokenizer, messages)
-    assert "first" not in tokenizer.decode(trained) and "first answer" in render_chat(tokenizer, messages[:-1], add_generation_prompt=True)
+    assert "first" not in tokenizer.decode(trained)
+    assert "first answer" in render_chat(tokenizer, messages[:-1], add_generation_prompt=True)
 
 
 def test_every_template_that_trl_keeps_is_trained_on_rightly_or_refused_in_a_sentence():
     right, refused = [], []
     for path in sorted(SHIPPED.glob("*.jinja")):
-        eos, bos = ORIGINALS.get(max((name for name in ORIGINALS if path.name.startswith(name)), key=len, default=""), ("<|im_end|>", "<s>"))
+        eos, bos = ORIGINALS.get(max((name for name in ORIGINALS if path.name.startswith(name)),
+                                     key=len, default=""), ("<|im_end|>", "<s>"))
         tokenizer = trained_tokenizer(path.read_text(encoding="utf-8"), eos, bos, "bytes")
         fit_template(tokenizer)
         try:
@@ -182,12 +193,14 @@ def test_every_template_that_trl_keeps_is_trained_on_rightly_or_refused_in_a_sen
 
 
 @pytest.mark.parametrize("name, remarks", [
-    ("llama3_1", 0), ("qwen2_5", 0), ("qwen3_instruct_2507", 0), ("behaves like Olmo 3", 0), ("behaves like Mistral 0.3", 0), ("gemma3", 0),
-    ("behaves like Falcon", 1), ("qwen3", 1), ("qwen3_5_think", 1), ("deepseekv3", 1), ("gemma", 1), ("behaves like Mistral 0.1", 1)])
+    ("llama3_1", 0), ("qwen2_5", 0), ("qwen3_instruct_2507", 0), ("behaves like Olmo 3", 0),
+    ("behaves like Mistral 0.3", 0), ("gemma3", 0), ("behaves like Falcon", 1), ("qwen3", 1),
+    ("qwen3_5_think", 1), ("deepseekv3", 1), ("gemma", 1), ("behaves like Mistral 0.1", 1)])
 def test_a_template_is_changed_where_it_must_be_and_says_so(name, remarks):
     tokenizer = fitted(name)
     before = tokenizer.chat_template
-    assert len(template_changes(tokenizer)) == remarks and [one.key for one in template_fallbacks(tokenizer)] == ["model.chat_template"] * remarks
+    assert len(template_changes(tokenizer)) == remarks
+    assert [one.key for one in template_fallbacks(tokenizer)] == ["chat template"] * remarks
     fit_template(tokenizer)
     assert tokenizer.chat_template == before, "fitted twice"
 
@@ -250,7 +263,7 @@ def test_what_no_mask_is_right_for_is_refused_in_a_sentence(template, says):
         encode_chat(tokenizer, chat("quiet"))
     assert "\n" not in str(error.value)
     if "end-of-turn" not in says:
-        assert "model.chat_template" in str(error.value)
+        assert "chat_template.jinja" in str(error.value)
 
 
 def test_a_thought_that_the_prompt_begins_is_closed_and_never_trained_in():
@@ -322,13 +335,16 @@ HOPELESS = {
 @pytest.mark.parametrize("name", HOPELESS)
 def test_a_template_that_can_not_ask_is_refused_in_a_sentence_when_it_is_loaded(bare, name):
     template, says = HOPELESS[name]
-    (bare / "chat.jinja").write_text(template, encoding="utf-8")
-    config = tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / "chat.jinja"))
-    for call in (lambda: load_tokenizer(config), lambda: encode_prompts(tiny_tokenizer(template), [{"id": "r1", "messages": chat("x", "y" * 999, "z" * 999)}]),
+    (bare / "chat_template.jinja").write_text(template, encoding="utf-8")
+    config = tiny_config(model__base_model_id=str(bare))
+    for call in (lambda: load_tokenizer(config),
+                 lambda: encode_prompts(tiny_tokenizer(template),
+                                        [{"id": "r1",
+                                          "messages": chat("x", "y" * 999, "z" * 999)}]),
                  lambda: encode_chat(tiny_tokenizer(template), chat("x", "y" * 999, "z" * 999))):
         with pytest.raises(TemplateRefusal, match=says) as error:
             call()
-        assert "\n" not in str(error.value) and "model.chat_template" in str(error.value)
+        assert "\n" not in str(error.value) and "chat_template.jinja" in str(error.value)
 
 
 def test_a_record_that_a_template_changes_is_named(bare):
@@ -336,7 +352,8 @@ def test_a_record_that_a_template_changes_is_named(bare):
     tokenizer = tiny_tokenizer(CHATML.replace("m['content']", "m['content'] | replace('rare', 'medium')"))
     fit_template(tokenizer)
     check_template(tokenizer)
-    records = [{"id": "well", "messages": chat()}, {"id": "changed", "messages": chat("so", "Is it rare?")}]
+    records = [{"id": "well", "messages": chat()}, {"id": "changed",
+                                                    "messages": chat("so", "Is it rare?")}]
     with pytest.raises(TemplateRefusal, match="^changed: the chat template does not show the user's message as it was given"):
         encode_prompts(tokenizer, records)
     with pytest.raises(TemplateRefusal):
@@ -355,7 +372,8 @@ def test_white_space_inside_of_messages_is_as_the_template_writes_it(template, s
     tokenizer = tiny_tokenizer(template)
     fit_template(tokenizer)
     check_template(tokenizer)
-    assert template_changes(tokenizer)[-1] == SPACED and len(template_changes(tokenizer)) == 1 + ("system" not in system)
+    assert template_changes(tokenizer)[-1] == SPACED
+    assert len(template_changes(tokenizer)) == 1 + ("system" not in system)
     messages = chat("it \n\n is", "Is\r\n\r\nit<|im_end|>  so?", "Be\n\nexact. <|end|>")
     asked = render_chat(tokenizer, messages[:2], add_generation_prompt=True)
     assert asked == f"{system}Is it<|im_end|> so?<|im_end|>\n<|im_start|>assistant\n"
@@ -367,10 +385,12 @@ def test_white_space_inside_of_messages_is_as_the_template_writes_it(template, s
 
 
 def test_a_template_that_changes_white_space_may_change_nothing_else():
-    tokenizer = tiny_tokenizer(NO_LINES.replace("join(' ')", "join(' ') | replace('rare', 'medium')"))
+    tokenizer = tiny_tokenizer(NO_LINES.replace("join(' ')",
+                                                "join(' ') | replace('rare', 'medium')"))
     fit_template(tokenizer)
     check_template(tokenizer)
-    with pytest.raises(TemplateRefusal, match="does not show the user's message as it was given .in place of 'rare"):
+    with pytest.raises(TemplateRefusal,
+                       match="does not show the user's message as it was given .in place of 'rare"):
         render_chat(tokenizer, chat(question="Is it rare?"))
 
 
@@ -388,7 +408,8 @@ def test_a_rendering_is_kept_for_messages_that_are_alike_in_all_but_their_texts(
     for messages, name in ((first, "user"), (second, "Ada"), (first, "user")):
         assert f"{name}: Is it?<|im_end|>" in render_chat(tokenizer, messages)
     for spaces in range(120):
-        assert f"user: {' ' * spaces}Is it?" in render_chat(tokenizer, chat(question=" " * spaces + "Is it?"))
+        assert f"user: {' ' * spaces}Is it?" in render_chat(tokenizer,
+                                                            chat(question=" " * spaces + "Is it?"))
 
 
 def test_a_message_that_a_template_tests_for_is_shown_as_it_was_given():
@@ -404,31 +425,32 @@ def test_a_message_that_a_template_tests_for_is_shown_as_it_was_given():
 
 @pytest.fixture
 def bare(tmp_path):
-    "A model without a chat template, and a file with one."
-    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "model")
-    tiny_tokenizer(None).save_pretrained(tmp_path / "model")
-    (tmp_path / "chat.jinja").write_text(CHATML, encoding="utf-8")
+    "A model without a chat template."
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    tiny_tokenizer(None).save_pretrained(tmp_path)
     return tmp_path
 
 
-def test_a_model_without_template_is_given_one_by_the_setting(bare):
-    with pytest.raises(ModelError, match="name a Jinja file in model.chat_template"):
-        load_tokenizer(tiny_config(model__base_model_id=str(bare / "model")))
-    tokenizer = load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / "chat.jinja")))
+def test_a_model_without_template_is_given_one_by_a_file_in_its_folder(bare):
+    config = tiny_config(model__base_model_id=str(bare))
+    with pytest.raises(ModelError, match="with a chat_template.jinja"):
+        load_tokenizer(config)
+    (bare / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    tokenizer = load_tokenizer(config)
     assert tokenizer.chat_template == CHATML and tokenizer.eos_token_id in stop_ids(tokenizer)
 
 
-@pytest.mark.parametrize("name", ["none.jinja", "binary.jinja", "."])
-def test_a_template_file_that_cannot_be_read_is_one_sentence(bare, name):
-    (bare / "binary.jinja").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ModelError, match="model.chat_template .* (can't be read|is a folder)"):
-        load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"), model__chat_template=str(bare / name)))
+def test_a_template_file_that_cannot_be_read_is_one_sentence(bare):
+    (bare / "chat_template.jinja").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ModelError) as error:
+        load_tokenizer(tiny_config(model__base_model_id=str(bare)))
+    assert "\n" not in str(error.value)
 
 
 def test_of_several_named_templates_the_default_is_taken(bare):
     several = tiny_tokenizer({"default": CHATML, "tool_use": "{{ 'tools' }}"})
-    several.save_pretrained(bare / "model")
-    assert load_tokenizer(tiny_config(model__base_model_id=str(bare / "model"))).chat_template == CHATML
+    several.save_pretrained(bare)
+    assert load_tokenizer(tiny_config(model__base_model_id=str(bare))).chat_template == CHATML
 
 
 def test_a_refusal_is_a_mask_error():

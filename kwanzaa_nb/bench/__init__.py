@@ -1,1 +1,1 @@
-"""Benchmarks and forged answers, for developers; not part of an installed package. Imported by nothing."""
+"""Benchmarks and forged answers, for developers; not installed. Imported by nothing."""

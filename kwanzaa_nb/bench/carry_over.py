@@ -8,7 +8,7 @@ __all__ = ['rule_outputs', 'model_outputs', 'Carried', 'carried', 'carry_over_ta
 # %% ../../nbs/bench/carry_over.ipynb #97-002
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,6 @@ def model_outputs(
     adapter: "Path | None",  # its folder; None for the base model alone
     records: Sequence[Record],
     log: "str | Path",  # where the outputs are kept, for the next time too
-    report: Callable[[str], None] = print,  # takes one line of progress
 ) -> list[dict]:  # of the arms that the stage evaluate would have, greedy
     "Let the base model and the adapter answer records."
     effective, dev_file = settings_here(config), config.data.dev_file
@@ -55,11 +54,11 @@ def model_outputs(
     development = read_records(config.path(dev_file)) if is_chosen else []
     open_log(log, experiment(config, effective, records, adapter, development))
     for arm, backend in arms(config, effective, adapter):
-        decided = development and development_decisions(backend, development, log, arm, report)
+        decided = development and development_decisions(backend, development, log, arm, print)
         settled = settle_threshold(config, decided)
         for name, decoding, same_as in passes(settled, arm, effective):
             if not decoding.temperature:
-                generate_pass(backend, records, decoding, log, name, report, same_as)
+                generate_pass(backend, records, decoding, log, name, print, same_as)
     return [output for output in read_log(log)[1] if is_headline(output)]
 
 # %% ../../nbs/bench/carry_over.ipynb #97-011
@@ -132,7 +131,8 @@ def carry_over(
     """Measure the rules, and a model if asked, on a file of passages and on our own evaluation.
 
     A model's outputs are kept in `carry_over/outputs.jsonl` of the config's run. Where our
-    evaluation is the sealed one, its use is noted. Raises `DataError` and `MissingFile` for any of the files.
+    evaluation is the sealed one, its use is noted. Raises `DataError` and `MissingFile` for any of
+    the files.
     """
     data = config.data
     found = [with_system_prompt({**record, "id": f"passages, {record['id']}"}, data.system_prompt)

@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, the answer contract, prompts, config, runs. Imports nothing but itself, and no torch."""
+"""What every other room stands on: errors, contract, prompts, config, runs. Imports no torch."""

@@ -141,7 +141,7 @@ def _read_text(source: Source, path: Path) -> str:
         found = f"cannot be read: {reason}", "name a readable YAML file", "unreadable"
     raise source.stop(*found)
 
-
+# %% ../../nbs/core/config.ipynb #e-fb696584
 def _parse(source: Source, text: str) -> MappingNode:
     "Parse text down to YAML nodes. ConfigError: a syntax error, or no mapping at the top."
     try:
@@ -316,6 +316,24 @@ def _expected(errors: Iterable[Mapping], nullable: bool) -> str:
     return ", or ".join(dict.fromkeys([*words, "null"] if nullable else words))
 
 # %% ../../nbs/core/config.ipynb #config-043
+def _part_of(raw: Any, location: tuple) -> Any:
+    "Return the index of an item or the name of an entry that an error is about, else None."
+    if isinstance(raw, list | tuple):
+        return next((part for part in location if isinstance(part, int)), None)
+    return location[0] if isinstance(raw, Mapping) and location and location[0] in raw else None
+
+
+def _report_missing(source: Source, path: tuple) -> None:
+    "Note a required key, or a section with required keys, that is missing."
+    if isinstance(section := known_keys()[path], type):
+        names = [name for name, info in section.model_fields.items() if info.is_required()]
+        mend = f"write {path[-1]}: with {' and '.join(names)}"
+        source.add(path, "the section is missing", mend, "missing_section")
+    else:
+        mend = f"write {path[-1]}: under {_dotted(path[:-1])}"
+        source.add(path, "the key is missing", mend, "missing_key")
+
+# %% ../../nbs/core/config.ipynb #e-8a2e95cc
 def _value_at(values: Any, path: tuple) -> Any:
     "Return the value at a path of nested mappings. KeyError: there is nothing."
     return functools.reduce(lambda section, name: section[name], path, values)
@@ -342,24 +360,6 @@ def _report(source: Source, values: dict, path: tuple, errors: list) -> None:
             nullable = part is None and type(None) in get_args(known_keys()[path].annotation)
             what = f"found {_shown(value)}, expected {_expected(found, nullable)}"
             source.add(here, what, _mend(path, part, value, found), "wrong_value")
-
-
-def _part_of(raw: Any, location: tuple) -> Any:
-    "Return the index of an item or the name of an entry that an error is about, else None."
-    if isinstance(raw, list | tuple):
-        return next((part for part in location if isinstance(part, int)), None)
-    return location[0] if isinstance(raw, Mapping) and location and location[0] in raw else None
-
-
-def _report_missing(source: Source, path: tuple) -> None:
-    "Note a required key, or a section with required keys, that is missing."
-    if isinstance(section := known_keys()[path], type):
-        names = [name for name, info in section.model_fields.items() if info.is_required()]
-        mend = f"write {path[-1]}: with {' and '.join(names)}"
-        source.add(path, "the section is missing", mend, "missing_section")
-    else:
-        mend = f"write {path[-1]}: under {_dotted(path[:-1])}"
-        source.add(path, "the key is missing", mend, "missing_key")
 
 # %% ../../nbs/core/config.ipynb #config-044
 _SWITCHES = {

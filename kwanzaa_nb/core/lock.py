@@ -173,7 +173,7 @@ def leave(
         for suffix in ("json", "lock"):
             Path(key, AT_WORK, f"{mine.name}.{suffix}").unlink(missing_ok=True)
 
-
+# %% ../../nbs/core/lock.ipynb #e-a1917fc3
 @contextlib.contextmanager
 def at_work(
     folder: "str | Path",  # of a run

@@ -107,7 +107,7 @@ def message_texts(
     fits = _fits([message.get("role") for message in messages])
     return texts if fits and all(isinstance(text, str) for text in texts) else []
 
-
+# %% ../../nbs/core/record.ipynb #e-6fdd6fc9
 def has_key(target: str, name: str) -> bool:
     "Tell whether a target is a JSON object with this key."
     try:
@@ -273,7 +273,8 @@ def _chunk_problems(chunks: list) -> list[FieldProblem]:
 # %% ../../nbs/core/record.ipynb #23-007
 _SHORT_FIELDS = "|".join(_FIELDS.keys() - {"chunks", "expected"})
 _READ = re.compile(
-    rf"(?:{_SHORT_FIELDS}|expected\.(?:answer|groups\[\d+\]\[\d+\]|(?:aliases|gold_chunk_ids)\[\d+\])"
+    rf"(?:{_SHORT_FIELDS}"
+    r"|expected\.(?:answer|groups\[\d+\]\[\d+\]|(?:aliases|gold_chunk_ids)\[\d+\])"
     rf"|chunks\[\d+\]\.(?:{'|'.join(_CHUNK_FIELDS)})(?:\[\d+\])?)")  # places that stages read
 
 
@@ -484,9 +485,9 @@ class _Seen:
             found.append(FieldProblem("messages", f"the same as in line {first}", mend,
                                       "duplicate_record"))
         elif first != number:
-            found.append(FieldProblem(
-                f"messages[{len(asked)}].content", f"line {first} has another answer to the same prompt",
-                "keep the one that is right", "contradiction"))
+            what = f"line {first} has another answer to the same prompt"
+            found.append(FieldProblem(f"messages[{len(asked)}].content", what,
+                                      "keep the one that is right", "contradiction"))
         return found
 
 # %% ../../nbs/core/record.ipynb #23-019
@@ -592,7 +593,7 @@ def count_use(
     path: "str | Path",  # of sealed records
     run: str,  # name of the run that uses them
 ) -> list[str]:  # a line for each run so far, this one last
-    "Note beside the sealed records that a run used them; one that did so before is not noted again."
+    "Note beside the sealed records that a run used them, once for each run."
     noted = Path(path).with_suffix(".uses.txt")
     lines = noted.read_text(encoding="utf-8").splitlines() if noted.exists() else []
     if run not in (line.partition("  ")[2] for line in lines):

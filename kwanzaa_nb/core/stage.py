@@ -127,8 +127,9 @@ class StageRecord:
         return file_key(path, self.folder, self.root)
 
 # %% ../../nbs/core/stage.ipynb #stage-n07
-def _how_to_run(stage: str, source: str) -> str:
-    "Write the two commands that run a stage with a config file."
+def _how_to_run(stage: str, source: str, root: str) -> str:
+    "Write the two commands that run a stage with a config file, given from the project's root."
+    source = shlex.quote(source.removeprefix(f"{root}{os.sep}"))
     return (f"kwanzaa run {stage} --config {source}, or papermill nbs/{NOTEBOOKS[stage]}.ipynb "
             f"OUT.ipynb -p config {source}")
 
@@ -165,8 +166,7 @@ class StageFiles(StageRecord):
         if not path.is_dir() and (odd := no_file(path)):
             raise StageError(f"{self.key(path)} is {odd[0]}: {odd[1]}.")
         found = self._hashes(path)
-        source = shlex.quote(self.source.removeprefix(f"{self.root}{os.sep}"))
-        run = _how_to_run(made_by, source) if made_by else ""
+        run = _how_to_run(made_by, self.source, self.root) if made_by else ""
         _check_inputs(stages, self.key(path), found, made_by, run)
         self.entry["read"].update(found)
         self.save()

@@ -1,1 +1,1 @@
-"""The stage data: tables, documents, corpus, retrieval, records, validation. Imports core and model."""
+"""The stage data: corpus, questions, retrieval, records, validation. Imports core and model."""

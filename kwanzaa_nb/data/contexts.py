@@ -30,12 +30,11 @@ def estimated_tokens(chunk: Chunk) -> int:
 @dataclass(frozen=True)
 class Limits:
     "How much context a prompt may show."
-    passages: int = 10
     tokens: int = 1300  # leaves room for the rest of a prompt and the target in 2,048
 
     def fits(self, shown: Sequence[Chunk]) -> bool:
         "Tell whether these passages fit together."
-        return len(shown) <= self.passages and sum(map(estimated_tokens, shown)) <= self.tokens
+        return sum(map(estimated_tokens, shown)) <= self.tokens
 
 
 def never_shown(chunks: Iterable[Chunk], limits: Limits) -> list[str]:
@@ -87,7 +86,7 @@ def context_around(
     if not limits.fits(shown):
         return None
     size = size or _SIZES[stable_hash("size", *names) % len(_SIZES)]
-    size = min(limits.passages, max(size, len(shown) + least))
+    size = max(size, len(shown) + least)
     for chunk in beside(shown, query, retriever, allowed, *names):
         if len(shown) >= size:
             break

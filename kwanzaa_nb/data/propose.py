@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -295,6 +296,11 @@ def _as_row(question: Question) -> Record:
             "question": question.question, "chunks": []}
 
 
+def _query(question: Question) -> str:
+    "Return what passages near a question and its answer are found by."
+    return f"{question.question} {question.answer or ''}"
+
+
 def record_faults(
     question: Question,
     chunk: Chunk,  # its passage
@@ -309,23 +315,21 @@ def record_faults(
     return [*(problem.what for problem in problems), *judge(record)]
 
 # %% ../../nbs/data/propose.ipynb #pp-019-b
+@dataclass
 class Sieve:
     "The checks that a proposed question has to pass, with the questions that passed before."
 
-    def __init__(
-        self,
-        chunks: Mapping[str, Chunk],  # the whole corpus
-        judge: Callable[[Record], Iterable[str]],  # what metrics find wrong with a right answer
-        support: Callable[[str, list[str]], float],  # of a claim by texts, 0 to 1
-    ) -> None:
-        self.chunks, self.judge, self.support = chunks, judge, support
-        self.retriever = Retriever(ChunkList(chunks, list(chunks)))
+    chunks: Mapping[str, Chunk]  # the whole corpus
+    judge: Callable[[Record], Iterable[str]]  # what metrics find wrong with a right answer
+    support: Callable[[str, list[str]], float]  # of a claim by texts, 0 to 1
+
+    def __post_init__(self):
+        self.retriever = Retriever(ChunkList(self.chunks, list(self.chunks)))
         self.accepted = LeakIndex()
 
     def nearest(self, question: Question) -> list[Chunk]:
         "Return the passages that are nearest to a question and its answer, its own left out."
-        query = f"{question.question} {question.answer or ''}"
-        found = [chunk for chunk, _ in self.retriever.search(query, NEAREST + 1)]
+        found = [chunk for chunk, _ in self.retriever.search(_query(question), NEAREST + 1)]
         return [chunk for chunk in found if chunk.chunk_id not in question.chunk_ids][:NEAREST]
 
     def objections(self, question: Question) -> Iterator[tuple[str, str]]:

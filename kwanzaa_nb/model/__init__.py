@@ -1,1 +1,1 @@
-"""The model: loading, chat templates, attention, who generates, grammar, the deciding token. Imports core."""
+"""The model: loading, templates, attention, backends, grammar, the decision. Imports core."""

@@ -327,6 +327,12 @@ def _report_problems(
 PATIENCE = 20  # records that may fail before a pass without any answer is given up
 
 
+def _seeded(decoding: Decoding, place: int) -> Decoding:
+    "Give each batch of a sampled pass a seed of its own, whichever batches were written before."
+    seed = None if decoding.seed is None else decoding.seed * 100_003 + place
+    return replace(decoding, seed=seed)
+
+# %% ../../nbs/model/backend.ipynb #e-6f744d7d
 def generate_pass(
     backend: Backend,
     records: Sequence[Record],
@@ -353,8 +359,7 @@ def generate_pass(
         if not missing:
             continue
         asked = missing if hasattr(backend, "each") else batch  # a batch is written as a whole
-        seed = None if decoding.seed is None else decoding.seed * 100_003 + place
-        seeded = replace(decoding, seed=seed)
+        seeded = _seeded(decoding, place)
         for written, row in _log_outputs(backend, asked, seeded, log, (arm, name), done):
             (failed if row["finish_reason"] == REFUSED else done)[row["id"]] = row
             errors += [written] if isinstance(written, KwanzaaError) else []

@@ -158,7 +158,7 @@ _EVIDENCE = re.compile(r'\{"evidence":\[([\d,]*)\]')
 _PASSED_ON = (  # what is asked of the matcher at work
     "compute_bitmask", "compute_ff_tokens", "get_error", "is_accepting", "is_stopped")
 
-
+# %% ../../nbs/model/grammar.ipynb #e-d1f8fdb3
 class AnswerMatcher:
     "Follows one output: up to its evidence by one grammar, then by the one for that evidence."
 

@@ -6,9 +6,9 @@
 __all__ = ['DTYPES', 'KNOWN_GGUF', 'EXPERT_LAYERS', 'ModelError', 'Hardware', 'cpu_multiplies_bf16', 'detect_hardware',
            'RuntimeSettings', 'choose_dtype', 'choose_attention', 'choose_optimiser', 'runtime_settings',
            'cache_folder', 'packaged_gguf', 'check_gguf', 'is_whole', 'unpack_gguf', 'find_base', 'from_pretrained',
-           'is_pinned', 'remote_code', 'read_template', 'template_fallbacks', 'turn_ends', 'load_tokenizer',
-           'unknown_attention', 'is_sharded', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter',
-           'stacked_weights', 'adapts_experts', 'expert_fallbacks', 'load_adapter']
+           'is_pinned', 'remote_code', 'template_fallbacks', 'turn_ends', 'load_tokenizer', 'unknown_attention',
+           'is_sharded', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter', 'stacked_weights',
+           'adapts_experts', 'expert_fallbacks', 'load_adapter']
 
 # %% ../../nbs/model/load.ipynb #30-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -38,7 +38,6 @@ from transformers.utils import logging as transformers_logging
 
 from ..core.config import Config, Fallback
 from ..core.errors import KwanzaaError
-from ..core.files import no_file
 from .masking import check_template, fit_template, stop_ids, template_changes
 from .packing import SEGMENTED
 
@@ -332,22 +331,11 @@ def remote_code(
     return False, (Fallback("model.trust_remote_code", True, False, reason),) if asked else ()
 
 # %% ../../nbs/model/load.ipynb #30-014
-def read_template(path: Path) -> str:
-    "Read the Jinja text of model.chat_template. Raises `ModelError`."
-    if odd := no_file(path):
-        raise ModelError(f"model.chat_template {path} is {odd[0]}: {odd[1]}.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"model.chat_template {path} can't be read ({type(error).__name__}): "
-                         "name a file with a Jinja template") from error
-
-
 def template_fallbacks(
     tokenizer: PreTrainedTokenizerFast,  # from `load_tokenizer`
 ) -> tuple[Fallback, ...]:
     "List what was changed in a chat template, and why."
-    return tuple(Fallback("model.chat_template", "as it is", "changed", reason)
+    return tuple(Fallback("chat template", "as it is", "changed", reason)
                  for reason in template_changes(tokenizer))
 
 # %% ../../nbs/model/load.ipynb #30-154
@@ -386,14 +374,12 @@ def load_tokenizer(
     if not tokenizer.is_fast:
         raise ModelError(f"{name} has no fast tokenizer, and masks need character offsets: choose "
                          "another model in model.base_model_id")
-    if config.model.chat_template:
-        tokenizer.chat_template = read_template(config.path(config.model.chat_template))
-    elif isinstance(tokenizer.chat_template, dict):  # of several named ones
+    if isinstance(tokenizer.chat_template, dict):  # of several named ones
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
         raise ModelError(
             f"{name} has no chat template: choose an instruct model in model.base_model_id, or "
-            "name a Jinja file in model.chat_template")
+            "the folder of a copy of it, with a chat_template.jinja")
     fit_template(tokenizer)
     check_template(tokenizer)
     tokenizer.turn_ends = turn_ends(config, trusted)

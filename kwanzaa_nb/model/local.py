@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -92,20 +92,17 @@ class GrowingOutput:
     tokenizer: PreTrainedTokenizerFast
     eos_token_ids: set[int]
     decoding: Decoding
-    schema: "InitVar[dict | None]" = None  # of a valid answer, from `record_schema`
+    check: PrefixCheck = field(default_factory=PrefixCheck)  # by the schema of a valid answer
     tokens: list[int] = field(default_factory=list)
     p_answer: "float | None" = None  # probability of answering, once that was decided
     reason: str = ""  # "stop", "length" or "invalid" once it has ended
     died_at: "int | None" = None  # tokens after which it could not become valid
-
-    def __post_init__(self, schema: "dict | None"):
-        self._check, self._fed = PrefixCheck(schema), 0
+    checked: int = 0  # characters that the check has read
 
     @property
     def text(self) -> str:
         "The text so far, with special tokens other than its end."
-        return self.tokenizer.decode(
-            self.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(self.tokens, clean_up_tokenization_spaces=False)
 
     def take(self, token: int) -> bool:
         "Add a token; return whether more are wanted."
@@ -123,17 +120,16 @@ class GrowingOutput:
         "Check what is new, except for a character whose bytes are not all there."
         if self.died_at is None:
             text = self.text.rstrip("\ufffd")
-            if not self._check.feed(text[self._fed:]):
+            if not self.check.feed(text[self.checked:]):
                 self.died_at = len(self.tokens)
-            self._fed = len(text)
-        limit = self.decoding.stop_invalid_after
-        if self.died_at is not None and len(self.tokens) >= self.died_at + limit:
+            self.checked = len(text)
+        if len(self.tokens) >= (self.died_at or math.inf) + self.decoding.stop_invalid_after:
             self.reason = "invalid"
 
 # %% ../../nbs/model/local.ipynb #45-010
 States = tuple[torch.Tensor, torch.Tensor]  # keys and values, [rows, heads, tokens, head size]
 
-
+# %% ../../nbs/model/local.ipynb #e-7667167c
 class RoomyLayer(DynamicLayer):
     "One layer's cache, copied once in `ROOM` tokens."
     ROOM = 64
@@ -160,15 +156,11 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (buffer[:rows, :, :tokens] for buffer in self.buffers)
         return self.keys, self.values
 
-    def put(self, row: int, rows: int, longest: int, states: States) -> None:
-        "Write one row's states into a batch of `rows` rows, right-aligned in `longest` tokens."
-        if not self.is_initialized:
-            self.lazy_initialization(*states)
-            batch = [one.expand(rows, -1, -1, -1) for one in states]
-            self._grow(batch, (), longest)
-            self.keys, self.values = (buffer.zero_()[:, :, :longest] for buffer in self.buffers)
-        for held, new in zip((self.keys, self.values), states):
-            held[row, :, longest - new.shape[2]:] = new[0]
+    def make_room(self, states: States, rows: int, longest: int) -> None:
+        "Take zeroed buffers for `rows` rows of `longest` tokens, shaped like one row's states."
+        self.lazy_initialization(*states)
+        self._grow([one.expand(rows, -1, -1, -1) for one in states], (), longest)
+        self.keys, self.values = (buffer.zero_()[:, :, :longest] for buffer in self.buffers)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         "Keep these rows, in ascending order, by moving them up."
@@ -177,6 +169,14 @@ class RoomyLayer(DynamicLayer):
                 if place != row:
                     states[place] = states[row]
         self.keys, self.values = self.keys[:len(indices)], self.values[:len(indices)]
+
+# %% ../../nbs/model/local.ipynb #e-eedd9d5a
+def _put_row(layer: RoomyLayer, row: int, rows: int, longest: int, states: States) -> None:
+    "Write one row's states into a batch of `rows` rows, right-aligned in `longest` tokens."
+    if not layer.is_initialized:
+        layer.make_room(states, rows, longest)
+    for held, new in zip((layer.keys, layer.values), states):
+        held[row, :, longest - new.shape[2]:] = new[0]
 
 # %% ../../nbs/model/local.ipynb #45-011
 def roomy_cache(
@@ -237,7 +237,7 @@ def prefill_batch(
         for place, states in enumerate(read.states):
             if place == len(cache.layers):
                 cache.layers.append(RoomyLayer())
-            cache.layers[place].put(row, len(batch), mask.shape[1], states)
+            _put_row(cache.layers[place], row, len(batch), mask.shape[1], states)
     return cache, mask, torch.stack([logits[row] for row in range(len(batch))])
 
 # %% ../../nbs/model/local.ipynb #45-101
@@ -402,7 +402,8 @@ def generate_batch(
     "Generate for a batch. Raises `GenerationError`."
     eos_token_ids = stop_ids(tokenizer, model.generation_config)
     schemas = [None if one.chunks is None else record_schema(one.chunks) for one in batch]
-    outputs = [GrowingOutput(tokenizer, eos_token_ids, decoding, schema) for schema in schemas]
+    outputs = [GrowingOutput(tokenizer, eos_token_ids, decoding, PrefixCheck(schema))
+               for schema in schemas]
     rows = Rows(model, batch, tokenizer.pad_token_id, matchers)
 
     def named(place: int) -> str:
@@ -447,6 +448,18 @@ def read_decisions(
             yield prompt, chance
 
 # %% ../../nbs/model/local.ipynb #45-023
+def _grammar_of(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> Grammar:
+    "Prepare the grammar for a model's vocabulary and its ends of a turn."
+    width = model.get_output_embeddings().weight.shape[0]
+    return Grammar(tokenizer, width, stop_ids(tokenizer, model.generation_config))
+
+
+def _as_written(one: GrowingOutput) -> Written:
+    "Return an output as a backend does; the token that ended it counts."
+    return Written(one.text, one.reason, len(one.tokens) + (one.reason == "stop"),
+                   tuple(one.tokens), one.p_answer, one.died_at)
+
+# %% ../../nbs/model/local.ipynb #e-c7f349e9
 class LocalBackend:
     "Writes with a model of transformers; `nbs/model/backend.ipynb` tells what the methods are for."
 
@@ -467,10 +480,7 @@ class LocalBackend:
         if prompt.chunks is None:
             raise GrammarError(f"the record {prompt.record_id} has no chunks to point at: set "
                                "evaluation.grammar to false, or give it chunks.")
-        if self._grammar is None:
-            eos_token_ids = stop_ids(self.tokenizer, self.model.generation_config)
-            width = self.model.get_output_embeddings().weight.shape[0]
-            self._grammar = Grammar(self.tokenizer, width, eos_token_ids)
+        self._grammar = self._grammar or _grammar_of(self.model, self.tokenizer)
         return self._grammar.matcher(prompt.chunks, prompt.uncited)
 
     def write(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
@@ -479,8 +489,7 @@ class LocalBackend:
             torch.manual_seed(decoding.seed)
         matchers = [self.matcher(prompt) for prompt in batch] if decoding.grammar else None
         outputs = generate_batch(self.model, self.tokenizer, batch, decoding, matchers)
-        return [Written(one.text, one.reason, len(one.tokens) + (one.reason == "stop"),
-                        tuple(one.tokens), one.p_answer, one.died_at) for one in outputs]
+        return [_as_written(output) for output in outputs]
 
     def p_answer(self, prompts: Sequence[Prompt]) -> "Iterator[tuple[Prompt, float]]":
         "Yield the probability of answering, without writing anything."

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IGNORED', 'STOPPED_CLOCK', 'FIXED_DATE', 'SPACED', 'QUIET', 'CLOSED', 'FOLDED', 'MaskError', 'TemplateRefusal',
-           'without_clock', 'stop_ids', 'Control', 'control_of', 'control_strings', 'Rendered', 'spare_signs',
-           'render_chat', 'check_template', 'fit_template', 'template_changes', 'answer_span', 'encode_text',
-           'encode_chat', 'check_supervised']
+           'without_clock', 'stop_ids', 'Control', 'control_of', 'Rendered', 'spare_signs', 'render_chat',
+           'check_template', 'fit_template', 'template_changes', 'answer_span', 'encode_text', 'encode_chat',
+           'check_supervised']
 
 # %% ../../nbs/model/masking.ipynb #31-002
 import json
@@ -36,7 +36,7 @@ class TemplateRefusal(MaskError):
 
 
 _MEND = ("choose another instruct model in model.base_model_id, "
-         "or name a Jinja file in model.chat_template")
+         "or the folder of a copy of it, with a better chat_template.jinja")
 
 # %% ../../nbs/model/masking.ipynb #31-111
 STOPPED_CLOCK = "26 Jul 2024"  # a Friday
@@ -158,14 +158,6 @@ def control_of(
     if not known or known[0] != state:
         known = _CONTROL[tokenizer] = (state, Control(tokenizer))
     return known[1]
-
-
-def control_strings(
-    tokenizer: "PreTrainedTokenizerFast",  # with a chat template
-    text: str,
-) -> list[str]:  # in their order
-    "Find what in a text reads like control tokens."
-    return control_of(tokenizer).pattern.findall(text)
 
 # %% ../../nbs/model/masking.ipynb #31-115
 class Rendered(str):

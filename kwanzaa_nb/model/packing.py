@@ -130,11 +130,14 @@ def segmented_attention(
 ALL_ATTENTION_FUNCTIONS.register(SEGMENTED, segmented_attention)
 
 # %% ../../nbs/model/packing.ipynb #32-011
+_SHORTEST = 16  # tokens from which sharing is worth a segment
+
+
 class _Tree:
     "Grows the plan of a flat row, in which common beginnings of prompts stand once."
 
-    def __init__(self, rows: list[dict], shortest: int):
-        self.tokens, self.shortest = [row["input_ids"] for row in rows], shortest
+    def __init__(self, rows: list[dict]):
+        self.tokens = [row["input_ids"] for row in rows]
         self.ends = [next((place for place, label in enumerate(row["labels"]) if label != IGNORED),
                           len(row["labels"])) - 1 for row in rows]  # of what may be shared
         self.plan, self.flat = [], 0
@@ -155,11 +158,11 @@ class _Tree:
         "Add the records `members` from token `start` on; `before` was added already."
         most = min(self.ends[member] for member in members)
         stop = self.parting(members, start, most)
-        if len(members) == 1 or stop >= most and stop - start < self.shortest:
+        if len(members) == 1 or stop >= most and stop - start < _SHORTEST:
             for member in members:
                 self.emit(member, start, len(self.tokens[member]), before)
             return
-        if stop - start >= self.shortest:
+        if stop - start >= _SHORTEST:
             before, start = [*before, self.emit(members[0], start, stop, before)], stop
         groups: dict[int, list[int]] = {}
         for member in members:
@@ -170,10 +173,9 @@ class _Tree:
 # %% ../../nbs/model/packing.ipynb #1ae5671c
 def share_prompts(
     rows: list[dict],  # each with "input_ids" and "labels" of one record
-    shortest: int = 16,  # tokens from which sharing is worth a segment
 ) -> list[tuple[int, int, int, list[tuple[int, int]]]]:  # row, start, stop, flat ranges seen before
     "Plan a flat row; every record is the path from the root of the tree to one of its leaves."
-    tree = _Tree(rows, shortest)
+    tree = _Tree(rows)
     tree.grow(list(range(len(rows))), 0, [])
     return tree.plan
 

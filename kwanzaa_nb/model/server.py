@@ -6,7 +6,7 @@
 __all__ = ['CONTROL', 'WORDS', 'RECORD', 'LONGEST_BODY', 'LONGEST_TEXT', 'DOUBTS', 'Question', 'ServerError', 'request', 'plain',
            'checked_url', 'checked_key', 'control_text', 'check_sendable', 'finish_reason', 'token_count',
            'message_text', 'trouble', 'server_reason', 'read_completion', 'read_body', 'ask', 'made_client',
-           'under_way', 'of_record', 'sort_out', 'ServerBackend']
+           'under_way', 'of_record', 'sort_out', 'by_length', 'ServerBackend']
 
 # %% ../../nbs/model/server.ipynb #46-002
 import hashlib
@@ -478,6 +478,17 @@ def sort_out(
     yield from ((question, of_record(error)) for question, error in held)
 
 # %% ../../nbs/model/server.ipynb #46-006
+_Answered = tuple[Question, Written | ServerError]
+
+
+def by_length(questions: Iterable[Question], size: int) -> Iterator[list[Question]]:
+    "Yield questions in batches, the shorter ones first."
+    ordered = sorted(questions, key=lambda question: (
+        sum(len(part["content"]) for part in question.messages), question.record_id))
+    for start in range(0, len(ordered), size):
+        yield ordered[start:start + size]
+
+# %% ../../nbs/model/server.ipynb #e-579d8a45
 class ServerBackend:
     "Writes with a server; `nbs/model/backend.ipynb` tells what the methods are for."
 
@@ -499,14 +510,9 @@ class ServerBackend:
 
     def batches(self, prompts: Sequence[Question], decoding: Decoding) -> Iterator[list[Question]]:
         "Yield as many as are asked at once, the shorter ones first."
-        ordered = sorted(prompts, key=lambda question: (
-            sum(len(part["content"]) for part in question.messages), question.record_id))
-        for start in range(0, len(ordered), decoding.batch_size):
-            yield ordered[start:start + decoding.batch_size]
+        return by_length(prompts, decoding.batch_size)
 
-    def each(
-        self, batch: Sequence[Question], decoding: Decoding,
-    ) -> "Iterator[tuple[Question, Written | ServerError]]":
+    def each(self, batch: Sequence[Question], decoding: Decoding) -> Iterator[_Answered]:
         "Yield the outputs of a batch as they come, an error for a record that can't be answered."
         return sort_out(self, under_way(self.client, self.model, decoding, batch))
 

@@ -1,1 +1,1 @@
-"""The stage publish: gate, card, staging, the Hub; and the answerer that a published folder becomes. Imports core and model."""
+"""The stage publish: gate, card, staging, the Hub, the answerer. Imports core and model."""

@@ -69,7 +69,7 @@ def _download(repo: str, revision: "str | None", token: "str | None") -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import ENDPOINT
 
-    wanted = [*_NEEDED, SUMS, "chat_template.jinja"]
+    wanted = [*_NEEDED, SUMS]
     try:
         return snapshot_download(repo, revision=revision, token=token or find_token(),
                                  allow_patterns=wanted)
@@ -114,8 +114,6 @@ def answerer_config(
                             "base, a Hub id or a folder.")
     changes = {"run.device": device, "model.base_model_id": base,
                "publishing.metadata.base_model_id": None}
-    if config.model.chat_template:  # a file of the training's machine, published with the adapter
-        changes["model.chat_template"] = str(Path(folder, "chat_template.jinja"))
     if base != config.model.base_model_id:
         changes["model.revision"] = None
     return load_config(path, changes)

@@ -22,7 +22,8 @@ from ..core.results import (
     RULES, Results, hard_sentence, kinds_table, metrics_table, rules_sentence, sealed_sentence)
 from ..core.table import Table, as_markdown, code_span
 from .gate import adapter_rates, gate_table
-from .licence import base_licence, base_model, is_hub_id, licence_notice
+from .licence import (
+    adapter_licence, base_licence, base_model, is_hub_id, licence_notice)
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -172,17 +173,11 @@ def _run_table(manifest: Manifest) -> Table:
     return Table(["stage", "status", "seconds", "machine", "commit"], rows)
 
 # %% ../../nbs/publish/card.ipynb #50-016
-def _cost_text(manifest: Manifest, dollars_per_hour: "float | None") -> str:
-    "Say how long the stages took, and what that cost where an hour's price is known."
+def _hours_text(manifest: Manifest) -> str:
+    "Say how long the stages took."
     entries = (manifest["stages"][stage] for stage in STAGES[:3])
     seconds = [entry["seconds"] for entry in entries if "seconds" in entry]
-    if not seconds:
-        return "Hours and cost: not recorded."
-    hours, cost = sum(seconds) / 3600, "not estimated"
-    if dollars_per_hour is not None:
-        dollars = f"{hours * dollars_per_hour:.2f} US dollars"
-        cost = f"about {dollars}, at {dollars_per_hour:g} an hour"
-    return f"Hours: {hours:.2f}. Cost: {cost}."
+    return f"Hours: {sum(seconds) / 3600:.2f}." if seconds else "Hours: not recorded."
 
 # %% ../../nbs/publish/card.ipynb #50-020
 PROJECT = "[Kwanzaa Notebooks](https://github.com/ainative/kwanzaa-notebooks)"
@@ -307,7 +302,7 @@ def _card_body(
         training=_training_table(config, manifest), fallbacks=_fallback_table(noted + fallbacks),
         data=_data_table(config, manifest),
         run=_run_table(manifest),
-        cost=_cost_text(manifest, config.budget.usd_per_hour),
+        hours=_hours_text(manifest),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
         reports=[name for name in config.publishing.include
                  if name.startswith(("notebooks/", "evaluation/"))])
@@ -317,15 +312,15 @@ def _metadata(config: Config, results: "Results | None") -> str:
     "Write the card's metadata as YAML."
     from huggingface_hub import ModelCardData
 
-    base, wanted = base_model(config), config.publishing
+    base, wanted, licence = base_model(config), config.publishing, adapter_licence(config)
     more = {}
-    if wanted.license == "other" and base:  # the Hub asks for the name and place of such a licence
+    if licence == "other" and base:  # the Hub asks for the name and place of such a licence
         more = {"license_name": base_licence(config),
                 "license_link": f"https://huggingface.co/{base}"}
     tags = ["lora", config.adapter.method, "citations", "refusal", "structured-output",
             wanted.metadata.task]
     return ModelCardData(
-        base_model=base, library_name="peft", license=wanted.license, language="en",
+        base_model=base, library_name="peft", license=licence, language="en",
         pipeline_tag="text-generation", model_name=config.run.name,
         eval_results=eval_results(config, results) or None, tags=list(dict.fromkeys(tags)),
         datasets=[wanted.dataset_repo] if wanted.dataset_repo else None,

@@ -67,8 +67,9 @@ def page_rows(
         named = {"expected": expected, **{arm: one["raw"] for arm, one in arms.items()}}
         rows.append({
             "id": name, "answerable": record.get("answerable"), "question": question_of(record),
-            "before": turns_before(record), "expected": expected, "shown": marked_output(expected, chunks, None),
-            "chunks": _named_chunks(chunks, named), "arms": arms, "facts": _facts(record, arms)})
+            "before": turns_before(record), "expected": expected,
+            "shown": marked_output(expected, chunks, None), "arms": arms,
+            "chunks": _named_chunks(chunks, named), "facts": _facts(record, arms)})
     return rows
 
 # %% ../../nbs/report/evaluation.ipynb #48-0042

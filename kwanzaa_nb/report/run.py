@@ -135,7 +135,8 @@ def verdict_sentence(
         words[side].append(_label(row["metric"]))
     parts = "; ".join(f"{word} {', '.join(names)}" for word, names in words.items() if names)
     return (f"Against the base model, on the same {metrics.get('records', 'number of')} records, "
-            f"the adapter is {parts} (exact sign-flip test by document, Holm's adjustment, 0.05).{older}")
+            f"the adapter is {parts} (exact sign-flip test by document, Holm's adjustment, "
+            f"0.05).{older}")
 
 # %% ../../nbs/report/run.ipynb #62-0102
 def _higher(

@@ -443,11 +443,10 @@ def run_all(
     config: "str | Path" = "",  # a YAML file; "" is the demo's
     stages: Iterable[str] = STAGES,
     overrides: "Mapping[str, Any] | None" = None,  # dotted keys and values
-    sections: "Mapping[str, Mapping] | None" = None,  # sections that replace the file's
     log: Callable[[str], object] = print,  # takes each line of progress
 ) -> Path:  # the run folder
     "Run stages one after another. Raises what `run_stage` raises; later stages are not run then."
-    settings, wanted = resolve_config(config, overrides, sections), set(stages)
+    settings, wanted = resolve_config(config, overrides), set(stages)
     for note in settings.notes:
         log(note)
     for stage in sorted(wanted):
@@ -457,5 +456,5 @@ def run_all(
     folder = settings.path(settings.run.output_dir)
     with _holding(folder, ordered[0]) if ordered else contextlib.nullcontext():
         for stage in ordered:
-            run_stage(stage, config, overrides, sections, log)
+            run_stage(stage, config, overrides, log=log)
     return folder

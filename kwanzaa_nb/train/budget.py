@@ -61,7 +61,7 @@ def read_gpus(
         return GpuTable.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise BudgetError(f"{path.name} can't be read ({type(error).__name__}): restore "
-                          "configs/gpus.yaml or set budget.usd_per_hour") from error
+                          "configs/gpus.yaml") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -87,12 +87,10 @@ def price_per_hour(
     if wanted.gpu and wanted.gpu not in table:
         raise BudgetError(f"budget.gpu {wanted.gpu} is not in configs/gpus.yaml: choose among "
                           f"{', '.join(table)}, or add it there")
-    if wanted.usd_per_hour is not None:
-        return wanted.usd_per_hour, "budget.usd_per_hour"
     if kind := wanted.gpu or gpu_kind(device_name, table):
         return table[kind].usd_per_hour, f"{kind} in configs/gpus.yaml"
     if device_name:
-        return 0.0, f"no price is known for {device_name}: set budget.usd_per_hour"
+        return 0.0, f"no price is known for {device_name}: add it to configs/gpus.yaml"
     return 0.0, "this computer's own time"
 
 # %% ../../nbs/train/budget.ipynb #aea37ebe
@@ -197,7 +195,7 @@ def _training_bytes(
             "activations": activation_bytes(model, tokens, width, checkpointing, dropout),
             "logits": 3 * 4 * supervised * vocabulary}  # fp32: logits, softmax, gradient
 
-
+# %% ../../nbs/train/budget.ipynb #e-031e5074
 def predict_memory(
     model: torch.nn.Module,  # with its adapter
     config: Config,
