@@ -271,7 +271,7 @@ Optimiser = Literal[
     "paged_adamw_8bit", "paged_adamw_32bit", "adamw_8bit", "adamw_bnb_8bit", "adamw_torch",
     "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop", "lion_8bit", "lion_32bit",
     "paged_lion_8bit", "paged_lion_32bit", "ademamix", "ademamix_8bit", "paged_ademamix_8bit",
-    "paged_ademamix_32bit", "stable_adamw", "grokadamw"]
+    "paged_ademamix_32bit"]
 
 
 class TrainingSection(Section):
