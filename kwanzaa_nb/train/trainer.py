@@ -294,9 +294,9 @@ class AdapterTrainer(SupervisedTrainer):
         "Evaluate the loss, then the behaviour; what it finds is logged with the loss."
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
         if self.behaviour:
-            found = self.behaviour(self.model, self.state.global_step / self.state.max_steps)
-            output.metrics |= {f"{metric_key_prefix}_{name}": value
-                               for name, value in found.items()}
+            done = self.state.global_step / max(1, self.state.max_steps)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value
+                                   for name, value in self.behaviour(self.model, done).items()})
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
