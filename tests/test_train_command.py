@@ -189,7 +189,7 @@ def test_without_development_records_the_last_step_is_kept_and_that_is_said(home
     assert notes["training.select_by"]["used"] is None
     assert notes["training.early_stopping_patience"]["used"] is None
     assert entry["summary"]["kept"] == ("Step 6 of 6, the last trained, was kept: data.dev_file "
-                                        "names no development records, so the last step is kept.")
+                                        "names no development records.")
 
 
 def test_two_processes_learn_what_one_learns_at_the_same_global_batch(home):

@@ -218,7 +218,7 @@ def _settle_selection(training: Training) -> list[Fallback]:
     "Decide by which figure the adapter is chosen; return what differs from the config."
     config, data, notes = training.config, training.data, []
     asked, patience = config.training.select_by, config.training.early_stopping_patience
-    used, why = None, "data.dev_file names no development records, so the last step is kept"
+    used, why = None, "data.dev_file names no development records"
     if data.dev_records:
         writes = asked in ("evidence", "decision_and_evidence") and not _sharded()
         training.behaviour = Behaviour(data.tokenizer, data.dev_records, config,
