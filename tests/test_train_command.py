@@ -108,7 +108,14 @@ def test_the_command_does_what_the_stage_does(whole):
     assert "adapter/adapter_model.safetensors" in entry["wrote"]
     assert {Path(key).name for key in entry["read"]} == {"train.jsonl", "dev.jsonl"}
     assert len(losses(whole)) == 18 and len(losses(whole, "eval_loss")) == 6
-    assert len(log_of(whole)["decision"]) == 6
+    kept, rows = log_of(whole)["kept"], log_of(whole)["decision"]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12, 15, 18]
+    assert [row["step"] for row in rows if "evidence" in row] == [9, 12, 15, 18]
+    best = max((row for row in rows if "evidence" in row),
+               key=lambda row: row["decision_and_evidence"])
+    assert kept["by"] == "decision_and_evidence" and kept["step"] == best["step"]
+    assert entry["summary"]["kept"].startswith(f"Step {best['step']} of 18")
+    assert entry["summary"]["behaviour_seconds"] == sum(row["behaviour_seconds"] for row in rows)
     assert not list((whole / "checkpoints").glob("*/checkpoint-*"))
 
 
@@ -151,6 +158,40 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(home, whole):
                                                                                       "eval_loss")
 
 
+def test_a_scheduler_that_ends_the_job_loses_no_step(home, whole):
+    "SIGTERM saves the step that is running, which no interval asked for, and stops."
+    path = config_file(home, "asked", run={"save_steps": 100})
+    process = subprocess.Popen(command(path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 4 of 18"):
+            process.send_signal(signal.SIGTERM)
+            break
+    said, error = process.communicate(timeout=300)
+    assert process.returncode == 130, error
+    saved = int(re.search(r"asked to stop \(SIGTERM\): step (\d+) is saved first", said)[1])
+    assert 4 <= saved <= 8 and f"run the same again: it resumes from step {saved}" in error
+    assert read_manifest(home / "asked")["stages"]["train"]["status"] == "interrupted"
+    again = run(path)
+    assert again.returncode == 0 and f"resumes from step {saved}" in again.stdout
+    resumed, expected = ((folder / "adapter" / "adapter_model.safetensors").read_bytes()
+                         for folder in (home / "asked", whole))
+    assert resumed == expected
+
+
+def test_without_development_records_the_last_step_is_kept_and_that_is_said(home):
+    path = config_file(home, "blind", data={"dev_file": None}, training={
+        "epochs": 1, "early_stopping_patience": 2})
+    done = run(path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    entry = read_manifest(home / "blind")["stages"]["train"]
+    notes = {note["key"]: note for note in entry["fallbacks"]}
+    assert notes["training.select_by"]["used"] is None
+    assert notes["training.early_stopping_patience"]["used"] is None
+    assert entry["summary"]["kept"] == ("Step 6 of 6, the last trained, was kept: data.dev_file "
+                                        "names no development records.")
+
+
 def test_two_processes_learn_what_one_learns_at_the_same_global_batch(home):
     "Rows that don't divide evenly, several epochs; the order of sums alone is another."
     changes = {"adapter": {"dropout": 0.0}, "training": {"optim": "sgd", "learning_rate": 0.5,
@@ -165,6 +206,8 @@ def test_two_processes_learn_what_one_learns_at_the_same_global_batch(home):
     for name in ("loss", "eval_loss", "grad_norm"):
         first, second = losses(home / "one", name), losses(home / "two", name)
         assert len(first) == len(second) >= 4 and second == pytest.approx(first, abs=1e-4)
+    first, second = (log_of(home / name)["decision"] for name in ("one", "two"))
+    assert [row["auroc"] for row in first] == [row["auroc"] for row in second]
     assert losses(home / "one")[-1] < losses(home / "one")[0] - 0.1
     assert read_manifest(home / "two")["stages"]["train"]["summary"]["steps"] == 12
 
@@ -211,7 +254,7 @@ def test_processes_other_than_the_first_write_nothing(home, monkeypatch):
 
 def test_a_missing_tool_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(command_module.importlib.util, "find_spec", lambda name: None)
-    for name in ("trackio", "tensorboard"):
+    for name in ("trackio", "tensorboard", "wandb", "mlflow"):
         with pytest.raises(TrainingError, match=f"pip install {name}"):
             prepare_reports(tiny_config(**{"run.report_to": [name]}), tmp_path)
     prepare_reports(tiny_config(), tmp_path)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
+from tiny import LAST_TURN, ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
 
 import kwanzaa_nb.train.trainer as training
@@ -19,7 +19,7 @@ from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.settings import RunSection, TrainingSection
 from kwanzaa_nb.model.decision import DECISION, REFUSING, decision_tokens
 from kwanzaa_nb.train.live import LiveReport, Moment
-from kwanzaa_nb.model.local import encode_prompts
+from kwanzaa_nb.model.local import encode_prompts, read_decisions
 from kwanzaa_nb.model.masking import IGNORED, encode_chat
 from kwanzaa_nb.model.load import (Hardware, RuntimeSettings, add_adapter, load_adapter,
                                    load_tokenizer, runtime_settings)
@@ -27,10 +27,10 @@ from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, pack_rows
 from kwanzaa_nb.train.resume import (COMPLETE, Checkpoints, last_complete, remove_checkpoints,
                                      training_identity)
 from kwanzaa_nb.core.record import read_records
-from kwanzaa_nb.train.trainer import (DecisionWatch, GroupSampler, RecordsError, TrainingError,
-                                      answer_probability, encode_records, filler_row, keep_start,
-                                      save_adapter, step_budget, supervised_loss, token_lengths,
-                                      train_adapter, trainer_arguments)
+from kwanzaa_nb.train.trainer import (GroupSampler, RecordsError, TrainingError, encode_records,
+                                      every_answer, filler_row, keep_start, save_adapter,
+                                      step_budget, supervised_loss, token_lengths, train_adapter,
+                                      trainer_arguments)
 
 CPU = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, "sgd")
 ROWS = [row(3 + place, 2 + place % 3, group=f"g{place // 2}", first=11 * place + 3)
@@ -341,6 +341,21 @@ def test_all_records_that_do_not_fit_come_at_once():
     assert "wordy: its answer has 27 tokens, over max_new_tokens 20" in str(error.value)
 
 
+def test_all_answers_of_a_conversation_are_learned_each_behind_its_own_prompt():
+    tokenizer, config = tiny_tokenizer(LAST_TURN, eos="<|end|>"), tiny_config()
+    record = {"id": "talk", "answerable": True, "messages": [
+        *chat("first", "One?"), *chat("second", "Two?")[1:]]}
+    single = {"id": "single", "messages": chat("only")}
+    rows = encode_records(tokenizer, every_answer([record, single]), config,
+                          {tokenizer.eos_token_id})
+    learned = [tokenizer.decode([label for label in one["labels"] if label != IGNORED])
+               for one in rows]
+    assert learned == ["first<|end|>", "second<|end|>", "only<|end|>"]
+    assert [one["group"] for one in rows] == ["talk", "talk", "single"]
+    prompt = encode_chat(tokenizer, record["messages"][:3])
+    assert rows[0]["input_ids"] == prompt["input_ids"]
+
+
 def test_limits_are_inclusive_and_lengths_are_counted():
     tokenizer, records = (tiny_tokenizer(), [{"id": "a", "messages": chat("yes"), "group": "g"},
                                              {"id": "b", "messages": chat("no")}])
@@ -404,8 +419,11 @@ OTHER = {"run.seed": 7, "run.mixed_precision": "fp16", "run.device": None, "run.
          "training.warmup_ratio": 0.5, "training.weight_decay": 0.25,
          "training.per_device_train_batch_size": 3, "training.per_device_eval_batch_size": 5,
          "training.gradient_accumulation_steps": 9, "training.max_grad_norm": 0.1,
-         "training.optim": "adafactor", "training.gradient_checkpointing": True}
-ELSEWHERE = {"run.device", "run.name", "run.output_dir"}  # hardware, stages and `encode_records`
+         "training.optim": "adafactor", "training.gradient_checkpointing": True,
+         "training.select_by": "loss", "training.extra": {"adam_beta2": 0.5},
+         "training.turns": "all", "training.early_stopping_patience": 2}
+ELSEWHERE = {"run.device", "run.name", "run.output_dir", "training.turns",
+             "training.early_stopping_patience"}  # hardware, stages, records, a callback
 GPU = Hardware("cuda", "A100", True, True, True)
 
 
@@ -418,25 +436,30 @@ def test_every_key_is_in_the_list():
 
 @pytest.mark.parametrize("key", sorted(set(OTHER) - ELSEWHERE))
 def test_every_key_reaches_the_trainer(monkeypatch, key):
-    monkeypatch.setattr(training, "SFTConfig", lambda **given: given)
+    monkeypatch.setattr(training, "SFTConfig", lambda **given: SimpleNamespace(**given))
     base = {"training.max_steps": 100} if key.startswith("run.") else {}
 
     def arguments(changes):
         config = tiny_config(**{"run.mixed_precision": "bf16", **base, **changes})
         budget, _ = step_budget(config, 1000)
-        return trainer_arguments(config, runtime_settings(config, GPU), budget, "folder", True)
+        return vars(trainer_arguments(
+            config, runtime_settings(config, GPU), budget, "folder", True))
 
     plain, changed = arguments({}), arguments({key: OTHER[key]})
-    different = {name for name in plain if plain[name] != changed[name]}
+    different = {name for name in plain | changed if plain.get(name) != changed.get(name)}
     assert different
     name = {
         "training.epochs": "num_train_epochs",
         "training.lr_scheduler": "lr_scheduler_type",
         "run.mixed_precision": "fp16",
         "training.warmup_ratio": "warmup_steps",
+        "training.select_by": "metric_for_best_model",
+        "training.extra": "adam_beta2",
     }.get(key, key.split(".")[1])
     assert name in different
-    if key not in ("run.mixed_precision", "training.warmup_ratio"):
+    if key == "training.extra":
+        assert changed[name] == 0.5
+    elif key not in ("run.mixed_precision", "training.warmup_ratio", "training.select_by"):
         assert changed[name] == (list(OTHER[key]) if isinstance(OTHER[key], tuple) else OTHER[key])
 
 
@@ -470,7 +493,7 @@ def test_the_decision_of_every_committed_target_is_at_the_measured_token(smollm,
 
 
 def test_the_probability_is_that_of_every_number_against_the_refusal():
-    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model, tokenizer = tiny_model(attention="sdpa"), tiny_tokenizer()
     before, answering, refusing = at_decision(tokenizer, chat())
     assert tokenizer.decode(before).endswith(DECISION)
     assert tokenizer.decode([*answering, refusing]) == "123456789]"
@@ -479,30 +502,9 @@ def test_the_probability_is_that_of_every_number_against_the_refusal():
         chances = eager(torch.tensor([before])).logits[0, -1].softmax(-1)
     answers = chances[list(answering)].sum()
     expected = (answers / (answers + chances[refusing])).item()
-    assert answer_probability(model, tokenizer, chat()[:2]) == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_watch_keeps_both_sides_and_the_models_mode():
-    said, tokenizer, model = [], tiny_tokenizer(), tiny_model().train()
-    records = [{"messages": chat(question=f"Is it {place}?"), "answerable": side} for place,
-               side in enumerate((True, False, True, None))]
-    watch = DecisionWatch(tokenizer, records, said.append)
-    watch.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model,
-                      metrics={"eval_loss": 2.0})
-    assert model.training and len(watch.history) == len(said) == 1
-    seen = watch.history[0]
-    model.eval()
-    chances = [answer_probability(model, tokenizer, record["messages"][:2])
-               for record in records[:3]]
-    assert seen["step"] == 5 and seen["eval_loss"] == 2.0
-    assert seen["answerable"] == pytest.approx((chances[0] + chances[2]) / 2)
-    assert seen["unanswerable"] == pytest.approx(chances[1])
-    without = DecisionWatch(tiny_tokenizer(merges=[("[", "1")]), records, said.append)
-    without.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model)
-    assert without.history == []
-    one_sided = DecisionWatch(tokenizer, records[:1], said.append)
-    one_sided.on_evaluate(None, SimpleNamespace(global_step=5, log_history=[]), None, model=model)
-    assert one_sided.history == []
+    prompts = encode_prompts(tokenizer, [{"id": "a", "messages": chat()}])
+    (_, found), = read_decisions(model, prompts)
+    assert found == pytest.approx(expected, abs=1e-5)
 
 
 # what is kept

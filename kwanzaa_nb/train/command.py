@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TRAINING_LOG', 'TRAINING_STEPS', 'PATIENCE', 'TrainingData', 'Training', 'prepare_reports', 'settle_settings',
            'is_first', 'encode_training', 'plan_steps', 'prepare_model', 'estimate_training', 'TrainingStopped',
-           'explain_early_end', 'run_training', 'close_training', 'train_stage', 'SilentStage', 'open_stage',
-           'report_failure', 'main']
+           'explain_early_end', 'SaveWhenAsked', 'run_training', 'close_training', 'train_stage', 'SilentStage',
+           'open_stage', 'report_failure', 'main']
 
 # %% ../../nbs/train/command.ipynb #71-002
 import argparse
@@ -15,15 +15,17 @@ import importlib.util
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 
+import torch
 from accelerate import PartialState
 from peft import PeftModel
 from transformers import (
@@ -47,13 +49,16 @@ from ..model.load import (
 from ..model.masking import stop_ids
 from ..model.packing import pack_rows
 from .budget import Estimate, check_budget, estimate_run
+from .extra import settle_extra
 from .lengths import fit_records
 from .live import LiveReport, Moment
 from .resume import (
     Checkpoints, last_complete, remove_checkpoints, training_identity)
+from .selection import (
+    Behaviour, Kept, Score, StopEarly, choose_figure, measured, step_kept)
 from .token_cache import cached_rows
 from .trainer import (
-    AdapterTrainer, DecisionWatch, TrainingError, count_processes, disk_is_full, keep_freed_memory,
+    AdapterTrainer, TrainingError, count_processes, disk_is_full, every_answer, keep_freed_memory,
     keep_start, save_adapter, step_budget, train_adapter)
 
 # %% ../../nbs/train/command.ipynb #71-006
@@ -73,14 +78,18 @@ class TrainingData:
 class Training:
     "One training, from its stage to its adapter."
     stage: Stage
+    score: "Score | None" = None  # given: `score_development`, by which answers are scored
     hardware: "Hardware | None" = None  # settle_settings
     effective: "RuntimeSettings | None" = None  # settle_settings
+    settled: "Config | None" = None  # settle_settings, plan_steps: with what is used of `training`
     data: "TrainingData | None" = None  # encode_training
     planned: "dict[str, int] | None" = None  # plan_steps: optimiser steps and intervals
+    behaviour: "Behaviour | None" = None  # plan_steps: None without development records
     model: "PeftModel | None" = None  # prepare_model: the base model with its adapter
     start: "Path | None" = None  # prepare_model: where the adapter begins, from `keep_start`
     estimate: "Estimate | None" = None  # estimate_training; None for a sharded model
-    result: "dict | None" = None  # run_training: "log", "decision" and "outcome"
+    result: "dict | None" = None  # run_training: "log", "decision", "kept" and "outcome"
+    kept: "Kept | None" = None  # run_training: which step became the adapter, and why
 
     @property
     def config(self) -> Config:
@@ -93,28 +102,53 @@ class Training:
         for one in fallbacks:
             self.stage.progress(f"{one.key}: {one.requested} asked, {one.used} used: {one.reason}")
 
+    def settle(self, **used: Any) -> None:
+        "Keep what is used of the section `training`; `config` stays as it was asked."
+        before = self.settled or self.config
+        section = before.training.model_copy(update=used)
+        self.settled = before.model_copy(update={"training": section})
+
 # %% ../../nbs/train/command.ipynb #71-009
+_AT_HOME = {  # what keeps wandb and MLflow on this machine, unless the environment says otherwise
+    "WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off",
+    "WANDB_DISABLE_CODE": "true", "WANDB_DISABLE_GIT": "true", "WANDB_ERROR_REPORTING": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true"}
+
+
 def prepare_reports(
     config: Config,
     folder: "str | Path",  # the run folder
 ) -> None:
-    "Point TensorBoard and trackio to the run folder. Raises `TrainingError` where one is missing."
-    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}
+    "Point the tools that log besides to the run folder. Raises `TrainingError` for a missing one."
+    folder, packages = Path(folder).absolute(), {"tensorboard": ("tensorboard", "tensorboardX")}
     for name in config.run.report_to:
-        if not any(importlib.util.find_spec(package) for package in packages[name]):
+        if not any(importlib.util.find_spec(package) for package in packages.get(name, (name,))):
             raise TrainingError(f"run.report_to lists {name}, which is not installed: "
                                 f"pip install {name}, or take it off the list")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(folder, "tensorboard"))
-    os.environ["TRACKIO_DIR"] = str(Path(folder, "trackio"))
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    os.environ["TRACKIO_DIR"] = str(folder / "trackio")
+    os.environ["WANDB_DIR"] = str(folder)
+    wishes = {**_AT_HOME, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+              "MLFLOW_EXPERIMENT_NAME": config.run.name, "WANDB_PROJECT": config.run.name}
+    for variable, value in wishes.items():
+        os.environ.setdefault(variable, value)
+    if "wandb" in config.run.report_to:
+        os.environ.pop("WANDB_DISABLED", None)  # which `start_stage` sets for all other runs
 
 
 def settle_settings(training: Training) -> None:
-    "Detect the hardware, settle the settings on it, and prepare the tools that log besides."
+    """Detect the hardware, settle the settings on it, and prepare the tools that log besides.
+
+    Raises `ExtraError` for arguments that can't be handed on, and `TrainingError` as
+    `prepare_reports` does.
+    """
     config = training.config
     training.hardware = detect_hardware(config.run.device)
     training.effective = runtime_settings(config, training.hardware)
+    extra, changed_extra = settle_extra(config, training.effective.device)
+    training.settle(extra=extra)
     _, changed_code = remote_code(config)
-    training.note(*training.effective.fallbacks, *changed_code)
+    training.note(*training.effective.fallbacks, *changed_code, *changed_extra)
     prepare_reports(config, training.stage.folder)
 
 # %% ../../nbs/train/command.ipynb #71-013
@@ -151,6 +185,7 @@ def _encode(stage: Stage, records: Sequence[Record], dev_records: Sequence[Recor
     config, eos_token_ids = stage.config, stop_ids(tokenizer)
     longest, policy = config.data.max_seq_length, config.data.over_length
     records, shortened = fit_records(tokenizer, records, longest, policy)
+    records = every_answer(records) if config.training.turns == "all" else records
     dev_records, dev_shortened = fit_records(tokenizer, dev_records, longest, policy)
     rows, cached = cached_rows(tokenizer, records, config, eos_token_ids)
     dev_rows, _ = cached_rows(tokenizer, dev_records, config, eos_token_ids)
@@ -173,12 +208,38 @@ def encode_training(training: Training) -> None:
         training.note(*template_fallbacks(tokenizer))
         training.data = _encode(training.stage, records, dev_records, tokenizer)
 
+# %% ../../nbs/train/command.ipynb #71-007-s
+def _sharded() -> bool:
+    "Tell whether the model will be sharded over several GPUs (FSDP)."
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def _settle_selection(training: Training) -> list[Fallback]:
+    "Decide by which figure the adapter is chosen; return what differs from the config."
+    config, data, notes = training.config, training.data, []
+    asked, patience = config.training.select_by, config.training.early_stopping_patience
+    used, why = None, "data.dev_file names no development records"
+    if data.dev_records:
+        writes = asked in ("evidence", "decision_and_evidence") and not _sharded()
+        training.behaviour = Behaviour(data.tokenizer, data.dev_records, config,
+                                       training.score if writes else None)
+        if _sharded():
+            training.behaviour.lacks["evidence"] = "a model in shards writes no answers"
+        used, why = choose_figure(asked, training.behaviour.lacks) if asked else (None, "")
+    if used != asked:
+        notes.append(Fallback("training.select_by", asked, used, why))
+    if patience and not used:
+        notes.append(Fallback("training.early_stopping_patience", patience, None,
+                              "nothing says which evaluation is better"))
+    training.settle(select_by=used, early_stopping_patience=patience if used else None)
+    return notes
+
 # %% ../../nbs/train/command.ipynb #71-007-b
 def plan_steps(training: Training) -> None:
-    "Count steps and intervals, and note those that differ from the config."
+    "Count steps and intervals, settle what is chosen by, and note what differs from the config."
     training.planned, lowered = step_budget(
         training.config, len(training.data.rows), count_processes())
-    training.note(*lowered)
+    training.note(*lowered, *_settle_selection(training))
 
 # %% ../../nbs/train/command.ipynb #71-025
 def prepare_model(training: Training) -> None:
@@ -197,7 +258,7 @@ def prepare_model(training: Training) -> None:
 # %% ../../nbs/train/command.ipynb #71-028
 def estimate_training(training: Training) -> None:
     "Measure a few steps and estimate the run. Raises `BudgetError` where it exceeds the budget."
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if _sharded():
         return
     data, hardware = training.data, training.hardware
     gpu = hardware.name if hardware.device == "cuda" else ""
@@ -235,6 +296,42 @@ def explain_early_end(
             raise
         raise TrainingError(
             f"the disk is full; make room and run the same again: {resumes}") from error
+
+# %% ../../nbs/train/command.ipynb #71-011-q
+class SaveWhenAsked(TrainerCallback):
+    "At SIGTERM, finish the step, save a checkpoint and stop. To be used with `with`."
+
+    def __init__(self, tell: Callable[[str], object]):
+        self.tell, self.asked, self.stops, self.before = tell, False, False, None
+
+    def __enter__(self) -> "SaveWhenAsked":
+        if threading.current_thread() is threading.main_thread():  # only that one gets signals
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def _ask(self, *_: Any) -> None:
+        "Note the first SIGTERM; the next one is answered as before."
+        signal.signal(signal.SIGTERM, self.before)
+        self.asked = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                    **_: Any) -> None:
+        "Have the step saved where a process was asked to stop."
+        asked = torch.tensor(int(self.asked), device=args.device)
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        if asked.item():
+            self.stops = control.should_save = True
+            self.tell(f"asked to stop (SIGTERM): step {state.global_step} is saved first")
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        "Stop once the checkpoint is written and marked."
+        if self.stops:
+            raise KeyboardInterrupt
 
 # %% ../../nbs/train/command.ipynb #71-011-b
 class _StopWithLauncher(TrainerCallback):
@@ -279,6 +376,26 @@ def _save_training(training: Training, trainer: AdapterTrainer) -> None:
     stage.wrote(saved)
 
 # %% ../../nbs/train/command.ipynb #71-026
+def _note_result(training: Training, trainer: AdapterTrainer, outcome: dict) -> None:
+    "Keep what came out: the log, the measured behaviour, and which step was kept."
+    used = training.settled.training.select_by
+    whys = [note.reason for note in training.stage.fallbacks if note.key == "training.select_by"]
+    early = [one for one in trainer.callback_handler.callbacks
+             if isinstance(one, StopEarly) and one.stopped]
+    patience = early[0].early_stopping_patience if early else None
+    training.kept = step_kept(trainer.state, used, training.planned["steps"],
+                              "" if used else " ".join(whys), patience)
+    rows = measured(trainer.state.log_history)
+    outcome["behaviour_seconds"] = sum(row["behaviour_seconds"] for row in rows)
+    training.result = {"log": trainer.state.log_history, "decision": rows,
+                       "kept": asdict(training.kept), "outcome": outcome}
+    training.stage.progress(str(training.kept))
+    if rows:
+        share = outcome["behaviour_seconds"] / max(1e-9, outcome["seconds"])
+        training.stage.progress(f"measuring behaviour took {outcome['behaviour_seconds']:.0f} s, "
+                                f"{share:.1%} of the training's time")
+
+
 def run_training(
     training: Training,
     show: "Callable[[Moment], object] | None" = None,  # takes what a notebook shows now
@@ -288,25 +405,25 @@ def run_training(
     Raises `TrainingError` or `TrainingStopped` where it ended early.
     """
     stage, config, data = training.stage, training.config, training.data
-    folder = stage.folder / "checkpoints" / training_identity(config, training.effective, data.rows)
-    with explain_early_end(folder):
+    settled, chosen_on = training.settled, data.dev_rows if training.settled.training.select_by else []
+    folder = stage.folder / "checkpoints" / training_identity(
+        settled, training.effective, [*data.rows, *chosen_on])
+    with explain_early_end(folder), SaveWhenAsked(stage.progress) as saving:
         checkpoints = Checkpoints(folder)
         before = checkpoints.seconds_before
         stage.progress(f"resumes from step {checkpoints.step_before}" if checkpoints.last else
                        "trains from the start")
-        watch = DecisionWatch(data.tokenizer, data.dev_records, stage.progress)
         price = training.estimate.usd_per_hour if training.estimate else 0.0
-        report = LiveReport(stage.progress, show, _tokens_per_step(config, data), price, before,
-                            lambda: watch.history)
-        callbacks = [watch, report, checkpoints]
+        report = LiveReport(stage.progress, show, _tokens_per_step(config, data), price, before)
+        patience = settled.training.early_stopping_patience
+        callbacks = [report, checkpoints, saving, *([StopEarly(patience)] if patience else [])]
         callbacks += [_StopWithLauncher()] if count_processes() > 1 else []
         trainer, outcome = train_adapter(
-            training.model, data.tokenizer, data.rows, data.dev_rows, config, training.effective,
-            folder, callbacks, checkpoints.last)
+            training.model, data.tokenizer, data.rows, data.dev_rows, settled, training.effective,
+            folder, callbacks, checkpoints.last, training.behaviour)
         outcome["seconds"] += before
         outcome["trainable_parameters"] = training.model.get_nb_trainable_parameters()[0]
-        training.result = {"log": trainer.state.log_history, "decision": watch.history,
-                           "outcome": outcome}
+        _note_result(training, trainer, outcome)
         _save_training(training, trainer)
         trainer.accelerator.wait_for_everyone()
         if is_first():
@@ -320,7 +437,9 @@ def close_training(training: Training) -> "Table | None":  # the stages of the r
     stage, outcome = training.stage, training.result["outcome"]
     stage.progress(f"done: mean training loss {outcome['loss']:.3f}; the adapter is in "
                    f"{stage.key(stage.folder / 'adapter')}")
-    return stage.done(**outcome, decision=training.result["decision"][-1:])
+    kept = training.kept.step if training.kept else None
+    decided = [row for row in training.result["decision"] if row["step"] == kept]
+    return stage.done(**outcome, decision=decided, kept=str(training.kept or ""))
 
 # %% ../../nbs/train/command.ipynb #71-019-b
 TRAINING_STEPS: tuple[Callable[[Training], object], ...] = (
@@ -328,9 +447,12 @@ TRAINING_STEPS: tuple[Callable[[Training], object], ...] = (
     close_training)
 
 
-def train_stage(stage: Stage) -> Training:  # with all its fields filled in
+def train_stage(
+    stage: Stage,
+    score: "Score | None" = None,  # scores answers to development records; None: none are written
+) -> Training:  # with all its fields filled in
     "Take all steps of the stage train; its notebook takes the same ones, cell by cell."
-    training = Training(stage)
+    training = Training(stage, score)
     for step in TRAINING_STEPS:
         step(training)
     return training
@@ -422,6 +544,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(
     arguments: "Sequence[str] | None" = None,  # None: those of the command line
     pages: "Callable[[Path, Path], None] | None" = None,  # writes the run's pages at the end
+    score: "Score | None" = None,  # as for `train_stage`
 ) -> int:  # 0 when done, 1 after an error, 130 when stopped
     "Train as a config says, in this process and in those that were started with it."
     steady_streams()
@@ -430,7 +553,7 @@ def main(
     try:
         stage = open_stage(given.config, dict(given.set))
         stage.pages = pages if is_first() else None
-        train_stage(stage)
+        train_stage(stage, score)
         return 0
     except (Exception, KeyboardInterrupt) as error:
         with unstoppable():

@@ -9,7 +9,7 @@ __all__ = ['Moment', 'LiveReport']
 import base64
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..core.html import render_part
 from ..core.plots import loss_plot
 from ..core.stage import clock
 from ..core.table import Table
+from .selection import measured, measured_line
 
 # %% ../../nbs/train/live.ipynb #67-004
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Moment:
     tokens_per_second: "float | None" = None  # all tokens of the records, learned or not
     dollars: "float | None" = None  # spent so far; None where the machine has no price
     history: list[dict] = field(default_factory=list)  # the trainer's log
-    decisions: list[dict] = field(default_factory=list)  # from `DecisionWatch`
 
     def last(self, name: str) -> "float | None":
         "Return the latest logged value of that name."
@@ -49,7 +49,7 @@ class Moment:
 
     def _repr_html_(self) -> str:
         table, drawn = self.table(), io.BytesIO()
-        loss_plot(self.history, self.decisions).savefig(drawn, format="png", dpi=80)
+        loss_plot(self.history, measured(self.history)).savefig(drawn, format="png", dpi=80)
         encoded = base64.b64encode(drawn.getvalue()).decode()
         picture = render_part("picture", encoded, "losses by optimiser step")
         return str(render_part("shown", render_part("table", table.columns, table.rows) + picture))
@@ -82,10 +82,9 @@ class LiveReport(TrainerCallback):
         tokens: float = 0.0,  # mean number of record tokens in an optimiser step
         price: float = 0.0,  # dollars an hour, of all devices together; 0: no price
         before: float = 0.0,  # seconds of training before an interruption
-        decisions: Callable[[], Sequence[dict]] = list,  # returns what `DecisionWatch` measured
     ):
         self.tell, self.show, self.tokens = tell, show, tokens
-        self.price, self.before, self.decisions = price, before, decisions
+        self.price, self.before = price, before
         self.started, self.first = time.monotonic(), 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState,
@@ -95,12 +94,14 @@ class LiveReport(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: "dict | None" = None, **_: Any) -> None:
-        "Tell a line where there is a new loss, and show the moment."
+        "Tell a line where there is a new loss or measured behaviour, and show the moment."
         if not state.is_world_process_zero:
             return
         moment = self.moment(state)
         if logs and "loss" in logs and moment.seconds_left is not None:
             self.tell(_progress_line(moment, logs["loss"]))
+        for row in measured(state.log_history[-1:]):
+            self.tell(measured_line(row))
         if self.show:
             self.show(moment)
 
@@ -125,7 +126,7 @@ def _moment_of(report: LiveReport, state: TrainerState) -> Moment:
         seconds_left=None if pace is None else pace * (state.max_steps - state.global_step),
         tokens_per_second=report.tokens / pace if pace and report.tokens else None,
         dollars=report.price * seconds / 3600 if report.price else None,
-        history=list(state.log_history), decisions=list(report.decisions()))
+        history=list(state.log_history))
 
 
 def _progress_line(moment: Moment, loss: float) -> str:

@@ -104,11 +104,15 @@ def last_complete(
 def _keep_newest(
     folder: "str | Path",  # of checkpoints
     limit: "int | None",  # complete ones to keep, at least 1; None: all
+    best: "str | Path | None" = None,  # one that stays, which makes two at least
 ) -> None:
     "Remove older checkpoints, and those that are not complete."
     found = _checkpoints_in(folder)
     complete = [path for path in found if _read_mark(path)]
-    for path in set(found) - set(complete[:limit]):
+    chosen = [path for path in complete[1:] if best and path.name == Path(best).name]
+    others = [path for path in complete if path not in chosen]
+    room = None if limit is None else max(1, limit - len(chosen))
+    for path in set(found) - {*others[:room], *chosen}:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -145,8 +149,11 @@ class Checkpoints(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState,
                        control: TrainerControl, **_: Any) -> None:
-        "Start the clock."
+        "Start the clock, and look for the best checkpoint where the folder lies now."
         self.started = time.monotonic()
+        best = self.folder / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and best.is_dir():
+            state.best_model_checkpoint = str(best)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                 **_: Any) -> None:
@@ -156,4 +163,4 @@ class Checkpoints(TrainerCallback):
         if state.is_world_process_zero:
             seconds = self.seconds_before + time.monotonic() - self.started
             _mark_complete(Path(args.output_dir, f"checkpoint-{state.global_step}"), seconds)
-            _keep_newest(args.output_dir, args.save_total_limit)
+            _keep_newest(args.output_dir, args.save_total_limit, state.best_model_checkpoint)
