@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..core.answer import ERROR_STAGES, AnswerError, find_marks, validate_answer_json
 from ..core.errors import Problem
@@ -251,13 +251,17 @@ def failure_lines(
     return lines
 
 # %% ../../nbs/evaluate/score_outputs.ipynb #so-029
+_FORMAT, = get_args(Results.__annotations__["format"])
+
+
 def results_of(
     scores: dict[str, Scores],  # by arm
     rules: "dict[str, Scores] | None" = None,  # by rule, on the same records
 ) -> Results:
     "Collect what was measured, in the form of a run's `metrics.json`."
     names = list(scores)
-    results: Results = {"format": 1, "arms": {arm: one.to_dict() for arm, one in scores.items()},
+    results: Results = {"format": _FORMAT,
+                        "arms": {arm: one.to_dict() for arm, one in scores.items()},
                         "records": len(next(iter(scores.values())).outcomes)}
     if len(names) > 1:
         results["comparisons"] = {f"{names[0]} → {name}": compare(scores[names[0]], scores[name])
