@@ -30,7 +30,8 @@ _GATES = {  # what a failed gate of the measure of support means
     "order": "what came first differs", "quantity": "how many differs",
     "doubt": "how certain it is differs", "opposite": "it says the opposite",
     "comparison": "a comparison is turned round", "unit": "a unit differs",
-    "transfer": "who gave or sold to whom differs", "speaker": "who said so differs"}
+    "transfer": "who gave or sold to whom differs", "speaker": "it speaks of I, we or you",
+    "gender": "he or she differs", "source": "nobody of that name says so"}
 
 
 @dataclass(frozen=True)
