@@ -7,6 +7,7 @@ __all__ = ['CheckedClaim', 'AnswerCheck', 'check_answer', 'assert_grounded']
 
 # %% ../../nbs/evaluate/testing.ipynb #te-004
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,14 @@ class AnswerCheck:
         return "\n  ".join(lines)
 
 # %% ../../nbs/evaluate/testing.ipynb #te-012
+_WORDLESS = re.compile(r"\W*(?:yes|no|sure|okay|ok|indeed|right|correct|not really)\W*", re.I)
+
+
+def _says_something(claim: str) -> bool:
+    "Tell whether there is anything to look up."
+    return not _WORDLESS.fullmatch(claim) and any(token.weight for token in tokens(claim))
+
+
 def _check_text(text: str, texts: list[str], question: str) -> AnswerCheck:
     "Check an answer in prose, whose marks name passages."
     claims, problems = [], []
@@ -111,7 +120,7 @@ def _check_text(text: str, texts: list[str], question: str) -> AnswerCheck:
         problems += [f"invented source: [{mark}] names no passage, and there are {len(texts)}: "
                      f"{claim.text}" for mark in absent]
         named = [mark for mark in claim.marks or range(1, len(texts) + 1) if mark not in absent]
-        if any(token.weight for token in tokens(claim.text)) and (named or not absent):
+        if _says_something(claim.text) and (named or not absent):
             claims.append(_checked(claim.text, named, texts))
     if not claims and not problems:
         problems.append(f"it says nothing that could be looked up: {text!r}")
