@@ -62,7 +62,8 @@ def test_records_without_an_output_count_as_failed_and_are_said(folder):
     assert RECORDS[20]["id"] in given.notes[0] and "and 1 more" in given.notes[0]
     found = score_arms(given.outputs, given.records)["mine"]
     assert found.codes == {"no_sample": 4}
-    assert found.rates["json_valid_rate"].passed == 20 and found.rates["json_valid_rate"].total == 24
+    rate = found.rates["json_valid_rate"]
+    assert (rate.passed, rate.total) == (20, 24)
 
 
 def test_all_problems_of_both_files_at_once(folder):

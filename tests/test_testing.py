@@ -90,3 +90,13 @@ def test_pytest_shows_the_line_of_the_test_and_the_message(tmp_path):
                           env={**__import__("os").environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 1
     assert "1 of 1 claims" in done.stdout and "raise AssertionError" not in done.stdout
+
+
+def test_the_wording_of_a_right_answer_passes_and_another_date_does_not():
+    said = "A publisher in Massachusetts issued the volume in {}. [1]"
+    expected = said.format(1861).removesuffix(" [1]")
+    for form in (said, model(said, [1])):
+        for year, good in ((1861, True), (1834, False)):
+            answer = json.loads(json.dumps(form).replace("{}", str(year)))
+            assert check_answer(answer, PASSAGES, expected=expected).grounded is good
+            assert not check_answer(answer, PASSAGES).grounded

@@ -69,9 +69,10 @@ class CheckedClaim:
         return "\n    ".join(lines)
 
 # %% ../../nbs/evaluate/testing.ipynb #te-007
-def _checked(claim: str, numbers: Sequence[int], texts: Sequence[str]) -> CheckedClaim:
-    "Hold a claim against some passages, by their numbers."
-    found = examine(claim, [texts[number - 1] for number in numbers])
+def _checked(claim: str, numbers: Sequence[int], texts: Sequence[str],
+             expected: str = "") -> CheckedClaim:
+    "Hold a claim against some passages, by their numbers, and against a right answer."
+    found = examine(claim, [*(texts[number - 1] for number in numbers), *filter(None, [expected])])
     return CheckedClaim(claim, tuple(numbers), found.score, found.failed, found.window)
 
 # %% ../../nbs/evaluate/testing.ipynb #te-010
@@ -112,7 +113,7 @@ def _says_something(claim: str) -> bool:
     return not _WORDLESS.fullmatch(claim) and any(token.weight for token in tokens(claim))
 
 
-def _check_text(text: str, texts: list[str], question: str) -> AnswerCheck:
+def _check_text(text: str, texts: list[str], question: str, expected: str) -> AnswerCheck:
     "Check an answer in prose, whose marks name passages."
     claims, problems = [], []
     for claim in split_claims(text):
@@ -121,7 +122,7 @@ def _check_text(text: str, texts: list[str], question: str) -> AnswerCheck:
                      f"{claim.text}" for mark in absent]
         named = [mark for mark in claim.marks or range(1, len(texts) + 1) if mark not in absent]
         if _says_something(claim.text) and (named or not absent):
-            claims.append(_checked(claim.text, named, texts))
+            claims.append(_checked(claim.text, named, texts, expected))
     if not claims and not problems:
         problems.append(f"it says nothing that could be looked up: {text!r}")
     return AnswerCheck(tuple(claims), tuple(problems), False, question)
@@ -157,7 +158,8 @@ def _problems_of(outcome: Outcome) -> list[str]:
     return notes or own
 
 # %% ../../nbs/evaluate/testing.ipynb #te-015
-def _check_json(value: Mapping[str, Any], chunks: list[Chunk], question: str) -> AnswerCheck:
+def _check_json(value: Mapping[str, Any], chunks: list[Chunk], question: str,
+                expected: str) -> AnswerCheck:
     "Check the object that a model wrote, or the one that an application got."
     shown = tuple(number_sentences(chunks))
     texts = [chunk["text"] for chunk in chunks]
@@ -171,13 +173,14 @@ def _check_json(value: Mapping[str, Any], chunks: list[Chunk], question: str) ->
     case = Case(id="answer", category="none", persona="none", answerable=None, pair=None,
                 needs_citations=True, question=question, sentences=shown, gold=frozenset(),
                 chunks=tuple((chunk["chunk_id"], chunk["text"]) for chunk in chunks),
-                groups=(), secrets=())
+                groups=(), secrets=(), reference=expected,
+                evidence=frozenset(one.number for one in shown if expected))
     outcome = judge(case, {"raw": raw})
     claims = []
     if outcome.decision == "answered":
         for claim in split_claims(json.loads(raw)["answer"]["text"]):
             places = dict.fromkeys(shown[mark - 1].place + 1 for mark in claim.marks)
-            claims.append(_checked(claim.text, [*places], texts))
+            claims.append(_checked(claim.text, [*places], texts, expected))
     return AnswerCheck(tuple(claims), tuple(_problems_of(outcome)),
                        outcome.decision == "refused", question)
 
@@ -186,6 +189,7 @@ def check_answer(
     answer: "str | Mapping[str, Any]",  # prose; JSON of a model; or an answer_json, as an object
     passages: "Iterable[str | Chunk]",  # in the order shown; answer_json needs their chunk_id
     question: str = "",  # shown in messages; a refusal may repeat it
+    expected: str = "",  # a right answer without marks, whose words count as the passages' own
 ) -> AnswerCheck:
     "Hold each claim of an answer against the passages that it cites. Raises `KwanzaaError`."
     chunks = _as_chunks(passages)
@@ -194,18 +198,19 @@ def check_answer(
         if isinstance(answer, list):
             return AnswerCheck((), tuple(answer), False, question)
     if isinstance(answer, Mapping):
-        return _check_json(answer, chunks, question)
-    return _check_text(answer, [chunk["text"] for chunk in chunks], question)
+        return _check_json(answer, chunks, question, expected)
+    return _check_text(answer, [chunk["text"] for chunk in chunks], question, expected)
 
 
 def assert_grounded(
     answer: "str | Mapping[str, Any]",  # as for `check_answer`
     passages: "Iterable[str | Chunk]",
     question: str = "",
+    expected: str = "",
 ) -> AnswerCheck:  # for further assertions, such as `not assert_grounded(…).refused`
     "Raise `AssertionError`, which says what is missing, unless every claim is supported."
     __tracebackhide__ = True  # pytest then shows the line of the test
-    found = check_answer(answer, passages, question)
+    found = check_answer(answer, passages, question, expected)
     if not found.grounded:
         raise AssertionError(str(found))
     return found
