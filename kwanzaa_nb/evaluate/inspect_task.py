@@ -16,7 +16,7 @@ from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value,
 from inspect_ai.solver import TaskState, generate
 
 from ..core.record import Record, read_records
-from .inspect_log import chat, explain, facts, rate_values, score_values
+from .inspect_log import chat, facts, rate_values, score_of
 from .metrics import Case, judge, read_cases, score
 from .passes import sealed_uses
 
@@ -60,9 +60,7 @@ def cited_answer(records: str) -> Scorer:
         reason, raw = str(state.output.stop_reason), state.output.completion
         outcome = judge(_read(records)[1][str(state.sample_id)],
                         _output(str(state.sample_id), raw, reason))
-        return Score(value=score_values(outcome), answer=raw, explanation=explain(outcome),
-                     metadata={"codes": outcome.codes, "decision": outcome.decision,
-                               "stop_reason": reason})
+        return score_of(outcome, raw, stop_reason=reason)
 
     return judged
 
