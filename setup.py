@@ -56,6 +56,8 @@ setup(
         "train": listed("train"),
         "eval": listed("eval"),
         "server": listed("server"),
+        "score": listed("score"),
+        "inspect": listed("inspect"),
         "documents": listed("documents"),
         "docs": listed("docs"),
         "dev": listed("train", "eval", "server", "documents", "docs", "dev"),
@@ -63,6 +65,7 @@ setup(
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": [f"{settings['lib_path']}={settings['lib_path']}._modidx:d"],
+        "inspect_ai": ["kwanzaa_nb=kwanzaa_nb.evaluate.inspect_task"],  # inspect eval kwanzaa_nb/cited_answers
     },
     cmdclass={"build_py": BuildWithProject},
     zip_safe=False,

@@ -39,6 +39,8 @@ def done(words, folder, status=0):
 class Installed:
     "An environment of its own, and an empty folder to work in."
 
+    pins = ROOT / ".ci" / "constraints.txt"
+
     def __init__(self, home):
         self.folder, self.bin = home / "somewhere", home / "venv" / "bin"
         self.folder.mkdir()
@@ -52,7 +54,7 @@ class Installed:
 
     def install(self, what):
         done([self.bin / "python", "-m", "pip", "install", "--quiet",
-              "--disable-pip-version-check", "-c", ROOT / ".ci" / "constraints.txt", what],
+              "--disable-pip-version-check", "-c", self.pins, what],
              self.folder)
 
     def kwanzaa(self, *words, status=0, folder=None):
@@ -153,6 +155,23 @@ make_run(".")
     assert (folder / "report.html").is_file() and (project / "outputs" / "index.html").is_file()
 
 
+def test_anybodys_outputs_are_scored_with_the_core_alone(core, tmp_path):
+    core.install(f"{core.wheel}[score]")
+    assert without_torch(core) == []
+    records = ROOT / "data" / "training" / "kwanzaa_dev.jsonl"
+    rows = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    (core.folder / "mine.jsonl").write_text("".join(
+        json.dumps({"id": row["id"], "output": row["messages"][-1]["content"]}) + "\n" for row in rows[1:]), encoding="utf-8")
+    out, err = core.kwanzaa("score", "mine.jsonl", "--records", records, "--html", "page.html")
+    assert "mine has no output for 1 of 181 records" in out and "json_valid_rate              0.99" in out and err == ""
+    assert (core.folder / "page.html").stat().st_size > 100_000
+    results = json.loads(core.kwanzaa("score", "mine.jsonl", "--records", records, "--json")[0])
+    assert results["arms"]["mine"]["codes"] == {"no_sample": 1}
+    out, err = core.kwanzaa("score", "mine.jsonl", "--records", records, "--inspect", "logs", status=2)
+    assert "pip install 'kwanzaa_nb[inspect]'" in err and "Traceback" not in err
+    core.python("from kwanzaa_nb.evaluate.testing import assert_grounded; assert_grounded('It came out in 1861.', ['The book came out in 1861.'])")
+
+
 @pytest.mark.parametrize("words, extra", [
     (["run", "data"], "train"), (["run", "train"], "train"), (["run", "evaluate"], "eval"),
     (["run", "all"], "train,eval"), (["run", "evaluate",
@@ -241,3 +260,47 @@ config = load_config("configs/demo.cpu.yaml")
 print(gate_verdict(gate_findings(config, config.path("outputs/served")), None))
 """, project)
     assert gate.strip()
+
+
+# with the extra [inspect], in an environment of its own
+
+
+@pytest.fixture(scope="module")
+def inspect(core, tmp_path_factory):
+    "An environment with inspect_ai, whose pins are others than those of the rest."
+    made = Installed.__new__(Installed)
+    home = tmp_path_factory.mktemp("inspect")
+    made.folder, made.bin, made.wheel = home / "somewhere", home / "venv" / "bin", core.wheel
+    made.pins = ROOT / ".ci" / "constraints.inspect.txt"
+    made.folder.mkdir()
+    done([sys.executable, "-m", "venv", home / "venv"], home)
+    made.install(f"{made.wheel}[inspect]")
+    made.install("openai")
+    return made
+
+
+def test_inspect_asks_a_server_and_reads_our_logs(inspect):
+    without_torch(inspect)
+    records = (ROOT / "data" / "training" / "kwanzaa_dev.jsonl").read_text(encoding="utf-8").splitlines()[:4]
+    (inspect.folder / "records.jsonl").write_text("\n".join(records) + "\n", encoding="utf-8")
+    rows = [json.loads(line) for line in records]
+    (inspect.folder / "mine.jsonl").write_text("".join(
+        json.dumps({"id": row["id"], "output": row["messages"][-1]["content"]}) + "\n" for row in rows), encoding="utf-8")
+    inspect.kwanzaa("score", "mine.jsonl", "--records", "records.jsonl", "--inspect", "logs")
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=listening.serve_forever, daemon=True).start()
+    told = {"MINE_API_KEY": "none", "MINE_BASE_URL": f"http://127.0.0.1:{listening.server_port}/v1"}
+    words = [inspect.bin / "inspect", "eval", "kwanzaa_nb/cited_answers", "--model", "openai-api/mine/tuned", "-T", "records=records.jsonl",
+             "--log-dir", "logs", "--display", "plain", *[word for name, value in told.items() for word in ("--env", f"{name}={value}")]]
+    out, err = done(words, inspect.folder)
+    listening.shutdown()
+    listening.server_close()
+    assert "json_valid_rate" in out + err and "Unable to convert" not in out + err
+    read = inspect.python("""
+from inspect_ai.log import list_eval_logs, read_eval_log
+for info in list_eval_logs("logs"):
+    log = read_eval_log(info)
+    rates = {name: one.value for name, one in log.results.scores[0].metrics.items()}
+    print(log.eval.model, log.status, len(log.samples), rates["json_valid_rate"])
+""").split("\n")
+    assert {"mine success 4 1.0", "openai-api/mine/tuned success 4 1.0"} <= set(read)

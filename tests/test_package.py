@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Modules outside of the core, and the extras that bring what each is for.
 EXTRAS = {
     "model.server": {"server", "eval"},  # asks
+    "evaluate.inspect_task": {"inspect"},  # asks through inspect_ai
     **dict.fromkeys(("core.plots", "evaluate.figures"), {"server", "eval", "train"}),  # plots
     **dict.fromkeys(("model.load", "model.packing"), {"eval", "train"}),  # a model in this process
     **dict.fromkeys(("model.grammar", "model.local", "publish.answerer", "publish.export"),
@@ -128,7 +129,7 @@ def test_each_extra_of_the_settings_is_one_of_setup():
     "Also the smaller one is part of the larger, so that a hint can name the smallest."
     names = re.findall(r'^        "(\w+)": listed', (ROOT / "setup.py").read_text(encoding="utf-8"),
                        re.MULTILINE)
-    assert set(names) == {"train", "eval", "server", "documents", "docs", "dev"}
+    assert set(names) == {"train", "eval", "server", "score", "inspect", "documents", "docs", "dev"}
     assert set(listed("server")) < set(listed("eval"))
     assert not closure(listed("server")) & {"torch", "transformers", "peft", "huggingface-hub"}
 

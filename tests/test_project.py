@@ -253,7 +253,8 @@ def requirements():
 def test_every_requirement_is_pinned_within_its_range():
     from packaging.requirements import Requirement
 
-    lines = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for name in ("constraints.inspect.txt", "constraints.txt")
+             for line in (ROOT / ".ci" / name).read_text(encoding="utf-8").splitlines()]
     pins = dict(line.split("==") for line in lines if line.strip() and not line.startswith("#"))
     pins = {normal(name): version.split(";")[0].strip() for name, version in pins.items()}
     wanted = [Requirement(text) for text in requirements()]
@@ -263,8 +264,9 @@ def test_every_requirement_is_pinned_within_its_range():
     assert not wrong
 
 
-def test_constraints_are_exact_and_sorted_out():
-    lines = [line for line in (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints.inspect.txt"])
+def test_constraints_are_exact_and_sorted_out(name):
+    lines = [line for line in (ROOT / ".ci" / name).read_text(encoding="utf-8").splitlines()
              if line.strip() and not line.startswith("#")]
     assert not [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)], "exact versions only, without local parts"
     names = [normal(line.split("==")[0]) for line in lines]

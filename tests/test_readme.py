@@ -13,7 +13,8 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
              "outputs/README.md", "configs/README.md")
 GUIDES = tuple(path.relative_to(ROOT).as_posix()
                for path in sorted((ROOT / "nbs" / "guides").glob("*.ipynb")))
-MADE_LATER = ("outputs/", "mine/", "configs/mine.yaml", ".venv", "draft.py", "OUT.ipynb")
+MADE_LATER = ("kwanzaa_nb/cited_answers", "outputs/", "mine/", "configs/mine.yaml", ".venv", "draft.py",
+              "OUT.ipynb")
 TOP = {path.name for path in ROOT.iterdir()} | {"nbs", "configs", "data", "tests",
                                                 "outputs", "kwanzaa_nb", ".ci", ".github"}
 

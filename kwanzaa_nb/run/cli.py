@@ -98,7 +98,7 @@ def _runs(arguments: argparse.Namespace) -> None:
     rows = [run_row(read_run(place), folder) for place in found]
     print(runs_table(rows) if rows else f"No runs in {folder}; kwanzaa run makes one.")
 
-
+# %% ../../nbs/run/cli.ipynb #70-008-r
 def _report(arguments: argparse.Namespace) -> None:
     "Write the pages of a run, or of all runs in a folder with an overview."
     from kwanzaa_nb.core.manifest import MANIFEST, StageError
@@ -151,7 +151,7 @@ def _validate(arguments: argparse.Namespace) -> int:
                 print(f"\n{preview_record(tokenizer, record)}")
     return status
 
-
+# %% ../../nbs/run/cli.ipynb #70-010-c
 def _convert(arguments: argparse.Namespace) -> None:
     "Convert a record file of an earlier format to the format of today."
     from kwanzaa_nb.core.errors import problem_lines
@@ -162,6 +162,63 @@ def _convert(arguments: argparse.Namespace) -> None:
         print(line, file=sys.stderr)
     print(f"{converted:,} record{'' if converted == 1 else 's'} converted, "
           f"{passed:,} {'was' if passed == 1 else 'were'} in the new form already: {path}")
+
+# %% ../../nbs/run/cli.ipynb #70-score-w
+def _written(
+    arguments: argparse.Namespace,
+    given: Any,  # of `load_outputs`
+    scores: "dict[str, Any]",  # by arm
+    rules: "dict[str, Any]",  # by rule
+    text: str,  # what was measured, for the head of the page
+) -> "list[Path]":
+    "Write the page and the logs that are asked for."
+    from kwanzaa_nb.core.files import write_atomically
+
+    paths = []
+    if arguments.html:
+        from kwanzaa_nb.evaluate.instrument import instrument
+        from kwanzaa_nb.evaluate.metrics import controls, score_arms
+        from kwanzaa_nb.report.evaluation import evaluation_page
+
+        trivial = score_arms(controls(given.records), given.records)
+        page = evaluation_page(f"Scores of {Path(arguments.outputs).name}", given.records,
+                               given.outputs, scores, {**trivial, **rules},
+                               "\n\n".join(given.notes), [["what", "result", "over"],
+                                                          *instrument()])
+        paths.append(write_atomically(arguments.html, page))
+    if arguments.inspect:
+        from kwanzaa_nb.evaluate.inspect_log import write_inspect_logs
+
+        paths += write_inspect_logs(arguments.inspect, scores, given.outputs, given.records)
+    return paths
+
+# %% ../../nbs/run/cli.ipynb #70-score
+def _score(arguments: argparse.Namespace) -> None:
+    "Score a file of outputs against the records that they answer."
+    from kwanzaa_nb.core.files import strict_json
+    from kwanzaa_nb.evaluate.metrics import score_arms
+    from kwanzaa_nb.evaluate.passes import sealed_uses
+    from kwanzaa_nb.evaluate.score_outputs import (
+        load_outputs, results_of, results_text, score_rules)
+
+    if bool(arguments.train) != bool(arguments.dev):
+        raise KwanzaaError("The rules without a model need both kinds of records: give --train to "
+                           "fit them and --dev to choose their thresholds.")
+    given = load_outputs(arguments.outputs, arguments.records)
+    scores = score_arms(given.outputs, given.records)
+    rules = (score_rules(given.records, arguments.train, arguments.dev)
+             if arguments.train else {})
+    results = results_of(scores, rules)
+    name = f"kwanzaa score {Path(arguments.outputs).name}"
+    if uses := sealed_uses(arguments.records, name, None):
+        results["sealed_uses"] = uses
+    text = results_text(results, scores, given.notes)
+    print(strict_json(results, ensure_ascii=False, indent=1) if arguments.json else text)
+    beside = sys.stderr if arguments.json else sys.stdout  # what is not JSON
+    for path in _written(arguments, given, scores, rules, text):
+        print(path, file=beside)
+    if arguments.json and given.notes:
+        print(*given.notes, sep="\n", file=beside)
 
 # %% ../../nbs/run/cli.ipynb #70-011
 _CHANGE = {"metavar": "KEY=VALUE", "action": "append", "type": read_setting, "default": [],
@@ -270,6 +327,31 @@ def _add_checkers(commands: Any) -> None:
     convert.add_argument("new", nargs="?", metavar="NEW", help="a file that does not exist yet "
                          "(default: OLD with the ending .converted.jsonl)")
 
+# %% ../../nbs/run/cli.ipynb #70-012-s
+def _add_score(commands: Any) -> None:
+    "Add the command that scores anybody's outputs."
+    score = _add(commands, "score", _score, "score anybody's outputs",
+                 "Score a file of outputs against the records that they answer: rates with their\n"
+                 "intervals, and the commonest failures. Each line is an object with the id of a\n"
+                 "record, and with raw, output or completion (what the model wrote) or answer_json\n"
+                 "(what an application got). A record without an output counts as failed.",
+                 "score mine.jsonl --records data/training/kwanzaa_dev.jsonl")
+    score.add_argument("outputs", metavar="OUTPUTS",
+                       help="a JSONL file of outputs, or outputs.jsonl of a run")
+    score.add_argument("--records", required=True, metavar="FILE",
+                       help="a JSONL file with the records that the outputs answer")
+    score.add_argument("--train", metavar="FILE", help="training records; with --dev, rules "
+                                                       "without a model are scored as well")
+    score.add_argument("--dev", metavar="FILE",
+                       help="development records, on which the rules' thresholds are chosen")
+    score.add_argument("--json", action="store_true",
+                       help="print the results as JSON, in the form of a run's metrics.json")
+    score.add_argument("--html", metavar="FILE",
+                       help="write a page with every record, its outputs and what is wrong")
+    score.add_argument("--inspect", metavar="FOLDER",
+                       help="write a log of each arm for inspect_ai's viewer; needs "
+                            "kwanzaa_nb[inspect]")
+
 # %% ../../nbs/run/cli.ipynb #70-012-b
 def parser() -> argparse.ArgumentParser:
     "Return the parser of the command and all its sub-commands."
@@ -290,6 +372,7 @@ def parser() -> argparse.ArgumentParser:
     _add_runners(commands)
     _add_viewers(commands)
     _add_checkers(commands)
+    _add_score(commands)
     return top
 
 # %% ../../nbs/run/cli.ipynb #70-015
