@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['STOP_WORDS', 'WORD', 'MONTHS', 'sentences', 'Claim', 'split_claims', 'plain', 'starts_number', 'read_number', 'stem',
-           'Token', 'tokens', 'normal_words', 'mentions']
+           'Token', 'tokens', 'forget_words', 'normal_words', 'mentions']
 
 # %% ../../nbs/core/text.ipynb #tx-002
 import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 # %% ../../nbs/core/text.ipynb #tx-004
 STOP_WORDS = frozenset("""
@@ -250,29 +251,30 @@ def _is_name(words: list[str], place: int) -> bool:
     return following[:1].isupper() or not plain(word).endswith(_COMMON_ENDINGS)
 
 # %% ../../nbs/core/text.ipynb #tx-030
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     "A word or number of a sentence."
     stem: str  # "#1963" for a number, "#3th" for an ordinal
     weight: float  # 0 for a stop word
     name: bool  # a capitalised word whose capital is not due to its place
 
 
-_SPELLED_OUT = {
-    r"\bU\. ?S\. ?A\.|\bU\.S\.|\bUSA\b|\bUS\b": "United States",
-    r"\bU\.K\.|\bUK\b": "United Kingdom",
-    "%": " percent ",
-}
+_SPELLED_OUT = [("U", re.compile(r"\bU\. ?S\. ?A\.|\bU\.S\.|\bUSA\b|\bUS\b"), "United States"),
+                ("U", re.compile(r"\bU\.K\.|\bUK\b"), "United Kingdom"),
+                ("%", re.compile("%"), " percent ")]
 _CLITIC = re.compile("'(?:s|m|re|ve|ll|d)$")
 
 
-def _word_token(words: list[str], place: int, is_pronoun: bool) -> Token:
-    "Make the token of a word that is no number."
-    word, is_name = plain(words[place]), _is_name(words, place)
-    root = stem(_SHORT_MONTHS.get(word, word) if is_name else word)
-    is_stop = _CLITIC.sub("", word) in STOP_WORDS and not is_name or is_pronoun or "n't" in word
-    weight = 0.0 if is_stop else 2.0 if is_name else 0.4 + min(len(root), 8) / 8
-    return Token(root, weight, is_name)
+@lru_cache(maxsize=50_000)
+def _word_tokens(
+    written: str,  # a word that is no number
+) -> tuple[Token, Token]:  # where it is none, and where it is a name
+    "Make the tokens of a word."
+    word = plain(written)
+    denies, root = "n't" in word, stem(word)
+    is_stop = denies or _CLITIC.sub("", word) in STOP_WORDS
+    name = stem(_SHORT_MONTHS.get(word, word))
+    return (Token(root, 0.0 if is_stop else 0.4 + min(len(root), 8) / 8, False),
+            Token(name, 0.0 if denies else 2.0, True))
 
 # %% ../../nbs/core/text.ipynb #tx-033
 _AFTER_PRONOUN = {"of", "another", "who", "whom", "s"}
@@ -294,21 +296,29 @@ def tokens(
     sentence: str,  # one sentence without marks
 ) -> tuple[Token, ...]:  # in order, stop words included
     "Split a sentence into tokens."
-    for pattern, spelled in _SPELLED_OUT.items():
-        sentence = re.sub(pattern, spelled, sentence)
+    for needle, pattern, spelled in _SPELLED_OUT:
+        if needle in sentence:
+            sentence = pattern.sub(spelled, sentence)
     words = WORD.findall(sentence)
     written = [plain(word) for word in words]
     found, place = [], 0
     while place < len(words):
-        number, used = _number(written[place:])
-        is_pronoun = used == 1 and _is_pronoun(written, place)
-        if number and not is_pronoun:
+        number, used = _number(written[place:]) if starts_number(written[place]) else ("", 0)
+        if used == 1 and _is_pronoun(written, place):
+            found.append(_word_tokens(words[place])[0]._replace(weight=0.0))
+        elif used:
             found.append(Token(number, 2.0, False))
-            place += used
+            place += used - 1
         else:
-            found.append(_word_token(words, place, is_pronoun))
-            place += 1
+            found.append(_word_tokens(words[place])[_is_name(words, place)])
+        place += 1
     return tuple(found)
+
+
+def forget_words() -> None:
+    "Empty the caches of words and sentences, to time scoring as if for the first time."
+    for remembered in (sentences, tokens, stem, _word_tokens):
+        remembered.cache_clear()
 
 # %% ../../nbs/core/text.ipynb #tx-037
 def normal_words(

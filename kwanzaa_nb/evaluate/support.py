@@ -9,12 +9,14 @@ __all__ = ['SUPPORTED_AT', 'OPEN_AT', 'negated', 'failed_gates', 'overlap', 'sha
 # %% ../../nbs/evaluate/support.ipynb #41-002
 import csv
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import combinations
+from operator import mul
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,9 @@ import numpy as np
 from ..core.files import other_format
 from ..core.stats import LabelError, auroc
 from ..core.text import (
-    MONTHS, STOP_WORDS, WORD, Token, plain, sentences, stem, tokens)
+    MONTHS, STOP_WORDS, WORD, Token, forget_words, plain, sentences, stem, tokens)
 from .reading import (
-    comparisons, failed_readings, forget_readings, is_converse, opposites)
+    READINGS, comparisons, forget_readings, is_converse, opposites)
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
 _Date = tuple[str, str, str]  # month, day and year; "" for a day or a year that is not given
@@ -121,14 +123,21 @@ def _all_of(sets: Iterable[frozenset[str]]) -> frozenset[str]:
     return frozenset().union(*sets)
 
 
+@lru_cache(maxsize=20_000)
+def _stems(sentence: str) -> frozenset[str]:
+    "Return the stems of a sentence, stop words included."
+    return frozenset(token.stem for token in tokens(sentence))
+
+
 def _negation_fails(claim: str, window: tuple[str, ...]) -> bool:
     "Tell whether a claim denies what the window does not, or affirms what the window only denies."
     own, denials = negated(claim, 3), [stems for one in window for stems in negated(one, 3)]
     if any(not any(stems & other for other in denials) for stems in own):
         return True
+    if not denials:
+        return False
     affirmed = {token.stem for token in tokens(claim) if token.weight} - _all_of(own)
-    elsewhere = {token.stem for one in window for token in tokens(one)
-                 if token.stem not in _all_of(negated(one, 3))}
+    elsewhere = _all_of(_stems(one) - _all_of(negated(one, 3)) for one in window)
     dropped = _all_of(stems for one in window for stems in negated(one, 1))
     return bool(dropped & _all_of(denials) & affirmed - elsewhere)
 
@@ -164,40 +173,43 @@ def _there(token: Token, present: frozenset[str]) -> bool:
 _FULL_NAME = re.compile(r"\b[A-Z][\w-]*(?: (?:[A-Z]\. ?)*[A-Z][\w-]*)+")
 
 
-@lru_cache(maxsize=50_000)
+@lru_cache(maxsize=20_000)
 def _neighbours(claim: str) -> frozenset[tuple[str, str]]:
     "Return the stems of the names that follow each other with nothing but a space between."
     runs = ([stem(plain(word)) for word in found[0].split()]
             for found in _FULL_NAME.finditer(claim))
-    return frozenset(pair for run in runs for pair in zip(run, run[1:]))
+    beside = {pair for run in runs for pair in zip(run, run[1:])}
+    read = tokens(claim)
+    return frozenset((left.stem, right.stem) for left, right in zip(read, read[1:])
+                     if left.name and right.name and (left.stem, right.stem) in beside)
 
 
 def _names_fail(claim: str, given: tuple[Token, ...]) -> bool:
     "Tell whether a name is missing, or two neighbours of the claim stand apart in the window."
-    asked = tokens(claim)
+    names = {token.stem for token in tokens(claim) if token.name}
+    if not names:
+        return False
     present = frozenset(token.stem for token in given)
-    names = {token.stem for token in asked if token.name}
     if not all(_named(name, present) for name in names):
         return True
     places = {name: [place for place, token in enumerate(given) if _akin(name, token.stem)]
-              for name in names}
-    together = [(left.stem, right.stem) for left, right in zip(asked, asked[1:])
-                if left.name and right.name and (left.stem, right.stem) in _neighbours(claim)]
+              for pair in _neighbours(claim) for name in pair}
     return any(all(abs(one - other) > 3 for one in places[left] for other in places[right])
-               for left, right in together)
+               for left, right in _neighbours(claim))
 
 
 _SUBJECT = re.compile(
     r"[A-Z]\w{3,} (?:then |also |never |not )?(?:was|were|is|are|had|has|\w{2,}ed)\b")
 
 
-def _subject_fails(claim: str, asked: tuple[Token, ...], present: frozenset[str]) -> bool:
+def _subject_fails(claim: str, present: frozenset[str]) -> bool:
     """Tell whether the word before the claim's verb is missing in the window.
 
     It may be a name: at the start of a sentence its capital tells nothing.
     """
-    subject = asked[0] if _SUBJECT.match(claim) else None
-    return subject is not None and subject.weight > 0 and not _named(subject.stem, present)
+    subject = tokens(claim)[0]
+    return (subject.weight > 0 and not _named(subject.stem, present)
+            and _SUBJECT.match(claim) is not None)
 
 # %% ../../nbs/evaluate/support.ipynb #41-026-b
 _PREPOSITIONS = frozenset("""
@@ -214,10 +226,11 @@ def _without_initials(found: tuple[Token, ...]) -> tuple[Token, ...]:
                          and token.stem not in "av"))
 
 
-def _roles(found: tuple[Token, ...]) -> list[_Role]:
+@lru_cache(maxsize=20_000)
+def _roles(sentence: str) -> tuple[_Role, ...]:
     "List the names of a sentence in order, each with the preposition that tells its role."
     names: list[_Role] = []
-    found = _without_initials(found)
+    found = _without_initials(tokens(sentence))
     for place, token in enumerate(found):
         if token.name and place and found[place - 1].name:
             names[-1] = ((*names[-1][0], token.stem), names[-1][1])
@@ -228,17 +241,17 @@ def _roles(found: tuple[Token, ...]) -> list[_Role]:
             else:
                 role = before[0] if before and before[0] in _PREPOSITIONS else ""
             names.append(((token.stem,), role))
-    return names
+    return tuple(names)
 
 
-def _find(name: tuple[str, ...], names: list[_Role]) -> "int | None":
+def _find(name: tuple[str, ...], names: tuple[_Role, ...]) -> "int | None":
     "Find a name, whole or by its last word; None unless it stands there exactly once."
     whole = [place for place, (other, _) in enumerate(names) if other == name]
     places = whole or [place for place, (other, _) in enumerate(names) if other[-1] == name[-1]]
     return places[0] if len(places) == 1 else None
 
 # %% ../../nbs/evaluate/support.ipynb #41-027
-def _exchanged(one: _Role, other: _Role, names: list[_Role]) -> "bool | None":
+def _exchanged(one: _Role, other: _Role, names: tuple[_Role, ...]) -> "bool | None":
     "Tell whether two names, in this order, changed roles in a sentence; None without both."
     first, second = _find(one[0], names), _find(other[0], names)
     if first is None or second is None or first == second:
@@ -258,14 +271,16 @@ def _exchanged(one: _Role, other: _Role, names: list[_Role]) -> "bool | None":
 
 def _roles_fail(claim: str, window: tuple[str, ...]) -> bool:
     "Tell whether two names changed roles in the most similar sentence that has both."
-    own, said = _roles(tokens(claim)), {token.stem for token in tokens(claim)}
+    own, said = _roles(claim), _stems(claim)
+    pairs = [(one, other) for one, other in combinations(own, 2)
+             if None not in (_find(one[0], own), _find(other[0], own))]
+    if not pairs:
+        return False
 
     def likeness(sentence: str) -> float:
         return sum(token.weight for token in {*tokens(sentence)} if token.stem in said)
 
-    likely = [_roles(tokens(one)) for one in sorted(window, key=likeness, reverse=True)]
-    pairs = [(one, other) for one, other in combinations(own, 2)
-             if None not in (_find(one[0], own), _find(other[0], own))]
+    likely = [_roles(one) for one in sorted(window, key=likeness, reverse=True)]
     for one, other in pairs:
         told = (_exchanged(one, other, names) for names in likely)
         if next((answer for answer in told if answer is not None), False):
@@ -280,15 +295,18 @@ def _exact(token: Token) -> bool:
 
 def _swap_fails(claim: str, window: tuple[str, ...]) -> bool:
     "Tell whether a name or number of one sentence took the place of one in the most similar one."
-    asked, said = tokens(claim), {token.stem: token.weight for token in tokens(claim)}
+    asked = tokens(claim)
+    if len(window) < 2 or not any(map(_exact, asked)):
+        return False
+    said = {token.stem: token.weight for token in asked}
 
     def likeness(sentence: str) -> float:
-        return sum(said.get(root, 0.0) for root in {token.stem for token in tokens(sentence)})
+        return sum(said.get(root, 0.0) for root in _stems(sentence))
 
     given = tokens(max(window, key=likeness))
     there = frozenset(token.stem for token in given)
     foreign = {token.stem for token in asked if _exact(token) and not _named(token.stem, there)}
-    if len(window) < 2 or not foreign:
+    if not foreign:
         return False
     matcher = SequenceMatcher(None, [token.stem for token in asked],
                               [token.stem for token in given], autojunk=False)
@@ -320,10 +338,9 @@ def _actor_fails(claim: str, window: tuple[str, ...]) -> bool:
     if not (actor := _actor(claim)):
         return False
     said = {token.stem for token in tokens(claim) if token.weight} - {actor}
-    best = max(window, key=lambda one: len(said & {token.stem for token in tokens(one)}))
-    there = {token.stem for token in tokens(best)}
+    best = max(window, key=lambda one: len(said & _stems(one)))
     other = _actor(best)
-    return bool(other) and actor not in there and other not in said
+    return bool(other) and actor not in _stems(best) and other not in said
 
 # %% ../../nbs/evaluate/support.ipynb #41-029-d
 _FRAMED, _ALIKE, _COPIED = 0.5, 0.6, 0.8  # shares of common stems; more of them tell more
@@ -434,47 +451,68 @@ def _clauses(claim: str) -> tuple[tuple[Token, ...], ...]:
     return tuple(part for part in parts if len(part) > 1) or (whole,)
 
 # %% ../../nbs/evaluate/support.ipynb #4a9c95c5
-def _number_fails(claim: str, asked: tuple[Token, ...], present: frozenset[str]) -> bool:
+def _number_fails(claim: str, present: frozenset[str]) -> bool:
     "Tell whether a number is missing that does not follow from others; days are left to dates."
-    days = {f"#{day}" for _, day, _ in _dates(asked) if day}
+    asked = tokens(claim)
     lacking = [token.stem for token, then in zip(asked, (*asked[1:], None))
                if token.stem[0] == "#" and token.stem not in present
                and not (token.stem == "#1" and then and then.stem.endswith("th"))]  # one third
+    if not lacking:
+        return False
+    days = {f"#{day}" for _, day, _ in _dates(asked) if day}
     return any(root.removesuffix("th") not in days and not _follows(root, claim, present)
                for root in lacking)
 
 
+@lru_cache(maxsize=20_000)
+def _read(window: tuple[str, ...]) -> tuple[tuple[Token, ...], frozenset[str], set[_Date]]:
+    "Return the tokens of a window, their stems, and its dates."
+    given = tuple(token for one in window for token in tokens(one))
+    return given, frozenset(token.stem for token in given), _dates(given)
+
+
+_GATES: dict[str, Callable[[str, tuple[str, ...]], bool]] = {
+    "number": lambda claim, window: _number_fails(claim, _read(window)[1]),
+    "name": lambda claim, window: (_names_fail(claim, _read(window)[0])
+                                   or _subject_fails(claim, _read(window)[1])),
+    "date": lambda claim, window: _date_fails(_read((claim,))[2], _read(window)[2]),
+    "negation": _negation_fails,
+    "roles": lambda claim, window: _roles_fail(claim, window) and not is_converse(claim, window),
+    "swap": lambda claim, window: _swap_fails(claim, window) or _actor_fails(claim, window),
+    "clause": lambda claim, window: any(
+        len(clause) > 2 and not any(_there(token, _read(window)[1]) for token in clause)
+        for clause in _clauses(claim))} | READINGS
+
+
 def failed_gates(
-    claim: str,  # one sentence
+    claim: str,  # one sentence with at least one word
     window: tuple[str, ...],  # at least one sentence that should support it
-) -> tuple[str, ...]:  # number, name, date, … and those of `failed_readings`; empty when all hold
+    most: int = 99,  # stop when more of them than this have failed
+    likely: tuple[str, ...] = (),  # those to try first
+) -> tuple[str, ...]:  # number, name, date, … and those of `READINGS`; empty when all hold
     "List the gates that a claim fails against a window."
-    asked, given = tokens(claim), tuple(token for one in window for token in tokens(one))
-    present = frozenset(token.stem for token in given)
-    failed = {
-        "number": _number_fails(claim, asked, present),
-        "name": _names_fail(claim, given) or _subject_fails(claim, asked, present),
-        "date": _date_fails(_dates(asked), _dates(given)),
-        "negation": _negation_fails(claim, window),
-        "roles": not is_converse(claim, window) and _roles_fail(claim, window),
-        "swap": _swap_fails(claim, window) or _actor_fails(claim, window),
-        "clause": any(all(not _there(token, present) for token in clause)
-                      for clause in _clauses(claim) if len(clause) > 2)}
-    return (*(gate for gate, fails in failed.items() if fails), *failed_readings(claim, window))
+    failed = []
+    for name in (*likely, *(name for name in _GATES if name not in likely)):
+        if _GATES[name](claim, window):
+            failed.append(name)
+            if len(failed) > most:
+                break
+    return tuple(name for name in _GATES if name in failed)
 
 # %% ../../nbs/evaluate/support.ipynb #41-031
 _PAIR_SHARE, _PAIR_REACH = 0.25, 4  # what pairs count for; how many words further on is near
 _Pairs = tuple[tuple[str, str], ...]
 
 
-@lru_cache(maxsize=20_000)
+@lru_cache(maxsize=50_000)
 def _given(
     window: tuple[str, ...],  # sentences
-) -> tuple[frozenset[str], frozenset[tuple[str, str]]]:  # words, and pairs that are near
+) -> tuple[frozenset[str], set[tuple[str, str]]]:  # words, and pairs that are near
     "Return the stems that a window offers."
-    given = [token.stem for one in window for token in tokens(one) if token.weight]
-    near = (zip(given, given[ahead:]) for ahead in range(1, _PAIR_REACH + 1))
-    return frozenset(given), frozenset(pair for pairs in near for pair in pairs)
+    given, near = [token.stem for one in window for token in tokens(one) if token.weight], set()
+    for ahead in range(1, _PAIR_REACH + 1):
+        near.update(zip(given, given[ahead:]))
+    return frozenset(given), near
 
 
 @lru_cache(maxsize=20_000)
@@ -487,6 +525,14 @@ def _asked(
     return asked, sum(token.weight for token in asked), pairs
 
 # %% ../../nbs/evaluate/support.ipynb #41-031-b
+def _mixed(words: float, pairs: _Pairs, near: set[tuple[str, str]]) -> float:
+    "Return the overlap for a share of words, and for pairs that may be near."
+    if not pairs:
+        return words
+    found = sum(pair in near for pair in pairs) / len(pairs)
+    return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * found
+
+
 def overlap(
     claim: str,  # one sentence
     window: tuple[str, ...],  # sentences
@@ -496,16 +542,13 @@ def overlap(
     if not asked:
         return 0.0
     words = sum(token.weight for token in asked if _there(token, present)) / total
-    if not pairs:
-        return words
-    found = sum(pair in near for pair in pairs) / len(pairs)
-    return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * found
+    return _mixed(words, pairs, near)
 
 # %% ../../nbs/evaluate/support.ipynb #41-032
 _GATE = 0.5  # the factor for each failed gate; below `SUPPORTED_AT`
 _LONGEST = 3  # sentences in a row in a window
 _MORE, _FURTHER, _PAGE = 2, 0.95, 12  # added sentences, the factor for each, sentences of a page
-_Place = tuple[float, tuple[str, ...], float]  # highest possible score, sentences, factor
+_Place = tuple[float, tuple[str, ...], float]  # overlap times factor, sentences, factor
 
 
 @dataclass(frozen=True)
@@ -517,25 +560,53 @@ class _Found:
     factor: float  # for sentences that are no neighbours
 
 
-@lru_cache(maxsize=20_000)
-def _windows(chunk: str) -> tuple[tuple[str, ...], ...]:
-    "Return all runs of one to three sentences."
-    parts = sentences(chunk)
-    return tuple(parts[first:first + size] for size in range(1, _LONGEST + 1)
-                 for first in range(max(0, len(parts) - size + 1)))
+_NOWHERE = _Found(0.0, (), (), 1.0)
 
 
-def _best(claim: str, places: Iterable[_Place]) -> _Found:
+def _best(claim: str, places: Iterable[_Place], found: _Found = _NOWHERE) -> _Found:
     "Choose the best of some places; those that can't be best are not looked at."
-    best = _Found(0.0, (), (), 1.0)
     for most, window, factor in sorted(places, key=lambda place: -place[0]):
-        if most <= best.score:
+        if most <= found.score:
             break
-        failed = failed_gates(claim, window)
-        score = overlap(claim, window) * factor * _GATE ** len(failed)
-        if score > best.score:
-            best = _Found(score, window, failed + ("apart",) * (factor <= _GATE), factor)
-    return best
+        may_fail = int(math.log(found.score / most, _GATE) - 1e-9) if found.score else 99
+        failed = failed_gates(claim, window, may_fail, found.failed[:1])
+        score = most * _GATE ** len(failed)
+        if score > found.score:
+            found = _Found(score, window, failed, factor)
+    return found
+
+# %% ../../nbs/evaluate/support.ipynb #41-032-w
+def _runs(count: int) -> Iterator[tuple[int, int]]:  # first, and behind the last
+    "Return all runs of one to three of some sentences."
+    return ((first, first + size) for size in range(1, _LONGEST + 1)
+            for first in range(count - size + 1))
+
+
+def _windows(
+    claim: str,  # one sentence with at least one content word
+    chunk: str,
+    most: int = 6,
+) -> list[_Place]:
+    "Return the windows of a chunk that overlap most with a claim."
+    (asked, total, pairs), parts = _asked(claim), sentences(chunk)
+    weights = [token.weight / total for token in asked]
+    there = [[_there(token, _given((part,))[0]) for token in asked] for part in parts]
+
+    def words(first: int, last: int) -> float:
+        if last - first > 1:
+            seen = map(any, zip(*there[first:last]))
+        else:
+            seen = there[first]
+        return sum(map(mul, weights, seen))
+
+    likely = sorted(((words(*run), run) for run in _runs(len(parts))),
+                    key=lambda pair: -pair[0])[:most + 3]
+    places = []
+    for share, (first, last) in likely:
+        if share:
+            window = parts[first:last]
+            places.append((_mixed(share, pairs, _given(window)[1]), window, 1.0))
+    return sorted(places, key=lambda place: -place[0])[:most]
 
 # %% ../../nbs/evaluate/support.ipynb #41-033
 def _more(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> str:
@@ -610,28 +681,45 @@ class Support:
 
 def _measure(claim: str, found: _Found) -> Support:
     "Make the score of the best window."
-    if not found.window or not _asked(claim)[0]:
+    if not found.window:
         return Support(0.0, (), ())
     score = sum(_SHARES[name] * share for name, share in shares(claim, found.window).items())
-    gates = sum(gate != "apart" for gate in found.failed)
-    return Support(score * found.factor * _GATE ** gates, found.window, found.failed)
+    gates = len(found.failed)
+    apart = ("apart",) * (found.factor <= _GATE)
+    return Support(score * found.factor * _GATE ** gates, found.window, found.failed + apart)
 
 # %% ../../nbs/evaluate/support.ipynb #03a5e164
 @lru_cache(maxsize=20_000)
-def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
+def _by_words(chunk: str) -> dict[str, str]:
+    "List the sentences of a chunk under what they say without their full stop."
+    return {sentence.rstrip(".!?"): sentence for sentence in sentences(chunk)}
+
+
+def _search(claim: str, chunks: tuple[str, ...]) -> _Found:
     "Find the best window for a claim among all chunks."
     best = []
     for chunk in map(_written_out, chunks):
-        places = ((overlap(claim, window), window, 1.0) for window in _windows(chunk))
-        likely = sorted(places, key=lambda place: -place[0])[:6]
-        parts = sentences(chunk)
-        apart = [place for _, window, _ in likely[:3]
-                 for place in _put_together(claim, window, parts)]
-        best.append(_best(claim, likely + apart))
-    joined = [sum((found.window for found in some), ())
+        likely, parts = _windows(claim, chunk), sentences(chunk)
+        found = _best(claim, likely)
+        if found.score < (_FURTHER if len(parts) > _PAGE else _GATE):
+            found = _best(claim, [place for _, window, _ in likely[:3]
+                                  for place in _put_together(claim, window, parts)], found)
+        best.append(found)
+    found = max(best, key=lambda one: one.score, default=_NOWHERE)
+    joined = [sum((one.window for one in some), ())
               for size in (2, 3) for some in combinations(best, size)]
-    together = _best(claim, [(overlap(claim, window), window, 1.0) for window in joined])
-    found = _measure(claim, max([*best, together], key=lambda found: found.score))
+    return _best(claim, [(overlap(claim, window), window, 1.0) for window in joined], found)
+
+
+@lru_cache(maxsize=20_000)
+def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
+    "Find out how far chunks support a claim; a sentence that is copied from one is supported."
+    if not _asked(claim)[0]:
+        return Support(0.0, (), ())
+    for chunk in chunks:
+        if copied := _by_words(chunk).get(claim.rstrip(".!?")):
+            return Support(1.0, (copied,), ())
+    found = _measure(claim, _search(claim, chunks))
     if found.score >= SUPPORTED_AT and _copy_fails(claim, chunks):
         return Support(found.score * _GATE, found.window, (*found.failed, "copy"))
     return found
@@ -639,9 +727,10 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
 
 def forget_claims() -> None:
     "Empty the caches of claims, sentences and words, to time scoring as if for the first time."
+    forget_words()
     forget_readings()
-    for remembered in (_examine, sentences, tokens, stem, negated, _given, _asked, _windows,
-                       _by_start, _neighbours, _actor, _phrases, _clauses, _parts, _halves):
+    for remembered in (_examine, _given, _asked, _by_words, _by_start, _neighbours, _actor,
+                       _phrases, _clauses, _parts, _halves, _stems, _read, _roles, negated):
         remembered.cache_clear()
 
 # %% ../../nbs/evaluate/support.ipynb #577d95f3
