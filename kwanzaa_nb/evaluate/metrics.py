@@ -31,7 +31,7 @@ from .answers import Beside, forget_answers, tells
 from .expectations import (
     EXPECTATION_CODES, Target, expectation_faults, is_remark, read_target)
 from .support import (
-    SUPPORTED_AT, Support, examine, forget_claims, overlap, support)
+    SUPPORTED_AT, Support, examine, forget_claims, is_supported, overlap)
 from ..model.backend import REFUSED
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-009
@@ -203,7 +203,7 @@ _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 def _parse(raw: str, case: Case) -> ModelAnswer:
     "Parse and check an output against what its record showed. Raises `AnswerError`."
-    return parse_model_answer(raw, case.shown, not case.needs_citations)
+    return parse_model_answer(raw, len(case.sentences), not case.needs_citations)
 
 
 def _cited(numbers: list[int], case: Case) -> frozenset[str]:
@@ -254,7 +254,7 @@ def _refusal_faults(
         digits = [token for word in re.findall(r"\S*\d\S*", text) for token in tokens(word)]
         exact = [token for token in tokens(text) if token.name] + digits  # "the two years" is none
         return (any(token.stem not in known for token in exact)
-                or any(support(text, [shown]) >= _CLAIMED_AT for _, shown in case.chunks))
+                or any(is_supported(text, shown, _CLAIMED_AT) for _, shown in case.chunks))
 
     faults = [("refusal_with_claim", f"claims: {claim.text}")
               for claim in split_claims(answer.answer.text) if claims(claim.text)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUPPORTED_AT', 'OPEN_AT', 'negated', 'failed_gates', 'overlap', 'shares', 'Support', 'forget_claims', 'examine',
-           'support', 'reliability', 'fit_shares', 'cross_validate']
+           'support', 'is_supported', 'reliability', 'fit_shares', 'cross_validate']
 
 # %% ../../nbs/evaluate/support.ipynb #41-002
 import csv
@@ -730,7 +730,8 @@ def forget_claims() -> None:
     forget_words()
     forget_readings()
     for remembered in (_examine, _given, _asked, _by_words, _by_start, _neighbours, _actor,
-                       _phrases, _clauses, _parts, _halves, _stems, _read, _roles, negated):
+                       _phrases, _clauses, _parts, _halves, _stems, _read, _roles, _most,
+                       _statements, negated):
         remembered.cache_clear()
 
 # %% ../../nbs/evaluate/support.ipynb #577d95f3
@@ -775,6 +776,31 @@ def support(
 ) -> float:  # 0 to 1; 0 for a claim without content words and for no chunks
     "Measure how far the cited chunks support a claim; supported means `SUPPORTED_AT` or more."
     return examine(claim, chunks).score
+
+# %% ../../nbs/evaluate/support.ipynb #577d95f3-b
+@lru_cache(maxsize=20_000)
+def _most(claim: str, chunk: str) -> float:
+    "Return a bound that no window of one chunk lifts a claim above: a quick look."
+    parts = sentences(_written_out(chunk))
+    (asked, _, _), present = _asked(claim), _all_of(_given((part,))[0] for part in parts)
+    if not asked:
+        return 0.0
+    denied = [stems for part in parts for stems in negated(part, 3)]
+    if any(not any(stems & other for other in denied) for stems in negated(claim, 3)):
+        return _GATE
+    clause = min(_share(clause, present) for clause in _clauses(claim))
+    return (_SHARES["words"] * _share(asked, present) + _SHARES["clauses"] * clause
+            + _SHARES["pairs"] + _SHARES["phrases"])
+
+
+def is_supported(
+    claim: str,  # without marks
+    chunk: str,
+    least: float = SUPPORTED_AT,
+) -> bool:
+    "Tell whether one chunk supports a claim; quicker than `support` where it does not."
+    return (all(_most(one, chunk) >= least for one in _statements(claim))
+            and support(claim, [chunk]) >= least)
 
 # %% ../../nbs/evaluate/support.ipynb #41-038-p2
 def _label_rows(path: Path) -> list[tuple[str, str, bool]]:
