@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOP_WORDS', 'WORD', 'MONTHS', 'sentences', 'Claim', 'split_claims', 'plain', 'starts_number', 'read_number', 'stem',
-           'Token', 'tokens', 'forget_words', 'normal_words', 'mentions']
+           'is_verb', 'Token', 'tokens', 'forget_words', 'normal_words', 'mentions']
 
 # %% ../../nbs/core/text.ipynb #tx-002
 import re
@@ -218,9 +218,21 @@ _PAST = dict(pair.split("/") for pair in """
     left/leave lost/lose made/make meant/mean met/meet paid/pay ran/run rose/rise risen/rise
     said/say saw/see seen/see sold/sell sent/send spoke/speak spoken/speak spent/spend
     stood/stand took/take taken/take taught/teach told/tell thought/think understood/understand
-    won/win wore/wear worn/wear wrote/write written/write sang/sing sung/sing children/child
-    women/woman men/man people/person lives/life
+    won/win wore/wear worn/wear wrote/write written/write sang/sing sung/sing
+    beaten/beat bound/bind bled/bleed blew/blow blown/blow broke/break broken/break burnt/burn
+    caught/catch dealt/deal dug/dig drank/drink drunk/drink drove/drive driven/drive ate/eat
+    eaten/eat fell/fall fallen/fall fed/feed felt/feel fled/flee flew/fly flown/fly forbade/forbid
+    forbidden/forbid forgot/forget forgotten/forget froze/freeze frozen/freeze got/get heard/hear
+    hid/hide hidden/hide hung/hang laid/lay lay/lie lent/lend lit/light rode/ride ridden/ride
+    rang/ring shook/shake shaken/shake shot/shoot sank/sink sunk/sink sat/sit slept/sleep
+    sought/seek stole/steal stolen/steal struck/strike swam/swim swept/sweep swore/swear
+    sworn/swear threw/throw thrown/throw tore/tear torn/tear woke/wake withdrew/withdraw
+    withdrawn/withdraw
 """.split())
+_PLURALS = dict(pair.split("/") for pair in """
+    children/child women/woman men/man people/person lives/life
+""".split())
+_FORMS = _PAST | _PLURALS
 _ENDINGS = "ations ation ingly ions ion ings ing edly ed ers er ies ied es ly s e y".split()
 
 
@@ -229,12 +241,26 @@ def stem(
     word: str,  # plain: lower case, no accents
 ) -> str:  # the same for the inflected forms of most English words
     "Cut one inflectional or verbal ending, never below four letters."
-    word = _PAST.get(word.removesuffix("'s"), word.removesuffix("'s"))
+    word = _FORMS.get(word.removesuffix("'s"), word.removesuffix("'s"))
     for ending in () if word in MONTHS else _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 4 and not word.endswith("ss"):
             word = word[:-len(ending)]
             break
     return word[:-1] if len(word) > 4 and word[-1] == word[-2] else word
+
+# %% ../../nbs/core/text.ipynb #tx-026v
+_AUXILIARIES = frozenset("""
+    is are was were be been am has have had does did do will would can could may might shall should
+    must
+""".split())
+_PAST_TENSE = re.compile(r"[a-z]{2,}[^\We]ed$")
+
+
+def is_verb(
+    word: str,  # plain
+) -> bool:
+    "Tell whether a word is surely a verb: an auxiliary, or a past form."
+    return word in _AUXILIARIES or word in _PAST or _PAST_TENSE.match(word) is not None
 
 # %% ../../nbs/core/text.ipynb #tx-027
 _COMMON_ENDINGS = ("s", "ing", "ly", "ed", "ion", "ity", "ness", "ment")
@@ -245,10 +271,11 @@ def _is_name(words: list[str], place: int) -> bool:
     word = words[place]
     if not word[0].isupper() or plain(word) in STOP_WORDS or len(word) == 1:
         return False
-    if place or word.isupper():
+    if place or word.isupper() or word.endswith(("'s", "’s")):
         return True
     following = words[1] if len(words) > 1 else ""
-    return following[:1].isupper() or not plain(word).endswith(_COMMON_ENDINGS)
+    return following[:1].isupper() or (
+        not plain(word).endswith(_COMMON_ENDINGS) and (is_verb(following) or following == "and"))
 
 # %% ../../nbs/core/text.ipynb #tx-030
 class Token(NamedTuple):

@@ -28,7 +28,8 @@ _IN_ONE_WORD = [(re.compile(rf"\b(?:{phrases})\b", re.I), word) for phrases, wor
     ("more than|at least|upwards of|in excess of", "over"),
     ("less than|fewer than|at most|up to", "under"), ("prior to", "before"),
     ("following", "after"), ("because of|due to|owing to|thanks to", "because"),
-    ("in spite of", "despite"))]
+    ("in spite of", "despite"), (r"not (?:\w+ ){0,5}until", "since"),
+    ("no more than", "under"), ("no less than|no fewer than", "over"))][::-1]
 _Relation = tuple[str, float, frozenset[str]]  # what it is about, its side, the words behind it
 
 
@@ -124,17 +125,18 @@ _DOUBT = re.compile(r"""(?ix)
          |argued?|suggest(?:s|ed)?|alleged?|hold|held|has|have)\b
     |(?:is|are|was|were|been) \s (?:widely\s|sometimes\s|often\s)?
         (?:said|believed|thought|alleged|rumou?red|reported|supposed|claimed|suspected) \s to\b
-    |den(?:y|ies|ied)\b | disput(?:es?|ed)\b
+    |den(?:y|ies|ied)\b | disput(?:es?|ed)\b | accus(?:es?|ed)\b | suspect(?:s|ed)?\b
+    |(?:charged|blamed) \s (?:\w+\s)? (?:with|for)\b | \bif\b | \bunless\b
     |it \s (?:is|was) \s (?:said|believed|thought|alleged|rumou?red|claimed)\b
     |(?:allegedly|reportedly|supposedly|purportedly|perhaps|possibly|probably|apparently)\b
     |(?:may|might|could|would) \s have\b
     |according \s to \s (?:legend|rumou?rs?|tradition|some|local)\b)""")
 _PLAN = re.compile(r"""(?ix)
     \b(?:plan(?:s|ned)?|hop(?:es?|ed)|want(?:s|ed)?|wish(?:es|ed)?|intend(?:s|ed)?|tr(?:y|ies|ied)
-    |attempt(?:s|ed)?|promis(?:es?|ed)|refus(?:es?|ed)|fail(?:s|ed)?|threaten(?:s|ed)?
-    |offer(?:s|ed)?|declin(?:es?|ed)|propos(?:es?|ed)|expect(?:s|ed)?|(?:un)?able
-    |prepar(?:es?|ed)) \s to \s (\w+)""")
-_CAN = re.compile(r"(?i)\bable to\b")
+    |attempt(?:s|ed)?|promis(?:es?|ed)|threaten(?:s|ed)?|offer(?:s|ed)?|propos(?:es?|ed)
+    |expect(?:s|ed)?
+    |prepar(?:es?|ed)) \s to \s (\w+)
+    |\b(?:nearly|almost|hardly|barely) \s ([a-z]+)""")
 
 
 @lru_cache(maxsize=50_000)
@@ -143,11 +145,11 @@ def doubted(
 ) -> tuple[frozenset[str], frozenset[str]]:  # stems in doubt, stems of planned verbs
     "Find what a sentence only reports as said, supposed or planned."
     if found := _DOUBT.search(sentence):
-        doubts = frozenset(token.stem for token in tokens(sentence[found.end():]) if token.weight)
+        start = 0 if found[0].lower() in ("if", "unless") else found.end()
+        doubts = frozenset(token.stem for token in tokens(sentence[start:]) if token.weight)
     else:
         doubts = frozenset()
-    plans = frozenset(stem(plain(plan[1])) for plan in _PLAN.finditer(sentence)
-                      if not plan[0].lower().startswith("able"))
+    plans = frozenset(stem(plain(plan[1] or plan[2])) for plan in _PLAN.finditer(sentence))
     return doubts, plans
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-010-b
@@ -170,7 +172,7 @@ def doubt_fails(
 # %% ../../nbs/evaluate/reading.ipynb #rd-016
 _LESS = frozenset("""
     less fewer smaller lower younger earlier shorter worse poorer weaker slower lighter narrower
-    thinner nearer closer cheaper
+    thinner nearer closer cheaper shallower lower softer colder darker
 """.split())
 _MORE = re.compile(r"\b(more|less|fewer|better|worse|[a-z]{2,}er)\b")
 _THAN = re.compile(r"\bthan\b([^.;]*)")
@@ -188,8 +190,8 @@ def comparisons(
     for one in _THAN.finditer(sentence):
         left = sentence[:one.start()]
         before = frozenset(token.stem for token in tokens(left) if token.weight)
-        behind = [token.stem for token in tokens(one[1]) if token.weight][:2]
-        if words := _MORE.findall(left):
+        behind = [token.stem for token in tokens(one[1]) if token.weight][:1]
+        if words := _MORE.findall(left.lower()):
             found.append((words[-1] in _LESS, before, frozenset(behind)))
     return tuple(found)
 
@@ -225,7 +227,9 @@ _PAIRS = """
     indoor/outdoor guilty/innocent success/failure victory/defeat peace/war free/enslaved
     slave/free legal/illegal alive/dead birth/death born/died employer/employee teacher/student
     parent/child many/few upper/lower maximum/minimum love/hate friend/enemy majority/minority
-    mandatory/optional temporary/permanent
+    mandatory/optional temporary/permanent daily/weekly weekly/monthly monthly/yearly
+    formerly/now formerly/currently former/current deep/shallow allow/forbade always/rarely
+    often/rarely usually/rarely inside/outside major/minor mainly/partly
 """.split()
 
 

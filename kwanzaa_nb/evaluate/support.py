@@ -18,19 +18,20 @@ from functools import lru_cache
 from itertools import combinations
 from operator import mul
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.files import other_format
 from ..core.stats import LabelError, auroc
-from ..core.text import (
-    MONTHS, STOP_WORDS, WORD, Token, forget_words, plain, sentences, stem, tokens)
+from kwanzaa_nb.core.text import (
+    MONTHS, STOP_WORDS, WORD, Token, forget_words, is_verb, plain, sentences, stem,
+    tokens)
 from .reading import (
     READINGS, comparisons, forget_readings, is_converse, opposites)
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
 _Date = tuple[str, str, str]  # month, day and year; "" for a day or a year that is not given
-_NEGATIONS = frozenset("not no never none nor neither without cannot nobody nothing".split())
 _DEMONYM = ("n", "an", "ian", "s", "es", "ese", "ish")  # endings, as in Ghana and Ghanaian
 
 
@@ -100,18 +101,28 @@ def _follows(root: str, claim: str, present: frozenset[str]) -> bool:
     return number > 1 and (number in gaps or number + 1 in gaps and bool(_AGE.search(claim)))
 
 # %% ../../nbs/evaluate/support.ipynb #41-023-b
+_NEGATIONS = frozenset("""
+    not no never none nor neither without cannot nobody nothing except excluding
+""".split())
+_WITH_TO = frozenset("refused refuse refuses failed fail fails declined declines unable".split())
+_NO_DENIAL = re.compile(r"\bNo\. (?=\d)|\b[Nn]ot only\b|\b[Nn]o (?:more|less|fewer) than\b")
+_BUT = re.compile(r"(?i)\b(each|every|all|any|no|none)((?: \w+)?) but\b")  # all but two
+_UNTIL = re.compile(r"\b(?:not|never) ((?:\w+ ){0,5})until\b")  # not until 1921: in 1921
+
+
 @lru_cache(maxsize=50_000)
 def negated(
     sentence: str,  # one sentence
     reach: int,  # content words behind a negation that count as negated
 ) -> tuple[frozenset[str], ...]:  # a set of stems for each negation
     "Find what each negation negates: the words behind it, or before it at the end of a sentence."
-    counted = re.sub(r"\bNo\. (?=\d)|\b[Nn]ot only\b", "", sentence)
+    counted = _UNTIL.sub(r"\1in", _BUT.sub(r"\1\2 except", _NO_DENIAL.sub("", sentence)))
     written, found = [plain(word) for word in WORD.findall(counted)], []
     for place, word in enumerate(written):
-        if word in _NEGATIONS or word.endswith("n't"):
+        if word in _NEGATIONS or word.endswith("n't") or (
+                word in _WITH_TO and written[place + 1:place + 2] == ["to"]):
             before, after = (
-                [stem(other) for other in side
+                [f"#{other}" if other.isdigit() else stem(other) for other in side
                  if other not in STOP_WORDS and not other.endswith("n't")]
                 for side in (written[:place], written[place + 1:]))
             found.append(frozenset(after[:reach] or before[-reach:]))
@@ -137,8 +148,9 @@ def _negation_fails(claim: str, window: tuple[str, ...]) -> bool:
     if not denials:
         return False
     affirmed = {token.stem for token in tokens(claim) if token.weight} - _all_of(own)
-    elsewhere = _all_of(_stems(one) - _all_of(negated(one, 3)) for one in window)
-    dropped = _all_of(stems for one in window for stems in negated(one, 1))
+    units = [unit for one in window for unit in _units(one)]
+    elsewhere = _all_of(_stems(one) - _all_of(negated(one, 3)) for one in units)
+    dropped = _all_of(stems for one in units for stems in negated(one, 1))
     return bool(dropped & _all_of(denials) & affirmed - elsewhere)
 
 # %% ../../nbs/evaluate/support.ipynb #41-026
@@ -318,36 +330,109 @@ def _swap_fails(claim: str, window: tuple[str, ...]) -> bool:
         for step, first, last, start, end in matcher.get_opcodes())
 
 # %% ../../nbs/evaluate/support.ipynb #41-028-a
-_PERSON = re.compile(
-    r"[a-z]+(?:er|or|ist|ian|ant|man|men|woman|women|ess|eer)s?$|(?:king|queen|chief|priest|judge"
-    r"|pastor|monk|nurse|bishop|clerk|cook|duke|guide|pope|prince|coach|boy|girl|guard|thie[fv]"
-    r"|tailor|parent|bride|groom|pupil|student|captain|general|colonel|agent|president|assistant"
-    r"|poet|deput|secretar|prophet|saint|crew|people|arm|police|child|widow|aunt|uncle|cousin)s?$")
+_JOINT = re.compile(r"(\s*(?:[;:—–]|,(?!\d)|\b(?:and|but|while|whereas)\b)\s*)")
 
 
-@lru_cache(maxsize=50_000)
-def _actor(sentence: str) -> str:
-    "Return the stem of the person without a name who begins a sentence; empty for none."
-    found = re.match(r"(?:The|A|An) ((?:[a-z]+ ){1,2})", sentence)
-    people = [word for word in found[1].split() if _PERSON.match(word)] if found else []
-    return stem(people[0]) if people else ""
+@lru_cache(maxsize=20_000)
+def _units(sentence: str) -> tuple[str, ...]:
+    "Split a sentence where a new statement starts: each part has a verb of its own."
+    pieces = _JOINT.split(sentence)
+    found, joint = [], ""
+    for piece, following in zip(pieces[::2], [*pieces[1::2], ""]):
+        if found and not (_verbs(piece) and _verbs(found[-1])):
+            found[-1] += joint + piece
+        else:
+            found.append(piece)
+        joint = following
+    return tuple(found)
 
 
-def _actor_fails(claim: str, window: tuple[str, ...]) -> bool:
-    "Tell whether another person of the window did what the claim says."
-    if not (actor := _actor(claim)):
+def _verbs(text: str) -> list[re.Match]:
+    "Find the words that are surely verbs."
+    return [word for word in WORD.finditer(text) if is_verb(plain(word[0]))]
+
+
+class _Unit(NamedTuple):
+    "A statement, taken apart."
+    subject: frozenset[str]  # content words before its verb, without numbers and months
+    is_name: bool
+    rest: frozenset[str]
+    is_passive: bool
+    fillers: frozenset[tuple[str, str, str]]  # names and numbers: stem, sort, preposition
+    verbs: frozenset[str]
+
+
+_PASSIVE = re.compile(r"\b(?:is|are|was|were|be|been|being) (?:\w+ly )?(\w+)\b")
+_AUX = frozenset("is are was were be been am has have had do did does will would can could".split())
+
+
+@lru_cache(maxsize=20_000)
+def _take_apart(unit: str) -> _Unit:
+    "Find the subject of a statement, what is said of it, and its names and numbers."
+    verbs = _verbs(unit)
+    start = verbs[0].start() if verbs else 0
+    before = [token for token in tokens(unit[:start])
+              if token.weight and token.stem[0] != "#" and token.stem not in MONTHS]
+    read, fillers = tokens(unit), set()
+    for place, token in enumerate(read):
+        if _exact(token):
+            ahead = [other.stem for other in read[:place] if not _exact(other)][-1:]
+            role = ahead[0] if ahead and ahead[0] in _PREPOSITIONS else ""
+            fillers.add((token.stem, "name" if token.name else "number", role))
+    passive = _PASSIVE.search(unit)
+    return _Unit(frozenset(token.stem for token in before), any(token.name for token in before),
+                 frozenset(token.stem for token in tokens(unit[start:]) if token.weight),
+                 bool(passive and is_verb(passive[1])), frozenset(fillers),
+                 frozenset(stem(plain(word[0])) for word in verbs
+                           if plain(word[0]) not in _AUX))
+
+# %% ../../nbs/evaluate/support.ipynb #41-028-b
+def _parts_of(window: tuple[str, ...]) -> list[_Unit]:
+    "Take a window apart."
+    return [_take_apart(unit) for sentence in window for unit in _units(sentence)]
+
+
+def _subject_swapped(claim: str, window: tuple[str, ...]) -> bool:
+    "Tell whether a claim says of one subject what the window says of another."
+    own, said = _take_apart(_units(claim)[0]), _stems(claim)
+    asked = own.rest - own.subject
+    if not own.subject or not asked or "than" in said:
         return False
-    said = {token.stem for token in tokens(claim) if token.weight} - {actor}
-    best = max(window, key=lambda one: len(said & _stems(one)))
-    other = _actor(best)
-    return bool(other) and actor not in _stems(best) and other not in said
+    best, units = max(
+        ((unit, units) for units in (_parts_of((one,)) for one in window) for unit in units),
+        key=lambda pair: (len(asked & pair[0].rest), len(own.subject & pair[0].subject)))
+    if not best.subject or 2 * len(asked & best.rest) < len(asked):
+        return False
+    if own.subject & best.subject:
+        return (own.is_passive != best.is_passive and bool(own.verbs & best.verbs)
+                and "by" in said | _all_of(map(_stems, window)))
+    if own.subject & best.rest and best.subject & own.rest:  # the two changed places
+        return own.is_passive == best.is_passive and bool(own.verbs & best.verbs)
+    if best.subject & said or own.subject & best.rest:
+        return False
+    others = units if own.is_name != best.is_name else _parts_of(window)
+    return any(own.subject & unit.subject for unit in others)
+
+
+def _filler_swapped(claim: str, window: tuple[str, ...]) -> bool:
+    "Tell whether a name or a number of one statement took the place of one of another."
+    said, units = _stems(claim), _parts_of(window)
+    if len(units) < 2:
+        return False
+    for own in map(_take_apart, _units(claim)):
+        for filler, sort, role in own.fillers:
+            with_it = [unit for unit in units if any(filler == one[0] for one in unit.fillers)]
+            for verb in own.verbs if with_it else ():
+                done = [unit for unit in units if verb in unit.verbs]
+                if done and not any(unit in with_it for unit in done) and all(
+                        any(one[1:] == (sort, role) and one[0] not in said
+                            for one in unit.fillers) for unit in done):
+                    return True
+    return False
 
 # %% ../../nbs/evaluate/support.ipynb #41-029-d
 _FRAMED, _ALIKE, _COPIED = 0.5, 0.6, 0.8  # shares of common stems; more of them tell more
-_DENIAL = re.compile(r"(?i)\b(?:not|no|never|nor|neither|none|nobody|nothing|without|cannot"
-                     r"|\w+n['’]t)\b")
-_ADDED = frozenset(map(stem, """only always all every most never before after fewer more less over
-    under above below largest smallest oldest youngest best worst richest poorest first last
+_ADDED = frozenset(map(stem, """only always all every most never largest smallest oldest youngest best worst richest poorest first last
 """.split()))
 _STRONG = frozenset(map(stem, "only always all every most best worst".split()))
 _SOURCE = re.compile(r"\b[Aa]ccording to (?:the )?([A-Z]\w+)")
@@ -393,13 +478,12 @@ def _contradicts(claim: str, sentence: str, alike: float) -> bool:
                   for common in [{*fillers} & {*others}] for some in (fillers, others))
         if next(orders) != next(orders):
             return True
-    actors = {_actor(claim), _actor(sentence)} - {""}
-    if alike < _ALIKE or len(actors) > 1:
-        return len(actors) > 1
+    if alike < _ALIKE:
+        return False
     named = _SOURCE.search(claim)
     if named and named[1] not in sentence or (own - there) & _STRONG:
         return True
-    if alike > _COPIED and len(_DENIAL.findall(claim)) != len(_DENIAL.findall(sentence)):
+    if alike > _COPIED and len(negated(claim, 1)) != len(negated(sentence, 1)):
         return True
     return (_denies(claim, sentence, 2) or _denies(sentence, claim, 1)
             or bool((own - there) & _ADDED and own & there >= there - _ADDED - STOP_WORDS)
@@ -451,13 +535,17 @@ def _clauses(claim: str) -> tuple[tuple[Token, ...], ...]:
     return tuple(part for part in parts if len(part) > 1) or (whole,)
 
 # %% ../../nbs/evaluate/support.ipynb #4a9c95c5
+_FIRST = re.compile(r"\bfirst (\w+)")
+
+
 def _number_fails(claim: str, present: frozenset[str]) -> bool:
     "Tell whether a number is missing that does not follow from others; days are left to dates."
     asked = tokens(claim)
     lacking = [token.stem for token, then in zip(asked, (*asked[1:], None))
                if token.stem[0] == "#" and token.stem not in present
                and not (token.stem == "#1" and then and then.stem.endswith("th"))]  # one third
-    if not lacking:
+    done = _FIRST.search(claim)
+    if not lacking or lacking == ["#1th"] and done and is_verb(done[1]):  # first heard in 1921
         return False
     days = {f"#{day}" for _, day, _ in _dates(asked) if day}
     return any(root.removesuffix("th") not in days and not _follows(root, claim, present)
@@ -478,10 +566,7 @@ _GATES: dict[str, Callable[[str, tuple[str, ...]], bool]] = {
     "date": lambda claim, window: _date_fails(_read((claim,))[2], _read(window)[2]),
     "negation": _negation_fails,
     "roles": lambda claim, window: _roles_fail(claim, window) and not is_converse(claim, window),
-    "swap": lambda claim, window: _swap_fails(claim, window) or _actor_fails(claim, window),
-    "clause": lambda claim, window: any(
-        len(clause) > 2 and not any(_there(token, _read(window)[1]) for token in clause)
-        for clause in _clauses(claim))} | READINGS
+    "swap": _swap_fails, "subject": _subject_swapped, "filler": _filler_swapped} | READINGS
 
 
 def failed_gates(
@@ -729,7 +814,7 @@ def forget_claims() -> None:
     "Empty the caches of claims, sentences and words, to time scoring as if for the first time."
     forget_words()
     forget_readings()
-    for remembered in (_examine, _given, _asked, _by_words, _by_start, _neighbours, _actor,
+    for remembered in (_examine, _given, _asked, _by_words, _by_start, _neighbours, _units, _take_apart,
                        _phrases, _clauses, _parts, _halves, _stems, _read, _roles, _most,
                        _statements, negated):
         remembered.cache_clear()
