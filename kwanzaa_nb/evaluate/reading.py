@@ -61,6 +61,11 @@ def relations(
     return tuple(found)
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-004-c
+def _is_figure(heads: frozenset[str]) -> bool:
+    "Tell whether a year or another number follows."
+    return any(head[0] == "#" for head in heads)
+
+
 def order_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -78,7 +83,7 @@ def order_fails(
             return True
         if sides == {0} and abs(side) == 1:
             return True
-        if kind == "limit" and not sides and any(head[0] == "#" for head in heads):
+        if kind in ("limit", "time") and not sides and _is_figure(heads):
             return True
     return False
 
@@ -446,7 +451,7 @@ def unit_fails(
 READINGS: dict[str, Callable[[str, tuple[str, ...]], bool]] = {  # claim and window -> it fails
     "order": order_fails, "quantity": quantity_fails, "doubt": doubt_fails,
     "opposite": opposite_fails, "comparison": comparison_fails, "transfer": transfer_fails,
-    "unit": unit_fails, "speaker": speaker_fails, "gender": gender_fails, "source": source_fails}
+    "unit": unit_fails, "speaker": speaker_fails, "source": source_fails}
 
 
 def forget_readings() -> None:

@@ -13,7 +13,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from functools import lru_cache
 from itertools import combinations
 from operator import mul
@@ -28,7 +27,7 @@ from kwanzaa_nb.core.text import (
     MONTHS, STOP_WORDS, WORD, Token, forget_words, is_verb, plain, sentences, stem,
     tokens)
 from .reading import (
-    READINGS, comparisons, forget_readings, is_converse, opposites)
+    READINGS, comparisons, forget_readings, opposites)
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
 _Date = tuple[str, str, str]  # month, day and year; "" for a day or a year that is not given
@@ -223,111 +222,16 @@ def _subject_fails(claim: str, present: frozenset[str]) -> bool:
     return (subject.weight > 0 and not _named(subject.stem, present)
             and _SUBJECT.match(claim) is not None)
 
-# %% ../../nbs/evaluate/support.ipynb #41-026-b
+# %% ../../nbs/evaluate/support.ipynb #41-028
 _PREPOSITIONS = frozenset("""
     a an after against among as at before behind beside between by during for from in into near of
     on over on since through to toward under until upon v vs when where while with
 """.split())
-_Role = tuple[tuple[str, ...], str]  # the words of a name, and the preposition before it or ""
 
 
-def _without_initials(found: tuple[Token, ...]) -> tuple[Token, ...]:
-    "Drop initials behind a name, as the B in Ida B. Wells."
-    return tuple(token for before, token in zip((None, *found), found)
-                 if not (before and before.name and len(token.stem) == 1
-                         and token.stem not in "av"))
-
-
-@lru_cache(maxsize=20_000)
-def _roles(sentence: str) -> tuple[_Role, ...]:
-    "List the names of a sentence in order, each with the preposition that tells its role."
-    names: list[_Role] = []
-    found = _without_initials(tokens(sentence))
-    for place, token in enumerate(found):
-        if token.name and place and found[place - 1].name:
-            names[-1] = ((*names[-1][0], token.stem), names[-1][1])
-        elif token.name:
-            before = [other.stem for other in found[:place] if other.stem != "the"][-1:]
-            if before in (["and"], ["or"]) and names:
-                role = names[-1][1]
-            else:
-                role = before[0] if before and before[0] in _PREPOSITIONS else ""
-            names.append(((token.stem,), role))
-    return tuple(names)
-
-
-def _find(name: tuple[str, ...], names: tuple[_Role, ...]) -> "int | None":
-    "Find a name, whole or by its last word; None unless it stands there exactly once."
-    whole = [place for place, (other, _) in enumerate(names) if other == name]
-    places = whole or [place for place, (other, _) in enumerate(names) if other[-1] == name[-1]]
-    return places[0] if len(places) == 1 else None
-
-# %% ../../nbs/evaluate/support.ipynb #41-027
-def _exchanged(one: _Role, other: _Role, names: tuple[_Role, ...]) -> "bool | None":
-    "Tell whether two names, in this order, changed roles in a sentence; None without both."
-    first, second = _find(one[0], names), _find(other[0], names)
-    if first is None or second is None or first == second:
-        return None
-    parts, theirs = (one[1], other[1]), (names[first][1], names[second][1])
-    if not any(parts + theirs):  # both act or are acted on
-        return second < first
-    if all(parts):  # of one, in the other; in one, of the other
-        return parts[0] != parts[1] and parts == theirs[::-1]
-    if {*parts, *theirs} == {"", "by"}:  # active and passive voice: the one behind `by` acts
-        acts = [pair.index("by") if "by" in pair else int(turned)
-                for pair, turned in ((parts, False), (theirs, second < first))]
-        return acts[0] != acts[1]
-    alone = [pair.index("") for pair in (parts, theirs) if pair.count("") == 1]
-    return len(alone) == 2 and ("by" in parts) == ("by" in theirs) and alone[0] != alone[1]
-
-
-def _roles_fail(claim: str, window: tuple[str, ...]) -> bool:
-    "Tell whether two names changed roles in the most similar sentence that has both."
-    own, said = _roles(claim), _stems(claim)
-    pairs = [(one, other) for one, other in combinations(own, 2)
-             if None not in (_find(one[0], own), _find(other[0], own))]
-    if not pairs:
-        return False
-
-    def likeness(sentence: str) -> float:
-        return sum(token.weight for token in {*tokens(sentence)} if token.stem in said)
-
-    likely = [_roles(one) for one in sorted(window, key=likeness, reverse=True)]
-    for one, other in pairs:
-        told = (_exchanged(one, other, names) for names in likely)
-        if next((answer for answer in told if answer is not None), False):
-            return True
-    return False
-
-# %% ../../nbs/evaluate/support.ipynb #41-028
 def _exact(token: Token) -> bool:
     "Tell whether a token is a name or a number."
     return token.name or token.stem[0] == "#"
-
-
-def _swap_fails(claim: str, window: tuple[str, ...]) -> bool:
-    "Tell whether a name or number of one sentence took the place of one in the most similar one."
-    asked = tokens(claim)
-    if len(window) < 2 or not any(map(_exact, asked)):
-        return False
-    said = {token.stem: token.weight for token in asked}
-
-    def likeness(sentence: str) -> float:
-        return sum(said.get(root, 0.0) for root in _stems(sentence))
-
-    given = tokens(max(window, key=likeness))
-    there = frozenset(token.stem for token in given)
-    foreign = {token.stem for token in asked if _exact(token) and not _named(token.stem, there)}
-    if not foreign:
-        return False
-    matcher = SequenceMatcher(None, [token.stem for token in asked],
-                              [token.stem for token in given], autojunk=False)
-    return any(
-        step == "replace"
-        and max(last - first, end - start) <= 4  # longer ones are other sentences, not other names
-        and any(token.stem in foreign for token in asked[first:last])
-        and any(_exact(token) and token.stem not in said for token in given[start:end])
-        for step, first, last, start, end in matcher.get_opcodes())
 
 # %% ../../nbs/evaluate/support.ipynb #41-028-a
 _JOINT = re.compile(r"(\s*(?:[;:—–]|,(?!\d)|\b(?:and|but|while|whereas)\b)\s*)")
@@ -504,10 +408,9 @@ def _halves(sentence: str) -> tuple[str, ...]:
     return (bare, *(part for part in _HALVES.split(bare) if part != bare))
 
 
-def _copy_fails(claim: str, chunks: tuple[str, ...]) -> bool:
+def _copy_fails(claim: str, told: tuple[str, ...]) -> bool:
     "Tell whether the sentence that is most like a part of the claim contradicts it."
-    all_parts = {part: _parts(part)[2] for chunk in chunks for sentence in sentences(chunk)
-                 for part in _halves(sentence)}
+    all_parts = {part: _parts(part)[2] for sentence in told for part in _halves(sentence)}
     for part in _halves(claim):
         own = _parts(part)[2]
         if len(own) < 4 or not all_parts or part in all_parts:
@@ -565,8 +468,7 @@ _GATES: dict[str, Callable[[str, tuple[str, ...]], bool]] = {
                                    or _subject_fails(claim, _read(window)[1])),
     "date": lambda claim, window: _date_fails(_read((claim,))[2], _read(window)[2]),
     "negation": _negation_fails,
-    "roles": lambda claim, window: _roles_fail(claim, window) and not is_converse(claim, window),
-    "swap": _swap_fails, "subject": _subject_swapped, "filler": _filler_swapped} | READINGS
+    "filler": _filler_swapped} | READINGS
 
 
 def failed_gates(
@@ -774,6 +676,9 @@ def _measure(claim: str, found: _Found) -> Support:
     return Support(score * found.factor * _GATE ** gates, found.window, found.failed + apart)
 
 # %% ../../nbs/evaluate/support.ipynb #03a5e164
+_LAST_GATES = {"subject": _subject_swapped, "copy": _copy_fails}  # asked of all sentences
+
+
 @lru_cache(maxsize=20_000)
 def _by_words(chunk: str) -> dict[str, str]:
     "List the sentences of a chunk under what they say without their full stop."
@@ -805,8 +710,10 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
         if copied := _by_words(chunk).get(claim.rstrip(".!?")):
             return Support(1.0, (copied,), ())
     found = _measure(claim, _search(claim, chunks))
-    if found.score >= SUPPORTED_AT and _copy_fails(claim, chunks):
-        return Support(found.score * _GATE, found.window, (*found.failed, "copy"))
+    told = tuple(sentence for chunk in chunks for sentence in sentences(chunk))
+    for name, fails in _LAST_GATES.items():
+        if found.score >= SUPPORTED_AT and fails(claim, told):
+            found = Support(found.score * _GATE, found.window, (*found.failed, name))
     return found
 
 
@@ -815,7 +722,7 @@ def forget_claims() -> None:
     forget_words()
     forget_readings()
     for remembered in (_examine, _given, _asked, _by_words, _by_start, _neighbours, _units, _take_apart,
-                       _phrases, _clauses, _parts, _halves, _stems, _read, _roles, _most,
+                       _phrases, _clauses, _parts, _halves, _stems, _read, _most,
                        _statements, negated):
         remembered.cache_clear()
 
