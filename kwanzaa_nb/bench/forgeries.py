@@ -399,7 +399,8 @@ def fronted(text: str, record: Record, chance: random.Random) -> "str | None":
     if not found:
         return None
     when = f"{found[2][0].upper()}{found[2][1:]}"
-    return f"{when}, {found[1]}{found[3]}{text[found.end():]}"
+    first = re.sub(r"^(?:The|An?|His|Her|Its|Their) ", lambda word: word[0].lower(), found[1])
+    return f"{when}, {first}{found[3]}{text[found.end():]}"
 
 
 def turned(text: str, record: Record, chance: random.Random) -> "str | None":

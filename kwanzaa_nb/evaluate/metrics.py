@@ -239,6 +239,7 @@ def _read(
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-016
 _CLAIMED_AT = 0.7  # support by a chunk from which a sentence of a refusal is a claim
+_YES_NO = re.compile(r"(?:Yes|No)\b[,:.;]")
 
 
 def _refusal_faults(
@@ -264,7 +265,9 @@ def _refusal_faults(
     asked = " ".join([case.question, case.before, *case.missing])
     openly = Beside(denied=True)  # "does not say that it was Boston" tells Boston
     secrets = [group for group in case.secrets if not tells(asked, group, openly)]
-    if secrets and all(any(tells(text, group, openly) for text in said) for group in secrets):
+    hidden = any(_YES_NO.match(text) for text in said[1:])  # what is missing is no yes and no no
+    if hidden or secrets and all(
+            any(tells(text, group, openly) for text in said) for group in secrets):
         faults.append(("answer_leaked", "tells the answer while refusing"))
     return faults
 

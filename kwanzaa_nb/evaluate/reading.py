@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['READINGS', 'relations', 'order_fails', 'quantity_fails', 'doubted', 'doubt_fails', 'comparisons', 'comparison_fails',
-           'opposites', 'opposite_fails', 'transfers', 'is_converse', 'transfer_fails', 'gender_fails', 'source_fails',
-           'speaker_fails', 'units', 'unit_fails', 'forget_readings']
+           'opposites', 'opposite_fails', 'transfers', 'transfer_fails', 'source_fails', 'speaker_fails', 'units',
+           'unit_fails', 'forget_readings']
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-002
 import re
@@ -132,7 +132,7 @@ _DOUBT = re.compile(r"""(?ix)
         (?:said|believed|thought|alleged|rumou?red|reported|supposed|claimed|suspected) \s to\b
     |den(?:y|ies|ied)\b | disput(?:es?|ed)\b | accus(?:es?|ed)\b | suspect(?:s|ed)?\b
     |(?:charged|blamed) \s (?:\w+\s)? (?:with|for)\b | \bif\b | \bunless\b
-    |it \s (?:is|was) \s (?:said|believed|thought|alleged|rumou?red|claimed)\b
+    |it \s (?:is|was) \s (?:said|believed|thought|alleged|rumou?red|claimed|possible)\b
     |(?:allegedly|reportedly|supposedly|purportedly|perhaps|possibly|probably|apparently)\b
     |(?:may|might|could|would) \s have\b
     |according \s to \s (?:legend|rumou?rs?|tradition|some|local)\b)""")
@@ -291,6 +291,8 @@ def opposite_fails(
 _GIVE = {stem(word) for word in "sell teach lend give rent bequeath send grant award".split()}
 _TAKE = {stem(word) for word in "buy purchase learn borrow receive inherit acquire".split()}
 _BE = frozenset(stem(word) for word in "is are was were been being be".split())
+_ABOVE = {stem(word) for word in "father mother parent teacher employer predecessor".split()}
+_BELOW = {stem(word) for word in "son daughter child student pupil employee successor".split()}
 _Transfer = tuple[frozenset[str], frozenset[str]]  # who gives, who takes
 
 
@@ -305,6 +307,17 @@ def _span(read: tuple[Token, ...], first: int, stops: frozenset[str]) -> set[str
     return found
 
 
+def _relation(read: tuple[Token, ...], place: int) -> list[_Transfer]:
+    "Read that somebody is the father, or the daughter, of somebody else."
+    behind = [token.stem for token in read[place + 1:place + 2]]
+    be = [spot for spot, token in enumerate(read[:place]) if token.stem in _BE]
+    if behind != ["of"] or not be:
+        return []
+    own = frozenset(token.stem for token in read[:be[-1]] if token.weight)
+    other = frozenset(_span(read, place + 2, _ENDS))
+    return [(own, other) if read[place].stem in _ABOVE else (other, own)]
+
+
 _ENDS = frozenset("to from by in on at for with after before and who which that".split())
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-019-b
@@ -315,6 +328,8 @@ def transfers(
     "Find who gives to whom in a sentence."
     read, found = tokens(sentence), []
     for place, token in enumerate(read):
+        if token.stem in _ABOVE | _BELOW:
+            found += _relation(read, place)
         gives = token.stem in _GIVE
         if not (gives or token.stem in _TAKE) or token.name:
             continue
@@ -334,12 +349,6 @@ def transfers(
     return tuple(found)
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-019-c
-def is_converse(claim: str, window: tuple[str, ...]) -> bool:
-    "Tell whether a claim has a verb of giving where the window has one of taking, or the reverse."
-    own, there = _stems(claim), frozenset().union(*map(_stems, window))
-    return bool(own & _GIVE - there and there & _TAKE or own & _TAKE - there and there & _GIVE)
-
-
 def transfer_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -393,21 +402,10 @@ _QUANTITY = re.compile(
     r"|fifty|hundred|thousand|million|billion|several|few))[\s-]+(?=(?:square |cubic )?([a-z]+))")
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-022-b
-_HE = re.compile(r"(?i)\b(?:he|his|him|himself)\b")
-_SHE = re.compile(r"(?i)\b(?:she|hers?|herself)\b")
 _SOURCE = re.compile(r"\b[Aa]ccording to (?:the )?([A-Z]\w+)")
-_TELLS = re.compile(r"(?i)\b(?:according|said|says?|wrote|writes?|claim|told|tells?|report|argue|note"
-                    r"|stat|describe|recall|explain|think|thought|believe|suggest|show|found|find)")
-
-
-def gender_fails(
-    claim: str,  # one sentence
-    window: tuple[str, ...],  # the sentences that should support it
-) -> bool:
-    "Tell whether a claim says he where the window says only she, or the other way round."
-    there = " ".join(window)
-    return any(bool(own.search(claim) and not other.search(claim) and other.search(there)
-                    and not own.search(there)) for own, other in ((_HE, _SHE), (_SHE, _HE)))
+_TELLS = r"""(?ix) \b(?:{name} \W+ (?:\w+\W+){{0,2}}? (?:said|says?|wrote|writes?|claim|told|tells?
+    |report|argue|note[sd]|stated|describe|recall|explain|thought|believe|suggest)
+    |(?:according\sto|(?:said|written|reported|told|described)\sby) \s (?:\w+\W+){{0,3}}? {name})"""
 
 
 def source_fails(
@@ -415,9 +413,10 @@ def source_fails(
     window: tuple[str, ...],  # the sentences that should support it
 ) -> bool:
     "Tell whether a claim names someone who says it, and no sentence of the window has them speak."
-    named = _SOURCE.search(claim)
-    return bool(named) and not any(
-        named[1] in one and _TELLS.search(one) for one in window)
+    if not (named := _SOURCE.search(claim)):
+        return False
+    tells = re.compile(_TELLS.format(name=re.escape(named[1])))
+    return not any(map(tells.search, window))
 
 
 def speaker_fails(
@@ -427,7 +426,7 @@ def speaker_fails(
     "Tell whether a claim speaks of I, we or you, and the window does not."
     return bool(_SPEAKER.search(claim)) and not any(map(_SPEAKER.search, window))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #rd-022-c
 @lru_cache(maxsize=50_000)
 def units(
     sentence: str,

@@ -11,7 +11,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -304,7 +305,8 @@ def _subject_swapped(claim: str, window: tuple[str, ...]) -> bool:
         return False
     best, units = max(
         ((unit, units) for units in (_parts_of((one,)) for one in window) for unit in units),
-        key=lambda pair: (len(asked & pair[0].rest), len(own.subject & pair[0].subject)))
+        key=lambda pair: (2 * len(own.verbs & pair[0].verbs) + len(asked & pair[0].rest),
+                          len(own.subject & pair[0].subject)))
     if not best.subject or 2 * len(asked & best.rest) < len(asked):
         return False
     if own.subject & best.subject:
@@ -336,21 +338,29 @@ def _filler_swapped(claim: str, window: tuple[str, ...]) -> bool:
 
 # %% ../../nbs/evaluate/support.ipynb #41-029-d
 _FRAMED, _ALIKE, _COPIED = 0.5, 0.6, 0.8  # shares of common stems; more of them tell more
-_ADDED = frozenset(map(stem, """only always all every most never largest smallest oldest youngest best worst richest poorest first last
-""".split()))
 _STRONG = frozenset(map(stem, "only always all every most best worst".split()))
-_SOURCE = re.compile(r"\b[Aa]ccording to (?:the )?([A-Z]\w+)")
 _ANSWER = re.compile(r"(?:No|None|Yes)\b[^:,]{0,20}[:,] ")
 _HALVES = re.compile(r", and |; |: |, but ")
+_ORDER = stem("before"), stem("after")
+_GENDERS = {"he": "she", "him": "her", "his": "her", "she": "he", "her": "his"}
+
+
+class _Parts(NamedTuple):
+    "A sentence, divided."
+    frame: tuple[str, ...]  # stems in order, with an empty one for each filler
+    fillers: tuple[frozenset[str], ...]  # names in a row are one
+    stems: frozenset[str]
+    counts: Counter
+    exact: frozenset[str]
+    roles: tuple[tuple[str, frozenset[str]], ...]  # names with the prepositions before them
 
 
 @lru_cache(maxsize=50_000)
-def _parts(
-    sentence: str,
-) -> tuple[tuple[str, ...], tuple[frozenset[str], ...], frozenset[str]]:  # frame, fillers, stems
-    "Divide a sentence into its frame and its fillers; names in a row are one filler."
+def _parts(sentence: str) -> _Parts:
+    "Divide a sentence into its frame and its fillers; initials are left out."
     frame, fillers, before = [], [], False
-    for token in tokens(sentence):
+    read = [token for token in tokens(sentence) if len(token.stem) > 1]
+    for token in read:
         if exact := _exact(token):
             if before and token.name:
                 fillers[-1] |= {token.stem}
@@ -360,45 +370,13 @@ def _parts(
         else:
             frame.append(token.stem)
         before = exact
-    stems = frozenset(frame).union(*fillers) - {""}
-    return tuple(frame), tuple(map(frozenset, fillers)), stems
-
-
-def _denies(claim: str, sentence: str, reach: int) -> bool:
-    "Tell whether one sentence denies words of another one that does not deny them."
-    theirs = _all_of(negated(sentence, 5)) | {"fals", "untru", "wrong"}
-    there = {token.stem for token in tokens(sentence)}
-    return any(stems & there and not stems & theirs for stems in negated(claim, reach))
-
-
-def _contradicts(claim: str, sentence: str, alike: float) -> bool:
-    "Tell whether two sentences that are nearly the same contradict each other."
-    (frame, fillers, own), (other_frame, others, there) = _parts(claim), _parts(sentence)
-    if frame == other_frame and not comparisons(claim):
-        return any(not (one <= other or other <= one or _akin(min(one), min(other)))
-                   for one, other in zip(fillers, others))
-    if sorted(frame) == sorted(other_frame):
-        orders = ([filler for filler in some if filler in common and "#" not in min(filler)]
-                  for common in [{*fillers} & {*others}] for some in (fillers, others))
-        if next(orders) != next(orders):
-            return True
-    if alike < _ALIKE:
-        return False
-    named = _SOURCE.search(claim)
-    if named and named[1] not in sentence or (own - there) & _STRONG:
-        return True
-    if alike > _COPIED and len(negated(claim, 1)) != len(negated(sentence, 1)):
-        return True
-    return (_denies(claim, sentence, 2) or _denies(sentence, claim, 1)
-            or bool((own - there) & _ADDED and own & there >= there - _ADDED - STOP_WORDS)
-            or bool(opposites(own - there) & (there - own)) and not comparisons(claim))
-
-
-def _adds(own: frozenset[str], there: frozenset[str], all_parts: list[frozenset[str]]) -> bool:
-    "Tell whether a claim copies a sentence and adds what no other sentence has half of."
-    added, missing = own - there - STOP_WORDS, there - own - STOP_WORDS
-    return (len(added) > len(missing) + 1 and len(own & there) >= 0.85 * len(there)
-            and all(2 * len(added & part) < len(added) for part in all_parts))
+    counts, places = Counter(token.stem for token in read), [
+        place for place, root in enumerate(frame) if not root]
+    roles = [(frame[place - 1] if place and frame[place - 1] in _PREPOSITIONS else "",
+              frozenset(filler)) for place, filler in zip(places, fillers)]
+    return _Parts(tuple(frame), tuple(map(frozenset, fillers)), frozenset(counts), counts,
+                  frozenset(token.stem for token in read if _exact(token)),
+                  tuple(role for role in roles if not role[1] & MONTHS and "#" not in min(role[1])))
 
 
 @lru_cache(maxsize=20_000)
@@ -407,20 +385,70 @@ def _halves(sentence: str) -> tuple[str, ...]:
     bare = _ANSWER.sub("", sentence).rstrip(".!?")
     return (bare, *(part for part in _HALVES.split(bare) if part != bare))
 
+# %% ../../nbs/evaluate/support.ipynb #41-029-da
+def _denies(claim: str, sentence: str, reach: int) -> bool:
+    "Tell whether one sentence denies words of another one that does not deny them."
+    theirs = _all_of(negated(sentence, 5)) | {"fals", "untru", "wrong"}
+    return any(stems & _stems(sentence) and not stems & theirs for stems in negated(claim, reach))
+
+
+def _turns(more: "set[str]", less: "set[str]", one: str, other: str) -> bool:
+    "Tell whether one word took the place of another, in either direction."
+    return one in more and other in less or other in more and one in less
+
+
+def _reordered(own: Sequence, there: Sequence) -> bool:
+    "Tell whether the names that two sentences share changed their order, or their prepositions."
+    common = {name for _, name in own} & {name for _, name in there}
+    sides = [sorted((pair for pair in side if pair[1] in common), key=lambda pair: pair[0])
+             for side in (own, there)]
+    return sides[0] != sides[1]
+
+
+def _contradicts(claim: str, sentence: str, alike: float) -> bool:
+    "Tell whether two sentences that are nearly the same contradict each other."
+    own, there = _parts(claim), _parts(sentence)
+    if own.frame == there.frame and not comparisons(claim):
+        pairs = ((one - other, other - one) for one, other in zip(own.fillers, there.fillers))
+        return any(one and other and not _akin(min(one), min(other)) for one, other in pairs)
+    more, less = {*own.counts - there.counts}, {*there.counts - own.counts}
+    turned = _turns(more, less, *_ORDER)
+    if sorted(own.frame) == sorted(there.frame) or turned:
+        sides = [[("", name) for _, name in side] if turned else side
+                 for side in (own.roles, there.roles)]
+        if turned != _reordered(*sides):
+            return True
+    if alike < _ALIKE:
+        return False
+    if (own.stems - there.stems) & _STRONG or any(
+            _turns(more, less, *pair) for pair in _GENDERS.items()):
+        return True
+    if alike > _COPIED and (less & there.exact and more - STOP_WORDS
+                            or len(negated(claim, 1)) != len(negated(sentence, 1))):
+        return True
+    return (_denies(claim, sentence, 2) or _denies(sentence, claim, 1)
+            or bool(opposites(more) & less) and not comparisons(claim))
+
+# %% ../../nbs/evaluate/support.ipynb #41-029-db
+def _adds(own: frozenset[str], there: frozenset[str], all_parts: list[frozenset[str]]) -> bool:
+    "Tell whether a claim copies a sentence and adds what no other sentence has half of."
+    added, missing = own - there - STOP_WORDS, there - own - STOP_WORDS
+    return (len(added) > len(missing) + 1 and len(own & there) >= 0.85 * len(there)
+            and all(2 * len(added & part) < len(added) for part in all_parts))
+
 
 def _copy_fails(claim: str, told: tuple[str, ...]) -> bool:
     "Tell whether the sentence that is most like a part of the claim contradicts it."
-    all_parts = {part: _parts(part)[2] for sentence in told for part in _halves(sentence)}
+    all_parts = {part: _parts(part).stems for sentence in told for part in _halves(sentence)}
     for part in _halves(claim):
-        own = _parts(part)[2]
+        own = _parts(part).stems
         if len(own) < 4 or not all_parts or part in all_parts:
             continue
         alike, best = max((len(own & there) / len(own | there), other)
                           for other, there in all_parts.items())
-        there = all_parts[best]
         if alike >= _FRAMED and _contradicts(part, best, alike):
             return True
-        if _adds(own, there, [*all_parts.values()]):
+        if _adds(own, all_parts[best], [*all_parts.values()]):
             return True
     return False
 
@@ -742,11 +770,23 @@ _NO_NAME = re.compile(r"(?:Due|Despite|Owing|Thanks|Prior|Following|Besides|Unli
                       r"|Soon|Later|Today|Eventually|Meanwhile|Currently)\b")
 
 
+_MARKUP = re.compile(r"\[\d{1,3}(?:[,–-] ?\d{1,3})*\]|\*\*|__|`|^\s*(?:[-*•>]|#{1,6}|\d{1,2}[.)])\s+",
+                     re.M)
+
+
+def _plainly(text: str) -> str:
+    "Leave out marks, bold type and list marks, and write headings in lower case."
+    bare = re.sub(r" +([.,;:!?])", r"\1", _MARKUP.sub(" ", text)).strip()
+    words = [word for word in bare.split()[1:] if word[0].isalpha()]
+    is_title = len(words) > 4 and sum(word[0].isupper() for word in words) > 0.7 * len(words)
+    return bare.lower() if is_title else bare
+
+
 @lru_cache(maxsize=20_000)
 def _statements(text: str) -> tuple[str, ...]:  # without introductions; never empty
     "Split a text into the sentences that say something."
     found = []
-    for sentence in sentences(_written_out(" ".join(text.split()))):
+    for sentence in sentences(_written_out(" ".join(_plainly(text).split()))):
         said = sentence[_OPENER.match(sentence).end():] if _OPENER.match(sentence) else sentence
         first = said[:1].lower() if _NO_NAME.match(said) else said[:1].upper()
         found.append(first + said[1:] if said != sentence or _NO_NAME.match(said) else sentence)
