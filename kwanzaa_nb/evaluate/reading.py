@@ -83,7 +83,7 @@ def order_fails(
             return True
         if sides == {0} and abs(side) == 1:
             return True
-        if kind in ("limit", "time") and not sides and _is_figure(heads):
+        if kind in ("limit", "time") and abs(side) == 1 and not sides and _is_figure(heads):
             return True
     return False
 

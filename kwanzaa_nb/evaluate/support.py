@@ -196,18 +196,26 @@ def _neighbours(claim: str) -> frozenset[tuple[str, str]]:
                      if left.name and right.name and (left.stem, right.stem) in beside)
 
 
+def _forgiven(claim: str, given: tuple[Token, ...]) -> set[str]:
+    "List the first names of the claim that a window leaves out and does not replace."
+    return {left for left, right in _neighbours(claim) if any(
+        token.stem == right and not (before and before.name)
+        for before, token in zip((None, *given), given))}
+
+
 def _names_fail(claim: str, given: tuple[Token, ...]) -> bool:
     "Tell whether a name is missing, or two neighbours of the claim stand apart in the window."
     names = {token.stem for token in tokens(claim) if token.name}
     if not names:
         return False
     present = frozenset(token.stem for token in given)
-    if not all(_named(name, present) for name in names):
+    lacking = {name for name in names if not _named(name, present)}
+    if lacking - _forgiven(claim, given):
         return True
     places = {name: [place for place, token in enumerate(given) if _akin(name, token.stem)]
               for pair in _neighbours(claim) for name in pair}
     return any(all(abs(one - other) > 3 for one in places[left] for other in places[right])
-               for left, right in _neighbours(claim))
+               for left, right in _neighbours(claim) if left not in lacking)
 
 
 _SUBJECT = re.compile(
@@ -560,9 +568,9 @@ def overlap(
     return _mixed(words, pairs, near)
 
 # %% ../../nbs/evaluate/support.ipynb #41-032
-_GATE = 0.5  # the factor for each failed gate; below `SUPPORTED_AT`
+_GATE = 0.45  # the factor for each failed gate; below `SUPPORTED_AT`
 _LONGEST = 3  # sentences in a row in a window
-_MORE, _FURTHER, _PAGE = 2, 0.95, 12  # added sentences, the factor for each, sentences of a page
+_MORE, _FURTHER, _PAGE = 3, 0.95, 12  # added sentences, the factor for each, sentences of a page
 _Place = tuple[float, tuple[str, ...], float]  # overlap times factor, sentences, factor
 
 
@@ -639,7 +647,7 @@ def _more(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> str:
 
 
 def _put_together(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> Iterator[_Place]:
-    "Extend a window by one and by two sentences from elsewhere in its text."
+    "Extend a window by one, two and three sentences from elsewhere in its text."
     factor = 1.0
     for _ in range(_MORE):
         if not (found := _more(claim, window, parts)):
@@ -649,7 +657,7 @@ def _put_together(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -
         yield overlap(claim, window) * factor, window, factor
 
 # %% ../../nbs/evaluate/support.ipynb #41-031-s
-SUPPORTED_AT = 0.55  # least score of a supported claim; chosen on human labels, see below
+SUPPORTED_AT = 0.52  # least score of a supported claim; chosen on human labels, see below
 OPEN_AT = 0.4  # least score of a claim that is left open
 _SHARES = {"words": 0.46, "pairs": 0.13, "phrases": 0.14, "clauses": 0.27}  # of `fit_shares`
 @lru_cache(maxsize=50_000)
@@ -782,6 +790,12 @@ def _plainly(text: str) -> str:
     return bare.lower() if is_title else bare
 
 
+_SAYS_NOTHING = frozenset(map(stem, """
+    yes yeah yep sure ok okay well oh wow great absolutely certainly definitely exactly indeed right
+    correct thanks thank hi hello hey sorry
+""".split()))
+
+
 @lru_cache(maxsize=20_000)
 def _statements(text: str) -> tuple[str, ...]:  # without introductions; never empty
     "Split a text into the sentences that say something."
@@ -790,7 +804,8 @@ def _statements(text: str) -> tuple[str, ...]:  # without introductions; never e
         said = sentence[_OPENER.match(sentence).end():] if _OPENER.match(sentence) else sentence
         first = said[:1].lower() if _NO_NAME.match(said) else said[:1].upper()
         found.append(first + said[1:] if said != sentence or _NO_NAME.match(said) else sentence)
-    return tuple(one for one in found if _asked(one)[0]) or (text,)
+    return tuple(one for one in found if not _SAYS_NOTHING.issuperset(
+        token.stem for token in _asked(one)[0])) or (text,)
 
 
 def examine(
