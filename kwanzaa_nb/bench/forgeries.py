@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['Forgery', 'Change', 'opposite_said', 'unit_changed', 'month_changed', 'number_word_changed', 'gender_changed',
-           'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED', 'PARAPHRASES', 'PROBES', 'target', 'number_changed',
-           'entity_swapped', 'name_exchanged', 'number_exchanged', 'negation_inserted', 'roles_swapped', 'padded_quote',
-           'order_turned', 'limit_added', 'only_said', 'always_said', 'best_said', 'clause_added', 'source_invented',
+           'kin_changed', 'ordinal_changed', 'quantity_changed', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED',
+           'PARAPHRASES', 'PROBES', 'target', 'number_changed', 'entity_swapped', 'name_exchanged', 'number_exchanged',
+           'negation_inserted', 'roles_swapped', 'padded_quote', 'order_turned', 'limit_added', 'only_said',
+           'always_said', 'best_said', 'clause_added', 'source_invented', 'nearly_said', 'would_have', 'since_said',
+           'numbers_turned', 'direction_turned', 'first_name_changed', 'cause_invented', 'subject_exchanged',
            'wrong_chunk', 'neighbouring', 'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim',
            'answer_inside', 'hidden_in_unknowns', 'fronted', 'turned', 'as_cleft', 'introduced', 'synonym',
            'spelled_number', 'probe', 'measure_probes', 'passes', 'forgeable', 'forge']
@@ -279,6 +281,88 @@ def source_invented(text: str, record: Record, chance: random.Random) -> "str | 
     others = [name for name in _names_in(_gold_text(record)) if name not in text]
     return f"According to {chance.choice(others)}, {text}" if others else None
 
+# %% ../../nbs/bench/forgeries.ipynb #91-1005
+_PAST_VERB = re.compile(r"\b(founded|opened|published|built|moved|won|began|bought|sold|taught|led|"
+                        r"joined|left|died|received|became|printed|signed|wrote|made|gave)\b")
+_KIN = {"father": "brother", "mother": "sister", "brother": "father", "sister": "mother",
+        "son": "nephew", "daughter": "niece", "wife": "sister", "husband": "brother",
+        "uncle": "father", "aunt": "mother", "sons": "brothers", "parents": "children"}
+_ORDINALS = {"first": "second", "second": "third", "third": "fourth", "fourth": "fifth",
+             "fifth": "sixth", "last": "first"}
+_QUANTITIES = {"some": "most", "several": "all", "few": "most", "many": "all", "half": "all",
+               "a third": "two thirds", "most": "all"}
+
+kin_changed = _once(r"\b({})\b", _KIN)
+ordinal_changed = _once(r"\b({})\b", _ORDINALS)
+quantity_changed = _once(r"\b({}) (?!\[)", _QUANTITIES)
+
+
+def nearly_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say nearly of what was done."
+    found = _PAST_VERB.search(text)
+    return found and f"{text[:found.start()]}nearly {text[found.start():]}"
+
+
+def would_have(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say what would have been of what was."
+    found = re.search(r"\b(?:was|were)\b(?! not)", text)
+    return found and f"{text[:found.start()]}would have been{text[found.end():]}"
+
+
+def since_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Put since or until in place of the in before a year."
+    found = _YEAR.search(text)
+    return found and f"{text[:found.start()]}{chance.choice(['since', 'until'])} {text[found.end():]}"
+
+# %% ../../nbs/bench/forgeries.ipynb #91-1006
+def numbers_turned(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Exchange two numbers of the text that have as many digits."
+    places = _numbers_in(text)
+    pairs = [(one, other) for one in places for other in places
+             if one.start() < other.start() and one[0] != other[0] and len(one[0]) == len(other[0])]
+    if not pairs:
+        return None
+    one, other = chance.choice(pairs)
+    return (text[:one.start()] + other[0] + text[one.end():other.start()] + one[0]
+            + text[other.end():])
+
+
+def direction_turned(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say from instead of to before a name, or to instead of from."
+    found = re.search(r"\b(from|to) (?=[A-Z])", text)
+    other = {"from": "to", "to": "from"}
+    return found and f"{text[:found.start()]}{other[found[1]]} {text[found.end():]}"
+
+
+def first_name_changed(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Give somebody the first name of another person of the same chunk."
+    names, full = _names_in(_gold_text(record)), re.compile("[A-Z][a-z]+ [A-Z][a-z]+")
+    own = [name for name in _names_in(text) if full.fullmatch(name)]
+    others = [name.split()[0] for name in names if full.fullmatch(name)]
+    others = [first for first in others if first not in text]
+    if not own or not others:
+        return None
+    old = chance.choice(own)
+    return text.replace(old, f"{chance.choice(others)} {old.split()[1]}", 1)
+
+
+def cause_invented(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Give a cause that nobody gave, with a name of the same chunk."
+    found = re.search(r"[.,;]? (?=\[)", text)
+    others = [name for name in _names_in(_gold_text(record)) if name not in text]
+    if not found or not others:
+        return None
+    return f"{text[:found.start()]} because of {chance.choice(others)} {text[found.end():]}"
+
+
+def subject_exchanged(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Put the subject of another sentence of the right chunk in the place of the text's own."
+    pattern = re.compile(r"((?:The|A|An|His|Her|Its) (?:[a-z]+ ){1,2})(?=(?:was|were|had|is|\w+ed)\b)")
+    found = pattern.match(text)
+    others = [other[1] for one in _sentences_of(record, gold=True)
+              if (other := pattern.match(one.text)) and other[1].lower() not in text.lower()]
+    return found and others and chance.choice(others) + text[found.end():]
+
 # %% ../../nbs/bench/forgeries.ipynb #91-007
 def wrong_chunk(record: Record, chance: random.Random) -> "str | None":
     "Put the right text under sentences of chunks that do not hold it."
@@ -363,7 +447,15 @@ FORGERIES: dict[str, Forgery] = {
     "source invented": _with_text(source_invented), "opposite": _with_text(opposite_said),
     "unit changed": _with_text(unit_changed), "month changed": _with_text(month_changed),
     "number word changed": _with_text(number_word_changed),
-    "gender changed": _with_text(gender_changed),
+    "gender changed": _with_text(gender_changed), "kin changed": _with_text(kin_changed),
+    "ordinal changed": _with_text(ordinal_changed),
+    "quantity changed": _with_text(quantity_changed), "nearly": _with_text(nearly_said),
+    "would have been": _with_text(would_have), "since": _with_text(since_said),
+    "numbers turned": _with_text(numbers_turned),
+    "direction turned": _with_text(direction_turned),
+    "first name changed": _with_text(first_name_changed),
+    "cause invented": _with_text(cause_invented),
+    "subject exchanged": _with_text(subject_exchanged),
     "off-topic true quote": off_topic, "padded quote": _with_text(padded_quote),
     "marks without evidence": no_evidence, "number that was not shown": not_shown,
     "every sentence of the chunk named": every_sentence, "a claim without a mark": other_claim}

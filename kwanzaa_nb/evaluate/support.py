@@ -27,8 +27,9 @@ from ..core.stats import LabelError, auroc
 from kwanzaa_nb.core.text import (
     MONTHS, STOP_WORDS, WORD, Token, forget_words, is_verb, plain, sentences, stem,
     tokens)
-from .reading import (
-    READINGS, comparisons, forget_readings, opposites)
+from kwanzaa_nb.evaluate.reading import (
+    READINGS, adds_cause, comparisons, forget_readings, opposites,
+    unreal)
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
 _Date = tuple[str, str, str]  # month, day and year; "" for a day or a year that is not given
@@ -350,6 +351,12 @@ _STRONG = frozenset(map(stem, "only always all every most best worst".split()))
 _ANSWER = re.compile(r"(?:No|None|Yes)\b[^:,]{0,20}[:,] ")
 _HALVES = re.compile(r", and |; |: |, but ")
 _ORDER = stem("before"), stem("after")
+_EXCLUSIVE = [frozenset(map(stem, words.split())) for words in (
+    """father mother brother sister son daughter wife husband uncle aunt nephew niece cousin child
+    parent grandson grandfather grandmother""",
+    "monday tuesday wednesday thursday friday saturday sunday",
+    "red green blue yellow black white brown orange purple gold silver grey",
+    "since in until from to")]  # where one of them took the place of another, the sense is another one
 _GENDERS = {"he": "she", "him": "her", "his": "her", "she": "he", "her": "his"}
 
 
@@ -428,11 +435,14 @@ def _contradicts(claim: str, sentence: str, alike: float) -> bool:
             return True
     if alike < _ALIKE:
         return False
-    if (own.stems - there.stems) & _STRONG or any(
-            _turns(more, less, *pair) for pair in _GENDERS.items()):
+    if (own.stems - there.stems) & _STRONG or adds_cause(claim, sentence) or any(
+            _turns(more, less, *pair) for pair in _GENDERS.items()) or any(
+            words & more and words & less for words in _EXCLUSIVE
+            if own.fillers[:1] == there.fillers[:1] and not (more - STOP_WORDS - words)):
         return True
     if alike > _COPIED and (less & there.exact and more - STOP_WORDS
-                            or len(negated(claim, 1)) != len(negated(sentence, 1))):
+                            or len(negated(claim, 1)) != len(negated(sentence, 1))
+                            or unreal(claim) != unreal(sentence)):
         return True
     return (_denies(claim, sentence, 2) or _denies(sentence, claim, 1)
             or bool(opposites(more) & less) and not comparisons(claim))
