@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -155,6 +155,7 @@ def _negation_fails(claim: str, window: tuple[str, ...]) -> bool:
     return bool(dropped & _all_of(denials) & affirmed - elsewhere)
 
 # %% ../../nbs/evaluate/support.ipynb #41-026
+@lru_cache(maxsize=50_000)
 def _akin(name: str, other: str) -> bool:
     "Tell whether two words are equal, or one is a demonym of the other."
     if name == other or name[:4] != other[:4]:
@@ -163,22 +164,13 @@ def _akin(name: str, other: str) -> bool:
     return long.startswith(short) and long[len(short):] in _DEMONYM and len(short) >= 4
 
 
-@lru_cache(maxsize=20_000)
-def _by_start(present: frozenset[str]) -> dict[str, tuple[str, ...]]:
-    "Group words by their first four letters, so that only few have to be compared."
-    found: dict[str, tuple[str, ...]] = {}
-    for word in present:
-        found[word[:4]] = (*found.get(word[:4], ()), word)
-    return found
-
-
-def _named(name: str, present: frozenset[str]) -> bool:
+def _named(name: str, present: Collection[str]) -> bool:
     "Tell whether a name is among some words, as itself or as a demonym."
-    starts = _by_start(present).get(name[:4], ())
-    return name in present or any(_akin(name, other) for other in starts)
+    return name in present or len(name) > 3 and any(_akin(name, other) for other in present
+                                                    if other[:4] == name[:4])
 
 
-def _there(token: Token, present: frozenset[str]) -> bool:
+def _there(token: Token, present: Collection[str]) -> bool:
     "Tell whether a word is among some stems; a name may be there as its demonym."
     return token.stem in present or token.name and _named(token.stem, present)
 
@@ -540,12 +532,20 @@ _Pairs = tuple[tuple[str, str], ...]
 @lru_cache(maxsize=50_000)
 def _given(
     window: tuple[str, ...],  # sentences
-) -> tuple[frozenset[str], set[tuple[str, str]]]:  # words, and pairs that are near
+) -> dict[str, list[int]]:  # stem -> where it stands among the content words
     "Return the stems that a window offers."
-    given, near = [token.stem for one in window for token in tokens(one) if token.weight], set()
-    for ahead in range(1, _PAIR_REACH + 1):
-        near.update(zip(given, given[ahead:]))
-    return frozenset(given), near
+    places: dict[str, list[int]] = {}
+    given = (token.stem for one in window for token in tokens(one) if token.weight)
+    for place, root in enumerate(given):
+        places.setdefault(root, []).append(place)
+    return places
+
+
+def _near(pair: tuple[str, str], given: dict[str, list[int]]) -> bool:
+    "Tell whether the second of two words follows the first at most four words further on."
+    if pair[0] not in given or pair[1] not in given:
+        return False
+    return any(0 < then - at <= _PAIR_REACH for at in given[pair[0]] for then in given[pair[1]])
 
 
 @lru_cache(maxsize=20_000)
@@ -558,11 +558,11 @@ def _asked(
     return asked, sum(token.weight for token in asked), pairs
 
 # %% ../../nbs/evaluate/support.ipynb #41-031-b
-def _mixed(words: float, pairs: _Pairs, near: set[tuple[str, str]]) -> float:
+def _mixed(words: float, pairs: _Pairs, given: dict[str, list[int]]) -> float:
     "Return the overlap for a share of words, and for pairs that may be near."
     if not pairs:
         return words
-    found = sum(pair in near for pair in pairs) / len(pairs)
+    found = sum(_near(pair, given) for pair in pairs) / len(pairs)
     return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * found
 
 
@@ -571,11 +571,11 @@ def overlap(
     window: tuple[str, ...],  # sentences
 ) -> float:  # 0 to 1; 0 for a claim without content words
     "Return the weighted share of a claim's content words, and of their pairs, in a window."
-    (asked, total, pairs), (present, near) = _asked(claim), _given(window)
+    (asked, total, pairs), given = _asked(claim), _given(window)
     if not asked:
         return 0.0
-    words = sum(token.weight for token in asked if _there(token, present)) / total
-    return _mixed(words, pairs, near)
+    words = sum(token.weight for token in asked if _there(token, given)) / total
+    return _mixed(words, pairs, given)
 
 # %% ../../nbs/evaluate/support.ipynb #41-032
 _GATE = 0.45  # the factor for each failed gate; below `SUPPORTED_AT`
@@ -623,7 +623,7 @@ def _windows(
     "Return the windows of a chunk that overlap most with a claim."
     (asked, total, pairs), parts = _asked(claim), sentences(chunk)
     weights = [token.weight / total for token in asked]
-    there = [[_there(token, _given((part,))[0]) for token in asked] for part in parts]
+    there = [[_there(token, _given((part,))) for token in asked] for part in parts]
 
     def words(first: int, last: int) -> float:
         if last - first > 1:
@@ -638,19 +638,19 @@ def _windows(
     for share, (first, last) in likely:
         if share:
             window = parts[first:last]
-            places.append((_mixed(share, pairs, _given(window)[1]), window, 1.0))
+            places.append((_mixed(share, pairs, _given(window)), window, 1.0))
     return sorted(places, key=lambda place: -place[0])[:most]
 
 # %% ../../nbs/evaluate/support.ipynb #41-033
 def _more(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> str:
     "Return the sentence that has most of what a window lacks; empty where none has any."
     lacking = {token.stem: token.weight for token in _asked(claim)[0]
-               if not _there(token, _given(window)[0])}
+               if not _there(token, _given(window))}
     if not lacking or not parts:
         return ""
 
     def gain(part: str) -> float:
-        return sum(weight for word, weight in lacking.items() if word in _given((part,))[0])
+        return sum(weight for word, weight in lacking.items() if word in _given((part,)))
 
     best = max(parts, key=gain)
     return best if gain(best) else ""
@@ -677,7 +677,7 @@ def _phrases(sentence: str) -> frozenset[tuple[str, str]]:
     return frozenset(zip(words, words[1:]))
 
 
-def _share(asked: tuple[Token, ...], present: frozenset[str]) -> float:
+def _share(asked: tuple[Token, ...], present: Collection[str]) -> float:
     "Return the weighted share of some words that are present."
     total = sum(token.weight for token in asked)
     return sum(token.weight for token in asked if _there(token, present)) / total
@@ -688,13 +688,13 @@ def shares(
     window: tuple[str, ...],  # sentences
 ) -> dict[str, float]:  # words, pairs, phrases, clauses: each 0 to 1
     "Measure in four ways how much of a claim stands in a window."
-    (asked, _, pairs), (present, near) = _asked(claim), _given(window)
-    words, own = _share(asked, present), _phrases(claim)
+    (asked, _, pairs), given = _asked(claim), _given(window)
+    words, own = _share(asked, given), _phrases(claim)
     there = frozenset().union(*map(_phrases, window))
     return {"words": words,
-            "pairs": sum(pair in near for pair in pairs) / len(pairs) if pairs else words,
+            "pairs": sum(_near(pair, given) for pair in pairs) / len(pairs) if pairs else words,
             "phrases": len(own & there) / len(own) if own else words,
-            "clauses": min(_share(clause, present) for clause in _clauses(claim))}
+            "clauses": min(_share(clause, given) for clause in _clauses(claim))}
 
 # %% ../../nbs/evaluate/support.ipynb #41-031-c
 @dataclass(frozen=True)
@@ -767,7 +767,7 @@ def forget_claims() -> None:
     "Empty the caches of claims, sentences and words, to time scoring as if for the first time."
     forget_words()
     forget_readings()
-    for remembered in (_examine, _given, _asked, _by_words, _by_start, _neighbours, _units, _take_apart,
+    for remembered in (_examine, _given, _asked, _by_words, _akin, _neighbours, _units, _take_apart,
                        _phrases, _clauses, _parts, _halves, _stems, _read, _most,
                        _statements, negated):
         remembered.cache_clear()
@@ -839,7 +839,7 @@ def support(
 def _most(claim: str, chunk: str) -> float:
     "Return a bound that no window of one chunk lifts a claim above: a quick look."
     parts = sentences(_written_out(chunk))
-    (asked, _, _), present = _asked(claim), _all_of(_given((part,))[0] for part in parts)
+    (asked, _, _), present = _asked(claim), _all_of(frozenset(_given((part,))) for part in parts)
     if not asked:
         return 0.0
     denied = [stems for part in parts for stems in negated(part, 3)]
