@@ -323,10 +323,9 @@ def _subject_swapped(claim: str, window: tuple[str, ...]) -> bool:
 
 def _filler_swapped(claim: str, window: tuple[str, ...]) -> bool:
     "Tell whether a name or a number of one statement took the place of one of another."
-    said, units = _stems(claim), _parts_of(window)
-    if len(units) < 2:
-        return False
-    for own in map(_take_apart, _units(claim)):
+    asked = [one for one in map(_take_apart, _units(claim)) if one.fillers and one.verbs]
+    said, units = _stems(claim), _parts_of(window) if asked else []
+    for own in asked if len(units) > 1 else ():
         for filler, sort, role in own.fillers:
             with_it = [unit for unit in units if any(filler == one[0] for one in unit.fillers)]
             for verb in own.verbs if with_it else ():
@@ -618,7 +617,7 @@ def _runs(count: int) -> Iterator[tuple[int, int]]:  # first, and behind the las
 def _windows(
     claim: str,  # one sentence with at least one content word
     chunk: str,
-    most: int = 6,
+    most: int = 4,
 ) -> list[_Place]:
     "Return the windows of a chunk that overlap most with a claim."
     (asked, total, pairs), parts = _asked(claim), sentences(chunk)
@@ -633,7 +632,7 @@ def _windows(
         return sum(map(mul, weights, seen))
 
     likely = sorted(((words(*run), run) for run in _runs(len(parts))),
-                    key=lambda pair: -pair[0])[:most + 3]
+                    key=lambda pair: -pair[0])[:most + 2]
     places = []
     for share, (first, last) in likely:
         if share:
@@ -768,7 +767,7 @@ def forget_claims() -> None:
     forget_words()
     forget_readings()
     for remembered in (_examine, _given, _asked, _by_words, _akin, _neighbours, _units, _take_apart,
-                       _phrases, _clauses, _parts, _halves, _stems, _read, _most,
+                       _phrases, _clauses, _parts, _halves, _stems, _read, _most, _whole,
                        _statements, negated):
         remembered.cache_clear()
 
@@ -836,13 +835,19 @@ def support(
 
 # %% ../../nbs/evaluate/support.ipynb #577d95f3-b
 @lru_cache(maxsize=20_000)
+def _whole(chunk: str) -> tuple[frozenset[str], list[frozenset[str]]]:
+    "Return the content words of a chunk, and what its sentences deny."
+    parts = sentences(_written_out(chunk))
+    return (_all_of(frozenset(_given((part,))) for part in parts),
+            [stems for part in parts for stems in negated(part, 3)])
+
+
+@lru_cache(maxsize=20_000)
 def _most(claim: str, chunk: str) -> float:
     "Return a bound that no window of one chunk lifts a claim above: a quick look."
-    parts = sentences(_written_out(chunk))
-    (asked, _, _), present = _asked(claim), _all_of(frozenset(_given((part,))) for part in parts)
+    (asked, _, _), (present, denied) = _asked(claim), _whole(chunk)
     if not asked:
         return 0.0
-    denied = [stems for part in parts for stems in negated(part, 3)]
     if any(not any(stems & other for other in denied) for stems in negated(claim, 3)):
         return _GATE
     clause = min(_share(clause, present) for clause in _clauses(claim))
