@@ -12,7 +12,6 @@ import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -68,15 +67,6 @@ class Case:
     def is_plain(self) -> bool:
         "Whether a plain answer or a refusal is expected."
         return self.target.kind not in _KINDS
-
-    @cached_property
-    def shown(self) -> list[Chunk]:
-        "The chunks with their spans, as outputs are checked against them."
-        spans: dict[int, list[list[int]]] = defaultdict(list)
-        for one in self.sentences:
-            spans[one.place].append([one.start, one.end])
-        return [{"chunk_id": chunk_id, "text": text, "spans": spans[place]}
-                for place, (chunk_id, text) in enumerate(self.chunks)]
 
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-010
@@ -304,10 +294,12 @@ def _claim_fault(
         failed = ", ".join(found.failed) or "words"
         return "claim_unsupported", f"support {found.score:.2f} ({failed}): {claim}"
     texts = [*(one.text for one in named), reference]
-    quoted = overlap(claim, tuple(part for text in texts for part in sentences(text)))
+    is_copied = any(claim.rstrip(".!?") in text for text in texts)
+    quoted = 1.0 if is_copied else overlap(
+        claim, tuple(part for text in texts for part in sentences(text)))
     if quoted < QUOTED_AT:
         return "claim_beside_evidence", f"its sentences hold {quoted:.2f} of it: {claim}"
-    idle = 0 if reference else _idle(claim, named)
+    idle = 0 if reference or len(named) == 1 else _idle(claim, named)
     if 2 * idle > len(named):
         return "idle_marks", f"{idle} of its {len(named)} sentences add nothing to it: {claim}"
     return None

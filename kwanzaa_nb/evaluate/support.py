@@ -304,8 +304,9 @@ def _subject_swapped(claim: str, window: tuple[str, ...]) -> bool:
     asked = own.rest - own.subject
     if not own.subject or not asked or "than" in said:
         return False
+    likely = [_parts_of((one,)) for one in window if 2 * len(asked & _stems(one)) >= len(asked)]
     best, units = max(
-        ((unit, units) for units in (_parts_of((one,)) for one in window) for unit in units),
+        ((unit, units) for units in likely for unit in units), default=(_take_apart(""), ()),
         key=lambda pair: (2 * len(own.verbs & pair[0].verbs) + len(asked & pair[0].rest),
                           len(own.subject & pair[0].subject)))
     if not best.subject or 2 * len(asked & best.rest) < len(asked):
