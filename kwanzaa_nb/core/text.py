@@ -263,6 +263,7 @@ def is_verb(
     return word in _AUXILIARIES or word in _PAST or _PAST_TENSE.match(word) is not None
 
 # %% ../../nbs/core/text.ipynb #tx-027
+_BEFORE_VERBS = frozenset("co also then never not later first once soon still".split())
 _COMMON_ENDINGS = ("s", "ing", "ly", "ed", "ion", "ity", "ness", "ment")
 
 
@@ -273,9 +274,11 @@ def _is_name(words: list[str], place: int) -> bool:
         return False
     if place or word.isupper() or word.endswith(("'s", "’s")):
         return True
-    following = words[1] if len(words) > 1 else ""
-    return following[:1].isupper() or (
-        not plain(word).endswith(_COMMON_ENDINGS) and (is_verb(following) or following == "and"))
+    following = [other for other in words[1:4] if other not in _BEFORE_VERBS][:1] or [""]
+    if words[1:2] and (words[1][0].isupper() or words[1][0].isdigit()):
+        return True
+    return not plain(word).endswith(_COMMON_ENDINGS) and (
+        is_verb(following[0]) or following[0] == "and")
 
 # %% ../../nbs/core/text.ipynb #tx-030
 class Token(NamedTuple):

@@ -402,10 +402,13 @@ def _join(words: list[Word]) -> list[Word]:
     return found
 
 # %% ../../nbs/evaluate/answers.ipynb #an-036
+_HALVED = re.compile(r"#[1-9]\d\.5$")
+
+
 def _keys(one: str) -> list[str]:
     "List under which roots a word is found; a date also as its year, its month and its day."
-    if one[0] != "@":
-        return [one]
+    if one[0] != "@":  # fourteen and a half years are fourteen years, and some months
+        return [one, one.removesuffix(".5")] if _HALVED.match(one) else [one]
     year, month, day = one[1:].split("-")
     keys = {one, root(_MONTHS[int(month) - 1].lower()) if 0 < int(month) < 13 else one}
     if year != "0":

@@ -181,12 +181,10 @@ _FULL_NAME = re.compile(r"\b[A-Z][\w-]*(?: (?:[A-Z]\. ?)*[A-Z][\w-]*)+")
 @lru_cache(maxsize=20_000)
 def _neighbours(claim: str) -> frozenset[tuple[str, str]]:
     "Return the stems of the names that follow each other with nothing but a space between."
-    runs = ([stem(plain(word)) for word in found[0].split()]
+    runs = ([stem(plain(word)) for word in found[0].split() if len(word.rstrip(".")) > 1]
             for found in _FULL_NAME.finditer(claim))
-    beside = {pair for run in runs for pair in zip(run, run[1:])}
-    read = tokens(claim)
-    return frozenset((left.stem, right.stem) for left, right in zip(read, read[1:])
-                     if left.name and right.name and (left.stem, right.stem) in beside)
+    names = {token.stem for token in tokens(claim) if token.name}
+    return frozenset(pair for run in runs for pair in zip(run, run[1:]) if names.issuperset(pair))
 
 
 def _forgiven(claim: str, given: tuple[Token, ...]) -> set[str]:
@@ -756,7 +754,7 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
         if copied := _by_words(chunk).get(claim.rstrip(".!?")):
             return Support(1.0, (copied,), ())
     found = _measure(claim, _search(claim, chunks))
-    told = tuple(sentence for chunk in chunks for sentence in sentences(chunk))
+    told = tuple(sentence for chunk in chunks for sentence in sentences(_written_out(chunk)))
     for name, fails in _LAST_GATES.items():
         if found.score >= SUPPORTED_AT and fails(claim, told):
             found = Support(found.score * _GATE, found.window, (*found.failed, name))
