@@ -9,9 +9,10 @@ __all__ = ['Forgery', 'Change', 'opposite_said', 'unit_changed', 'month_changed'
            'negation_inserted', 'roles_swapped', 'padded_quote', 'order_turned', 'limit_added', 'only_said',
            'always_said', 'best_said', 'clause_added', 'source_invented', 'nearly_said', 'would_have', 'since_said',
            'numbers_turned', 'direction_turned', 'first_name_changed', 'cause_invented', 'subject_exchanged',
-           'wrong_chunk', 'neighbouring', 'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim',
-           'answer_inside', 'hidden_in_unknowns', 'fronted', 'turned', 'as_cleft', 'introduced', 'synonym',
-           'spelled_number', 'probe', 'measure_probes', 'passes', 'forgeable', 'forge']
+           'company_added', 'place_added', 'manner_added', 'twice_said', 'half_said', 'former_said', 'wrong_chunk',
+           'neighbouring', 'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim', 'answer_inside',
+           'hidden_in_unknowns', 'fronted', 'turned', 'as_cleft', 'introduced', 'synonym', 'spelled_number', 'probe',
+           'measure_probes', 'passes', 'forgeable', 'forge']
 
 # %% ../../nbs/bench/forgeries.ipynb #91-002
 import json
@@ -244,7 +245,9 @@ def order_turned(text: str, record: Record, chance: random.Random) -> "str | Non
 def limit_added(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say fewer than or more than of a number that is no year."
     places = [place for place in _numbers_in(text) if not re.fullmatch(r"1\d{3}|20\d\d", place[0])
-              and re.match(r" [a-z]{3,}", text[place.end():])]
+              and re.match(r" [a-z]{3,}", text[place.end():])
+              and not re.search(r"(?:over|than|least|most|under|to|about|[$£])\s?$",
+                                text[:place.start()])]
     if not places:
         return None
     place = chance.choice(places)
@@ -281,7 +284,7 @@ def source_invented(text: str, record: Record, chance: random.Random) -> "str | 
     others = [name for name in _names_in(_gold_text(record)) if name not in text]
     return f"According to {chance.choice(others)}, {text}" if others else None
 
-# %% ../../nbs/bench/forgeries.ipynb #91-1005
+# %% ../../nbs/bench/forgeries.ipynb #91-1015
 _PAST_VERB = re.compile(r"\b(founded|opened|published|built|moved|won|began|bought|sold|taught|led|"
                         r"joined|left|died|received|became|printed|signed|wrote|made|gave)\b")
 _KIN = {"father": "brother", "mother": "sister", "brother": "father", "sister": "mother",
@@ -362,6 +365,52 @@ def subject_exchanged(text: str, record: Record, chance: random.Random) -> "str 
     others = [other[1] for one in _sentences_of(record, gold=True)
               if (other := pattern.match(one.text)) and other[1].lower() not in text.lower()]
     return found and others and chance.choice(others) + text[found.end():]
+
+# %% ../../nbs/bench/forgeries.ipynb #91-1016
+_SECRETLY = ("in secret", "as a child", "against the law", "for the last time")
+
+
+def _behind(text: str, words: str) -> "str | None":
+    "Put some words before the first mark of a text."
+    found = re.search(r"[.,;]? (?=\[)", text)
+    return found and f"{text[:found.start()]} {words} {text[found.end():]}"
+
+
+def company_added(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say that somebody else of the same chunk took part."
+    others = [name for name in _names_in(_gold_text(record)) if name not in text]
+    return _behind(text, f"together with {chance.choice(others)}") if others else None
+
+
+def place_added(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say that it was in another place, or with other people, of the context."
+    gold = _gold_text(record)
+    others = [name for chunk in record["chunks"] for name in _names_in(chunk["text"])
+              if name not in gold]
+    return _behind(text, f"in {chance.choice(others)}") if others else None
+
+
+def manner_added(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say in which way it was done, which nobody said."
+    return _behind(text, chance.choice(_SECRETLY))
+
+
+def twice_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say twice of what was done once."
+    found = _PAST_VERB.search(text)
+    return found and f"{text[:found.start()]}twice {text[found.start():]}"
+
+
+def half_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Make a number of things half of them."
+    found = re.search(r"\b(?=(?:\d{2,3}|two|three|four|five|six|seven|ten|twelve) [a-z]{4,})", text)
+    return found and f"{text[:found.start()]}half of the {text[found.start():]}"
+
+
+def former_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say that something was only formerly so."
+    found = re.search(r"\b(?:was|were|is|are) (?=(?:a|an|the) [a-z]+)", text)
+    return found and f"{text[:found.end()]}formerly {text[found.end():]}"
 
 # %% ../../nbs/bench/forgeries.ipynb #91-007
 def wrong_chunk(record: Record, chance: random.Random) -> "str | None":
@@ -456,6 +505,9 @@ FORGERIES: dict[str, Forgery] = {
     "first name changed": _with_text(first_name_changed),
     "cause invented": _with_text(cause_invented),
     "subject exchanged": _with_text(subject_exchanged),
+    "company added": _with_text(company_added), "place added": _with_text(place_added),
+    "manner added": _with_text(manner_added), "twice": _with_text(twice_said),
+    "half of it": _with_text(half_said), "formerly": _with_text(former_said),
     "off-topic true quote": off_topic, "padded quote": _with_text(padded_quote),
     "marks without evidence": no_evidence, "number that was not shown": not_shown,
     "every sentence of the chunk named": every_sentence, "a claim without a mark": other_claim}
