@@ -110,7 +110,8 @@ _STRENGTH = {"all": 3, "every": 3, "everyone": 3, "always": 3, "entirely": 3, "e
              "commonly": 2, "typically": 2, "normally": 2, "widely": 2, "often": 2}
 _ASKED_FOR = {"all": 3, "every": 3, "always": 3, "everyone": 3, "most": 2, "majority": 2,
               "mostly": 2}
-_BEST = frozenset("""
+_EXACTLY = frozenset("""
+    twice formerly
     largest smallest biggest greatest highest lowest oldest youngest earliest latest longest shortest
     richest poorest best worst fastest strongest tallest deepest finest busiest
 """.split())
@@ -129,10 +130,10 @@ def quantity_fails(
 ) -> bool:
     "Tell whether a claim says only, most or all, and the window nothing as strong."
     own = _words(claim)
-    if own.isdisjoint(_ASKED_FOR) and own.isdisjoint(_BEST) and "only" not in own:
+    if own.isdisjoint(_ASKED_FOR) and own.isdisjoint(_EXACTLY) and "only" not in own:
         return False
     there = frozenset().union(*map(_words, window))
-    if "only" in own and there.isdisjoint(_ONLY) or own & _BEST - there:
+    if "only" in own and there.isdisjoint(_ONLY) or own & _EXACTLY - there:
         return True
     least = max((_ASKED_FOR.get(word, 0) for word in own), default=0)
     return bool(least) and all(_STRENGTH.get(word, 0) < least for word in there)

@@ -337,7 +337,8 @@ def _filler_swapped(claim: str, window: tuple[str, ...]) -> bool:
 
 # %% ../../nbs/evaluate/support.ipynb #41-029-d
 _FRAMED, _ALIKE, _COPIED = 0.5, 0.6, 0.8  # shares of common stems; more of them tell more
-_STRONG = frozenset(map(stem, "only always all every most best worst".split()))
+_STRONG = frozenset(map(stem, """only always all every most best worst twice half double partly
+    formerly previously rarely seldom often sometimes usually mostly mainly last""".split()))
 _ANSWER = re.compile(r"(?:No|None|Yes)\b[^:,]{0,20}[:,] ")
 _HALVES = re.compile(r", and |; |: |, but ")
 _ORDER = stem("before"), stem("after")
@@ -445,6 +446,22 @@ def _adds(own: frozenset[str], there: frozenset[str], all_parts: list[frozenset[
             and all(2 * len(added & part) < len(added) for part in all_parts))
 
 
+def _details(claim: str) -> set[str]:
+    "Return the content words right behind a preposition, and an article."
+    read, found = [token for token in tokens(claim) if token.stem not in ("the", "a", "an")], set()
+    for before, token in zip(read, read[1:]):
+        if token.weight and (before.stem in _PREPOSITIONS or before.stem in ("as", "with")):
+            found.add(token.stem)
+    return found
+
+
+def _company(claim: str) -> set[str]:
+    "Return the names right behind a with."
+    read = tokens(claim)
+    return {token.stem for before, token in zip(read, read[1:])
+            if before.stem == "with" and token.name}
+
+
 def _copy_fails(claim: str, told: tuple[str, ...]) -> bool:
     "Tell whether the sentence that is most like a part of the claim contradicts it."
     all_parts = {part: _parts(part).stems for sentence in told for part in _halves(sentence)}
@@ -458,6 +475,9 @@ def _copy_fails(claim: str, told: tuple[str, ...]) -> bool:
             return True
         if _adds(own, all_parts[best], [*all_parts.values()]):
             return True
+        if all_parts[best] - STOP_WORDS <= own and (
+                _details(part) - _all_of(all_parts.values()) or _company(part) - all_parts[best]):
+            return True  # the whole sentence, and a circumstance that nobody gave
     return False
 
 # %% ../../nbs/evaluate/support.ipynb #4a9c95c5-c
