@@ -217,8 +217,8 @@ _OPPOSITES = _both_ways("""
 """)
 _UNITS = _both_ways("years/months days/weeks miles/kilometres percent/thousand hours/minutes "
                     "meters/feet acres/miles dollars/cents")
-_MONTHS = {month: other for month, other in zip(_MONTH_NAMES, _MONTH_NAMES[5:] + _MONTH_NAMES[:5])}
-_NUMBERS = {word: other for word, other in zip(_NUMBER_WORDS, _NUMBER_WORDS[3:] + _NUMBER_WORDS[:3])}
+_MONTHS = dict(zip(_MONTH_NAMES, _MONTH_NAMES[5:] + _MONTH_NAMES[:5]))
+_NUMBERS = dict(zip(_NUMBER_WORDS, _NUMBER_WORDS[3:] + _NUMBER_WORDS[:3]))
 _GENDERS = {"He": "She", "he": "she", "His": "Her", "his": "her", "She": "He", "she": "he"}
 
 opposite_said = _once(r"\b({})\b(?! \[)", _OPPOSITES)
@@ -254,7 +254,7 @@ def limit_added(text: str, record: Record, chance: random.Random) -> "str | None
     return (f"{text[:place.start()]}{chance.choice(['fewer than', 'more than'])} "
             f"{text[place.start():]}")
 
-
+# %% ../../nbs/bench/forgeries.ipynb #91-1004-2
 def only_said(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say that only this one did."
     return None if re.search(r"\bonly\b", _gold_text(record)) else f"Only {text}"
@@ -315,7 +315,8 @@ def would_have(text: str, record: Record, chance: random.Random) -> "str | None"
 def since_said(text: str, record: Record, chance: random.Random) -> "str | None":
     "Put since or until in place of the in before a year."
     found = _YEAR.search(text)
-    return found and f"{text[:found.start()]}{chance.choice(['since', 'until'])} {text[found.end():]}"
+    other = chance.choice(["since", "until"])
+    return found and f"{text[:found.start()]}{other} {text[found.end():]}"
 
 # %% ../../nbs/bench/forgeries.ipynb #91-1006
 def numbers_turned(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -336,7 +337,7 @@ def direction_turned(text: str, record: Record, chance: random.Random) -> "str |
     other = {"from": "to", "to": "from"}
     return found and f"{text[:found.start()]}{other[found[1]]} {text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #91-1006-2
 def first_name_changed(text: str, record: Record, chance: random.Random) -> "str | None":
     "Give somebody the first name of another person of the same chunk."
     names, full = _names_in(_gold_text(record)), re.compile("[A-Z][a-z]+ [A-Z][a-z]+")
@@ -360,7 +361,8 @@ def cause_invented(text: str, record: Record, chance: random.Random) -> "str | N
 
 def subject_exchanged(text: str, record: Record, chance: random.Random) -> "str | None":
     "Put the subject of another sentence of the right chunk in the place of the text's own."
-    pattern = re.compile(r"((?:The|A|An|His|Her|Its) (?:[a-z]+ ){1,2})(?=(?:was|were|had|is|\w+ed)\b)")
+    pattern = re.compile(r"((?:The|A|An|His|Her|Its) (?:[a-z]+ ){1,2})"
+                         r"(?=(?:was|were|had|is|\w+ed)\b)")
     found = pattern.match(text)
     others = [other[1] for one in _sentences_of(record, gold=True)
               if (other := pattern.match(one.text)) and other[1].lower() not in text.lower()]
@@ -389,7 +391,7 @@ def place_added(text: str, record: Record, chance: random.Random) -> "str | None
               if name not in gold]
     return _behind(text, f"in {chance.choice(others)}") if others else None
 
-
+# %% ../../nbs/bench/forgeries.ipynb #91-1016-2
 def manner_added(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say in which way it was done, which nobody said."
     return _behind(text, chance.choice(_SECRETLY))
@@ -587,7 +589,7 @@ PARAPHRASES: dict[str, Forgery] = {
     for change in (fronted, turned, synonym, spelled_number, introduced, as_cleft)}
 
 # %% ../../nbs/bench/forgeries.ipynb #91-019
-PROBES: dict[str, tuple[str, str, str]] = {  # by name: what the chunk says, a false and a true claim
+PROBES: dict[str, tuple[str, str, str]] = {  # what the chunk says, a false and a true claim
     "after the war": (
         "{one} finished the great hall {few} years after the war.",
         "{one} finished the great hall {few} years before the war.",
@@ -689,7 +691,8 @@ def measure_probes(
     "Measure what passes of each probe."
     found = {}
     for sort in PROBES:
-        made = list(islice(filter(None, (probe(record, sort, chance) for record in records)), count))
+        tried = (probe(record, sort, chance) for record in records)
+        made = list(islice(filter(None, tried), count))
         found[sort] = tuple(
             share(sort, [support(claims[side], [claims[0]]) >= SUPPORTED_AT for claims in made])
             for side in (1, 2))

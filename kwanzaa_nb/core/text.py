@@ -320,7 +320,7 @@ def _is_pronoun(
     neighbours |= set(written[place + 1:place + 2]) & _AFTER_PRONOUN
     return written[place] == "one" and bool(neighbours)
 
-
+# %% ../../nbs/core/text.ipynb #tx-033-2
 @lru_cache(maxsize=50_000)
 def tokens(
     sentence: str,  # one sentence without marks

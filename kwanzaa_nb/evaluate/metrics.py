@@ -89,7 +89,7 @@ def _from_target(record: Record) -> dict[str, Any]:  # fields of `Case`
     return {"reference": said, "evidence": target.evidence, "missing": target.missing,
             "target": target}
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #42-010-2
 def _before(record: Record) -> str:
     "Return the earlier questions of a conversation, and what was answered to them."
     turns = turns_before(record)
@@ -347,7 +347,7 @@ def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
     outcome.grounded = outcome.supported if outcome.right and cites_gold else 0
     outcome.covered = claims_good and outcome.right and cites_gold
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #42-019-2
 def _judge_expectation(outcome: Outcome, answer: ModelAnswer) -> None:
     "Judge a valid output for a record that expects more than a plain answer or a refusal."
     case = outcome.case

@@ -25,8 +25,8 @@ _SIDES = {  # word: what it is about, and its side; 0 for neither, 0.5 for from 
 _SIDES = {stem(word): side for word, side in _SIDES.items()}
 _POINTS = {"in": 0, "on": 0, "from": 0.5}  # of time, before a number
 _WAYS = {"from": -1, "to": 1, "into": 1}  # before a name
-_CAUSAL = re.compile(r"""(?ix) \b(?:because|due|owing|thanks|since|as|so|therefore|thus|hence|result(?:s|ed)?
-    |caus(?:e|es|ed|ing)|reasons?|why|le(?:d|ads?) \s to|on \s account|prompt(?:s|ed)|forced
+_CAUSAL = re.compile(r"""(?ix) \b(?:because|due|owing|thanks|since|as|so|therefore|thus|hence
+    |result(?:s|ed)?|caus(?:e|es|ed|ing)|reasons?|why|le(?:d|ads?) \s to|on \s account|prompt(?:s|ed)|forced
     |made|through)\b""")
 _IN_ONE_WORD = [(re.compile(rf"\b(?:{phrases})\b", re.I), word) for phrases, word in (
     ("more than|at least|upwards of|in excess of", "over"),
@@ -112,7 +112,8 @@ _ASKED_FOR = {"all": 3, "every": 3, "always": 3, "everyone": 3, "most": 2, "majo
               "mostly": 2}
 _EXACTLY = frozenset("""
     twice formerly
-    largest smallest biggest greatest highest lowest oldest youngest earliest latest longest shortest
+    largest smallest biggest greatest highest lowest oldest youngest earliest latest longest
+    shortest
     richest poorest best worst fastest strongest tallest deepest finest busiest
 """.split())
 _NOT_ONLY = re.compile(r"\b(?:not (?:only|all|every|always|just)|at all|after all|all over)\b")
@@ -173,7 +174,8 @@ def doubted(
     return doubts, plans
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-010-b
-_UNREAL = re.compile(r"\b(?:would|could|should|might) have\b|\b(?:nearly|almost|hardly|barely) (\w+)")
+_UNREAL = re.compile(r"\b(?:would|could|should|might) have\b"
+                     r"|\b(?:nearly|almost|hardly|barely) (\w+)")
 
 
 @lru_cache(maxsize=50_000)
@@ -254,7 +256,8 @@ _PAIRS = """
     first/last early/late earlier/later large/small larger/smaller largest/smallest big/small
     bigger/smaller high/low higher/lower highest/lowest more/less more/fewer most/least
     old/young older/younger oldest/youngest long/short longer/shorter longest/shortest rich/poor
-    richer/poorer strong/weak stronger/weaker allow/forbidden old/new white/black he/she his/her him/her himself/herself better/worse best/worst public/private urban/rural
+    richer/poorer strong/weak stronger/weaker allow/forbidden old/new white/black he/she his/her
+    him/her himself/herself better/worse best/worst public/private urban/rural
     indoor/outdoor guilty/innocent success/failure victory/defeat peace/war free/enslaved
     slave/free legal/illegal alive/dead birth/death born/died employer/employee teacher/student
     parent/child many/few upper/lower maximum/minimum love/hate friend/enemy majority/minority
@@ -263,7 +266,7 @@ _PAIRS = """
     often/rarely usually/rarely inside/outside major/minor mainly/partly
 """.split()
 
-
+# %% ../../nbs/evaluate/reading.ipynb #rd-013-2
 def _forms(word: str) -> frozenset[str]:
     "Return the stems of a word and of its inflected forms; some of them are no words."
     base = word[:-1]

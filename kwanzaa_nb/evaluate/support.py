@@ -193,7 +193,7 @@ def _forgiven(claim: str, given: tuple[Token, ...]) -> set[str]:
         token.stem == right and not (before and before.name)
         for before, token in zip((None, *given), given))}
 
-
+# %% ../../nbs/evaluate/support.ipynb #41-026-a-2
 def _names_fail(claim: str, given: tuple[Token, ...]) -> bool:
     "Tell whether a name is missing, or two neighbours of the claim stand apart in the window."
     names = {token.stem for token in tokens(claim) if token.name}
@@ -265,7 +265,7 @@ class _Unit(NamedTuple):
     fillers: frozenset[tuple[str, str, str]]  # names and numbers: stem, sort, preposition
     verbs: frozenset[str]
 
-
+# %% ../../nbs/evaluate/support.ipynb #41-028-a-2
 _PASSIVE = re.compile(r"\b(?:is|are|was|were|be|been|being) (?:\w+ly )?(\w+)\b")
 _AUX = frozenset("is are was were be been am has have had do did does will would can could".split())
 
@@ -319,7 +319,7 @@ def _subject_swapped(claim: str, window: tuple[str, ...]) -> bool:
     others = units if own.is_name != best.is_name else _parts_of(window)
     return any(own.subject & unit.subject for unit in others)
 
-
+# %% ../../nbs/evaluate/support.ipynb #41-028-b-2
 def _filler_swapped(claim: str, window: tuple[str, ...]) -> bool:
     "Tell whether a name or a number of one statement took the place of one of another."
     asked = [one for one in map(_take_apart, _units(claim)) if one.fillers and one.verbs]
@@ -347,7 +347,7 @@ _EXCLUSIVE = [frozenset(map(stem, words.split())) for words in (
     parent grandson grandfather grandmother""",
     "monday tuesday wednesday thursday friday saturday sunday",
     "red green blue yellow black white brown orange purple gold silver grey",
-    "since in until from to")]  # where one of them took the place of another, the sense is another one
+    "since in until from to")]  # where one takes the place of another, the sense changes
 _GENDERS = {"he": "she", "him": "her", "his": "her", "she": "he", "her": "his"}
 
 
@@ -360,7 +360,7 @@ class _Parts(NamedTuple):
     exact: frozenset[str]
     roles: tuple[tuple[str, frozenset[str]], ...]  # names with the prepositions before them
 
-
+# %% ../../nbs/evaluate/support.ipynb #41-029-d-2
 @lru_cache(maxsize=50_000)
 def _parts(sentence: str) -> _Parts:
     "Divide a sentence into its frame and its fillers; initials are left out."
@@ -410,7 +410,7 @@ def _reordered(own: Sequence, there: Sequence) -> bool:
              for side in (own, there)]
     return sides[0] != sides[1]
 
-
+# %% ../../nbs/evaluate/support.ipynb #41-029-da-2
 def _contradicts(claim: str, sentence: str, alike: float) -> bool:
     "Tell whether two sentences that are nearly the same contradict each other."
     own, there = _parts(claim), _parts(sentence)
@@ -517,7 +517,7 @@ def _read(window: tuple[str, ...]) -> tuple[tuple[Token, ...], frozenset[str], s
     given = tuple(token for one in window for token in tokens(one))
     return given, frozenset(token.stem for token in given), _dates(given)
 
-
+# %% ../../nbs/evaluate/support.ipynb #4a9c95c5-2
 _GATES: dict[str, Callable[[str, tuple[str, ...]], bool]] = {
     "number": lambda claim, window: _number_fails(claim, _read(window)[1]),
     "name": lambda claim, window: (_names_fail(claim, _read(window)[0])
@@ -687,7 +687,7 @@ def _put_together(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -
 # %% ../../nbs/evaluate/support.ipynb #41-031-s
 SUPPORTED_AT = 0.52  # least score of a supported claim; chosen on human labels, see below
 OPEN_AT = 0.4  # least score of a claim that is left open
-_SHARES = {"words": 0.46, "pairs": 0.13, "phrases": 0.14, "clauses": 0.27}  # of `fit_shares`
+_SHARES = {"words": 0.46, "pairs": 0.14, "phrases": 0.14, "clauses": 0.26}  # of `fit_shares`
 @lru_cache(maxsize=50_000)
 def _phrases(sentence: str) -> frozenset[tuple[str, str]]:
     "Return all pairs of words in a row."
@@ -764,7 +764,7 @@ def _search(claim: str, chunks: tuple[str, ...]) -> _Found:
               for size in (2, 3) for some in combinations(best, size)]
     return _best(claim, [(overlap(claim, window), window, 1.0) for window in joined], found)
 
-
+# %% ../../nbs/evaluate/support.ipynb #03a5e164-2
 @lru_cache(maxsize=20_000)
 def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
     "Find out how far chunks support a claim; a sentence that is copied from one is supported."
@@ -806,8 +806,8 @@ _NO_NAME = re.compile(r"(?:Due|Despite|Owing|Thanks|Prior|Following|Besides|Unli
                       r"|Soon|Later|Today|Eventually|Meanwhile|Currently)\b")
 
 
-_MARKUP = re.compile(r"\[\d{1,3}(?:[,–-] ?\d{1,3})*\]|\*\*|__|`|^\s*(?:[-*•>]|#{1,6}|\d{1,2}[.)])\s+",
-                     re.M)
+_MARKUP = re.compile(r"\[\d{1,3}(?:[,–-] ?\d{1,3})*\]|\*\*|__|`"
+                     r"|^\s*(?:[-*•>]|#{1,6}|\d{1,2}[.)])\s+", re.M)
 
 
 def _plainly(text: str) -> str:
@@ -823,12 +823,13 @@ _SAYS_NOTHING = frozenset(map(stem, """
     correct thanks thank hi hello hey sorry
 """.split()))
 
-
+# %% ../../nbs/evaluate/support.ipynb #577d95f3-2
 @lru_cache(maxsize=20_000)
 def _statements(text: str) -> tuple[str, ...]:  # without introductions; never empty
     "Split a text into the sentences that say something."
     found = []
-    for sentence in sentences(_written_out(" ".join(_plainly(text).split()))):
+    for listed in sentences(_written_out(text)):
+        sentence = " ".join(_plainly(listed).split())
         said = sentence[_OPENER.match(sentence).end():] if _OPENER.match(sentence) else sentence
         first = said[:1].lower() if _NO_NAME.match(said) else said[:1].upper()
         found.append(first + said[1:] if said != sentence or _NO_NAME.match(said) else sentence)
