@@ -366,7 +366,7 @@ def subject_exchanged(text: str, record: Record, chance: random.Random) -> "str 
     found = pattern.match(text)
     others = [other[1] for one in _sentences_of(record, gold=True)
               if (other := pattern.match(one.text)) and other[1].lower() not in text.lower()]
-    return found and others and chance.choice(others) + text[found.end():]
+    return chance.choice(others) + text[found.end():] if found and others else None
 
 # %% ../../nbs/bench/forgeries.ipynb #91-1016
 _SECRETLY = ("in secret", "as a child", "against the law", "for the last time")
