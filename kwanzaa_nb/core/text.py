@@ -316,9 +316,10 @@ def _is_pronoun(
     place: int,  # of a word that reads as a number by itself
 ) -> bool:
     "Tell whether a word is the pronoun one."
-    neighbours = set(written[max(0, place - 1):place]) & _BEFORE_PRONOUN
-    neighbours |= set(written[place + 1:place + 2]) & _AFTER_PRONOUN
-    return written[place] == "one" and bool(neighbours)
+    if written[place] != "one":
+        return False
+    before, after = written[max(0, place - 1):place], written[place + 1:place + 2]
+    return not (_BEFORE_PRONOUN.isdisjoint(before) and _AFTER_PRONOUN.isdisjoint(after))
 
 # %% ../../nbs/core/text.ipynb #tx-033-2
 @lru_cache(maxsize=50_000)

@@ -8,9 +8,12 @@ __all__ = ['QUOTED_AT', 'FAILURE_CODES', 'REFUSAL', 'ScoreError', 'Case', 'read_
            'failures']
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-002
+import gc
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -574,6 +577,18 @@ def _costs(outcomes: list[Outcome]) -> "dict[str, float | None]":
             "new_tokens_known": len(lengths)}
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-026
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    "Pause the search for cycles of garbage: judging makes none, and many objects stay."
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def score(
     outputs: list[dict],  # of one arm; a record without an output counts as failed
     records: list[Record],  # what was asked
@@ -585,7 +600,8 @@ def score(
     """
     _check(outputs, records)
     by_id = {output["id"]: output for output in outputs}
-    outcomes = [judge(case, by_id.get(case.id)) for case in cases or read_cases(records)]
+    with _without_collection():
+        outcomes = [judge(case, by_id.get(case.id)) for case in cases or read_cases(records)]
     groups: dict[str, dict[str, dict[str, Rate]]] = {}
     for by in ("category", "persona", "answerable"):
         parts: dict[str, list[Outcome]] = defaultdict(list)

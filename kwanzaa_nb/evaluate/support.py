@@ -89,9 +89,16 @@ def _written_out(text: str) -> str:
                        if years[4] > years[2] else years[0]), text)
 
 
+@lru_cache(maxsize=20_000)
+def _years(present: frozenset[str]) -> set[int]:
+    "Return the years among some stems."
+    return {int(other[1:]) for other in present
+            if other[0] == "#" and re.fullmatch(r"#1\d{3}|#20\d\d", other)}
+
+
 def _follows(root: str, claim: str, present: frozenset[str]) -> bool:
     "Tell whether a number of a claim can be worked out from the years of a window."
-    years = {int(other[1:]) for other in present if re.fullmatch(r"#1\d{3}|#20\d\d", other)}
+    years = _years(present)
     if found := re.fullmatch(r"#(\d\d)th", root):
         return "century" in claim and any((year + 99) // 100 == int(found[1]) for year in years)
     if found := re.fullmatch(r"#(\d{3})0s", root):
@@ -786,7 +793,7 @@ def forget_claims() -> None:
     forget_words()
     forget_readings()
     for remembered in (_examine, _given, _asked, _by_words, _akin, _neighbours, _units, _take_apart,
-                       _phrases, _clauses, _parts, _halves, _stems, _read, _most, _whole,
+                       _phrases, _clauses, _parts, _halves, _stems, _read, _most, _whole, _years,
                        _statements, negated):
         remembered.cache_clear()
 
