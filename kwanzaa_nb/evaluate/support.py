@@ -604,6 +604,7 @@ def overlap(
 
 # %% ../../nbs/evaluate/support.ipynb #41-032
 _GATE = 0.45  # the factor for each failed gate; below `SUPPORTED_AT`
+_HOPELESS = 0.2  # overlap below which the gates are not asked
 _LONGEST = 3  # sentences in a row in a window
 _MORE, _FURTHER, _PAGE = 3, 0.95, 12  # added sentences, the factor for each, sentences of a page
 _Place = tuple[float, tuple[str, ...], float]  # overlap times factor, sentences, factor
@@ -626,6 +627,8 @@ def _best(claim: str, places: Iterable[_Place], found: _Found = _NOWHERE) -> _Fo
     for most, window, factor in sorted(places, key=lambda place: -place[0]):
         if most <= found.score:
             break
+        if most < _HOPELESS:  # whatever the gates say, it is not supported
+            return max(found, _Found(most * _GATE, window, (), factor), key=lambda one: one.score)
         may_fail = int(math.log(found.score / most, _GATE) - 1e-9) if found.score else 99
         failed = failed_gates(claim, window, may_fail, found.failed[:1])
         score = most * _GATE ** len(failed)
