@@ -13,8 +13,8 @@ from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.text import split_claims
 
 
-OPEN = {"name of the same chunk", "roles swapped", "unit changed"}  # not yet under one in twenty
-RARE = {"unit changed", "limit added"}  # of which the records give few
+OPEN = {"subject exchanged", "manner added"}  # not yet under one in twenty
+MANY = 20  # sorts of which the records give two hundred cases
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +28,19 @@ def rates(records):
 
 
 def test_gold_passes(records):
-    assert sum(record["answerable"] for record in records) > 500 and sum(not record["answerable"] for record in records) > 500
+    assert sum(record["answerable"] for record in records) >= 500 and sum(not record["answerable"] for record in records) >= 500
     assert all(passes(record, record["messages"][-1]["content"]) for record in records)
 
 
 @pytest.mark.parametrize("sort", [*FORGERIES, *REFUSALS])
 def test_a_forgery_passes_in_less_than_one_case_of_twenty_but_for_what_is_open(rates, sort):
-    assert rates[sort].total >= (10 if sort in RARE else 100), str(rates[sort])
-    assert rates[sort].value < (0.15 if sort in OPEN else 0.05), str(rates[sort])
+    assert rates[sort].total >= 10, str(rates[sort])
+    assert rates[sort].value < (0.1 if sort in OPEN else 0.05), str(rates[sort])
+
+
+def test_most_sorts_have_two_hundred_cases(rates):
+    many = [sort for sort in (*FORGERIES, *REFUSALS) if rates[sort].total == 200 and sort not in OPEN]
+    assert len(many) >= MANY, {sort: rates[sort].total for sort in (*FORGERIES, *REFUSALS)}
 
 
 @pytest.mark.parametrize("sort", PROBES)

@@ -223,7 +223,8 @@ def measure_generation(
 def measure_gaming() -> list[dict]:  # by sort: sort, kind (forgery or paraphrase), passed, total
     "Measure what passes of forged answers and of paraphrases, made of the committed records."
     rates = forge(forgeable(project_root() / "data" / "training"))
-    return [{"sort": sort, "kind": "paraphrase" if sort in PARAPHRASES else "forgery",
+    true = {*PARAPHRASES, *(sort for sort in rates if sort.startswith("true probe"))}
+    return [{"sort": sort, "kind": "paraphrase" if sort in true else "forgery",
              "passed": rate.passed, "total": rate.total} for sort, rate in rates.items()]
 
 

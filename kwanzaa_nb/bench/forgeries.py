@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['Forgery', 'Change', 'opposite_said', 'unit_changed', 'month_changed', 'number_word_changed', 'gender_changed',
-           'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED', 'PARAPHRASES', 'PROBES', 'target', 'number_changed',
-           'entity_swapped', 'name_exchanged', 'number_exchanged', 'negation_inserted', 'roles_swapped', 'padded_quote',
-           'order_turned', 'limit_added', 'only_said', 'always_said', 'best_said', 'clause_added', 'source_invented',
-           'wrong_chunk', 'neighbouring', 'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim',
-           'answer_inside', 'hidden_in_unknowns', 'fronted', 'turned', 'as_cleft', 'introduced', 'synonym',
-           'spelled_number', 'probe', 'measure_probes', 'passes', 'forgeable', 'forge']
+           'kin_changed', 'ordinal_changed', 'quantity_changed', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED',
+           'PARAPHRASES', 'PROBES', 'target', 'number_changed', 'entity_swapped', 'name_exchanged', 'number_exchanged',
+           'negation_inserted', 'roles_swapped', 'padded_quote', 'order_turned', 'limit_added', 'only_said',
+           'always_said', 'best_said', 'clause_added', 'source_invented', 'nearly_said', 'would_have', 'since_said',
+           'numbers_turned', 'direction_turned', 'first_name_changed', 'cause_invented', 'subject_exchanged',
+           'company_added', 'place_added', 'manner_added', 'twice_said', 'half_said', 'former_said', 'wrong_chunk',
+           'neighbouring', 'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim', 'answer_inside',
+           'hidden_in_unknowns', 'fronted', 'turned', 'as_cleft', 'introduced', 'synonym', 'spelled_number', 'probe',
+           'measure_probes', 'passes', 'forgeable', 'forge']
 
 # %% ../../nbs/bench/forgeries.ipynb #91-002
 import json
@@ -214,8 +217,8 @@ _OPPOSITES = _both_ways("""
 """)
 _UNITS = _both_ways("years/months days/weeks miles/kilometres percent/thousand hours/minutes "
                     "meters/feet acres/miles dollars/cents")
-_MONTHS = {month: other for month, other in zip(_MONTH_NAMES, _MONTH_NAMES[5:] + _MONTH_NAMES[:5])}
-_NUMBERS = {word: other for word, other in zip(_NUMBER_WORDS, _NUMBER_WORDS[3:] + _NUMBER_WORDS[:3])}
+_MONTHS = dict(zip(_MONTH_NAMES, _MONTH_NAMES[5:] + _MONTH_NAMES[:5]))
+_NUMBERS = dict(zip(_NUMBER_WORDS, _NUMBER_WORDS[3:] + _NUMBER_WORDS[:3]))
 _GENDERS = {"He": "She", "he": "she", "His": "Her", "his": "her", "She": "He", "she": "he"}
 
 opposite_said = _once(r"\b({})\b(?! \[)", _OPPOSITES)
@@ -242,14 +245,16 @@ def order_turned(text: str, record: Record, chance: random.Random) -> "str | Non
 def limit_added(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say fewer than or more than of a number that is no year."
     places = [place for place in _numbers_in(text) if not re.fullmatch(r"1\d{3}|20\d\d", place[0])
-              and re.match(r" [a-z]{3,}", text[place.end():])]
+              and re.match(r" [a-z]{3,}", text[place.end():])
+              and not re.search(r"(?:over|than|least|most|under|to|about|[$£])\s?$",
+                                text[:place.start()])]
     if not places:
         return None
     place = chance.choice(places)
     return (f"{text[:place.start()]}{chance.choice(['fewer than', 'more than'])} "
             f"{text[place.start():]}")
 
-
+# %% ../../nbs/bench/forgeries.ipynb #91-1004-2
 def only_said(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say that only this one did."
     return None if re.search(r"\bonly\b", _gold_text(record)) else f"Only {text}"
@@ -278,6 +283,136 @@ def source_invented(text: str, record: Record, chance: random.Random) -> "str | 
     "Put the statement into the mouth of somebody else of the same chunk."
     others = [name for name in _names_in(_gold_text(record)) if name not in text]
     return f"According to {chance.choice(others)}, {text}" if others else None
+
+# %% ../../nbs/bench/forgeries.ipynb #91-1015
+_PAST_VERB = re.compile(r"\b(founded|opened|published|built|moved|won|began|bought|sold|taught|led|"
+                        r"joined|left|died|received|became|printed|signed|wrote|made|gave)\b")
+_KIN = {"father": "brother", "mother": "sister", "brother": "father", "sister": "mother",
+        "son": "nephew", "daughter": "niece", "wife": "sister", "husband": "brother",
+        "uncle": "father", "aunt": "mother", "sons": "brothers", "parents": "children"}
+_ORDINALS = {"first": "second", "second": "third", "third": "fourth", "fourth": "fifth",
+             "fifth": "sixth", "last": "first"}
+_QUANTITIES = {"some": "most", "several": "all", "few": "most", "many": "all", "half": "all",
+               "a third": "two thirds", "most": "all"}
+
+kin_changed = _once(r"\b({})\b", _KIN)
+ordinal_changed = _once(r"\b({})\b", _ORDINALS)
+quantity_changed = _once(r"\b({}) (?!\[)", _QUANTITIES)
+
+
+def nearly_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say nearly of what was done."
+    found = _PAST_VERB.search(text)
+    return found and f"{text[:found.start()]}nearly {text[found.start():]}"
+
+
+def would_have(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say what would have been of what was."
+    found = re.search(r"\b(?:was|were)\b(?! not)", text)
+    return found and f"{text[:found.start()]}would have been{text[found.end():]}"
+
+
+def since_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Put since or until in place of the in before a year."
+    found = _YEAR.search(text)
+    other = chance.choice(["since", "until"])
+    return found and f"{text[:found.start()]}{other} {text[found.end():]}"
+
+# %% ../../nbs/bench/forgeries.ipynb #91-1006
+def numbers_turned(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Exchange two numbers of the text that have as many digits."
+    places = _numbers_in(text)
+    pairs = [(one, other) for one in places for other in places
+             if one.start() < other.start() and one[0] != other[0] and len(one[0]) == len(other[0])]
+    if not pairs:
+        return None
+    one, other = chance.choice(pairs)
+    return (text[:one.start()] + other[0] + text[one.end():other.start()] + one[0]
+            + text[other.end():])
+
+
+def direction_turned(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say from instead of to before a name, or to instead of from."
+    found = re.search(r"\b(from|to) (?=[A-Z])", text)
+    other = {"from": "to", "to": "from"}
+    return found and f"{text[:found.start()]}{other[found[1]]} {text[found.end():]}"
+
+# %% ../../nbs/bench/forgeries.ipynb #91-1006-2
+def first_name_changed(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Give somebody the first name of another person of the same chunk."
+    names, full = _names_in(_gold_text(record)), re.compile("[A-Z][a-z]+ [A-Z][a-z]+")
+    own = [name for name in _names_in(text) if full.fullmatch(name)]
+    others = [name.split()[0] for name in names if full.fullmatch(name)]
+    others = [first for first in others if first not in text]
+    if not own or not others:
+        return None
+    old = chance.choice(own)
+    return text.replace(old, f"{chance.choice(others)} {old.split()[1]}", 1)
+
+
+def cause_invented(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Give a cause that nobody gave, with a name of the same chunk."
+    found = re.search(r"[.,;]? (?=\[)", text)
+    others = [name for name in _names_in(_gold_text(record)) if name not in text]
+    if not found or not others:
+        return None
+    return f"{text[:found.start()]} because of {chance.choice(others)} {text[found.end():]}"
+
+
+def subject_exchanged(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Put the subject of another sentence of the right chunk in the place of the text's own."
+    pattern = re.compile(r"((?:The|A|An|His|Her|Its) (?:[a-z]+ ){1,2})"
+                         r"(?=(?:was|were|had|is|\w+ed)\b)")
+    found = pattern.match(text)
+    others = [other[1] for one in _sentences_of(record, gold=True)
+              if (other := pattern.match(one.text)) and other[1].lower() not in text.lower()]
+    return chance.choice(others) + text[found.end():] if found and others else None
+
+# %% ../../nbs/bench/forgeries.ipynb #91-1016
+_SECRETLY = ("in secret", "as a child", "against the law", "for the last time")
+
+
+def _behind(text: str, words: str) -> "str | None":
+    "Put some words before the first mark of a text."
+    found = re.search(r"[.,;]? (?=\[)", text)
+    return found and f"{text[:found.start()]} {words} {text[found.end():]}"
+
+
+def company_added(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say that somebody else of the same chunk took part."
+    others = [name for name in _names_in(_gold_text(record)) if name not in text]
+    return _behind(text, f"together with {chance.choice(others)}") if others else None
+
+
+def place_added(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say that it was in another place, or with other people, of the context."
+    gold = _gold_text(record)
+    others = [name for chunk in record["chunks"] for name in _names_in(chunk["text"])
+              if name not in gold]
+    return _behind(text, f"in {chance.choice(others)}") if others else None
+
+# %% ../../nbs/bench/forgeries.ipynb #91-1016-2
+def manner_added(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say in which way it was done, which nobody said."
+    return _behind(text, chance.choice(_SECRETLY))
+
+
+def twice_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say twice of what was done once."
+    found = _PAST_VERB.search(text)
+    return found and f"{text[:found.start()]}twice {text[found.start():]}"
+
+
+def half_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Make a number of things half of them."
+    found = re.search(r"\b(?=(?:\d{2,3}|two|three|four|five|six|seven|ten|twelve) [a-z]{4,})", text)
+    return found and f"{text[:found.start()]}half of the {text[found.start():]}"
+
+
+def former_said(text: str, record: Record, chance: random.Random) -> "str | None":
+    "Say that something was only formerly so."
+    found = re.search(r"\b(?:was|were|is|are) (?=(?:a|an|the) [a-z]+)", text)
+    return found and f"{text[:found.end()]}formerly {text[found.end():]}"
 
 # %% ../../nbs/bench/forgeries.ipynb #91-007
 def wrong_chunk(record: Record, chance: random.Random) -> "str | None":
@@ -363,7 +498,18 @@ FORGERIES: dict[str, Forgery] = {
     "source invented": _with_text(source_invented), "opposite": _with_text(opposite_said),
     "unit changed": _with_text(unit_changed), "month changed": _with_text(month_changed),
     "number word changed": _with_text(number_word_changed),
-    "gender changed": _with_text(gender_changed),
+    "gender changed": _with_text(gender_changed), "kin changed": _with_text(kin_changed),
+    "ordinal changed": _with_text(ordinal_changed),
+    "quantity changed": _with_text(quantity_changed), "nearly": _with_text(nearly_said),
+    "would have been": _with_text(would_have), "since": _with_text(since_said),
+    "numbers turned": _with_text(numbers_turned),
+    "direction turned": _with_text(direction_turned),
+    "first name changed": _with_text(first_name_changed),
+    "cause invented": _with_text(cause_invented),
+    "subject exchanged": _with_text(subject_exchanged),
+    "company added": _with_text(company_added), "place added": _with_text(place_added),
+    "manner added": _with_text(manner_added), "twice": _with_text(twice_said),
+    "half of it": _with_text(half_said), "formerly": _with_text(former_said),
     "off-topic true quote": off_topic, "padded quote": _with_text(padded_quote),
     "marks without evidence": no_evidence, "number that was not shown": not_shown,
     "every sentence of the chunk named": every_sentence, "a claim without a mark": other_claim}
@@ -399,7 +545,8 @@ def fronted(text: str, record: Record, chance: random.Random) -> "str | None":
     if not found:
         return None
     when = f"{found[2][0].upper()}{found[2][1:]}"
-    return f"{when}, {found[1]}{found[3]}{text[found.end():]}"
+    first = re.sub(r"^(?:The|An?|His|Her|Its|Their) ", lambda word: word[0].lower(), found[1])
+    return f"{when}, {first}{found[3]}{text[found.end():]}"
 
 
 def turned(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -442,7 +589,7 @@ PARAPHRASES: dict[str, Forgery] = {
     for change in (fronted, turned, synonym, spelled_number, introduced, as_cleft)}
 
 # %% ../../nbs/bench/forgeries.ipynb #91-019
-PROBES: dict[str, tuple[str, str, str]] = {  # by name: what the chunk says, a false and a true claim
+PROBES: dict[str, tuple[str, str, str]] = {  # what the chunk says, a false and a true claim
     "after the war": (
         "{one} finished the great hall {few} years after the war.",
         "{one} finished the great hall {few} years before the war.",
@@ -544,7 +691,8 @@ def measure_probes(
     "Measure what passes of each probe."
     found = {}
     for sort in PROBES:
-        made = list(islice(filter(None, (probe(record, sort, chance) for record in records)), count))
+        tried = (probe(record, sort, chance) for record in records)
+        made = list(islice(filter(None, tried), count))
         found[sort] = tuple(
             share(sort, [support(claims[side], [claims[0]]) >= SUPPORTED_AT for claims in made])
             for side in (1, 2))

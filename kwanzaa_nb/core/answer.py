@@ -414,11 +414,12 @@ def _answered_problems(answer: ModelAnswer, creative: bool) -> list[Problem]:
 # %% ../../nbs/core/answer.ipynb #an-055
 def rule_problems(
     answer: ModelAnswer,  # an answer that fits the schema
-    chunks: "Iterable[Chunk]",  # those that were shown, in their order; or objects
+    chunks: "Iterable[Chunk] | int",  # those that were shown, in order; or how many sentences
     creative: bool = False,  # whether an answer may do without evidence, as in the mode creative
 ) -> list[Problem]:  # empty when every rule is kept
     "Check the rules beside the schema. Raises `AnswerError` only for unusable chunks."
-    problems = _evidence_problems(answer.evidence, len(shown_sentences(chunks)))
+    count = chunks if isinstance(chunks, int) else len(shown_sentences(chunks))
+    problems = _evidence_problems(answer.evidence, count)
     if answer.answer.completeness == "insufficient_data":
         problems += _refusal_problems(answer)
     else:
@@ -450,7 +451,7 @@ def _schema_problems(error: ValidationError) -> list[Problem]:
 
 def parse_model_answer(
     raw: "str | bytes",  # the model's whole output
-    chunks: "Iterable[Chunk]",  # those that were shown, in their order; or objects
+    chunks: "Iterable[Chunk] | int",  # those that were shown, in order; or how many sentences
     creative: bool = False,  # whether an answer may do without evidence, as in the mode creative
 ) -> ModelAnswer:  # an answer that keeps the whole contract of layer 1
     "Read what the model wrote. Raises `AnswerError` with all problems of one stage."

@@ -148,7 +148,7 @@ def forget_resamples() -> None:
     "Empty the cache of draws, for measuring time or memory."
     _few_resamples.cache_clear()
 
-
+# %% ../../nbs/core/stats.ipynb #42-006-2
 def clustered(
     name: str,
     counts: "list[tuple[int, int]]",  # per record: how many passed, of how many

@@ -119,11 +119,16 @@ def _is_repeated(written: str, keys: set) -> bool:
     return is_repeated
 
 # %% ../../nbs/core/strict_json.ipynb #sj-022
-def _find_fault(text: str, deepest: int, halves: bool) -> "tuple[int, str] | None":
-    "Find the first place that is refused beyond the grammar: (position, code)."
+def _find_fault(
+    text: str, deepest: int, halves: bool,
+    last: int,  # faults behind this place are not looked for
+) -> "tuple[int, str] | None":  # position and code
+    "Find the first place that is refused beyond the grammar."
     keys, before = [], ""  # of each open object the keys so far, of an array None; the token before
     for token in _TOKEN.finditer(text):
         sign, at = token[0], token.start()
+        if at > last:
+            break
         if sign in "{[":
             if len(keys) == deepest:
                 return at, "too_deep"
@@ -236,9 +241,20 @@ def _refuse(text: str, position: int, code: str, mend: str = "") -> NoReturn:
     raise JsonError(Problem(f"line {line}, column {column}", what, mend, code), position)
 
 # %% ../../nbs/core/strict_json.ipynb #sj-036
+def _grammar_ends(text: str) -> int:
+    "Return where a text stops being JSON of the lenient sort; its length where it can't be told."
+    try:
+        _LENIENT.decode(text)
+    except json.JSONDecodeError as error:
+        return len(text) if error.msg.startswith("Unterminated string") else error.pos
+    except RecursionError:
+        pass
+    return len(text)
+
+
 def _refuse_first(text: str, deepest: int, halves: bool) -> None:
     "Raise `JsonError` for the first mistake of a text; return where it has none."
-    fault = _find_fault(text, deepest, halves)
+    fault = _find_fault(text, deepest, halves, _grammar_ends(text))
     is_deep = fault and fault[1] == "too_deep"
     try:
         _LENIENT.decode(text[:fault[0]] + "null" if is_deep else text)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['STOP_WORDS', 'WORD', 'MONTHS', 'sentences', 'Claim', 'split_claims', 'plain', 'starts_number', 'read_number', 'stem',
-           'Token', 'tokens', 'normal_words', 'mentions']
+           'is_verb', 'Token', 'tokens', 'forget_words', 'normal_words', 'mentions']
 
 # %% ../../nbs/core/text.ipynb #tx-002
 import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 # %% ../../nbs/core/text.ipynb #tx-004
 STOP_WORDS = frozenset("""
@@ -217,9 +218,21 @@ _PAST = dict(pair.split("/") for pair in """
     left/leave lost/lose made/make meant/mean met/meet paid/pay ran/run rose/rise risen/rise
     said/say saw/see seen/see sold/sell sent/send spoke/speak spoken/speak spent/spend
     stood/stand took/take taken/take taught/teach told/tell thought/think understood/understand
-    won/win wore/wear worn/wear wrote/write written/write sang/sing sung/sing children/child
-    women/woman men/man people/person lives/life
+    won/win wore/wear worn/wear wrote/write written/write sang/sing sung/sing
+    beaten/beat bound/bind bled/bleed blew/blow blown/blow broke/break broken/break burnt/burn
+    caught/catch dealt/deal dug/dig drank/drink drunk/drink drove/drive driven/drive ate/eat
+    eaten/eat fell/fall fallen/fall fed/feed felt/feel fled/flee flew/fly flown/fly forbade/forbid
+    forbidden/forbid forgot/forget forgotten/forget froze/freeze frozen/freeze got/get heard/hear
+    hid/hide hidden/hide hung/hang laid/lay lay/lie lent/lend lit/light rode/ride ridden/ride
+    rang/ring shook/shake shaken/shake shot/shoot sank/sink sunk/sink sat/sit slept/sleep
+    sought/seek stole/steal stolen/steal struck/strike swam/swim swept/sweep swore/swear
+    sworn/swear threw/throw thrown/throw tore/tear torn/tear woke/wake withdrew/withdraw
+    withdrawn/withdraw
 """.split())
+_PLURALS = dict(pair.split("/") for pair in """
+    children/child women/woman men/man people/person lives/life
+""".split())
+_FORMS = _PAST | _PLURALS
 _ENDINGS = "ations ation ingly ions ion ings ing edly ed ers er ies ied es ly s e y".split()
 
 
@@ -228,14 +241,29 @@ def stem(
     word: str,  # plain: lower case, no accents
 ) -> str:  # the same for the inflected forms of most English words
     "Cut one inflectional or verbal ending, never below four letters."
-    word = _PAST.get(word.removesuffix("'s"), word.removesuffix("'s"))
+    word = _FORMS.get(word.removesuffix("'s"), word.removesuffix("'s"))
     for ending in () if word in MONTHS else _ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 4 and not word.endswith("ss"):
             word = word[:-len(ending)]
             break
     return word[:-1] if len(word) > 4 and word[-1] == word[-2] else word
 
+# %% ../../nbs/core/text.ipynb #tx-026v
+_AUXILIARIES = frozenset("""
+    is are was were be been am has have had does did do will would can could may might shall should
+    must
+""".split())
+_PAST_TENSE = re.compile(r"[a-z]{2,}[^\We]ed$")
+
+
+def is_verb(
+    word: str,  # plain
+) -> bool:
+    "Tell whether a word is surely a verb: an auxiliary, or a past form."
+    return word in _AUXILIARIES or word in _PAST or _PAST_TENSE.match(word) is not None
+
 # %% ../../nbs/core/text.ipynb #tx-027
+_BEFORE_VERBS = frozenset("co also then never not later first once soon still".split())
 _COMMON_ENDINGS = ("s", "ing", "ly", "ed", "ion", "ity", "ness", "ment")
 
 
@@ -244,35 +272,39 @@ def _is_name(words: list[str], place: int) -> bool:
     word = words[place]
     if not word[0].isupper() or plain(word) in STOP_WORDS or len(word) == 1:
         return False
-    if place or word.isupper():
+    if place or word.isupper() or word.endswith(("'s", "’s")):
         return True
-    following = words[1] if len(words) > 1 else ""
-    return following[:1].isupper() or not plain(word).endswith(_COMMON_ENDINGS)
+    following = [other for other in words[1:4] if other not in _BEFORE_VERBS][:1] or [""]
+    if words[1:2] and (words[1][0].isupper() or words[1][0].isdigit()):
+        return True
+    return not plain(word).endswith(_COMMON_ENDINGS) and (
+        is_verb(following[0]) or following[0] == "and")
 
 # %% ../../nbs/core/text.ipynb #tx-030
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     "A word or number of a sentence."
     stem: str  # "#1963" for a number, "#3th" for an ordinal
     weight: float  # 0 for a stop word
     name: bool  # a capitalised word whose capital is not due to its place
 
 
-_SPELLED_OUT = {
-    r"\bU\. ?S\. ?A\.|\bU\.S\.|\bUSA\b|\bUS\b": "United States",
-    r"\bU\.K\.|\bUK\b": "United Kingdom",
-    "%": " percent ",
-}
+_SPELLED_OUT = [("U", re.compile(r"\bU\. ?S\. ?A\.|\bU\.S\.|\bUSA\b|\bUS\b"), "United States"),
+                ("U", re.compile(r"\bU\.K\.|\bUK\b"), "United Kingdom"),
+                ("%", re.compile("%"), " percent ")]
 _CLITIC = re.compile("'(?:s|m|re|ve|ll|d)$")
 
 
-def _word_token(words: list[str], place: int, is_pronoun: bool) -> Token:
-    "Make the token of a word that is no number."
-    word, is_name = plain(words[place]), _is_name(words, place)
-    root = stem(_SHORT_MONTHS.get(word, word) if is_name else word)
-    is_stop = _CLITIC.sub("", word) in STOP_WORDS and not is_name or is_pronoun or "n't" in word
-    weight = 0.0 if is_stop else 2.0 if is_name else 0.4 + min(len(root), 8) / 8
-    return Token(root, weight, is_name)
+@lru_cache(maxsize=50_000)
+def _word_tokens(
+    written: str,  # a word that is no number
+) -> tuple[Token, Token]:  # where it is none, and where it is a name
+    "Make the tokens of a word."
+    word = plain(written)
+    denies, root = "n't" in word, stem(word)
+    is_stop = denies or _CLITIC.sub("", word) in STOP_WORDS
+    name = stem(_SHORT_MONTHS.get(word, word))
+    return (Token(root, 0.0 if is_stop else 0.4 + min(len(root), 8) / 8, False),
+            Token(name, 0.0 if denies else 2.0, True))
 
 # %% ../../nbs/core/text.ipynb #tx-033
 _AFTER_PRONOUN = {"of", "another", "who", "whom", "s"}
@@ -284,31 +316,40 @@ def _is_pronoun(
     place: int,  # of a word that reads as a number by itself
 ) -> bool:
     "Tell whether a word is the pronoun one."
-    neighbours = set(written[max(0, place - 1):place]) & _BEFORE_PRONOUN
-    neighbours |= set(written[place + 1:place + 2]) & _AFTER_PRONOUN
-    return written[place] == "one" and bool(neighbours)
+    if written[place] != "one":
+        return False
+    before, after = written[max(0, place - 1):place], written[place + 1:place + 2]
+    return not (_BEFORE_PRONOUN.isdisjoint(before) and _AFTER_PRONOUN.isdisjoint(after))
 
-
+# %% ../../nbs/core/text.ipynb #tx-033-2
 @lru_cache(maxsize=50_000)
 def tokens(
     sentence: str,  # one sentence without marks
 ) -> tuple[Token, ...]:  # in order, stop words included
     "Split a sentence into tokens."
-    for pattern, spelled in _SPELLED_OUT.items():
-        sentence = re.sub(pattern, spelled, sentence)
+    for needle, pattern, spelled in _SPELLED_OUT:
+        if needle in sentence:
+            sentence = pattern.sub(spelled, sentence)
     words = WORD.findall(sentence)
     written = [plain(word) for word in words]
     found, place = [], 0
     while place < len(words):
-        number, used = _number(written[place:])
-        is_pronoun = used == 1 and _is_pronoun(written, place)
-        if number and not is_pronoun:
+        number, used = _number(written[place:]) if starts_number(written[place]) else ("", 0)
+        if used == 1 and _is_pronoun(written, place):
+            found.append(_word_tokens(words[place])[0]._replace(weight=0.0))
+        elif used:
             found.append(Token(number, 2.0, False))
-            place += used
+            place += used - 1
         else:
-            found.append(_word_token(words, place, is_pronoun))
-            place += 1
+            found.append(_word_tokens(words[place])[_is_name(words, place)])
+        place += 1
     return tuple(found)
+
+
+def forget_words() -> None:
+    "Empty the caches of words and sentences, to time scoring as if for the first time."
+    for remembered in (sentences, tokens, stem, _word_tokens):
+        remembered.cache_clear()
 
 # %% ../../nbs/core/text.ipynb #tx-037
 def normal_words(

@@ -67,7 +67,7 @@ _NUMERIC = [re.compile(pattern) for pattern in (
     rf"\b{_YEAR}[-/](?P<month>[01][0-9])[-/](?P<day>[0-3][0-9])\b",
     rf"\b(?P<month>[01]?[0-9])/(?P<day>[0-3]?[0-9])/{_YEAR}")]
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-021-2
 def _date_word(found: re.Match) -> str:
     "Write a date as a word: datex1915x9x9, with 0 for what is not given."
     parts = found.groupdict()
@@ -188,7 +188,7 @@ class Reading(NamedTuple):
     written: tuple[str, ...]  # all words, plain
     openings: frozenset[int]  # where sentences start in `written`
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-031-2
 _TELLING = frozenset("""
     before after until more most less fewer few both all same own only again up down out off over
     every each such
@@ -383,7 +383,7 @@ def _together(first: str, second: str, third: str) -> "tuple[int, list[str]] | N
         return 2, [second, _AGE]
     return None
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-035-2
 def _join(words: list[Word]) -> list[Word]:
     "Join numbers with what they are said with."
     found, at = [], 0
@@ -402,10 +402,13 @@ def _join(words: list[Word]) -> list[Word]:
     return found
 
 # %% ../../nbs/evaluate/answers.ipynb #an-036
+_HALVED = re.compile(r"#[1-9]\d\.5$")
+
+
 def _keys(one: str) -> list[str]:
     "List under which roots a word is found; a date also as its year, its month and its day."
-    if one[0] != "@":
-        return [one]
+    if one[0] != "@":  # fourteen and a half years are fourteen years, and some months
+        return [one, one.removesuffix(".5")] if _HALVED.match(one) else [one]
     year, month, day = one[1:].split("-")
     keys = {one, root(_MONTHS[int(month) - 1].lower()) if 0 < int(month) < 13 else one}
     if year != "0":
@@ -449,7 +452,7 @@ def _in_order(wanted: Sequence[Word], words: Sequence[Word], chosen: Places) -> 
             return False
     return True
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-041-2
 def _find(
     wanted: Sequence[Word],  # of a wording
     text: Reading,
@@ -534,7 +537,7 @@ def _is_other(
     given = set(text.words[place].initials)
     return bool(given) and not given & {*letters, *(word.root[0] for word in full[:-1])}
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-052-2
 @lru_cache(maxsize=20_000)
 def _namesakes(surname: str, text: str) -> frozenset[str]:
     "List the plain names that stand before a surname in a passage."
@@ -576,7 +579,7 @@ class Wording(NamedTuple):
     acronym: str  # its letters, where it is one
     initials: str  # of a name of three or more words
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-061-2
 @lru_cache(maxsize=20_000)
 def _take_apart(text: str) -> Wording:
     "Take a wording apart."
@@ -622,7 +625,7 @@ def _stands(wanted: Sequence[Word], chosen: Places, text: Reading, beside: Besid
         return True
     return any(limit in read(known).written for known in (beside.question, beside.reference))
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-062-2
 def _is_name_there(wording: Wording, chosen: Places, text: Reading, person: str) -> bool:
     "Tell whether a wording that names somebody names the same one in the text."
     words = text.words
@@ -720,7 +723,7 @@ def _as_function_word(wording: Wording, raw: str, text: Reading) -> bool:
 
 _WITH_ONE = frozenset("for to i he she they we".split())  # "for Scott", "told to", "she wrote"
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-064-2
 def _is_literal(wording: Wording) -> bool:
     "Tell whether a wording has to be there word for word: what says something in it is too little."
     words = wording.whole.words
@@ -767,7 +770,7 @@ def _tells(text: str, wordings: list[Wording], beside: Beside) -> bool:
             return True
     return False
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-071-2
 def tells(
     text: str,  # of an answer, with or without marks
     wordings: Sequence[str],  # of one group; each counts

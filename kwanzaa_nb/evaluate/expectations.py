@@ -40,7 +40,7 @@ def _kind(record: Record, target: dict) -> str:
     asks = unknowns["clarifying_questions"] and not unknowns["missing_context"]
     return "clarification" if asks else "refusal"
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #ex-011-2
 def read_target(
     record: Record,
 ) -> Target:  # an empty one where the record has none, or one of another form
@@ -213,7 +213,7 @@ def _partial_faults(answer: ModelAnswer, target: Target, question: str, good: bo
         faults.append(("missing_not_named", f"expected: {'; '.join(target.missing)}"))
     return faults
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #ex-071-2
 def expectation_faults(
     answer: ModelAnswer,  # valid
     target: Target,

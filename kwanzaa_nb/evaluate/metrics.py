@@ -8,11 +8,13 @@ __all__ = ['QUOTED_AT', 'FAILURE_CODES', 'HARD_KINDS', 'REFUSAL', 'ScoreError', 
            'refused_target', 'compare', 'compare_figure', 'scores_table', 'failures']
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-002
+import gc
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -31,7 +33,7 @@ from .answers import Beside, forget_answers, tells
 from .expectations import (
     EXPECTATION_CODES, Target, expectation_faults, is_remark, read_target)
 from .support import (
-    SUPPORTED_AT, Support, examine, forget_claims, overlap, support)
+    SUPPORTED_AT, Support, examine, forget_claims, is_supported, overlap)
 from ..model.backend import REFUSED
 
 # %% ../../nbs/evaluate/metrics.ipynb #met-h00
@@ -76,15 +78,6 @@ class Case:
         "Whether a plain answer or a refusal is expected."
         return self.target.kind not in _KINDS
 
-    @cached_property
-    def shown(self) -> list[Chunk]:
-        "The chunks with their spans, as outputs are checked against them."
-        spans: dict[int, list[list[int]]] = defaultdict(list)
-        for one in self.sentences:
-            spans[one.place].append([one.start, one.end])
-        return [{"chunk_id": chunk_id, "text": text, "spans": spans[place]}
-                for place, (chunk_id, text) in enumerate(self.chunks)]
-
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-010
 def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
@@ -106,7 +99,7 @@ def _from_target(record: Record) -> dict[str, Any]:  # fields of `Case`
     return {"reference": said, "evidence": target.evidence, "missing": target.missing,
             "target": target}
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #42-010-2
 def _before(record: Record) -> str:
     "Return the earlier questions of a conversation, and what was answered to them."
     turns = turns_before(record)
@@ -210,7 +203,7 @@ _FENCE = re.compile(r"\s*```\w*\s*\n(.*?)\n?\s*```\s*", re.DOTALL)
 
 def _parse(raw: str, case: Case) -> ModelAnswer:
     "Parse and check an output against what its record showed. Raises `AnswerError`."
-    return parse_model_answer(raw, case.shown, not case.needs_citations)
+    return parse_model_answer(raw, len(case.sentences), not case.needs_citations)
 
 
 def _cited(numbers: list[int], case: Case) -> frozenset[str]:
@@ -246,6 +239,7 @@ def _read(
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-016
 _CLAIMED_AT = 0.7  # support by a chunk from which a sentence of a refusal is a claim
+_YES_NO = re.compile(r"(?:Yes|No)\b[,:.;]")
 
 
 def _refusal_faults(
@@ -261,7 +255,7 @@ def _refusal_faults(
         digits = [token for word in re.findall(r"\S*\d\S*", text) for token in tokens(word)]
         exact = [token for token in tokens(text) if token.name] + digits  # "the two years" is none
         return (any(token.stem not in known for token in exact)
-                or any(support(text, [shown]) >= _CLAIMED_AT for _, shown in case.chunks))
+                or any(is_supported(text, shown, _CLAIMED_AT) for _, shown in case.chunks))
 
     faults = [("refusal_with_claim", f"claims: {claim.text}")
               for claim in split_claims(answer.answer.text) if claims(claim.text)]
@@ -271,7 +265,9 @@ def _refusal_faults(
     asked = " ".join([case.question, case.before, *case.missing])
     openly = Beside(denied=True)  # "does not say that it was Boston" tells Boston
     secrets = [group for group in case.secrets if not tells(asked, group, openly)]
-    if secrets and all(any(tells(text, group, openly) for text in said) for group in secrets):
+    hidden = any(_YES_NO.match(text) for text in said[1:])  # what is missing is no yes and no no
+    if hidden or secrets and all(
+            any(tells(text, group, openly) for text in said) for group in secrets):
         faults.append(("answer_leaked", "tells the answer while refusing"))
     return faults
 
@@ -308,10 +304,12 @@ def _claim_fault(
         failed = ", ".join(found.failed) or "words"
         return "claim_unsupported", f"support {found.score:.2f} ({failed}): {claim}"
     texts = [*(one.text for one in named), reference]
-    quoted = overlap(claim, tuple(part for text in texts for part in sentences(text)))
+    is_copied = any(claim.rstrip(".!?") in text for text in texts)
+    quoted = 1.0 if is_copied else overlap(
+        claim, tuple(part for text in texts for part in sentences(text)))
     if quoted < QUOTED_AT:
         return "claim_beside_evidence", f"its sentences hold {quoted:.2f} of it: {claim}"
-    idle = 0 if reference else _idle(claim, named)
+    idle = 0 if reference or len(named) == 1 else _idle(claim, named)
     if 2 * idle > len(named):
         return "idle_marks", f"{idle} of its {len(named)} sentences add nothing to it: {claim}"
     return None
@@ -359,7 +357,7 @@ def _judge_answer(outcome: Outcome, answer: ModelAnswer) -> None:
     outcome.grounded = outcome.supported if outcome.right and cites_gold else 0
     outcome.covered = claims_good and outcome.right and cites_gold
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #42-019-2
 def _judge_expectation(outcome: Outcome, answer: ModelAnswer) -> None:
     "Judge a valid output for a record that expects more than a plain answer or a refusal."
     case = outcome.case
@@ -652,6 +650,18 @@ def _costs(outcomes: list[Outcome]) -> "dict[str, float | None]":
             "new_tokens_known": len(lengths)}
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-026
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    "Pause the search for cycles of garbage: judging makes none, and many objects stay."
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def score(
     outputs: list[dict],  # of one arm; a record without an output counts as failed
     records: list[Record],  # what was asked
@@ -663,7 +673,8 @@ def score(
     """
     _check(outputs, records)
     by_id = {output["id"]: output for output in outputs}
-    outcomes = [judge(case, by_id.get(case.id)) for case in cases or read_cases(records)]
+    with _without_collection():
+        outcomes = [judge(case, by_id.get(case.id)) for case in cases or read_cases(records)]
     groups: dict[str, dict[str, dict[str, Rate]]] = {}
     for by in ("category", "persona", "answerable"):
         parts: dict[str, list[Outcome]] = defaultdict(list)
