@@ -107,7 +107,7 @@ COMPLETENESS = get_args(_Completeness)
 
 class _Strict(BaseModel):
     "An object without other keys, without conversion of types, and frozen."
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 def _text(longest: int, shortest: int = 1, **more: Any) -> Any:
@@ -237,7 +237,7 @@ class AnswerText(_Strict):
 class Source(_Strict):
     """A cited chunk with its provenance; further keys are allowed, \
 such as quote, quote_start and quote_end."""
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, defer_build=True)
     citation_label: _text(500)
     canonical_url: Uri
     source_org: _text(200)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'NOTEBOOKS', 'MANIFEST', 'PROGRESS', 'StageError', 'without_tokens', 'portable', 'portable_config',
-           'path_text', 'file_key', 'StageEntry', 'Manifest', 'manifest_schema', 'checked_json', 'read_manifest',
-           'write_entry', 'versions', 'commit', 'hardware', 'stage_table']
+           'path_text', 'file_key', 'StageEntry', 'Manifest', 'manifest_schema', 'validator', 'checked_json',
+           'read_manifest', 'write_entry', 'versions', 'commit', 'hardware', 'stage_table']
 
 # %% ../../nbs/core/manifest.ipynb #26-002
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -142,22 +143,28 @@ class Manifest(TypedDict):
     stages: dict[str, StageEntry]
 
 
-_MANIFEST = TypeAdapter(Manifest)
-
 
 def manifest_schema() -> dict:
     "Return the JSON Schema (draft 2020-12) of `manifest.json`."
-    return _MANIFEST.json_schema()
+    return TypeAdapter(Manifest).json_schema()
 
 # %% ../../nbs/core/manifest.ipynb #manifest-n07
+@functools.cache
+def validator(
+    form: type,  # a `TypedDict`
+) -> TypeAdapter:
+    "Build what checks values of a type, at its first use: it takes longer than an import should."
+    return TypeAdapter(form)
+
+
 def checked_json(
     path: "str | Path",  # a JSON file
-    form: TypeAdapter,  # what it must hold
+    form: type,  # what it must hold: a `TypedDict`
 ) -> Any:
     "Read a JSON file. Raises `ValueError` with one sentence if it has another form, and `OSError`."
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
-        form.validate_python(content)
+        validator(form).validate_python(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "its top level"
@@ -172,7 +179,7 @@ def read_manifest(
     path, manifest = Path(folder, MANIFEST), {"format": 1, "stages": {}}
     if path.exists():
         try:
-            manifest = checked_json(path, _MANIFEST)
+            manifest = checked_json(path, Manifest)
         except (ValueError, OSError) as error:
             name = f"{path.parent.name}/{path.name}"
             raise StageError(f"The manifest {name} can't be read ({error}): restore it, or move it "

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
 from .files import strict_json, write_atomically
-from .manifest import (
-    NOTEBOOKS, STAGES, StageError, checked_json, manifest_schema, read_manifest, stage_table)
+from kwanzaa_nb.core.manifest import (
+    NOTEBOOKS, STAGES, StageError, checked_json, manifest_schema, read_manifest, stage_table,
+    validator)
 from .settings import METRICS
 from .stage import sentence_of
 from .table import Table
@@ -123,12 +123,10 @@ class Results(TypedDict):
     second_opinion: NotRequired[SecondOpinion]  # only where evaluation.judge names a model
 
 
-_RESULTS = TypeAdapter(Results)
-
 
 def results_schema() -> dict:
     "Return the JSON Schema (draft 2020-12) of `metrics.json`."
-    return _RESULTS.json_schema()
+    return validator(Results).json_schema()
 
 # %% ../../nbs/core/results.ipynb #27-013-b
 def write_run_schemas(
@@ -152,7 +150,7 @@ def save_results(
     results: Results,
 ) -> Path:  # the file written
     "Write `evaluation/metrics.json`. Raises pydantic's `ValidationError` for another form."
-    _RESULTS.validate_python(results)
+    validator(Results).validate_python(results)
     text = strict_json(results, ensure_ascii=False, indent=1)
     return write_atomically(_results_file(folder), text)
 
@@ -165,7 +163,7 @@ def load_results(
     if not path.exists():
         return None
     try:
-        return checked_json(path, _RESULTS)
+        return checked_json(path, Results)
     except (ValueError, OSError) as error:
         what = sentence_of(error).removeprefix("ValueError: ")
         if what.startswith("format:"):

@@ -91,7 +91,8 @@ class FrozenMap(dict):
 class Section(BaseModel):
     "A frozen part of a config that refuses unknown keys."
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, defer_build=True)
 
 
 def setting(
