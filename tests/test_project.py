@@ -18,9 +18,6 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 STAGES = sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb"))
 MODULES = sorted(path for path in (ROOT / "kwanzaa_nb").rglob("*.py") if path.name not in ("__init__.py", "_modidx.py"))
 LONGEST = 40  # lines of code in an exported cell
-LONG_CELLS = {  # what may be longer: one thing that would not read better in pieces
-    ("answer", "complete_answer"),
-}
 # /home/ada is the person of the examples that show how paths are made portable; everybody else's folders are a leak
 ABSOLUTE = re.compile(r"(?<![\w.:/<~-])/(?!home/ada/)(?:work|root|home|tmp|Users|private/var)(?:/|\b(?=[\"'\s\\]))|[A-Za-z]:\\\\Users")
 LIGHT = ("core.settings", "core.config", "core.errors", "core.answer", "core.prompt", "core.record", "data.corpus", "core.stage", "run.cli", "publish.card")
@@ -103,16 +100,9 @@ def test_exported_cells_are_short(path):
     for source, cell in cells_of(path):
         names = re.findall(r"^(?:def|class) (\w+)", source, re.MULTILINE)
         size = len(code_lines(source))
-        if is_exported(source) and size > LONGEST and not any((path.stem, name) in LONG_CELLS for name in names):
+        if is_exported(source) and size > LONGEST:
             long.append(f"{cell['id']}: {size} lines ({', '.join(names)})")
     assert not long, "; ".join(long)
-
-
-def test_long_cells_are_still_long():
-    still = {(path.stem, name) for path in NOTEBOOKS for source, _ in cells_of(path)
-             if is_exported(source) and len(code_lines(source)) > LONGEST
-             for name in re.findall(r"^(?:def|class) (\w+)", source, re.MULTILINE)}
-    assert still >= LONG_CELLS, "take these off the list: " + str(LONG_CELLS - still)
 
 
 # Package
