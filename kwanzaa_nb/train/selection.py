@@ -68,7 +68,7 @@ def judge_decisions(
 
 # %% ../../nbs/train/selection.ipynb #sel-031
 ANSWERED_FROM = 0.5  # share of all steps from which answers are written
-_STOP_INVALID_AFTER = 24  # tokens that are still written after an output can't become valid
+_LONGER = 1.5  # than the longest target, in tokens: an answer is cut off there
 
 
 def _decidable(tokenizer: PreTrainedTokenizerFast,
@@ -131,6 +131,10 @@ class Behaviour:
         self.lacks = {name: reason for name, reason in reasons.items() if reason}
         self.decided = encode_prompts(tokenizer, decided)
         self.prompts = encode_prompts(tokenizer, self.asked)
+        targets = [record["messages"][-1]["content"] for record in self.asked]
+        lengths = [len(ids) for ids in tokenizer(targets)["input_ids"]] if targets else [0]
+        self.longest = min(config.evaluation.generation_defaults.max_new_tokens,
+                           round(_LONGER * max(lengths)) + 1)
         self.truth = {record["id"]: record["answerable"] for record in decided}
 
     def __call__(
@@ -161,9 +165,8 @@ class Behaviour:
 
     def _answer(self, backend: LocalBackend) -> dict[str, float]:
         "Write answers greedily and score them."
-        decoding = Decoding(
-            self.config.evaluation.generation_defaults.max_new_tokens, len(self.prompts),
-            stop_invalid_after=_STOP_INVALID_AFTER, answer_threshold=0.0)
+        decoding = Decoding(self.longest, len(self.prompts), stop_invalid_after=0,
+                            answer_threshold=0.0)
         outputs = [{"id": prompt.record_id, "raw": one.raw, "finish_reason": one.reason}
                    for prompt, one in zip(self.prompts, backend.write(self.prompts, decoding))]
         return self.score(outputs, self.asked)

@@ -300,9 +300,15 @@ class AdapterTrainer(SupervisedTrainer):
         return output
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        "Note a new best, where the figure was measured, and save it whatever the interval is."
-        if self.args.metric_for_best_model not in metrics:
+        """Note a new best, where the figure was measured, and save it whatever the interval is.
+
+        Of equals the later one counts, which has seen more records.
+        """
+        value = metrics.get(self.args.metric_for_best_model)
+        if value is None:
             return False
+        if value == self.state.best_metric:
+            self.state.best_metric = None
         is_best = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= is_best
         return is_best
