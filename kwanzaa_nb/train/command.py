@@ -396,7 +396,7 @@ def _note_result(training: Training, trainer: AdapterTrainer, outcome: dict) -> 
         training.stage.progress(f"measuring behaviour took {outcome['behaviour_seconds']:.0f} s, "
                                 f"{share:.1%} of the training's time")
 
-
+# %% ../../nbs/train/command.ipynb #71-026-r
 def run_training(
     training: Training,
     show: "Callable[[Moment], object] | None" = None,  # takes what a notebook shows now

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'RecordsError', 'encode_records', 'every_answer', 'token_lengths', 'supervised_loss', 'GroupSampler',
-           'filler_row', 'disk_is_full', 'CheckpointTrainer', 'SupervisedTrainer', 'AdapterTrainer', 'step_budget',
-           'trainer_arguments', 'give_memory_back', 'keep_freed_memory', 'count_processes', 'mean_loss',
+           'filler_row', 'disk_is_full', 'CheckpointTrainer', 'SupervisedTrainer', 'BestTrainer', 'AdapterTrainer',
+           'step_budget', 'trainer_arguments', 'give_memory_back', 'keep_freed_memory', 'count_processes', 'mean_loss',
            'train_adapter', 'keep_start', 'save_adapter']
 
 # %% ../../nbs/train/trainer.ipynb #33-002
@@ -238,57 +238,18 @@ class SupervisedTrainer(CheckpointTrainer):
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(1.0, count)
         return output
 
-# %% ../../nbs/train/trainer.ipynb #33-015
-class _TellEpoch(TrainerCallback):
-    """Tell the sampler its epoch.
-
-    accelerate does this too, but not through the wrapper that skips batches when several
-    processes resume.
-    """
-
-    def __init__(self, order: GroupSampler):
-        self.order = order
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState,
-                       control: TrainerControl, **_: Any) -> None:
-        "Set the epoch, also in the middle of an epoch that is resumed."
-        self.order.set_epoch(int(state.epoch or 0))
-
-# %% ../../nbs/train/trainer.ipynb #33-015-b
-class AdapterTrainer(SupervisedTrainer):
-    "The trainer of adapters: groups stay together, shared prompts run once, weights are fp32."
+# %% ../../nbs/train/trainer.ipynb #33-015-d
+class BestTrainer(SupervisedTrainer):
+    "A trainer that measures behaviour at each evaluation, and saves whatever is best by it."
 
     def __init__(
         self,
         *args: Any,
-        groups: Sequence[str],  # the group of each training row
-        dev_count: int = 0,  # development rows, without the filler row
         behaviour: "Callable[[torch.nn.Module, float], dict[str, float]] | None" = None,
         **options: Any,  # of `SFTTrainer`
     ):
-        wanted, self.dev_count, self.behaviour = options["args"], dev_count, behaviour
-        several = wanted.world_size > 1
-        self.order = GroupSampler(
-            groups, wanted.seed, wanted.train_batch_size * wanted.world_size if several else 1)
-        attention = getattr(options["model"].config, "_attn_implementation", "")
-        collator = flatten_shared if attention == SEGMENTED else flatten_rows
-        super().__init__(*args, data_collator=collator, **options)
-        self.loss_is_scaled_for_ga = True
-        self.add_callback(_TellEpoch(self.order))
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        fuse_adapter(self.model)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        "Return the sampler of whole groups; a packed row is a group of its own."
-        return self.order
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sequence[int]:
-        "Return the development rows in their order, filled up with the filler row."
-        world = self.args.world_size
-        many = self.args.eval_batch_size * world if world > 1 else 1
-        return [*range(self.dev_count), *[self.dev_count] * (-self.dev_count % many)]
+        self.behaviour = behaviour
+        super().__init__(*args, **options)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
         "Evaluate the loss, then the behaviour; what it finds is logged with the loss."
@@ -312,6 +273,57 @@ class AdapterTrainer(SupervisedTrainer):
         is_best = super()._determine_best_metric(metrics, trial)
         self.control.should_save |= is_best
         return is_best
+
+# %% ../../nbs/train/trainer.ipynb #33-015
+class _TellEpoch(TrainerCallback):
+    """Tell the sampler its epoch.
+
+    accelerate does this too, but not through the wrapper that skips batches when several
+    processes resume.
+    """
+
+    def __init__(self, order: GroupSampler):
+        self.order = order
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState,
+                       control: TrainerControl, **_: Any) -> None:
+        "Set the epoch, also in the middle of an epoch that is resumed."
+        self.order.set_epoch(int(state.epoch or 0))
+
+# %% ../../nbs/train/trainer.ipynb #33-015-b
+class AdapterTrainer(BestTrainer):
+    "The trainer of adapters: groups stay together, shared prompts run once, weights are fp32."
+
+    def __init__(
+        self,
+        *args: Any,
+        groups: Sequence[str],  # the group of each training row
+        dev_count: int = 0,  # development rows, without the filler row
+        **options: Any,  # of `SFTTrainer`, and `behaviour`
+    ):
+        wanted, self.dev_count = options["args"], dev_count
+        several = wanted.world_size > 1
+        self.order = GroupSampler(
+            groups, wanted.seed, wanted.train_batch_size * wanted.world_size if several else 1)
+        attention = getattr(options["model"].config, "_attn_implementation", "")
+        collator = flatten_shared if attention == SEGMENTED else flatten_rows
+        super().__init__(*args, data_collator=collator, **options)
+        self.loss_is_scaled_for_ga = True
+        self.add_callback(_TellEpoch(self.order))
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        fuse_adapter(self.model)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        "Return the sampler of whole groups; a packed row is a group of its own."
+        return self.order
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sequence[int]:
+        "Return the development rows in their order, filled up with the filler row."
+        world = self.args.world_size
+        many = self.args.eval_batch_size * world if world > 1 else 1
+        return [*range(self.dev_count), *[self.dev_count] * (-self.dev_count % many)]
 
 # %% ../../nbs/train/trainer.ipynb #33-017
 def step_budget(
