@@ -121,7 +121,7 @@ def _is_repeated(written: str, keys: set) -> bool:
 # %% ../../nbs/core/strict_json.ipynb #sj-022
 def _find_fault(
     text: str, deepest: int, halves: bool,
-    last: int,  # faults behind this place are not looked for
+    last: float = math.inf,  # faults behind this place are not looked for
 ) -> "tuple[int, str] | None":  # position and code
     "Find the first place that is refused beyond the grammar."
     keys, before = [], ""  # of each open object the keys so far, of an array None; the token before
