@@ -268,7 +268,7 @@ def _refuse_first(text: str, deepest: int, halves: bool) -> None:
         levels = f"{deepest} level" + "s" * (deepest != 1)
         _refuse(text, *fault, f"at most {levels}" if is_deep else "")
 
-
+# %% ../../nbs/core/strict_json.ipynb #sj-036b
 def read_json(
     text: str,  # one JSON value; white space may stand around it
     deepest: int,  # how many arrays and objects may stand inside each other
