@@ -181,9 +181,12 @@ _UNREAL = re.compile(r"\b(?:would|could|should|might) have\b"
 
 
 @lru_cache(maxsize=50_000)
-def unreal(sentence: str) -> bool:
-    "Tell whether a sentence says what only would have been, or nearly was."
-    return any(not found[1] or is_verb(plain(found[1])) for found in _UNREAL.finditer(sentence))
+def unreal(
+    sentence: str,
+) -> frozenset[str]:  # what it says with: nearly, would, …
+    "Find the words by which a sentence says what only would have been, or nearly was."
+    return frozenset("would" if not found[1] else "nearly" for found in _UNREAL.finditer(sentence)
+                     if not found[1] or is_verb(plain(found[1])))
 
 
 def doubt_fails(
@@ -192,7 +195,8 @@ def doubt_fails(
 ) -> bool:
     "Tell whether a claim affirms what the window only reports as said, supposed or planned."
     found = [doubted(one) for one in window]
-    if unreal(claim) and not any(unreal(one) or " if " in one for one in window):
+    own = unreal(claim)
+    if own and not any(unreal(one) & own for one in window):
         return True
     if not any(doubts or plans for doubts, plans in found) or any(doubted(claim)):
         return False
