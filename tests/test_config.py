@@ -252,7 +252,8 @@ RANGES = {
     "run.save_total_limit", "training.max_steps", "training.per_device_train_batch_size",
     "training.per_device_eval_batch_size", "data.context_tokens",
     "training.gradient_accumulation_steps", "evaluation.batch_size", "evaluation.max_records",
-    "evaluation.red_team", "data.dev_max_records", "evaluation.generation_defaults.max_new_tokens")}
+    "evaluation.red_team", "data.dev_max_records", "training.early_stopping_patience",
+    "evaluation.generation_defaults.max_new_tokens")}
 
 
 @pytest.mark.parametrize("key", RANGES)

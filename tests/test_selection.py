@@ -107,6 +107,12 @@ def test_an_evaluation_without_the_figure_is_no_candidate(tmp_path):
     assert kept.evaluations == 4 and kept.value == 0.3 and kept.last_value == 0.1
 
 
+def test_of_equal_steps_the_later_one_is_kept_and_is_no_progress(tmp_path):
+    figures = [0.1, 0.9, 0.5, 0.9, 0.5, 0.5, 0.5, 0.5]
+    trainer, outcome, _ = train(tmp_path, figures, [StopEarly(4)])
+    assert trainer.state.best_global_step == 4 and outcome["steps"] == 6
+
+
 @pytest.mark.parametrize("patience, ends", [(1, 4), (2, 5), (4, 7), (6, 8)])
 def test_patience_ends_a_training(tmp_path, patience, ends):
     watcher = Watcher()

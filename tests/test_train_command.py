@@ -112,7 +112,7 @@ def test_the_command_does_what_the_stage_does(whole):
     assert [row["step"] for row in rows] == [3, 6, 9, 12, 15, 18]
     assert [row["step"] for row in rows if "evidence" in row] == [9, 12, 15, 18]
     best = max((row for row in rows if "evidence" in row),
-               key=lambda row: row["decision_and_evidence"])
+               key=lambda row: (row["decision_and_evidence"], row["step"]))
     assert kept["by"] == "decision_and_evidence" and kept["step"] == best["step"]
     assert entry["summary"]["kept"].startswith(f"Step {best['step']} of 18")
     assert entry["summary"]["behaviour_seconds"] == sum(row["behaviour_seconds"] for row in rows)

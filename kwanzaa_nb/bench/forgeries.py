@@ -621,7 +621,10 @@ PROBES: dict[str, tuple[str, str, str]] = {  # what the chunk says, a false and 
     "taught": (
         "{one} taught {other} to paint in {year}.",
         "{other} taught {one} to paint in {year}.",
-        "In {year} {other} learned to paint from {one}."),
+        "In {year} {other} learned to paint from {one}.")}
+
+# %% ../../nbs/bench/forgeries.ipynb #91-019b
+PROBES |= {
     "denied": (
         "{one} denied that the letters had been burned in {year}.",
         "The letters of {one} had been burned in {year}.",

@@ -268,7 +268,7 @@ def kinds_table(
          *(f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
            for rate in row.values())] for kind, row in shown.items()])
 
-
+# %% ../../nbs/core/results.ipynb #results-r07-b
 def hard_sentence(
     results: "Results | None",
 ) -> str:  # empty where no hard negatives were measured

@@ -121,7 +121,7 @@ def _is_repeated(written: str, keys: set) -> bool:
 # %% ../../nbs/core/strict_json.ipynb #sj-022
 def _find_fault(
     text: str, deepest: int, halves: bool,
-    last: int,  # faults behind this place are not looked for
+    last: float = math.inf,  # faults behind this place are not looked for
 ) -> "tuple[int, str] | None":  # position and code
     "Find the first place that is refused beyond the grammar."
     keys, before = [], ""  # of each open object the keys so far, of an array None; the token before
@@ -268,7 +268,7 @@ def _refuse_first(text: str, deepest: int, halves: bool) -> None:
         levels = f"{deepest} level" + "s" * (deepest != 1)
         _refuse(text, *fault, f"at most {levels}" if is_deep else "")
 
-
+# %% ../../nbs/core/strict_json.ipynb #sj-036b
 def read_json(
     text: str,  # one JSON value; white space may stand around it
     deepest: int,  # how many arrays and objects may stand inside each other

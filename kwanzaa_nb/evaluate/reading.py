@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from ..core.text import WORD, Token, is_verb, plain, stem, tokens
+from ..core.text import MONTHS, WORD, Token, is_verb, plain, stem, tokens
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-004
 _SIDES = {  # word: what it is about, and its side; 0 for neither, 0.5 for from then on
@@ -39,8 +39,10 @@ _Relation = tuple[str, float, frozenset[str]]  # what it is about, its side, the
 
 def _heads(read: tuple[Token, ...], place: int, most: int = 2) -> frozenset[str]:
     "Return the stems of the next content words behind a place."
-    behind = [token.stem for token in read[place + 1:place + 8] if token.weight]
-    return frozenset(behind[:most])
+    behind = [token.stem for token in read[place + 1:place + 8] if token.weight][:most]
+    if behind and behind[0][0] != "#" and behind[0] not in MONTHS:  # after the fire in 1902
+        behind = [root for root in behind if root[0] != "#"]
+    return frozenset(behind)
 
 # %% ../../nbs/evaluate/reading.ipynb #rd-004-b
 @lru_cache(maxsize=50_000)
@@ -179,9 +181,12 @@ _UNREAL = re.compile(r"\b(?:would|could|should|might) have\b"
 
 
 @lru_cache(maxsize=50_000)
-def unreal(sentence: str) -> bool:
-    "Tell whether a sentence says what only would have been, or nearly was."
-    return any(not found[1] or is_verb(plain(found[1])) for found in _UNREAL.finditer(sentence))
+def unreal(
+    sentence: str,
+) -> frozenset[str]:  # what it says with: nearly, would, …
+    "Find the words by which a sentence says what only would have been, or nearly was."
+    return frozenset("would" if not found[1] else "nearly" for found in _UNREAL.finditer(sentence)
+                     if not found[1] or is_verb(plain(found[1])))
 
 
 def doubt_fails(
@@ -190,7 +195,8 @@ def doubt_fails(
 ) -> bool:
     "Tell whether a claim affirms what the window only reports as said, supposed or planned."
     found = [doubted(one) for one in window]
-    if unreal(claim) and not any(unreal(one) or " if " in one for one in window):
+    own = unreal(claim)
+    if own and not any(unreal(one) & own for one in window):
         return True
     if not any(doubts or plans for doubts, plans in found) or any(doubted(claim)):
         return False

@@ -121,15 +121,16 @@ def prepare_reports(
     folder: "str | Path",  # the run folder
 ) -> None:
     "Point the tools that log besides to the run folder. Raises `TrainingError` for a missing one."
-    folder, packages = Path(folder).absolute(), {"tensorboard": ("tensorboard", "tensorboardX")}
+    packages = {"tensorboard": ("tensorboard", "tensorboardX")}
     for name in config.run.report_to:
         if not any(importlib.util.find_spec(package) for package in packages.get(name, (name,))):
             raise TrainingError(f"run.report_to lists {name}, which is not installed: "
                                 f"pip install {name}, or take it off the list")
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    os.environ["TRACKIO_DIR"] = str(folder / "trackio")
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(folder, "tensorboard"))
+    os.environ["TRACKIO_DIR"] = str(Path(folder, "trackio"))
     os.environ["WANDB_DIR"] = str(folder)
-    wishes = {**_AT_HOME, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+    database = Path(folder).absolute() / "mlflow.db"
+    wishes = {**_AT_HOME, "MLFLOW_TRACKING_URI": f"sqlite:///{database}",
               "MLFLOW_EXPERIMENT_NAME": config.run.name, "WANDB_PROJECT": config.run.name}
     for variable, value in wishes.items():
         os.environ.setdefault(variable, value)
@@ -398,7 +399,7 @@ def _note_result(training: Training, trainer: AdapterTrainer, outcome: dict) -> 
         training.stage.progress(f"measuring behaviour took {outcome['behaviour_seconds']:.0f} s, "
                                 f"{share:.1%} of the training's time")
 
-
+# %% ../../nbs/train/command.ipynb #71-026-r
 def run_training(
     training: Training,
     show: "Callable[[Moment], object] | None" = None,  # takes what a notebook shows now

@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
-
+# %% ../../nbs/train/extra.ipynb #ext-013-b
 def _extra_problems(extra: Mapping[str, Any]) -> Iterator[Problem]:
     "Find what is wrong with each name and its value."
     for name, value in extra.items():

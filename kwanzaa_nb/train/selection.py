@@ -68,7 +68,7 @@ def judge_decisions(
 
 # %% ../../nbs/train/selection.ipynb #sel-031
 ANSWERED_FROM = 0.5  # share of all steps from which answers are written
-_STOP_INVALID_AFTER = 24  # tokens that are still written after an output can't become valid
+_LONGER = 1.5  # than the longest target, in tokens: an answer is cut off there
 
 
 def _decidable(tokenizer: PreTrainedTokenizerFast,
@@ -96,6 +96,13 @@ def _citing(records: Sequence[Record], most: int, scores: bool) -> tuple[list[Re
         return [], "nothing is there to score answers with"
     found = spread([record for record in records if _cites(record)], most)
     return found, "" if found else "no target of the development records cites a sentence"
+
+# %% ../../nbs/train/selection.ipynb #sel-031-b
+def _longest(tokenizer: PreTrainedTokenizerFast, records: Sequence[Record]) -> int:
+    "Return the tokens after which an answer is cut off."
+    targets = [record["messages"][-1]["content"] for record in records]
+    lengths = [len(ids) for ids in tokenizer(targets)["input_ids"]] if targets else [0]
+    return round(_LONGER * max(lengths)) + 1
 
 
 @contextlib.contextmanager
@@ -131,6 +138,8 @@ class Behaviour:
         self.lacks = {name: reason for name, reason in reasons.items() if reason}
         self.decided = encode_prompts(tokenizer, decided)
         self.prompts = encode_prompts(tokenizer, self.asked)
+        self.longest = min(config.evaluation.generation_defaults.max_new_tokens,
+                           _longest(tokenizer, self.asked))
         self.truth = {record["id"]: record["answerable"] for record in decided}
 
     def __call__(
@@ -142,9 +151,9 @@ class Behaviour:
         started = time.monotonic()
         with _as_evaluated(model):
             backend = LocalBackend(model, self.tokenizer)
-            found = self._decide(backend) if self.decided else {}
+            found = _decide(self, backend) if self.decided else {}
             if self.prompts and share >= ANSWERED_FROM:
-                found |= self._answer(backend)
+                found |= _answer(self, backend)
         if {"decision", "evidence"} <= found.keys():
             found["decision_and_evidence"] = (found["decision"] + found["evidence"]) / 2
         found["behaviour_seconds"] = time.monotonic() - started
@@ -153,20 +162,21 @@ class Behaviour:
             torch.distributed.broadcast_object_list(agreed)
         return agreed[0]
 
-    def _decide(self, backend: LocalBackend) -> dict[str, float]:
-        "Judge the probability of answering."
-        pairs = [(chance, self.truth[prompt.record_id])
-                 for prompt, chance in backend.p_answer(self.decided)]
-        return judge_decisions(*zip(*pairs), self.config.evaluation.answer_threshold)
+# %% ../../nbs/train/selection.ipynb #sel-032-b
+def _decide(behaviour: Behaviour, backend: LocalBackend) -> dict[str, float]:
+    "Judge the probability of answering."
+    pairs = [(chance, behaviour.truth[prompt.record_id])
+             for prompt, chance in backend.p_answer(behaviour.decided)]
+    return judge_decisions(*zip(*pairs), behaviour.config.evaluation.answer_threshold)
 
-    def _answer(self, backend: LocalBackend) -> dict[str, float]:
-        "Write answers greedily and score them."
-        decoding = Decoding(
-            self.config.evaluation.generation_defaults.max_new_tokens, len(self.prompts),
-            stop_invalid_after=_STOP_INVALID_AFTER, answer_threshold=0.0)
-        outputs = [{"id": prompt.record_id, "raw": one.raw, "finish_reason": one.reason}
-                   for prompt, one in zip(self.prompts, backend.write(self.prompts, decoding))]
-        return self.score(outputs, self.asked)
+
+def _answer(behaviour: Behaviour, backend: LocalBackend) -> dict[str, float]:
+    "Write answers greedily and score them."
+    prompts = behaviour.prompts
+    decoding = Decoding(behaviour.longest, len(prompts), stop_invalid_after=0, answer_threshold=0.0)
+    outputs = [{"id": prompt.record_id, "raw": one.raw, "finish_reason": one.reason}
+               for prompt, one in zip(prompts, backend.write(prompts, decoding))]
+    return behaviour.score(outputs, behaviour.asked)
 
 # %% ../../nbs/train/selection.ipynb #sel-041
 MEASURED = ("answerable", "unanswerable", "answered", "refused", "decision", "auroc", "valid",
@@ -242,7 +252,7 @@ class Kept:
                      "(training.early_stopping_patience)")
         return f"{said}."
 
-
+# %% ../../nbs/train/selection.ipynb #sel-061-b
 def step_kept(
     state: TrainerState,  # at the end
     by: "str | None",  # a key of `FIGURES`; None: nothing was chosen by

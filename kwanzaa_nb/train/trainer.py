@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'RecordsError', 'encode_records', 'every_answer', 'token_lengths', 'supervised_loss', 'GroupSampler',
-           'filler_row', 'disk_is_full', 'CheckpointTrainer', 'SupervisedTrainer', 'AdapterTrainer', 'step_budget',
-           'trainer_arguments', 'give_memory_back', 'keep_freed_memory', 'count_processes', 'mean_loss',
+           'filler_row', 'disk_is_full', 'CheckpointTrainer', 'SupervisedTrainer', 'BestTrainer', 'AdapterTrainer',
+           'step_budget', 'trainer_arguments', 'give_memory_back', 'keep_freed_memory', 'count_processes', 'mean_loss',
            'train_adapter', 'keep_start', 'save_adapter']
 
 # %% ../../nbs/train/trainer.ipynb #33-002
@@ -239,6 +239,42 @@ class SupervisedTrainer(CheckpointTrainer):
         output.metrics[f"{metric_key_prefix}_loss"] = total / max(1.0, count)
         return output
 
+# %% ../../nbs/train/trainer.ipynb #33-015-d
+class BestTrainer(SupervisedTrainer):
+    "A trainer that measures behaviour at each evaluation, and saves whatever is best by it."
+
+    def __init__(
+        self,
+        *args: Any,
+        behaviour: "Callable[[torch.nn.Module, float], dict[str, float]] | None" = None,
+        **options: Any,  # of `SFTTrainer`
+    ):
+        self.behaviour = behaviour
+        super().__init__(*args, **options)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
+        "Evaluate the loss, then the behaviour; what it finds is logged with the loss."
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
+        if self.behaviour:
+            done = self.state.global_step / max(1, self.state.max_steps)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value
+                                   for name, value in self.behaviour(self.model, done).items()})
+        return output
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Note a new best, where the figure was measured, and save it whatever the interval is.
+
+        Of equals the later one counts, which has seen more records.
+        """
+        value = metrics.get(self.args.metric_for_best_model)
+        if value is None:
+            return False
+        if value == self.state.best_metric:
+            self.state.best_metric = None
+        is_best = super()._determine_best_metric(metrics, trial)
+        self.control.should_save |= is_best
+        return is_best
+
 # %% ../../nbs/train/trainer.ipynb #33-015
 class _TellEpoch(TrainerCallback):
     """Tell the sampler its epoch.
@@ -256,7 +292,7 @@ class _TellEpoch(TrainerCallback):
         self.order.set_epoch(int(state.epoch or 0))
 
 # %% ../../nbs/train/trainer.ipynb #33-015-b
-class AdapterTrainer(SupervisedTrainer):
+class AdapterTrainer(BestTrainer):
     "The trainer of adapters: groups stay together, shared prompts run once, weights are fp32."
 
     def __init__(
@@ -264,10 +300,9 @@ class AdapterTrainer(SupervisedTrainer):
         *args: Any,
         groups: Sequence[str],  # the group of each training row
         dev_count: int = 0,  # development rows, without the filler row
-        behaviour: "Callable[[torch.nn.Module, float], dict[str, float]] | None" = None,
-        **options: Any,  # of `SFTTrainer`
+        **options: Any,  # of `SFTTrainer`, and `behaviour`
     ):
-        wanted, self.dev_count, self.behaviour = options["args"], dev_count, behaviour
+        wanted, self.dev_count = options["args"], dev_count
         several = wanted.world_size > 1
         self.order = GroupSampler(
             groups, wanted.seed, wanted.train_batch_size * wanted.world_size if several else 1)
@@ -290,23 +325,6 @@ class AdapterTrainer(SupervisedTrainer):
         world = self.args.world_size
         many = self.args.eval_batch_size * world if world > 1 else 1
         return [*range(self.dev_count), *[self.dev_count] * (-self.dev_count % many)]
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **options: Any) -> Any:
-        "Evaluate the loss, then the behaviour; what it finds is logged with the loss."
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **options)
-        if self.behaviour:
-            done = self.state.global_step / max(1, self.state.max_steps)
-            output.metrics.update({f"{metric_key_prefix}_{name}": value
-                                   for name, value in self.behaviour(self.model, done).items()})
-        return output
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        "Note a new best, where the figure was measured, and save it whatever the interval is."
-        if self.args.metric_for_best_model not in metrics:
-            return False
-        is_best = super()._determine_best_metric(metrics, trial)
-        self.control.should_save |= is_best
-        return is_best
 
 # %% ../../nbs/train/trainer.ipynb #33-017
 def step_budget(
