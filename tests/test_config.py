@@ -399,6 +399,19 @@ def test_a_key_of_an_earlier_version_says_what_to_do_instead(key):
         assert found.mend == f"this key was removed: {module.REMOVED[key]}"
 
 
+@pytest.mark.parametrize("name, plain, revision", [
+    ("owner/name", "owner/name", None), ("owner/name@v1", "owner/name", "v1"),
+    ("owner/name@", "owner/name", None), ("package:name", "package:name", None),
+    ("mine@home", "mine@home", None), ("mine@home2", "mine", "home2"),
+    ("@odd", "@odd", None), ("x" * 300 + "@v1", "x" * 300, "v1")])
+def test_a_revision_stands_behind_the_name_of_no_folder(tmp_path, name, plain, revision):
+    (tmp_path / "mine@home").mkdir()
+    assert module.split_revision(name, tmp_path) == (plain, revision)
+    config = made({"model.base_model_id": name})
+    config._root = tmp_path
+    assert config.base == (plain, revision)
+
+
 @pytest.mark.parametrize("key", sorted(REQUIRED))
 def test_a_missing_key_is_told_where_its_section_is(load, key):
     section, name = key.split(".")
