@@ -396,7 +396,7 @@ def _plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[
     "Plan the training records, a group of them a context."
     rare, planned = set(_anchors(one for one in pool.questions if one.type == "ambiguous")), []
     for ids, query in _anchors(pool.questions).items():
-        for turn in range(4 * rounds if ids in rare else rounds):
+        for turn in range(5 * rounds if ids in rare else rounds):
             group = f"{'+'.join(ids)}.{turn}"
             build = partial(group_records, ids, query, pool, limits, count, group)
             planned.append((group, build))
