@@ -179,7 +179,7 @@ def _as_in_source(name: str) -> Callable[[Any], bool]:
     "Make a test for the type that a field has in the sources of an `AnswerJson`."
     field = Source.model_fields[name]
     kind = Annotated[(field.annotation, *field.metadata)]
-    adapter = TypeAdapter(kind, config=ConfigDict(strict=True))
+    adapter = TypeAdapter(kind, config=ConfigDict(strict=True, defer_build=True))
 
     def fits(value: Any) -> bool:
         try:
