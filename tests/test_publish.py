@@ -351,7 +351,7 @@ def test_a_stage_notebook_is_ready_for_papermill(name):
     path = REPOSITORY / "nbs" / f"{name}.ipynb"
     launch.check_parameters(path)
     assert set(papermill.inspect_notebook(path)) == {
-        "config", "overrides", "run", "model", "adapter", "data", "training", "evaluation", "publishing", "budget"}
+        "config", "overrides", "run", "model", "adapter", "data", "training", "improve", "evaluation", "publishing", "budget"}
     cells = nbformat.read(path, as_version=4).cells
     assert not [cell for cell in cells if "#| export" in cell.source or "nbdev_export()" in cell.source]
     assert run_as_nbdev_does(path) == (True, 0), "the front matter must keep nbdev_test from running a stage"

@@ -18,7 +18,7 @@ from typing_extensions import NotRequired, TypedDict
 
 from .files import strict_json, write_atomically
 from kwanzaa_nb.core.manifest import (
-    NOTEBOOKS, STAGES, StageError, checked_json, manifest_schema, read_manifest, stage_table,
+    NOTEBOOKS, StageError, checked_json, manifest_schema, read_manifest, stage_table, stages_of,
     validator)
 from .settings import METRICS
 from .stage import sentence_of
@@ -317,7 +317,8 @@ def verdict(
         status = read_manifest(folder)["stages"]["evaluate"]["status"]
         if status not in ("done", "not_run"):
             shown += "\nThe stage evaluate did not finish since; these numbers are older."
-    reports = [folder.absolute() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb" for stage in STAGES]
+    ran = stages_of(read_manifest(folder)["stages"])
+    reports = [folder.absolute() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb" for stage in ran]
     reports.append(folder.absolute() / "evaluation" / "index.html")
     lines = [f"  {path.relative_to(here) if path.is_relative_to(here) else path}"
              for path in reports if path.exists()]

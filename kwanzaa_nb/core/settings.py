@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PATTERNS', 'Precision', 'ChunkField', 'QuestionField', 'Scheduler', 'Optimiser', 'Figure', 'METRICS', 'Metric',
            'PATHS', 'RULES', 'REMOVED', 'FrozenMap', 'Section', 'setting', 'RunSection', 'ModelSection',
-           'QuantizationSection', 'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'BudgetSection',
-           'GenerationSection', 'JudgeSection', 'EvaluationSection', 'MetadataSection', 'PublishingSection',
-           'project_root', 'ConfigError', 'Config', 'known_keys', 'choices', 'Rule', 'Fallback']
+           'QuantizationSection', 'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'ImproveSection',
+           'BudgetSection', 'GenerationSection', 'JudgeSection', 'EvaluationSection', 'MetadataSection',
+           'PublishingSection', 'project_root', 'ConfigError', 'Config', 'known_keys', 'choices', 'Rule', 'Fallback']
 
 # %% ../../nbs/core/settings.ipynb #settings-003
 import configparser
@@ -304,6 +304,19 @@ class TrainingSection(Section):
         "Further arguments of TRL's SFTConfig, by the names that they have there, such as "
         "neftune_noise_alpha: 5.", default_factory=FrozenMap)
 
+# %% ../../nbs/core/settings.ipynb #settings-imp
+class ImproveSection(Section):
+    "How a trained adapter learns from its own outputs, in the stage improve."
+
+    method: Literal["rejection", "dpo", "grpo"] | None = setting(
+        "Train on the best samples (rejection), on pairs of a passed and a failed one (dpo), or on "
+        "samples of every step, rewarded gate by gate (grpo); null leaves the stage out.", None)
+    samples: _whole(ge=2) = setting("Answers that are sampled for each training record.", 4)
+    extra: Annotated[dict[_Text, Any], AfterValidator(_frozen)] = setting(
+        "Further arguments of the method's config in TRL (SFTConfig, DPOConfig or GRPOConfig), and "
+        "the project's own: temperature of the samples, grammar: true, targets: true.",
+        default_factory=FrozenMap)
+
 # %% ../../nbs/core/settings.ipynb #settings-041
 class BudgetSection(Section):
     "What training may cost; checked before the first step."
@@ -463,6 +476,7 @@ class Config(Section):
     adapter: AdapterSection
     data: DataSection
     training: TrainingSection = Field(default_factory=TrainingSection)
+    improve: ImproveSection = Field(default_factory=ImproveSection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     publishing: PublishingSection = Field(default_factory=PublishingSection)

@@ -114,7 +114,8 @@ def gaming_signs(
         refused.append(outcome.decision == "refused")
         answerable += [refused[-1]] if case.answerable and case.is_plain else []
         if outcome.decision == "answered":
-            answer = parse_model_answer(output["raw"], case.shown, not case.needs_citations)
+            answer = parse_model_answer(
+                output["raw"], len(case.sentences), not case.needs_citations)
             cited = len(set(answer.evidence))
             answers.append((_copies(case, answer.answer.text),
                             cited >= 4 and 2 * cited > len(case.sentences)))

@@ -536,7 +536,7 @@ def claims_of(
     if outcome.decision != "answered":
         return []
     case, texts = outcome.case, dict(outcome.case.chunks)
-    answer = parse_model_answer(raw, case.shown, not case.needs_citations)
+    answer = parse_model_answer(raw, len(case.sentences), not case.needs_citations)
     claims = split_claims(answer.answer.text)
     if answer.answer.completeness == "partial":
         claims = [one for one in claims if not is_remark(one, answer.unknowns.missing_context)]

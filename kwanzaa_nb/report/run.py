@@ -20,7 +20,7 @@ from ..core.config import project_root
 from ..core.files import write_atomically
 from ..core.html import render_page, render_part
 from ..core.manifest import (
-    NOTEBOOKS, STAGES, Manifest, StageError, path_text, read_manifest)
+    NOTEBOOKS, Manifest, StageError, path_text, read_manifest, stages_of)
 from ..core.record import Chunk, Record, question_of, turns_before
 from ..core.results import (
     HEADLINES, RULES, ArmResult, RateResult, Results, hard_sentence, kinds_table, load_results,
@@ -33,7 +33,8 @@ from .answer import answer_html, read_object
 # %% ../../nbs/report/run.ipynb #62-005
 def _last_config(manifest: Manifest) -> dict[str, Any]:
     "Return the resolved config of the last stage that was started; empty before any stage."
-    entries = [manifest["stages"].get(stage, {}) for stage in STAGES]
+    stages = manifest["stages"]
+    entries = [stages.get(stage, {}) for stage in stages_of(stages)]
     found = [entry["config"] for entry in entries if isinstance(entry.get("config"), dict)]
     return found[-1] if found else {}
 
@@ -252,7 +253,7 @@ def run_costs(
     times = {stage: entry["seconds"] for stage, entry in stages.items()
              if isinstance(entry.get("seconds"), (int, float))}
     rows = []
-    for stage in STAGES:
+    for stage in stages_of(stages):
         entry = stages.get(stage, {"status": "not_run"})
         rows.append([
             stage, str(entry.get("status", "")).replace("_", " "),
@@ -337,7 +338,8 @@ def _run_again(
 ) -> dict[str, Any]:  # code, versions, config, files, fallbacks; empty before any stage
     "Collect what it takes to repeat a run."
     stages = facts.manifest["stages"]
-    entries = [(stage, stages[stage]) for stage in STAGES if stages.get(stage, {}).get("config")]
+    entries = [(stage, stages[stage]) for stage in stages_of(stages)
+               if stages.get(stage, {}).get("config")]
     if not entries:
         return {}
     last = entries[-1][1]

@@ -92,15 +92,15 @@ def choose_answers(
     verdicts: Sequence[Verdict],  # of all samples
 ) -> list[Record]:  # with the best sample as their target
     "Make training records of the best samples. Raises `ImproveError` where too little passed."
-    chosen = []
-    for record, samples in by_record(records, verdicts):
-        if best := best_of(samples):
-            answer = {"role": "assistant", "content": best.raw}
-            chosen.append({**record, "messages": [*record["messages"][:-1], answer]})
+    found = [(record, best_of(samples)) for record, samples in by_record(records, verdicts)]
+    chosen = [(record, best) for record, best in found if best]
     if not chosen:
         raise ImproveError(f"none of {len(verdicts)} samples passes all gates, so there is nothing "
                            "to train on: raise improve.samples, or train longer before")
-    return keep_share(chosen, target_refuses, refused_share(records))
+    kept = keep_share(chosen, lambda one: target_refuses(one[0]), refused_share(records))
+    return [{**record, "messages": [*record["messages"][:-1],
+                                    {"role": "assistant", "content": best.raw}]}
+            for record, best in kept]
 
 # %% ../../nbs/train/preferences.ipynb #pf-041
 @dataclass(frozen=True)
