@@ -29,7 +29,7 @@ EXTRAS = {
     **dict.fromkeys(("model.grammar", "model.local", "publish.answerer", "publish.export"),
                     {"eval"}),  # a model that writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
-        "__main__", "budget", "command", "live", "resume", "token_cache", "trainer"))),
+        "__main__", "budget", "command", "improve", "live", "resume", "rewards", "token_cache", "trainer"))),
                     {"train"}),  # a model that is trained
     "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do
 }
