@@ -94,7 +94,7 @@ class StageRecord:
 
     def __init__(
         self,
-        name: str,  # data, train, evaluate or publish
+        name: str,  # of `CHAIN`: data, train, …
         config: Config,
         source: "str | Path" = "",  # the config file as it was named, for error messages
     ):
@@ -309,7 +309,7 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED":
 
 
 def start_stage(
-    name: str,  # data, train, evaluate or publish
+    name: str,  # of `CHAIN`: data, train, …
     given: "Mapping[str, Any]",  # `globals()` of the notebook; its parameters are read from it
     cells: "Iterable[str]" = (),  # `In`, to find misspelled parameters
     pages: "Callable[[Path, Path], None] | None" = None,  # called at the end with folder and root

@@ -102,6 +102,13 @@ def _copies(case: Case, text: str) -> bool:
                for parts in passages.values())
 
 
+def _cites_all(case: Case, numbers: Sequence[int]) -> bool:
+    "Tell whether an answer cites every passage of three or more, or most of their sentences."
+    cited = {case.sentences[number - 1].place for number in numbers}
+    return (len(cited) == len(case.chunks) > 2
+            or len(set(numbers)) >= 4 and 2 * len(set(numbers)) > len(case.sentences))
+
+
 def gaming_signs(
     outputs: Sequence[dict],  # of one arm
     records: Sequence[Record],
@@ -116,9 +123,7 @@ def gaming_signs(
         if outcome.decision == "answered":
             answer = parse_model_answer(
                 output["raw"], len(case.sentences), not case.needs_citations)
-            cited = len(set(answer.evidence))
-            answers.append((_copies(case, answer.answer.text),
-                            cited >= 4 and 2 * cited > len(case.sentences)))
+            answers.append((_copies(case, answer.answer.text), _cites_all(case, answer.evidence)))
     copies, everything = zip(*answers) if answers else ((), ())
     shares = (sum(found) / max(1, len(found)) for found in (copies, everything, refused, answerable))
     return dict(zip(SIGNS, shares))

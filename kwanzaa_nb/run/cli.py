@@ -246,7 +246,7 @@ def _folder(command: argparse.ArgumentParser, text: str, **options: Any) -> None
     command.add_argument("folder", metavar="FOLDER", help=text, **options)
 
 # %% ../../nbs/run/cli.ipynb #70-011-b
-_STAGES = ("data", "train", "improve", "evaluate", "publish")  # those of core.manifest, which is slow to import
+_STAGES = ("data", "train", "improve", "evaluate", "publish")
 
 
 def _add_runners(commands: Any) -> None:

@@ -224,7 +224,7 @@ _OPTIONAL = ("bitsandbytes", "gguf")  # a stage can do without them
 
 
 def extra_of(
-    stage: str,  # data, train, evaluate or publish
+    stage: str,  # of `CHAIN`: data, train, …
     config: Config,
 ) -> str:  # train, eval or server
     "Return the smallest extra that brings what a stage needs."
@@ -411,7 +411,7 @@ def _check_stage(stage: str) -> None:
 
 
 def run_stage(
-    stage: str,  # data, train, evaluate or publish
+    stage: str,  # of `CHAIN`: data, train, …
     config: "str | Path" = "",  # a YAML file; "" is the demo's
     overrides: "Mapping[str, Any] | None" = None,  # dotted keys and values
     sections: "Mapping[str, Mapping] | None" = None,  # sections that replace the file's

@@ -109,6 +109,9 @@ def settle_improve(
     if config.training.select_by:
         notes.append(Fallback("training.select_by", config.training.select_by, None,
                               "the last step is kept; both adapters are compared at the end"))
+    if config.training.warmup_ratio:
+        notes.append(Fallback("training.warmup_ratio", config.training.warmup_ratio, 0.0,
+                              "the first step of a warm-up learns nothing, and may be the only one"))
     if config.training.turns == "all":
         notes.append(Fallback("training.turns", "all", "last", "samples answer the last turn"))
     return used, tuple(notes)
@@ -174,6 +177,8 @@ def load(work: Improvement) -> None:
     set_seed(work.config.run.seed)
     base = load_base(work.config, work.effective, attention="sdpa")
     work.model = load_adapter(base, work.start)
+    # what was loaded, so that a checkpoint need not look for the model's name on the Hub
+    work.model.peft_config["default"].base_model_name_or_path = base.name_or_path
 
 # %% ../../nbs/train/improve.ipynb #iv-041
 _STOP_INVALID_AFTER = 24  # tokens that are still written after an output can't become valid
@@ -271,7 +276,7 @@ def rejection_config(work: Improvement) -> Config:
     "Return the config with what supervised training uses here."
     given = {name: value for name, value in work.extra.items() if name not in _OWN}
     own = {"epochs": given.pop("num_train_epochs"), "max_steps": given.pop("max_steps", None),
-           "select_by": None, "early_stopping_patience": None}
+           "select_by": None, "early_stopping_patience": None, "warmup_ratio": 0.0}
     own |= {name: given.pop(name) for name in [*given] if name in TrainingSection.model_fields}
     check_extra(given)
     training = work.config.training.model_copy(update={**own, "extra": given})
@@ -308,7 +313,7 @@ def trl_arguments(
         "bf16": work.effective.dtype == "bf16", "fp16": work.effective.dtype == "fp16",
         "use_cpu": work.effective.device == "cpu", "remove_unused_columns": False,
         "dataloader_pin_memory": work.effective.device == "cuda", "optim": work.effective.optim,
-        "warmup_steps": planned["warmup_steps"], "lr_scheduler_type": training.lr_scheduler,
+        "warmup_steps": 0, "lr_scheduler_type": training.lr_scheduler,
         "weight_decay": training.weight_decay, "max_grad_norm": training.max_grad_norm,
         "per_device_train_batch_size": training.per_device_train_batch_size,
         "gradient_accumulation_steps": steps,
