@@ -113,6 +113,14 @@ def test_two_steps_write_an_adapter_that_loads(home, method, extra):
     assert any(one["key"] == "improve.extra" for one in entry["fallbacks"])
 
 
+@pytest.mark.parametrize("method", ["rejection", "dpo"])
+def test_a_single_step_learns(home, method):
+    work = work_of(home, f"single-{method}", method, **{"improve.extra": {"max_steps": 1}})
+    improve.train(work, prepared(work))
+    folder = work.stage.folder
+    assert changed(weights_of(folder / "adapter"), weights_of(folder / improve.IMPROVED))
+
+
 @pytest.mark.parametrize("method", ["rejection", "dpo", "grpo"])
 def test_a_stopped_training_resumes_to_the_same_adapter(home, method, monkeypatch):
     limits = {"improve.extra": {"max_steps": 3}}
@@ -302,7 +310,8 @@ def test_signs_of_gaming_rise_where_a_model_games():
     by_arm = {}
     for one in controls(records):
         by_arm.setdefault(one["arm"], []).append(one)
-    signs = {arm: gaming_signs(by_arm[arm], records) for arm in ("gold", "always_refuse", "copy_first_chunk")}
+    signs = {arm: gaming_signs(by_arm[arm], records) for arm in ("gold", "always_refuse", "copy_first_chunk", "cite_everything")}
+    assert signs["cite_everything"]["cites everything"] > 0.4 > signs["gold"]["cites everything"]
     assert signs["always_refuse"]["refuses an answerable"] == 1 > signs["gold"]["refuses an answerable"]
     assert signs["copy_first_chunk"]["copies a whole passage"] > signs["gold"]["copies a whole passage"]
     assert "rose" in str(gaming_table(signs))
