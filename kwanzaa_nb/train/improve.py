@@ -86,7 +86,7 @@ def _check_names(method: str, extra: Mapping[str, Any]) -> None:
     if method == "grpo" and extra.get("temperature", 1) <= 0:
         raise ImproveError("improve.extra.temperature must be above 0: equal samples teach nothing")
 
-
+# %% ../../nbs/train/improve.ipynb #iv-012-b
 def settle_improve(
     config: Config,
 ) -> tuple[dict[str, Any], tuple[Fallback, ...]]:  # what is used of improve.extra; what differs
@@ -460,7 +460,7 @@ def learning_rows(work: Improvement) -> list[dict]:
         return [{"prompt": record["id"]} for record in order]
     return _answer_rows(work)
 
-
+# %% ../../nbs/train/improve.ipynb #iv-091-b
 def _train_rejection(work: Improvement, rows: list[dict], folder: Path,
                      callbacks: list[TrainerCallback], last: "Path | None") -> dict[str, Any]:
     "Train on the best samples."
