@@ -18,7 +18,7 @@ from kwanzaa_nb.report.runs import refresh_reports
 MODULES = sorted(Path(kwanzaa_nb.__file__).parent.rglob("*.py"))
 EVIL = ["my files", "it's", 'a "b"', "$HOME", "a & b", "x;rm", "(1)", "*", "a\\b", "#1", "`id`",
         "é ü", "a|b", "x~", "!1", "plain"]
-COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|convert|init|sweep|config)|"
+COMMAND = re.compile(r"(?:\bkwanzaa (?:run|report|verdict|validate|init|sweep|config)|"
                      r"\bpapermill|\bcd|\bpip install|\bhf|\baccelerate launch) [^\n.;]*\Z")
 # a stage, its notebook, an extra, a package, its version, extras
 PLAIN = {"stage", "NOTEBOOKS[stage]", "made_by", "NOTEBOOKS[made_by]", "best", "name", "version",

@@ -245,7 +245,7 @@ RANGES = {
     "evaluation.generation_defaults.top_p": ([0.01, 1], [0, 1.01]),
     "evaluation.generation_defaults.temperature": ([0, 2], [-0.1]),
     "evaluation.answer_threshold": ([0, 0.5, 1], [-0.1, 1.1]),
-    "budget.max_usd": ([0, 99.5], [-1]),
+    "budget.max_usd": ([0, 99.5], [-1]), "improve.samples": ([2, 9], [1]),
     "run.seed": ([0, 2**32 - 1], [-1, 2**32]), "data.max_seq_length": ([801, 10**6], [0, -1]),
 } | {key: ([1, 7], [0, -1]) for key in (
     "adapter.r", "adapter.alpha", "run.logging_steps", "run.save_steps", "run.eval_steps",
@@ -366,7 +366,7 @@ def test_overrides_join_the_list(load):
         ("override, data.dev_file", "impossible")]
 
 
-SECTIONS = "known here: run, model, adapter, data, training, budget, evaluation, publishing"
+SECTIONS = "known here: run, model, adapter, data, training, improve, budget, evaluation, publishing"
 
 
 @pytest.mark.parametrize(("text", "where", "mend"), [
@@ -397,6 +397,19 @@ def test_a_key_of_an_earlier_version_says_what_to_do_instead(key):
         (found,) = problems_of(act)
         assert (found.where.split(", ")[1], found.code) == (key, "unknown_key")
         assert found.mend == f"this key was removed: {module.REMOVED[key]}"
+
+
+@pytest.mark.parametrize("name, plain, revision", [
+    ("owner/name", "owner/name", None), ("owner/name@v1", "owner/name", "v1"),
+    ("owner/name@", "owner/name", None), ("package:name", "package:name", None),
+    ("mine@home", "mine@home", None), ("mine@home2", "mine", "home2"),
+    ("@odd", "@odd", None), ("x" * 300 + "@v1", "x" * 300, "v1")])
+def test_a_revision_stands_behind_the_name_of_no_folder(tmp_path, name, plain, revision):
+    (tmp_path / "mine@home").mkdir()
+    assert module.split_revision(name, tmp_path) == (plain, revision)
+    config = made({"model.base_model_id": name})
+    config._root = tmp_path
+    assert config.base == (plain, revision)
 
 
 @pytest.mark.parametrize("key", sorted(REQUIRED))

@@ -108,7 +108,7 @@ def test_an_experiment_is_told_from_every_other(records, tmp_path):
     changes = [
         {"evaluation.batch_size": 3}, {"evaluation.generation_defaults.max_new_tokens": 7},
         {"evaluation.sampling_seeds": [1]}, {"model.base_model_id": "owner/other"},
-        {"model.revision": "abc"}]
+        {"model.base_model_id": "owner/other@abc"}]
     machines = [("cuda", "bf16", "bf16", False), ("cuda", "fp16", "fp16", True),
                 ("cuda", "fp16", "bf16", True), ("cpu", "fp32", "fp32", True)]
     others = [

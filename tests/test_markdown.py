@@ -128,9 +128,10 @@ def render(root, folder, text):
     named = re.sub(r"[/\\.]", "", text)[:60].strip() or "x"
     keys = ("run.name", "publishing.force_reason",
             "publishing.metadata.dataset_version", "publishing.metadata.task",
-            "model.revision", "publishing.license")
+            "publishing.license")
     config = load_config(ROOT / "configs" / "demo.cpu.yaml", {
         "run.output_dir": "outputs/tiny", **dict.fromkeys(keys, text),
+        "model.base_model_id": f"HuggingFaceTB/SmolLM2-135M-Instruct@{text}",
         "data.eval_file": f"data/{named}.jsonl",
         "publishing.include": ["README.md", f"notebooks/{named}.ipynb"]})
     config._root = root

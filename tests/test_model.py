@@ -458,12 +458,12 @@ def strange(tmp_path):
                           ("0123456789" * 4, "runs")],
 )
 def test_code_of_a_repository_runs_only_when_pinned(strange, revision, outcome):
-    config = tiny_config(model__base_model_id=strange,
-                         model__trust_remote_code=True, model__revision=revision)
+    config = tiny_config(model__base_model_id=f"{strange}@{revision}" if revision else strange,
+                         model__trust_remote_code=True)
     if outcome == "runs":
         assert remote_code(config) == (True, ())
     else:
-        with pytest.raises(ModelError, match="pin model.revision to a commit"):
+        with pytest.raises(ModelError, match="end model.base_model_id with @ and a commit"):
             remote_code(config)
 
 

@@ -26,10 +26,11 @@ EXTRAS = {
     "evaluate.inspect_task": {"inspect"},  # asks through inspect_ai
     **dict.fromkeys(("core.plots", "evaluate.figures"), {"server", "eval", "train"}),  # plots
     **dict.fromkeys(("model.load", "model.packing"), {"eval", "train"}),  # a model in this process
-    **dict.fromkeys(("model.grammar", "model.local", "publish.answerer", "publish.export"),
-                    {"eval"}),  # a model that writes
+    **dict.fromkeys(("model.grammar", "model.local"), {"eval", "train"}),  # it answers as it is trained
+    **dict.fromkeys(("publish.answerer", "publish.export"), {"eval"}),  # a model that writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
-        "__main__", "budget", "command", "improve", "live", "resume", "rewards", "token_cache", "trainer"))),
+        "__main__", "budget", "command", "extra", "improve", "live", "resume", "rewards", "selection",
+        "token_cache", "trainer"))),
                     {"train"}),  # a model that is trained
     "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do
 }

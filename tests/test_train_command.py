@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 from ruamel.yaml import YAML
@@ -272,3 +273,21 @@ def test_what_ends_a_training_early_is_told_in_a_sentence(error, sentence, tmp_p
     with pytest.raises(OSError, match="denied"):
         with explain_early_end(tmp_path / "checkpoints"):
             raise OSError(errno.EACCES, "denied")
+
+
+@pytest.mark.parametrize("trained, published, named", [
+    ("owner/base", None, "owner/base"), ("owner/base@v1", None, "owner/base@v1"),
+    ("owner/base@v1", "owner/base", "owner/base@v1"), ("package:base", "owner/base", "owner/base")])
+def test_the_adapter_is_told_the_revision_of_its_base(monkeypatch, trained, published, named):
+    class Told(Exception):
+        "Stops where the adapter would be written."
+
+    def told(model, tokenizer, folder, texts, base_model, *_):
+        raise Told(base_model)
+
+    monkeypatch.setattr(command_module, "save_adapter", told)
+    config = tiny_config(**{
+        "model.base_model_id": trained, "publishing.metadata.base_model_id": published})
+    training, trainer = MagicMock(config=config), MagicMock(is_fsdp_enabled=False)
+    with pytest.raises(Told, match=f"^{named}$"):
+        command_module._save_training(training, trainer)

@@ -543,8 +543,10 @@ def test_a_failure_leaves_the_old_adapter(tmp_path):
     assert (folder / "old.txt").read_text() == "old"
 
 
-@pytest.mark.parametrize("published", ["owner/base", None])
-def test_what_is_kept_names_no_local_folder(tmp_path, published):
+@pytest.mark.parametrize("published, named", [
+    ("owner/base", ("owner/base", None)), ("owner/base@v1", ("owner/base", "v1")),
+    (None, (None, None))])
+def test_what_is_kept_names_no_local_folder(tmp_path, published, named):
     local = tmp_path / "home-of-ada" / "model"
     tiny_model().save_pretrained(local)
     tiny_tokenizer().save_pretrained(local)
@@ -557,8 +559,7 @@ def test_what_is_kept_names_no_local_folder(tmp_path, published):
         if path.suffix != ".safetensors":
             assert "home-of-ada" not in path.read_text(encoding="utf-8"), path.name
     described = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    named = described["base_model_name_or_path"]
-    assert published is None or named == published
+    assert (described["base_model_name_or_path"], described["revision"]) == named
 
 
 def test_a_saved_adapter_gives_the_trained_models_outputs(tmp_path, whole):

@@ -236,9 +236,16 @@ def test_spans_of_another_type(report_of, spans):
     assert told(report_of(record(chunks=[{**CHUNK, "spans": spans}]))) == [("line 1, chunks[0].spans", "field_type")]
 
 
-def test_the_old_form_is_told_with_the_command_that_converts(report_of):
-    problem, = report_of(BAD["old_form"][0]).problems
-    assert problem.code == "old_form" and "kwanzaa convert" in problem.mend
+@pytest.mark.parametrize("texts", [
+    ("Which day?", '{"citations": [{"quote": "A Monday.", "chunk_id": "c1"}]}'),
+    ("### Retrieved Context:\n[chunk_id: c1 | source: A diary | year: 1963]\nA Monday. [c1]\n\n"
+     "### Instruction:\nWhich day?", json.dumps(TARGET))])
+def test_an_earlier_form_is_told_with_what_to_do(report_of, texts):
+    messages = [{"role": role, "content": text} for role, text
+                in zip(("system", "user", "assistant"), ("Answer in JSON.", *texts))]
+    problem, = report_of({"messages": messages}).problems
+    assert problem.code == "old_form" and "kwanzaa run data" in problem.mend
+    assert "nbs/guides/own_data.ipynb" in problem.mend
 
 
 def test_every_breach_of_a_file_at_once_and_in_order(report_of):

@@ -7,7 +7,8 @@ __all__ = ['PATTERNS', 'Precision', 'ChunkField', 'QuestionField', 'Scheduler', 
            'PATHS', 'RULES', 'REMOVED', 'FrozenMap', 'Section', 'setting', 'RunSection', 'ModelSection',
            'QuantizationSection', 'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'ImproveSection',
            'BudgetSection', 'GenerationSection', 'JudgeSection', 'EvaluationSection', 'MetadataSection',
-           'PublishingSection', 'project_root', 'ConfigError', 'Config', 'known_keys', 'choices', 'Rule', 'Fallback']
+           'PublishingSection', 'project_root', 'split_revision', 'ConfigError', 'Config', 'known_keys', 'choices',
+           'Rule', 'Fallback']
 
 # %% ../../nbs/core/settings.ipynb #settings-003
 import configparser
@@ -137,10 +138,8 @@ class ModelSection(Section):
     "The base model that the adapter is trained on."
 
     base_model_id: _Text = setting(
-        "Base model: an id on the Hub, a local folder, or package:NAME for a GGUF file in a "
-        "Python package.")
-    revision: _Text | None = setting(
-        "Commit, tag or branch of the model's repository; null takes its main branch.", None)
+        "Base model: an id on the Hub, with @ and a commit, tag or branch where it is not the main "
+        "branch, a local folder, or package:NAME for a GGUF file in a Python package.")
     trust_remote_code: _Flag = setting(
         "Allow Python code from the model's repository to run.", True)
     use_flash_attention: _Flag = setting(
@@ -463,6 +462,17 @@ def _is_homeless(path: str | None) -> bool:
 # %% ../../nbs/core/settings.ipynb #settings-055-j
 PATHS += ("evaluation.judge.model",)
 
+# %% ../../nbs/core/settings.ipynb #settings-rev-2
+def split_revision(
+    name: str,  # a folder, or an id on the Hub with or without @revision
+    root: str | Path = "",  # where a relative path starts; "": the current folder
+) -> tuple[str, str | None]:  # the name, and its revision
+    "Take the revision off the name of a model."
+    plain, _, revision = name.partition("@")
+    if not plain or os.path.isdir(os.path.join(root, os.path.expanduser(name))):
+        return name, None
+    return plain, revision or None
+
 # %% ../../nbs/core/settings.ipynb #settings-058
 class ConfigError(ProblemList):
     "Everything wrong with a config; `problems` lists it, one line of the message each."
@@ -494,6 +504,11 @@ class Config(Section):
         if _is_homeless(str(value)):
             raise ConfigError("a path", [Problem(str(value), _HOMELESS, _WHOLE_PATH, "no_home")])
         return self._root / os.path.expanduser(value)
+
+    @property
+    def base(self) -> tuple[str, str | None]:
+        "The base model's name or folder, and the revision that is written behind it."
+        return split_revision(self.model.base_model_id, self._root)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Config) and self.model_dump() == other.model_dump()
@@ -643,6 +658,7 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "publishing.cost_per_hour": _PRICE, "budget.usd_per_hour": _PRICE,
     "model.chat_template":
         "save it as chat_template.jinja in a folder with the model, and name that folder",
+    "model.revision": "write it behind the name, model.base_model_id: owner/name@revision",
     "data.max_passages": "data.context_tokens says how much a prompt shows; delete the key",
 }
 

@@ -399,7 +399,7 @@ class Proposed(NamedTuple):
 
 def proposer(config: Config) -> str:
     "Return the name of the model that proposes; of a local folder, its last part alone."
-    name = config.model.base_model_id
+    name, _ = config.base
     return Path(name).name if name.startswith((".", "~", "/")) else name
 
 
@@ -483,7 +483,7 @@ def _logged(
     backend: Backend, config: Config, log: Path, report: Callable[[str], None],
 ) -> "Callable[[str, int, list[Record]], list[Output]]":
     "Return what asks a model in a pass of some name; what the log has is not asked again."
-    open_log(log, {"proposer": proposer(config), "revision": config.model.revision,
+    open_log(log, {"proposer": proposer(config), "revision": config.base[1],
                    "server": config.evaluation.server, "method": config.adapter.method})
 
     def ask(name: str, tokens: int, records: list[Record]) -> list[Output]:

@@ -284,7 +284,7 @@ def _quoted_answer(evidence: Sequence[Mapping[str, Any]], chunks: Mapping[str, C
 
 # %% ../../nbs/data/questions.ipynb #c-044
 _SHORT = 6  # words up to which an answer without marks may be a name or a number
-_SENTENCE = re.compile(r"\S+\s+\S+\s.*[.!?。！？…][\"'”’»)\]]*\s*", re.DOTALL)  # three words or more
+_SENTENCE = re.compile(r"\S+\s+\S+\s.*[.!?。！？…][\"'”’»)\]]*\s*", re.DOTALL)  # of three words
 
 
 def _simple_answer(

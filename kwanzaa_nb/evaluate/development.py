@@ -27,8 +27,8 @@ def _cited(outcome: Outcome, raw: str) -> list[int]:
     "Return the numbers that an output cites; none where it is not valid."
     if not outcome.valid:
         return []
-    return parse_model_answer(raw, len(outcome.case.sentences),
-                              not outcome.case.needs_citations).evidence
+    case = outcome.case
+    return parse_model_answer(raw, len(case.sentences), not case.needs_citations).evidence
 
 
 def score_development(

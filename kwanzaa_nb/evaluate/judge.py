@@ -30,6 +30,7 @@ from ..core.files import file_record
 from ..core.jsonl import iter_jsonl
 from ..core.record import Record
 from ..core.results import SecondOpinion
+from ..core.settings import split_revision
 from ..core.stats import auroc, clustered
 from ..core.table import Table
 from ..core.text import sentences, split_claims
@@ -122,12 +123,12 @@ def judge_folder(
     "Find a model's files. Raises `JudgeError`, which says where they were looked for."
     if Path(name).is_dir():
         return Path(name)
-    owner, _, revision = name.partition("@")
+    owner, revision = split_revision(name)
     patterns = [part for part in _PARTS if weights or part != "*.safetensors"]
     try:
-        folder = _fetch(owner, revision or None, patterns)
+        folder = _fetch(owner, revision, patterns)
         if weights and not any(folder.glob("*.safetensors")):
-            folder = _fetch(owner, revision or None, [*patterns, "pytorch_model*.bin"])
+            folder = _fetch(owner, revision, [*patterns, "pytorch_model*.bin"])
         return folder
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

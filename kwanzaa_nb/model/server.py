@@ -147,7 +147,7 @@ def checked_key(
 
 # %% ../../nbs/model/server.ipynb #46-106
 CONTROL = re.compile(
-    r"<[|｜][^\s<>]{1,60}>|<[^\s<>]{1,60}[|｜]>"  # <|im_end|>, <|turn>, <turn|>, DeepSeek's wide bars
+    r"<[|｜][^\s<>]{1,60}>|<[^\s<>]{1,60}[|｜]>"  # <|im_end|>, <|turn>, <turn|>, wide bars
     r"|</?s>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"  # Mistral
     r"|<</?SYS>>"  # Llama 2
     r"|<(?:start|end)_of_(?:turn|role|text|image)>|<(?:bos|eos|pad|unk|sop|eop|eod)>"  # Gemma etc.

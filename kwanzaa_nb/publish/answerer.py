@@ -86,7 +86,7 @@ def _installed(package: str) -> bool:
 def _known_base(config: Config, folder: Path) -> str:
     "Return the base model that the files name: in the training's config, or in the adapter's."
     trained = config.model.base_model_id
-    if _installed(trained) if trained.startswith("package:") else is_hub_id(trained):
+    if _installed(trained) if trained.startswith("package:") else is_hub_id(config.base[0]):
         return trained
     try:
         values = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -112,11 +112,8 @@ def answerer_config(
     if not base:
         raise AnswererError("the base model of this adapter is not named in its files: give it as "
                             "base, a Hub id or a folder.")
-    changes = {"run.device": device, "model.base_model_id": base,
-               "publishing.metadata.base_model_id": None}
-    if base != config.model.base_model_id:
-        changes["model.revision"] = None
-    return load_config(path, changes)
+    return load_config(path, {"run.device": device, "model.base_model_id": base,
+                              "publishing.metadata.base_model_id": None})
 
 # %% ../../nbs/publish/answerer.ipynb #55-011-a
 def _completed(raw: str, chunks: "list[Chunk]", **given: Any) -> dict:

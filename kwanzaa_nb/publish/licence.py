@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.config import Config
+from ..core.settings import split_revision
 from .gate import PublishError
 
 # %% ../../nbs/publish/licence.ipynb #56-004
@@ -28,7 +29,8 @@ def base_model(
     """Return the base model's id on the Hub.
 
     Raises `PublishError` where the config names two different models."""
-    named, trained = config.publishing.metadata.base_model_id, config.model.base_model_id
+    named, (trained, _) = config.publishing.metadata.base_model_id, config.base
+    named = named and split_revision(named)[0]
     from_hub = is_hub_id(trained) and not config.path(trained).exists()
     if named and from_hub and named != trained:
         raise PublishError(
@@ -95,7 +97,7 @@ def base_licence(
     name = base_model(config) or ""
     matches = (licence for pattern, licence in _KNOWN_BASES if re.fullmatch(pattern, name))
     known = next(matches, None)
-    card = Path(config.path(config.model.base_model_id), "README.md")
+    card = Path(config.path(config.base[0]), "README.md")
     if known or not card.is_file():
         return known
     data = ModelCard.load(card, ignore_metadata_errors=True).data
@@ -135,7 +137,7 @@ def licence_problem(
         return _broken(TERMS[known], known, licence, config.publishing.hf_repo)
     if licence:
         return ""
-    name = base_model(config) or config.model.base_model_id
+    name = base_model(config) or config.base[0]
     name = Path(name).name if name.startswith("/") else name  # a card shows no local path
     why = f"is {known}, which is not in the table" if known else "is not known here"
     return (f"The licence of the base model {name} {why}: read it, and write a licence that it "

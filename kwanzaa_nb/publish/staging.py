@@ -22,6 +22,7 @@ from ..core.files import file_record, files_of
 from ..core.manifest import portable, portable_config, read_manifest, without_tokens
 from ..core.record import question_of, read_records
 from ..core.results import Results, load_results
+from ..core.settings import split_revision
 from ..core.table import Table
 from ..model.backend import is_headline, read_log
 from .card import FailureExample, failure_examples, render_card
@@ -145,7 +146,8 @@ def public_training_config(
     try:
         values = YAML(typ="safe", pure=True).load(text)
         model, evaluation = values["model"], values.get("evaluation", {})
-        if base and Path(root, os.path.expanduser(model["base_model_id"])).is_dir():
+        trained, _ = split_revision(model["base_model_id"], root)
+        if base and os.path.isdir(os.path.join(root, os.path.expanduser(trained))):
             model["base_model_id"] = base
         if evaluation.get("answer_threshold") == "dev":
             evaluation["answer_threshold"] = threshold

@@ -151,18 +151,6 @@ def _validate(arguments: argparse.Namespace) -> int:
                 print(f"\n{preview_record(tokenizer, record)}")
     return status
 
-# %% ../../nbs/run/cli.ipynb #70-010-c
-def _convert(arguments: argparse.Namespace) -> None:
-    "Convert a record file of an earlier format to the format of today."
-    from kwanzaa_nb.core.errors import problem_lines
-    from kwanzaa_nb.data.convert import convert_file
-
-    path, converted, passed, warnings = convert_file(arguments.old, arguments.new)
-    for line in problem_lines(warnings):
-        print(line, file=sys.stderr)
-    print(f"{converted:,} record{'' if converted == 1 else 's'} converted, "
-          f"{passed:,} {'was' if passed == 1 else 'were'} in the new form already: {path}")
-
 # %% ../../nbs/run/cli.ipynb #70-score-w
 def _written(
     arguments: argparse.Namespace,
@@ -322,15 +310,6 @@ def _add_checkers(commands: Any) -> None:
     validate.add_argument("--preview", type=_count, default=0, metavar="N",
                           help="show the first N records, with the learned part in ⟦ ⟧")
     validate.add_argument("--set", **_CHANGE)
-    convert = _add(commands, "convert", _convert,
-                   "convert records of earlier formats",
-                   "Convert records of earlier formats: those with citations and quotes, and those\n"
-                   "that expect a short answer with aliases. If any can't be converted, it is named\n"
-                   "and no file is written.",
-                   "convert old.jsonl new.jsonl")
-    convert.add_argument("old", metavar="OLD", help="a JSONL file; records in the new form stay")
-    convert.add_argument("new", nargs="?", metavar="NEW", help="a file that does not exist yet "
-                         "(default: OLD with the ending .converted.jsonl)")
 
 # %% ../../nbs/run/cli.ipynb #70-012-s
 def _add_score(commands: Any) -> None:
@@ -338,8 +317,9 @@ def _add_score(commands: Any) -> None:
     score = _add(commands, "score", _score, "score anybody's outputs",
                  "Score a file of outputs against the records that they answer: rates with their\n"
                  "intervals, and the commonest failures. Each line is an object with the id of a\n"
-                 "record, and with raw, output or completion (what the model wrote) or answer_json\n"
-                 "(what an application got). A record without an output counts as failed.",
+                 "record, and with raw, output or completion (what the model wrote) or\n"
+                 "answer_json (what an application got). A record without an output counts as\n"
+                 "failed.",
                  "score mine.jsonl --records data/training/kwanzaa_dev.jsonl")
     score.add_argument("outputs", metavar="OUTPUTS",
                        help="a JSONL file of outputs, or outputs.jsonl of a run")

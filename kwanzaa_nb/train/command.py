@@ -41,6 +41,7 @@ from ..core.lock import check_free
 from ..core.manifest import read_manifest
 from ..core.plots import loss_plot
 from ..core.record import Record, read_records, spread
+from ..core.settings import split_revision
 from ..core.stage import QUIET, Stage, unstoppable
 from ..core.table import Table
 from ..model.load import (
@@ -367,10 +368,12 @@ def _save_training(training: Training, trainer: AdapterTrainer) -> None:
     if not is_first():
         return
     stage, config, result = training.stage, training.config, training.result
+    trained, revision = config.base
+    named = split_revision(config.publishing.metadata.base_model_id or trained)[0]
     saved = save_adapter(
         trainer.accelerator.unwrap_model(trainer.model), training.data.tokenizer,
         stage.folder / "adapter", {"training_config.yaml": config_to_yaml(config)},
-        config.publishing.metadata.base_model_id or config.model.base_model_id,
+        f"{named}@{revision}" if revision else named,
         training.start, weights)
     loss_plot(result["log"], result["decision"]).savefig(saved / "loss.png", dpi=150)
     write_atomically(saved / TRAINING_LOG, strict_json(result, indent=1))

@@ -41,7 +41,7 @@ _KEYS = {  # a name of SFTConfig -> the key to use instead
     "do_eval": "data.dev_file", "max_length": "data.max_seq_length",
     "truncation_mode": "data.over_length", "packing": "data.packing",
     "packing_strategy": "data.packing", "padding_free": "data.packing",
-    "eval_packing": "data.packing", "chat_template_path": "model.chat_template",
+    "eval_packing": "data.packing", "chat_template_path": "model.base_model_id",
     "trust_remote_code": "model.trust_remote_code"}
 
 # %% ../../nbs/train/extra.ipynb #ext-012

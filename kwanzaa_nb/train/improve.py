@@ -199,7 +199,7 @@ def _log_header(work: Improvement, decoding: Decoding) -> dict[str, Any]:
     prompts = json.dumps([[one["id"], prompt_of(one)] for one in work.records])
     weights = file_record(work.start / "adapter_model.safetensors")["sha256"]
     libraries = versions(("torch", "transformers", "peft", "bitsandbytes", "llguidance"))
-    return {"model": [work.config.model.base_model_id, work.config.model.revision],
+    return {"model": list(work.config.base),
             "adapter_sha256": weights, "samples": work.config.improve.samples,
             "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
             "decoding": vars(decoding), "versions": libraries,
@@ -509,7 +509,9 @@ def _save(work: Improvement) -> Path:
         "gates": count_gates(work.verdicts) if work.verdicts else None,
         "pairs": pair_kinds(work.pairs) if work.pairs else None,
         "learned": len(work.chosen) or len(work.pairs) or len(work.records), **work.outcome}
-    base = config.publishing.metadata.base_model_id or config.model.base_model_id
+    named, revision = config.base
+    named = config.publishing.metadata.base_model_id or named
+    base = f"{named}@{revision}" if revision else named
     files = {"training_config.yaml": config_to_yaml(config),
              "improve.json": strict_json(told, indent=1)}
     return save_adapter(work.model, work.tokenizer, work.stage.folder / IMPROVED, files, base)

@@ -35,6 +35,7 @@ from ..core.config import Config, Fallback
 from ..core.errors import KwanzaaError, Problem, ProblemList
 from ..core.files import write_atomically
 from ..core.record import Record
+from ..core.settings import split_revision
 from ..model.fused import fuse_adapter
 from ..model.load import RuntimeSettings
 from ..model.masking import IGNORED, MaskError, check_supervised, encode_chat
@@ -503,9 +504,10 @@ def _replace_folder(beside: Path, folder: Path) -> None:
 def _name_base(path: Path, base_model: "str | None") -> None:
     "Write the base model's name into adapter_config.json; the name of a local folder is left out."
     described = json.loads(path.read_text(encoding="utf-8"))
-    named = base_model or described["base_model_name_or_path"]
-    local = os.path.isdir(os.path.expanduser(str(named)))
-    described["base_model_name_or_path"] = None if local else named
+    named, revision = split_revision(base_model or described["base_model_name_or_path"] or "")
+    if not named or os.path.isdir(os.path.expanduser(named)):
+        named = revision = None
+    described |= {"base_model_name_or_path": named, "revision": revision}
     write_atomically(path, json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 # %% ../../nbs/train/trainer.ipynb #33-028
@@ -514,7 +516,7 @@ def save_adapter(
     tokenizer: PreTrainedTokenizerFast,
     folder: "str | Path",  # replaced as a whole
     texts: "dict[str, str] | None" = None,  # further files by name, such as training_config.yaml
-    base_model: "str | None" = None,  # the base model's name; None: the model knows it
+    base_model: "str | None" = None,  # its name, or name@revision; None: the model knows it
     start: "Path | None" = None,  # from `keep_start`; None: the adapter began at zero
     weights: "dict | None" = None,  # state dict gathered from several processes; None: the model's
 ) -> Path:
