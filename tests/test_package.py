@@ -337,5 +337,5 @@ def test_the_wheel_brings_what_stages_need():
     source = (ROOT / "setup.py").read_text(encoding="utf-8")
     patterns = source.partition("SHIPPED = (")[2].partition(")\n")[0].replace('"', "").split(", ")
     found = {pattern: list(ROOT.glob(pattern)) for pattern in patterns}
-    assert len(found["nbs/0[1-4]_*.ipynb"]) == 4 and all(found.values())
+    assert len(found["nbs/0[1-4]*_*.ipynb"]) == 5 and all(found.values())
     assert shipped("nbs/01_data.ipynb").is_file()

@@ -34,7 +34,7 @@ from ..core.files import file_record, strict_json
 from ..core.gates import Verdict, count_gates
 from ..core.manifest import versions
 from ..core.record import Record, prompt_of, read_records
-from ..core.settings import TrainingSection
+from ..core.settings import TrainingSection, split_revision
 from ..core.stage import Stage
 from ..model.backend import Decoding, generate_pass, open_log
 from ..model.fused import fuse_adapter
@@ -510,7 +510,7 @@ def _save(work: Improvement) -> Path:
         "pairs": pair_kinds(work.pairs) if work.pairs else None,
         "learned": len(work.chosen) or len(work.pairs) or len(work.records), **work.outcome}
     named, revision = config.base
-    named = config.publishing.metadata.base_model_id or named
+    named = split_revision(config.publishing.metadata.base_model_id or named)[0]
     base = f"{named}@{revision}" if revision else named
     files = {"training_config.yaml": config_to_yaml(config),
              "improve.json": strict_json(told, indent=1)}
