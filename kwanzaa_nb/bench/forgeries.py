@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Forgery', 'Change', 'opposite_said', 'unit_changed', 'month_changed', 'number_word_changed', 'gender_changed',
-           'kin_changed', 'ordinal_changed', 'quantity_changed', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED',
-           'PARAPHRASES', 'PROBES', 'target', 'number_changed', 'entity_swapped', 'name_exchanged', 'number_exchanged',
-           'negation_inserted', 'roles_swapped', 'padded_quote', 'order_turned', 'limit_added', 'only_said',
-           'always_said', 'best_said', 'clause_added', 'source_invented', 'nearly_said', 'would_have', 'since_said',
-           'numbers_turned', 'direction_turned', 'first_name_changed', 'cause_invented', 'subject_exchanged',
-           'company_added', 'place_added', 'manner_added', 'twice_said', 'half_said', 'former_said', 'wrong_chunk',
+           'kin_changed', 'ordinal_changed', 'quantity_changed', 'nearly_said', 'would_have', 'twice_said', 'half_said',
+           'former_said', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED', 'PARAPHRASES', 'PROBES', 'target',
+           'number_changed', 'entity_swapped', 'name_exchanged', 'number_exchanged', 'negation_inserted',
+           'roles_swapped', 'padded_quote', 'order_turned', 'limit_added', 'only_said', 'always_said', 'best_said',
+           'clause_added', 'source_invented', 'since_said', 'numbers_turned', 'direction_turned', 'first_name_changed',
+           'cause_invented', 'subject_exchanged', 'company_added', 'place_added', 'manner_added', 'wrong_chunk',
            'neighbouring', 'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim', 'answer_inside',
            'hidden_in_unknowns', 'fronted', 'turned', 'as_cleft', 'introduced', 'synonym', 'spelled_number', 'probe',
            'measure_probes', 'passes', 'forgeable', 'forge']
@@ -201,6 +201,14 @@ def _once(pattern: str, pairs: dict[str, str]) -> Change:
     return changed
 
 
+def _rewritten(pattern: "str | re.Pattern", words: str) -> Change:
+    "Make a change of the first match of a pattern into words, a template of `re.sub`."
+    def changed(text: str, record: Record, chance: random.Random) -> "str | None":
+        found = re.sub(pattern, words, text, count=1)
+        return found if found != text else None
+    return changed
+
+
 def _both_ways(pairs: str) -> dict[str, str]:
     "Read pairs such as `large/small`, and turn them round as well."
     split = [pair.split("/") for pair in pairs.split()]
@@ -298,18 +306,8 @@ _QUANTITIES = {"some": "most", "several": "all", "few": "most", "many": "all", "
 kin_changed = _once(r"\b({})\b", _KIN)
 ordinal_changed = _once(r"\b({})\b", _ORDINALS)
 quantity_changed = _once(r"\b({}) (?!\[)", _QUANTITIES)
-
-
-def nearly_said(text: str, record: Record, chance: random.Random) -> "str | None":
-    "Say nearly of what was done."
-    found = _PAST_VERB.search(text)
-    return found and f"{text[:found.start()]}nearly {text[found.start():]}"
-
-
-def would_have(text: str, record: Record, chance: random.Random) -> "str | None":
-    "Say what would have been of what was."
-    found = re.search(r"\b(?:was|were)\b(?! not)", text)
-    return found and f"{text[:found.start()]}would have been{text[found.end():]}"
+nearly_said = _rewritten(_PAST_VERB, r"nearly \g<0>")
+would_have = _rewritten(r"\b(?:was|were)\b(?! not)", "would have been")
 
 
 def since_said(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -397,22 +395,10 @@ def manner_added(text: str, record: Record, chance: random.Random) -> "str | Non
     return _behind(text, chance.choice(_SECRETLY))
 
 
-def twice_said(text: str, record: Record, chance: random.Random) -> "str | None":
-    "Say twice of what was done once."
-    found = _PAST_VERB.search(text)
-    return found and f"{text[:found.start()]}twice {text[found.start():]}"
-
-
-def half_said(text: str, record: Record, chance: random.Random) -> "str | None":
-    "Make a number of things half of them."
-    found = re.search(r"\b(?=(?:\d{2,3}|two|three|four|five|six|seven|ten|twelve) [a-z]{4,})", text)
-    return found and f"{text[:found.start()]}half of the {text[found.start():]}"
-
-
-def former_said(text: str, record: Record, chance: random.Random) -> "str | None":
-    "Say that something was only formerly so."
-    found = re.search(r"\b(?:was|were|is|are) (?=(?:a|an|the) [a-z]+)", text)
-    return found and f"{text[:found.end()]}formerly {text[found.end():]}"
+twice_said = _rewritten(_PAST_VERB, r"twice \g<0>")
+half_said = _rewritten(
+    r"\b(?=(?:\d{2,3}|two|three|four|five|six|seven|ten|twelve) [a-z]{4,})", "half of the ")
+former_said = _rewritten(r"\b(?:was|were|is|are) (?=(?:a|an|the) [a-z]+)", r"\g<0>formerly ")
 
 # %% ../../nbs/bench/forgeries.ipynb #91-007
 def wrong_chunk(record: Record, chance: random.Random) -> "str | None":

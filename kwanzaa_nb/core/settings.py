@@ -477,7 +477,7 @@ def split_revision(
 class ConfigError(ProblemList):
     "Everything wrong with a config; `problems` lists it, one line of the message each."
 
-
+# %% ../../nbs/core/settings.ipynb #settings-058-z
 class Config(Section):
     "A whole run, made by `load_config` or `resolve_config`. Configs with equal values are equal."
 

@@ -235,7 +235,7 @@ _PLURALS = dict(pair.split("/") for pair in """
 _FORMS = _PAST | _PLURALS
 _ENDINGS = "ations ation ingly ions ion ings ing edly ed ers er ies ied es ly s e y".split()
 
-
+# %% ../../nbs/core/text.ipynb #tx-024-z
 @lru_cache(maxsize=50_000)
 def stem(
     word: str,  # plain: lower case, no accents

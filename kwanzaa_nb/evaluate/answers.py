@@ -347,7 +347,7 @@ def _take(state: _State, at: int) -> int:  # how many parts were read
     state.opening = False
     return max(used, 1)
 
-
+# %% ../../nbs/evaluate/answers.ipynb #an-033-c-z
 def _read_parts(text: str) -> _State:
     "Read a text part by part."
     state, at = _State([_look_up(part) for part in _PART.findall(rewrite(text))]), 0

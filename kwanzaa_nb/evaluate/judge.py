@@ -198,7 +198,7 @@ def windows(
 # %% ../../nbs/evaluate/judge.ipynb #jd-012
 _LONGEST, _WINDOW = 512, 400  # most tokens that are read at once, and of those for the evidence
 
-
+# %% ../../nbs/evaluate/judge.ipynb #jd-012-z
 @dataclass
 class Judge:
     "A model that says how likely it is that chunks support a claim; made by `find_judge`."
@@ -582,7 +582,7 @@ def _agreement(verdicts: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
              "only_model": counts[False, True], "neither": counts[False, False]}
     return {**table, "kappa": kappa(table)}
 
-
+# %% ../../nbs/evaluate/judge.ipynb #jd-022-z
 def second_opinion(
     judge: Judge,
     scores: Mapping[str, Scores],  # by arm; controls may be among them

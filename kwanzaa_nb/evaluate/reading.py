@@ -234,7 +234,7 @@ def comparisons(
             found.append((words[-1] in _LESS, before, frozenset(behind)))
     return tuple(found)
 
-
+# %% ../../nbs/evaluate/reading.ipynb #rd-016-z
 def comparison_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it

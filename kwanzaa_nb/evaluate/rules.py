@@ -270,7 +270,7 @@ def _learnt_from(config: Config, key: str) -> list[Record]:
         raise DataError(name, problems)
     return found
 
-
+# %% ../../nbs/evaluate/rules.ipynb #93-h03-z
 def run_rules(
     config: Config,
     records: list[Record],  # to score them on

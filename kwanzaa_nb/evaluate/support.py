@@ -492,7 +492,7 @@ def _company(claim: str) -> set[str]:
     return {token.stem for before, token in zip(read, read[1:])
             if before.stem == "with" and token.name}
 
-
+# %% ../../nbs/evaluate/support.ipynb #41-029-db-z
 def _copy_fails(claim: str, told: tuple[str, ...]) -> bool:
     "Tell whether the sentence that is most like a part of the claim contradicts it."
     all_parts = {part: _parts(part).stems for sentence in told for part in _halves(sentence)}

@@ -34,7 +34,7 @@ _GATES = {  # what a failed gate of the measure of support means
     "transfer": "who gave or sold to whom differs", "speaker": "it speaks of I, we or you",
     "gender": "he or she differs", "source": "nobody of that name says so"}
 
-
+# %% ../../nbs/evaluate/testing.ipynb #te-006-z
 @dataclass(frozen=True)
 class CheckedClaim:
     "A sentence of an answer, held against passages."

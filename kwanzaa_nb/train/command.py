@@ -74,7 +74,7 @@ class TrainingData:
     dev_rows: list[dict]
     shortened: list[str]  # one line for each record that was too long
 
-
+# %% ../../nbs/train/command.ipynb #71-006-z
 @dataclass
 class Training:
     "One training, from its stage to its adapter."
@@ -137,7 +137,7 @@ def prepare_reports(
     if "wandb" in config.run.report_to:
         os.environ.pop("WANDB_DISABLED", None)  # which `start_stage` sets for all other runs
 
-
+# %% ../../nbs/train/command.ipynb #71-009-z
 def settle_settings(training: Training) -> None:
     """Detect the hardware, settle the settings on it, and prepare the tools that log besides.
 
@@ -197,7 +197,7 @@ def _encode(stage: Stage, records: Sequence[Record], dev_records: Sequence[Recor
     return TrainingData(tokenizer, eos_token_ids, rows, packed, dev_records, dev_rows,
                         [*shortened, *dev_shortened])
 
-
+# %% ../../nbs/train/command.ipynb #71-007-z
 def encode_training(training: Training) -> None:
     """Read the records and turn them into rows.
 

@@ -54,7 +54,7 @@ class Moment:
         picture = render_part("picture", encoded, "losses by optimiser step")
         return str(render_part("shown", render_part("table", table.columns, table.rows) + picture))
 
-
+# %% ../../nbs/train/live.ipynb #67-004-z
 def _moment_table(moment: Moment) -> Table:
     "Make the table of a moment; what is not known yet is left empty."
     def shown(value: "float | None", style: str) -> str:

@@ -120,7 +120,7 @@ def _as_evaluated(model: torch.nn.Module) -> Iterator[None]:
 # %% ../../nbs/train/selection.ipynb #sel-032
 Score = Callable[[list[dict], list[Record]], dict[str, float]]
 
-
+# %% ../../nbs/train/selection.ipynb #sel-032-z
 class Behaviour:
     "Decide and answer development records with a model in training."
 
