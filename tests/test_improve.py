@@ -47,7 +47,8 @@ def work_of(home, name, method, judge=None, **changes):
         home, name, evaluation={"generation_defaults": SIZES, "batch_size": 4},
         training={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
                   "select_by": None}, run={"save_steps": 1})
-    given = {"improve.method": method, "improve.samples": 2, **changes}
+    given = {"improve.method": method, **changes}
+    given["improve.extra"] = {"samples": 2, **changes.get("improve.extra", {})}
     config = resolve_config(file, given)
     stage = Stage("improve", config, file)
     if not (stage.folder / "adapter").exists():
@@ -215,6 +216,8 @@ def test_targets_are_chosen_only_where_asked(home):
     ({"improve.extra": {"betta": 1}}, "did you mean beta"),
     ({"improve.extra": {"seed": 1}}, "improve.extra.seed can't be set"),
     ({"improve.method": "grpo", "improve.extra": {"temperature": 0}}, "above 0"),
+    ({"improve.extra": {"samples": 1}}, "a whole number from 2 on"),
+    ({"improve.extra": {"samples": True, "grammar": 1, "betta": 2}}, "samples is True.*grammar is 1.*did you mean beta"),
     ({"improve.method": "rejection", "improve.extra": {"beta": 1}}, "no argument of TRL's SFTConfig")])
 def test_wrong_settings_are_one_sentence(home, changes, message):
     work = work_of(home, "wrong", "dpo")

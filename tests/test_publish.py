@@ -203,10 +203,9 @@ def test_an_adapter_that_does_not_beat_a_rule_is_held_back(project, beside, told
     finish_train_and_evaluate(project)
     metrics = {key: value for key, value in METRICS_FILE.items() if key != "rules"} | beside
     (project / "outputs/tiny/evaluation/metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    config, off = (config_of(publishing__hf_repo="owner/adapter", publishing__gates={}, publishing__beats_rules=on) for on in (True, False))
+    config = config_of(publishing__hf_repo="owner/adapter", publishing__gates={})
     findings = gate_findings(config, project / "outputs/tiny")
-    assert not gate_findings(off, project / "outputs/tiny") and len(findings) == len(told)
-    assert all(part in str(finding) and "publishing.beats_rules to false" in str(finding) for part, finding in zip(told, findings))
+    assert len(findings) == len(told) and all(part in str(finding) for part, finding in zip(told, findings))
     row = gate_table({}, {}, metrics).rows[0]
     assert row[-1] == ("no" if told else "yes") and not gate_table({}, {}).rows
     card = render_card(config, read_manifest(project / "outputs/tiny"), metrics, verdict=gate_verdict(findings, None))

@@ -174,17 +174,17 @@ def _controls_sentence(
 def evaluation_verdict(
     metrics: Results,
     gates: Mapping[str, float],  # publishing.gates: the least lower bound by metric
-    beats_rules: bool = False,  # publishing.beats_rules
 ) -> str:  # paragraphs, the first on the best rule
     "Compare the adapter with rules, with the base model, with other controls, and with the gates."
     parts = [rules_sentence(metrics), hard_sentence(metrics), verdict_sentence(metrics),
-             sealed_sentence(metrics), _controls_sentence(metrics)]
-    if (gates or beats_rules) and (rates := adapter_rates(metrics)):
+             metrics.get("which_adapter"), sealed_sentence(metrics), _controls_sentence(metrics)]
+    if rates := adapter_rates(metrics):
         missed = [*map(str, below(gates, rates))]
-        if beats_rules and not_better(metrics):
-            missed.append("it is not shown to beat the best rule (publishing.beats_rules)")
+        if not_better(metrics):
+            missed.append("it is not shown to beat the best rule")
         parts.append(f"Too low to publish: {'; '.join(missed)}." if missed else
-                     "All that publishing.gates and publishing.beats_rules ask for is reached.")
+                     "Good enough to publish: all that publishing.gates asks for is reached, and "
+                     "the best rule is beaten.")
     counts = {arm: (scores.get("codes") or {}).get("not_answered")
               for arm, scores in metrics["arms"].items()}
     if unanswered := [f"{count} of {arm}" for arm, count in counts.items() if count]:

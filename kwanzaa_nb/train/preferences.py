@@ -61,7 +61,7 @@ def keep_share(
         if part > 0 and not side:
             raise ImproveError(
                 f"no sample of the records that want {kind} can be learned from, so the others "
-                "alone would teach one decision for everything: raise improve.samples, or train "
+                "alone would teach one decision for everything: raise improve.extra.samples, or train "
                 "longer before")
     if not 0 < share < 1:
         return list(items)
@@ -96,7 +96,7 @@ def choose_answers(
     chosen = [(record, best) for record, best in found if best]
     if not chosen:
         raise ImproveError(f"none of {len(verdicts)} samples passes all gates, so there is nothing "
-                           "to train on: raise improve.samples, or train longer before")
+                           "to train on: raise improve.extra.samples, or train longer before")
     kept = keep_share(chosen, lambda one: target_refuses(one[0]), refused_share(records))
     return [{**record, "messages": [*record["messages"][:-1],
                                     {"role": "assistant", "content": best.raw}]}
@@ -144,7 +144,7 @@ def make_pairs(
     if not found:
         raise ImproveError(
             f"{len(verdicts)} samples make no pair, since no record has both an output that passes "
-            "and one that fails: raise improve.samples, or write targets: true into improve.extra")
+            "and one that fails: raise improve.extra.samples, or write targets: true into improve.extra")
     return keep_share(found, lambda one: target_refuses(one.record), refused_share(records))
 
 

@@ -24,6 +24,11 @@ from ..model.local import LocalBackend, Prompt, encode_prompts
 Judge = Callable[[Sequence[dict]], list[Verdict]]  # made by `gate_judge`, which train is handed
 
 
+def _earned(verdict: Verdict) -> int:
+    "Count the gates that are rewarded; none for refusing what can be answered."
+    return 0 if verdict.refuses and verdict.failed == "decision" else verdict.gates
+
+
 class GateRewards:
     "The reward functions of the gates, by one judgement of each batch."
 
@@ -31,12 +36,12 @@ class GateRewards:
         self.judge, self.last, self.verdicts = judge, None, []
 
     def gates(self, ids: Sequence[str], raws: Sequence[str], reasons: Sequence[str]) -> list[int]:
-        "Count the gates that each output passes in order."
+        "Count the gates that each output is rewarded for."
         outputs = [{"id": name, "raw": raw, "finish_reason": reason}
                    for name, raw, reason in zip(ids, raws, reasons)]
         if outputs != self.last:
             self.last, self.verdicts = outputs, self.judge(outputs)
-        return [verdict.gates for verdict in self.verdicts]
+        return [_earned(verdict) for verdict in self.verdicts]
 
     def functions(self) -> list[Callable[..., list[float]]]:  # one a gate, in their order
         "Make the functions for TRL; the fields raw and reason come from `Rollouts`."
