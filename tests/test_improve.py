@@ -7,16 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train_command import config_file, some_records
-from tiny import tiny_model, tiny_tokenizer
+from tiny import ROOT, tiny_model, tiny_tokenizer
 
 import kwanzaa_nb.train.improve as improve
+from kwanzaa_nb.bench.forgeries import FORGERIES, REFUSALS, forge
 from kwanzaa_nb.core.config import resolve_config
 from kwanzaa_nb.core.gates import Verdict, count_gates
-from kwanzaa_nb.core.manifest import read_manifest, stages_of
+from kwanzaa_nb.core.manifest import read_manifest, run_adapter, stages_of
 from kwanzaa_nb.core.stage import Stage
+from kwanzaa_nb.core.stats import share
 from kwanzaa_nb.evaluate.gates import gate_judge
-from kwanzaa_nb.evaluate.improved import (gaming_signs, gaming_table, improvement_sentence,
-                                          side_by_side)
+from kwanzaa_nb.evaluate.improved import (forged_rate, gaming_signs, gaming_table,
+                                          improvement_sentence, own_records, side_by_side)
 from kwanzaa_nb.evaluate.metrics import controls, score_arms
 from kwanzaa_nb.model.load import add_adapter, load_adapter, load_base, load_tokenizer
 from kwanzaa_nb.train.command import TrainingStopped
@@ -334,3 +336,86 @@ def test_adapters_are_compared_on_the_same_records(home):
 def test_improve_is_listed_where_it_ran():
     assert "improve" not in stages_of({"data"})
     assert stages_of({"improve"}) == ("data", "train", "improve", "evaluate", "publish")
+
+
+def test_refusing_what_can_be_answered_earns_less_than_any_answer():
+    "Else a model whose answers still fail would learn to refuse everything."
+    records = some_records("dev", 8)
+    refusal = REFUSED[0]["raw"]
+    for record in records:
+        target = record["messages"][-1]["content"]
+        raws = [target, refusal, '{"evidence":[1],"answer":{"text":"No such thing. [1]"']
+        given = {"prompts": [record["id"]] * 3, "raw": raws, "reason": ["stop"] * 3}
+        rewards = GateRewards(gate_judge(records)).functions()
+        right, refused, broken = map(sum, zip(*(reward(**given) for reward in rewards)))
+        assert right == 5 and broken == 0 and refused == (0 if record["answerable"] else 5)
+
+
+def test_a_policy_that_refuses_everything_is_rewarded_for_its_right_refusals_alone():
+    records = some_records("dev", 12)
+    outputs = [one for one in controls(records) if one["arm"] == "always_refuse"]
+    given = {"prompts": [one["id"] for one in outputs], "raw": [one["raw"] for one in outputs],
+             "reason": ["stop"] * len(outputs)}
+    rewards = GateRewards(gate_judge(records)).functions()
+    assert sum(map(sum, (reward(**given) for reward in rewards))) == 5 * sum(not one["answerable"] for one in records)
+
+
+def test_forgeries_are_made_of_an_adapters_own_answers():
+    records = [one for one in some_records("dev", 60) if one["category"] != "red_team"]
+    by_arm = {}
+    for one in controls(records):
+        by_arm.setdefault(one["arm"], []).append(one)
+    assert not any(one["answerable"] for one in own_records(by_arm["always_refuse"], records))
+    own = own_records(by_arm["gold"], records)
+    rate = forged_rate(own, forge, [*FORGERIES, *REFUSALS])
+    assert len(own) > 20 and rate.total > 50 and rate.value < 0.05
+    told = {"number changed": share("", [True, False]), "introduced": share("", [True] * 9)}
+    assert forged_rate(own, lambda given, count: told, ["number changed"]).value == 0.5
+    changed = [{**one, "raw": one["raw"].replace('"text":"', '"text":"Well, ')} for one in by_arm["gold"]]
+    assert all("Well, " in one["messages"][-1]["content"] for one in own_records(changed, records))
+
+
+# ---- the stage by its notebook
+
+
+class Shown:
+    "What `display` returns, and what it was told last."
+
+    def __init__(self, value, display_id=True):
+        self.update(value)
+
+    def update(self, value):
+        self.value = value
+
+
+def run_cells(**given):
+    "Run the cells of the stage's notebook in this process, with values for its parameters."
+    found = {"display": Shown, "In": [], "__name__": "__main__"}
+    cells = json.loads((ROOT / "nbs/02b_improve.ipynb").read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code" and "google.colab" not in source:
+            exec(compile(source, cell["id"], "exec"), found)
+            found.update(given if "parameters" in cell["metadata"].get("tags", []) else {})
+    return found
+
+
+@pytest.mark.parametrize("method, extra", [
+    ("rejection", {"num_train_epochs": 1}), ("dpo", {"targets": True}), ("grpo", {"grammar": True, "max_steps": 1})])
+def test_the_whole_stage_ends_in_a_comparison(home, method, extra, monkeypatch):
+    "From the samples to the verdict; only what passes is made up, where the tiny model's outputs never would."
+    work = work_of(home, f"stage-{method}", method)
+    folder = work.stage.folder
+    if method == "rejection":
+        monkeypatch.setattr("kwanzaa_nb.evaluate.gates.gate_judge", halves)
+    overrides = {"improve.method": method, "improve.extra": {"samples": 2, **extra}}
+    found = run_cells(config=str(home / f"stage-{method}.yaml"), overrides=overrides)
+    entry = read_manifest(folder)["stages"]["improve"]
+    assert entry["status"] == "done" and (folder / improve.IMPROVED / WEIGHTS).exists()
+    assert changed(weights_of(folder / "adapter"), weights_of(folder / improve.IMPROVED))
+    assert [one["arm"] for one in found["outputs"]] == ["adapter"] * 4 + ["improved"] * 4
+    assert set(found["signs"]) == set(found["forged"]) == {"adapter", "improved"}
+    assert entry["summary"]["verdict"] == found["verdict"] and entry["summary"]["better"] is False
+    chosen, told = run_adapter(found["stage"].config, folder)
+    assert chosen == folder / "adapter" and f"One improved by {method} is not taken" in told
+    assert ("are not estimated" in (folder / "progress.log").read_text()) is (method == "grpo")
