@@ -13,7 +13,8 @@ import kwanzaa_nb.train.improve as improve
 from kwanzaa_nb.bench.forgeries import FORGERIES, REFUSALS, forge
 from kwanzaa_nb.core.config import resolve_config
 from kwanzaa_nb.core.gates import Verdict, count_gates
-from kwanzaa_nb.core.manifest import read_manifest, run_adapter, stages_of
+from kwanzaa_nb.core.manifest import CHAIN, read_manifest, run_adapter, stages_of
+from kwanzaa_nb.core.results import verdict
 from kwanzaa_nb.core.stage import Stage
 from kwanzaa_nb.core.stats import share
 from kwanzaa_nb.evaluate.gates import gate_judge
@@ -21,7 +22,8 @@ from kwanzaa_nb.evaluate.improved import (forged_rate, gaming_signs, gaming_tabl
                                           improvement_sentence, own_records, side_by_side)
 from kwanzaa_nb.evaluate.metrics import controls, score_arms
 from kwanzaa_nb.model.load import add_adapter, load_adapter, load_base, load_tokenizer
-from kwanzaa_nb.train.command import TrainingStopped
+from kwanzaa_nb.run.launch import run_all
+from kwanzaa_nb.train.command import Training, TrainingStopped, settle_settings
 from kwanzaa_nb.train.preferences import (ImproveError, best_of, keep_share, make_pairs,
                                           refused_share, target_refuses)
 from kwanzaa_nb.train.rewards import GateRewards
@@ -185,8 +187,8 @@ def test_pairs_are_the_sampled_tokens(home):
     rows, end = prepared(work), improve.end_token(load_tokenizer(work.config))
     assert len(rows) == len(work.pairs)
     for row, pair in zip(rows, work.pairs):
-        for ids, verdict in ((row["chosen_ids"], pair.chosen), (row["rejected_ids"], pair.rejected)):
-            assert tuple(ids) == verdict.tokens + ((end,) if verdict.ended else ())
+        for ids, one in ((row["chosen_ids"], pair.chosen), (row["rejected_ids"], pair.rejected)):
+            assert tuple(ids) == one.tokens + ((end,) if one.ended else ())
     assert any(not pair.chosen.ended for pair in work.pairs), "cut off, so without an end"
 
 
@@ -219,6 +221,7 @@ def test_targets_are_chosen_only_where_asked(home):
     ({"improve.extra": {"seed": 1}}, "improve.extra.seed can't be set"),
     ({"improve.method": "grpo", "improve.extra": {"temperature": 0}}, "above 0"),
     ({"improve.extra": {"samples": 1}}, "a whole number from 2 on"),
+    ({"improve.extra": {"records": 1}}, "records is 1: write a whole number from 2 on, or null"),
     ({"improve.extra": {"samples": True, "grammar": 1, "betta": 2}}, "samples is True.*grammar is 1.*did you mean beta"),
     ({"improve.method": "rejection", "improve.extra": {"beta": 1}}, "no argument of TRL's SFTConfig")])
 def test_wrong_settings_are_one_sentence(home, changes, message):
@@ -419,3 +422,28 @@ def test_the_whole_stage_ends_in_a_comparison(home, method, extra, monkeypatch):
     chosen, told = run_adapter(found["stage"].config, folder)
     assert chosen == folder / "adapter" and f"One improved by {method} is not taken" in told
     assert ("are not estimated" in (folder / "progress.log").read_text()) is (method == "grpo")
+
+
+@pytest.mark.end_to_end
+def test_run_all_improves_where_a_method_is_set(home):
+    "Five stages in kernels of their own; what is published is the run's adapter, and the card says which."
+    file = config_file(home, "all", run={"save_steps": 1, "eval_steps": 2}, evaluation={
+        "generation_defaults": {"max_new_tokens": 400}, "batch_size": 4, "red_team": None}, training={
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "select_by": "loss", "max_steps": 2})
+    changes = {"improve.method": "dpo", "improve.extra": {"samples": 2, "targets": True, "max_steps": 2}}
+    folder = run_all(file, overrides=changes)
+    stages = read_manifest(folder)["stages"]
+    assert {name: entry["status"] for name, entry in stages.items()} == dict.fromkeys(CHAIN, "done")
+    chosen, told = run_adapter(resolve_config(file, changes), folder)
+    assert told and told in verdict(folder)
+    assert (folder / "publish" / WEIGHTS).read_bytes() == (chosen / WEIGHTS).read_bytes()
+    card = (folder / "publish" / "README.md").read_text(encoding="utf-8")
+    assert told.partition(".")[0] in card and "| improve | done |" in card
+
+
+def test_a_mistake_in_its_settings_shows_before_training(home):
+    file = config_file(home, "early")
+    stage = Stage("train", resolve_config(file, {"improve.method": "dpo", "improve.extra": {"betta": 1}}), file)
+    with pytest.raises(ImproveError, match="did you mean beta"):
+        settle_settings(Training(stage))
+    stage.fail(KeyboardInterrupt())

@@ -220,6 +220,10 @@ def test_every_setting_is_read():
     assert not ignored, f"nothing reads {', '.join(ignored)}"
 
 
+def test_there_are_at_most_eighty_settings():
+    assert len(KEYS) <= 80
+
+
 def test_unread_settings_are_found():
     code = "wanted, run = config.training, config.run\nprint(wanted.epochs, outcome.metrics, getattr(config.data, 'packing'))"
     found = reads(code)

@@ -301,10 +301,12 @@ def run_adapter(
     if entry is None:
         return folder / ADAPTER, ""
     method = (entry.get("config", {}).get("improve") or {}).get("method")
-    names = {ADAPTER: "the adapter as it was trained", IMPROVED: f"the adapter improved by {method}"}
-    for name in names if asked not in ("auto", "none") else ():
+    told = {ADAPTER: "This is the adapter as it was trained",
+            IMPROVED: f"This is the adapter improved by {method}"}
+    for name in told if asked not in ("auto", "none") else ():
         if os.path.abspath(config.path(asked)) == os.path.abspath(folder / name):
-            return folder / name, f"This is {names[name]}, since evaluation.adapter names it."
+            return folder / name, f"{told[name]}, since evaluation.adapter names it."
     if why := _not_taken(entry, folder):
-        return folder / ADAPTER, f"This is {names[ADAPTER]}. One improved by {method} is not taken: {why}."
-    return folder / IMPROVED, f"This is {names[IMPROVED]}. {entry['summary']['verdict']}"
+        sentence = f"{told[ADAPTER]}. One improved by {method} is not taken: {why}."
+        return folder / ADAPTER, sentence
+    return folder / IMPROVED, f"{told[IMPROVED]}. {entry['summary']['verdict']}"

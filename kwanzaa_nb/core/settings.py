@@ -311,8 +311,8 @@ class ImproveSection(Section):
         "samples of every step, rewarded gate by gate (grpo); null leaves the stage out.", None)
     extra: Annotated[dict[_Text, Any], AfterValidator(_frozen)] = setting(
         "Further arguments of the method's config in TRL (SFTConfig, DPOConfig or GRPOConfig), and "
-        "the project's own: samples for each record (4), their temperature, grammar: true, "
-        "targets: true.",
+        "the project's own: records (at most so many; all), samples for each (4), their "
+        "temperature, grammar: true, targets: true.",
         default_factory=FrozenMap)
 
 # %% ../../nbs/core/settings.ipynb #settings-041

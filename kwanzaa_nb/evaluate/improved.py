@@ -126,8 +126,8 @@ def gaming_signs(
                 output["raw"], len(case.sentences), not case.needs_citations)
             answers.append((_copies(case, answer.answer.text), _cites_all(case, answer.evidence)))
     copies, everything = zip(*answers) if answers else ((), ())
-    shares = (sum(found) / max(1, len(found)) for found in (copies, everything, refused, answerable))
-    return dict(zip(SIGNS, shares))
+    counted = (copies, everything, refused, answerable)
+    return {name: sum(found) / max(1, len(found)) for name, found in zip(SIGNS, counted)}
 
 # %% ../../nbs/evaluate/improved.ipynb #im-034
 def gaming_table(

@@ -17,7 +17,8 @@ from markupsafe import Markup
 from typing_extensions import TypedDict
 
 from ..core.config import METRICS, Config, Fallback
-from ..core.manifest import Manifest, StageEntry, portable, stages_of, without_tokens
+from ..core.manifest import (
+    STAGES, Manifest, StageEntry, portable, stages_of, without_tokens)
 from ..core.results import (
     RULES, Results, hard_sentence, kinds_table, metrics_table, rules_sentence, sealed_sentence)
 from ..core.table import Table, as_markdown, code_span
@@ -119,6 +120,9 @@ def _training_table(config: Config, manifest: Manifest) -> Table:
         "longest record": f"{config.data.max_seq_length} tokens",
         "seed": config.run.seed,
     }
+    improve = manifest["stages"].get("improve", {})
+    settings |= {one["key"]: one["used"] for one in improve.get("fallbacks") or ()
+                 if one["key"].startswith("improve.")}
     summary = manifest["stages"]["train"].get("summary", {})
     reported = {f"result: {name}": value for name, value in summary.items()
                 if isinstance(value, (int, float, str))}
@@ -284,7 +288,7 @@ def _card_body(
 ) -> str:
     "Render the card below its metadata."
     stages, gates = manifest["stages"], config.publishing.gates
-    noted = [one for stage in stages_of(stages) for one in stages[stage].get("fallbacks") or []]
+    noted = [one for stage in STAGES for one in stages[stage].get("fallbacks") or []]
     versions = stages["train"].get("versions") or {}
     arms, rules, controls = _results_tables(results)
     rates = adapter_rates(results)

@@ -71,7 +71,8 @@ def run_row(
     entries, dollars = facts.manifest["stages"], money(facts.manifest)
     seconds = [entry["seconds"] for entry in entries.values()
                if isinstance(entry.get("seconds"), (int, float))]
-    states = {stage: entries.get(stage, {}).get("status", "not_run") for stage in stages_of(entries)}
+    states = {stage: entries.get(stage, {}).get("status", "not_run")
+              for stage in stages_of(entries)}
     return {
         "name": facts.name, "folder": path_text(os.path.relpath(facts.folder, start)),
         "model": str((facts.config.get("model") or {}).get("base_model_id") or ""),

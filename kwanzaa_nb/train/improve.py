@@ -33,7 +33,7 @@ from ..core.config import Config, Fallback, config_to_yaml
 from ..core.files import file_record, strict_json
 from ..core.gates import Verdict, count_gates
 from ..core.manifest import ADAPTER, IMPROVED, versions
-from ..core.record import Record, prompt_of, read_records
+from ..core.record import Record, prompt_of, read_records, spread
 from ..core.settings import TrainingSection, split_revision
 from ..core.stage import Stage
 from ..model.backend import Decoding, generate_pass, open_log
@@ -60,7 +60,7 @@ _USUAL: dict[str, dict[str, Any]] = {
     "rejection": {"learning_rate": 0.25, "temperature": 0.8},
     "dpo": {"learning_rate": 0.05, "beta": 0.1, "temperature": 1.0},
     "grpo": {"learning_rate": 0.05, "beta": 0.04, "temperature": 1.0}}  # rates: times training's
-_OWN = ("samples", "temperature", "grammar", "targets")
+_OWN = ("records", "samples", "temperature", "grammar", "targets")
 _FIXED = {
     "output_dir", "seed", "data_seed", "report_to", "run_name", "project", "logging_steps",
     "save_steps", "eval_steps", "save_total_limit", "bf16", "fp16", "use_cpu", "optim",
@@ -87,6 +87,8 @@ def _value_problem(name: str, value: Any) -> str:  # empty for a value that can 
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     whole = is_number and isinstance(value, int)
     found = f"improve.extra.{name} is {value!r}: write"
+    if name == "records" and value is not None and not (whole and value >= 2):
+        return f"{found} a whole number from 2 on, or null for all"
     if name == "samples" and not (whole and value >= 2):
         return f"{found} a whole number from 2 on, since one sample is no choice"
     if name == "temperature" and not (is_number and value > 0):
@@ -115,7 +117,8 @@ def settle_improve(
     asked = {name: list(value) if isinstance(value, tuple) else value
              for name, value in config.improve.extra.items()}
     _check_extra(method, asked)
-    usual = {"samples": 4, "grammar": False, "targets": False, "num_train_epochs": 1, **_USUAL[method]}
+    usual = {"records": None, "samples": 4, "grammar": False, "targets": False,
+             "num_train_epochs": 1, **_USUAL[method]}
     usual["learning_rate"] *= config.training.learning_rate
     used, notes = usual | asked, []
     if usual.keys() - asked.keys():
@@ -179,6 +182,7 @@ def read(work: Improvement) -> None:
     work.start = stage.read(stage.folder / ADAPTER, made_by="train")
     records = read_records(file, shown=file.name, targets=True)
     known = [record for record in records if record.get("answerable") is not None]
+    known = spread(known, work.extra["records"])
     work.tokenizer = load_tokenizer(config)
     work.records, shortened = fit_records(
         work.tokenizer, known, config.data.max_seq_length, config.data.over_length)
@@ -317,7 +321,7 @@ def trl_arguments(
 ) -> "DPOConfig | GRPOConfig":
     "Turn the config into TRL's arguments. Raises `ImproveError` for values that TRL refuses."
     config, run, training = work.config, work.config.run, work.config.training
-    own = ("samples", "grammar", "targets")
+    own = ("records", "samples", "grammar", "targets")
     extra = {name: value for name, value in work.extra.items() if name not in own}
     given = rows * work.extra["samples"] if work.method == "grpo" else rows
     steps = _accumulation(work)
@@ -408,8 +412,9 @@ def _put_back(model: PeftModel, kept: Mapping[str, torch.Tensor], on_cpu: bool) 
         fuse_adapter(model)
 
 # %% ../../nbs/train/improve.ipynb #iv-081
-NOT_ESTIMATED = ("Time, memory and cost of grpo are not estimated, and budget.max_usd is not checked: it "
-                 "samples at every step, and its first steps show how long that takes.")
+NOT_ESTIMATED = (
+    "Time, memory and cost of grpo are not estimated, and budget.max_usd is not checked: it samples "
+    "at every step, and its first steps show how long that takes.")
 
 
 def _estimated_rows(work: Improvement, rows: Sequence[dict]) -> list[dict]:
@@ -448,7 +453,7 @@ def estimate(
     work.estimate = found
     return found
 
-
+# %% ../../nbs/train/improve.ipynb #iv-082
 def counted_config(work: Improvement) -> Config:
     "Return the config by which steps are counted."
     if work.method == "rejection":
