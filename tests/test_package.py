@@ -29,8 +29,8 @@ EXTRAS = {
     **dict.fromkeys(("model.grammar", "model.local"), {"eval", "train"}),  # it answers as it is trained
     **dict.fromkeys(("publish.answerer", "publish.export"), {"eval"}),  # a model that writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
-        "__main__", "budget", "command", "extra", "live", "resume", "selection", "token_cache",
-        "trainer"))),
+        "__main__", "budget", "command", "extra", "improve", "live", "resume", "rewards", "selection",
+        "token_cache", "trainer"))),
                     {"train"}),  # a model that is trained
     "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do
 }
@@ -337,5 +337,5 @@ def test_the_wheel_brings_what_stages_need():
     source = (ROOT / "setup.py").read_text(encoding="utf-8")
     patterns = source.partition("SHIPPED = (")[2].partition(")\n")[0].replace('"', "").split(", ")
     found = {pattern: list(ROOT.glob(pattern)) for pattern in patterns}
-    assert len(found["nbs/0[1-4]_*.ipynb"]) == 4 and all(found.values())
+    assert len(found["nbs/0[1-4]*_*.ipynb"]) == 5 and all(found.values())
     assert shipped("nbs/01_data.ipynb").is_file()

@@ -477,19 +477,19 @@ def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
         raise ModelError(
             f"adapter.target_modules {', '.join(unmatched)} match no linear layer of {name}: "
             f"choose among {', '.join(known)}, or write all-linear")
-    variant, dropout = config.adapter.variant, config.adapter.dropout
+    method, dropout = config.adapter.method, config.adapter.dropout
     settings = LoraConfig(
         r=config.adapter.r, lora_alpha=config.adapter.alpha, task_type="CAUSAL_LM",
         lora_dropout=0.0 if adapts_experts(model, config) else dropout,
         target_modules=wanted if everywhere else list(wanted),
-        use_rslora=variant == "rslora", use_dora=variant == "dora",
-        init_lora_weights="pissa_niter_16" if variant == "pissa" else True)
+        use_rslora=method == "rslora", use_dora=method == "dora",
+        init_lora_weights="pissa_niter_16" if method == "pissa" else True)
     try:
         return get_peft_model(model, settings)
     except ValueError as error:
         raise ModelError(
             f"this adapter can't be added to {name} ({error}): set adapter.target_modules to some "
-            f"of {', '.join(known)}, or adapter.variant to plain") from error
+            f"of {', '.join(known)}, or adapter.method to lora") from error
 
 # %% ../../nbs/model/load.ipynb #30-104
 EXPERT_LAYERS = {  # what PEFT takes for parts of stacked experts

@@ -17,7 +17,8 @@ from markupsafe import Markup
 from typing_extensions import TypedDict
 
 from ..core.config import METRICS, Config, Fallback
-from ..core.manifest import STAGES, Manifest, StageEntry, portable, without_tokens
+from ..core.manifest import (
+    STAGES, Manifest, StageEntry, portable, stages_of, without_tokens)
 from ..core.results import (
     RULES, Results, hard_sentence, kinds_table, metrics_table, rules_sentence, sealed_sentence)
 from ..core.table import Table, as_markdown, code_span
@@ -119,6 +120,9 @@ def _training_table(config: Config, manifest: Manifest) -> Table:
         "longest record": f"{config.data.max_seq_length} tokens",
         "seed": config.run.seed,
     }
+    improve = manifest["stages"].get("improve", {})
+    settings |= {one["key"]: one["used"] for one in improve.get("fallbacks") or ()
+                 if one["key"].startswith("improve.")}
     summary = manifest["stages"]["train"].get("summary", {})
     reported = {f"result: {name}": value for name, value in summary.items()
                 if isinstance(value, (int, float, str))}
@@ -162,7 +166,7 @@ def _machine(entry: StageEntry) -> str:
 def _run_table(manifest: Manifest) -> Table:
     "Show each stage before publishing with its status, seconds, machine and commit."
     rows = []
-    for stage in STAGES[:3]:
+    for stage in stages_of(manifest["stages"])[:-1]:
         entry = manifest["stages"][stage]
         seconds = f"{entry['seconds']:.0f}" if "seconds" in entry else "not recorded"
         commit, shown = entry.get("commit"), "not recorded"
@@ -174,7 +178,7 @@ def _run_table(manifest: Manifest) -> Table:
 # %% ../../nbs/publish/card.ipynb #50-016
 def _hours_text(manifest: Manifest) -> str:
     "Say how long the stages took."
-    entries = (manifest["stages"][stage] for stage in STAGES[:3])
+    entries = (manifest["stages"][stage] for stage in stages_of(manifest["stages"])[:-1])
     seconds = [entry["seconds"] for entry in entries if "seconds" in entry]
     return f"Hours: {sum(seconds) / 3600:.2f}." if seconds else "Hours: not recorded."
 
@@ -280,23 +284,22 @@ def _templates() -> Environment:
 # %% ../../nbs/publish/card.ipynb #50-030
 def _card_body(
     config: Config, manifest: Manifest, results: "Results | None", fallbacks: "list[Mapping]",
-    verdict: str, examples: Sequence[FailureExample],
+    verdict: str, examples: Sequence[FailureExample], adapter: str,
 ) -> str:
     "Render the card below its metadata."
     stages, gates = manifest["stages"], config.publishing.gates
     noted = [one for stage in STAGES for one in stages[stage].get("fallbacks") or []]
     versions = stages["train"].get("versions") or {}
     arms, rules, controls = _results_tables(results)
-    beats = results if config.publishing.beats_rules else None
     rates = adapter_rates(results)
     return _templates().get_template("card.md").render(
         config=config, project=Markup(PROJECT), verdict=verdict,
-        trained_on=Markup(trained_on(config)), notice=licence_notice(config),
+        trained_on=Markup(trained_on(config)), adapter=adapter, notice=licence_notice(config),
         usage=Markup(usage(config)), results=arms, controls=controls,
         rules=rules, kinds=kinds_table(results),
         told=[text for text in (rules_sentence(results), hard_sentence(results),
                                 sealed_sentence(results)) if text],
-        gates=gate_table(gates, rates, beats) if gates or beats else None,
+        gates=gate_table(gates, rates, results) if gates or results else None,
         failures=Markup(failures_text(results, examples)),
         training=_training_table(config, manifest), fallbacks=_fallback_table(noted + fallbacks),
         data=_data_table(config, manifest),
@@ -333,6 +336,7 @@ def render_card(
     fallbacks: "Iterable[Fallback | Mapping]" = (),  # beside those in the manifest
     verdict: str = "",  # of `gate_verdict`
     examples: Sequence[FailureExample] = (),  # of `failure_examples`
+    adapter: str = "",  # which one it is, of `run_adapter`
 ) -> str:  # README.md: YAML for the Hub, then Markdown
     """Write the model card of a run, without local paths and tokens.
 
@@ -341,5 +345,5 @@ def render_card(
 
     rows = [vars(one) if isinstance(one, Fallback) else one for one in fallbacks]
     shown = [portable(row, config.path("")) for row in rows]
-    body = without_tokens(_card_body(config, manifest, results, shown, verdict, examples))
+    body = without_tokens(_card_body(config, manifest, results, shown, verdict, examples, adapter))
     return str(ModelCard(f"---\n{_metadata(config, results)}\n---\n\n{body}"))

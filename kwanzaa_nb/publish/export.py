@@ -21,6 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ..core.config import Config
+from ..core.manifest import run_adapter
 from ..core.record import Record, read_records, spread
 from ..core.table import Table
 from ..model.backend import Decoding
@@ -165,7 +166,8 @@ def run_exports(
     if wanted:
         path = config.path(config.data.eval_file)
         records = spread(read_records(path, shown=path.name), 4)
-        done = export_merged(config, folder / "adapter", merged, records, report=report)
+        adapter, _ = run_adapter(config, folder)
+        done = export_merged(config, adapter, merged, records, report=report)
         rows.append(["merged", "exports/merged", done])
     if "gguf" in wanted:
         report("converting to GGUF")

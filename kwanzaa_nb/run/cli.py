@@ -234,6 +234,9 @@ def _folder(command: argparse.ArgumentParser, text: str, **options: Any) -> None
     command.add_argument("folder", metavar="FOLDER", help=text, **options)
 
 # %% ../../nbs/run/cli.ipynb #70-011-b
+_STAGES = ("data", "train", "improve", "evaluate", "publish")
+
+
 def _add_runners(commands: Any) -> None:
     "Add the commands that run something."
     run = _add(commands, "run", _run, "run stages of a config",
@@ -241,8 +244,10 @@ def _add_runners(commands: Any) -> None:
                "The executed notebooks and report.html are kept in the run's folder. If you stop\n"
                "it and run it again, training resumes from its last complete checkpoint.",
                "run train evaluate --config configs/demo.cpu.yaml --set training.max_steps=20")
-    run.add_argument("stages", nargs="+", choices=["all", "data", "train", "evaluate", "publish"],
-                     metavar="STAGE", help="all, or any of data, train, evaluate, publish")
+    run.add_argument("stages", nargs="+", choices=["all", *_STAGES],
+                     metavar="STAGE",
+                     help=f"all, or any of {', '.join(_STAGES)}; all leaves improve out unless "
+                          "improve.method is set")
     run.add_argument("--config", default="", metavar="FILE",
                      help="a YAML file (default: configs/demo.cpu.yaml)")
     run.add_argument("--set", **_CHANGE)
