@@ -35,9 +35,9 @@ async function ask() {
       body: JSON.stringify({ question, before }), signal: own.signal });
     const got = await reply.json();
     if (asking !== own) return;
-    if (reply.ok) { add(question, got); took = seconds(since); tell(`Answered in ${took}.`); } else tell('', got.error);
+    if (reply.ok) { add(question, got); took = seconds(since); tell('Answered.'); } else tell('', got.error);
   } catch (error) {
-    if (asking === own) tell('', 'The chat has stopped: start it again with kwanzaa chat, then ask again.');
+    if (asking === own) tell('', 'The chat does not answer any more: start kwanzaa chat again in its terminal, then ask again.');
   } finally {
     clearInterval(clock);
     if (asking === own) rest();

@@ -160,7 +160,11 @@ class _Handler(RequestHandler):
     def prepare(self) -> None:
         names = self.application.settings["names"]
         if names and self.request.host_name.strip("[]").lower() not in names:
-            raise HTTPError(403, "not a name of this server")
+            raise HTTPError(403)
+
+    def write_error(self, status_code: int, **_: Any) -> None:
+        self.finish({"error": f"The chat refused this ({status_code}, {self._reason}): open it by "
+                              "the address that kwanzaa chat tells."})
 
 
 class _Page(_Handler):
@@ -197,14 +201,15 @@ class _Asking(_Handler):
 
     async def post(self) -> None:
         if not self.request.headers.get("Content-Type", "").startswith("application/json"):
-            raise HTTPError(415, "JSON is wanted")
+            raise HTTPError(415)
+        stream = self.request.connection.stream
         async with self.turn:
-            if self.request.connection.stream.closed():  # nobody waits any more
+            if stream.closed():  # nobody waits for the answer any more
                 return
             status, told = await _beside(partial(reply_to, self.ask, self.request.body))
         self.set_status(status)
-        self.set_header("Content-Type", "application/json")
-        await self.finish(strict_json(told))
+        if not stream.closed():
+            await self.finish(told)
 
 # %% ../../nbs/use/chat.ipynb #chat-022
 def is_loopback(host: str) -> bool:
@@ -236,7 +241,7 @@ async def _serve(page: Application, host: str, port: int, told: Callable[[str], 
     except OSError as error:
         raise ChatError(f"{host}, port {port}, can't be listened on ({error.strerror}): name "
                         "another by --port or --host; --port 0 takes any that is free.") from None
-    server = HTTPServer(page, max_body_size=1_000_000)
+    server = HTTPServer(page, max_body_size=10_000_000)
     server.add_sockets(sockets)
     name, taken = host.strip("[]"), sockets[0].getsockname()[1]
     shown = f"[{name}]" if sockets[0].family == socket.AF_INET6 and ":" in name else name
