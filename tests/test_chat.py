@@ -16,7 +16,8 @@ from kwanzaa_nb.core.answer import (
     AnswerError, ModelAnswer, complete_answer, parse_model_answer, validate_answer_json)
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.use.chat import (
-    ChatError, chat_page, is_loopback, reply_to, serve_chat, sure_words, turn_html)
+    ChatError, address_of, chat_page, is_loopback, listen, reply_to, serve_chat, sure_words,
+    turn_html)
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -163,10 +164,9 @@ def test_an_error_is_one_sentence(capsys):
 
 def serve(ask, host="127.0.0.1"):
     "A chat in a thread, and its address."
-    addresses = queue.SimpleQueue()
-    page = chat_page(ask, f"Ask {EVIL}", "3 documents", host)
-    threading.Thread(target=serve_chat, args=(page, host, 0, addresses.put), daemon=True).start()
-    return addresses.get(timeout=30)
+    page, sockets = chat_page(ask, f"Ask {EVIL}", "3 documents", host), listen(host, 0)
+    threading.Thread(target=serve_chat, args=(page, sockets), daemon=True).start()
+    return address_of(host, sockets)
 
 
 @pytest.fixture(scope="module")
@@ -225,9 +225,9 @@ def test_which_hosts_are_loopback(host, own):
 
 def test_a_port_that_is_taken_is_a_sentence(chat):
     with pytest.raises(ChatError, match="can't be listened on .*: name another by --port"):
-        serve_chat(chat_page(StandIn()), port=urlsplit(chat[1]).port)
+        listen(port=urlsplit(chat[1]).port)
     with pytest.raises(ChatError, match="can't be listened on"):
-        serve_chat(chat_page(StandIn()), host="no.such.host.invalid", port=0)
+        listen("no.such.host.invalid", 0)
 
 
 def test_questions_are_answered_one_at_a_time_and_the_page_stays_reachable():

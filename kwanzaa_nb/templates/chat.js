@@ -25,7 +25,7 @@ async function ask() {
   if (!question) { tell('', 'Write a question first.'); box.focus(); return; }
   asking = own;
   tell('Finding passages and writing an answer.');
-  const tick = () => { at('clock').textContent = `${seconds(since)}${took && `; the last answer took ${took}`}`; };
+  const tick = () => { at('clock').textContent = `${seconds(since)}${took && ` (the last answer took ${took})`}`; };
   const clock = setInterval(tick, 1000);
   tick();
   at('working').hidden = false;

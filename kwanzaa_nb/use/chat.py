@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Turn', 'Ask', 'Replied', 'ChatError', 'sure_words', 'turn_html', 'Question', 'reply_to', 'is_loopback', 'chat_page',
-           'serve_chat']
+           'listen', 'address_of', 'serve_chat']
 
 # %% ../../nbs/use/chat.ipynb #chat-003
 import asyncio
@@ -234,18 +234,31 @@ def chat_page(
                        log_function=lambda handler: None)
 
 # %% ../../nbs/use/chat.ipynb #chat-025
-async def _serve(page: Application, host: str, port: int, told: Callable[[str], None]) -> None:
-    "Listen until the task is cancelled."
+def listen(
+    host: str = "127.0.0.1",  # address or name
+    port: int = 8765,  # 0: any that is free
+) -> list[socket.socket]:  # for `serve_chat`
+    "Begin to listen. Raises `ChatError` where that can't be done."
     try:
-        sockets = bind_sockets(port, host.strip("[]"))
+        return bind_sockets(port, host.strip("[]"))
     except OSError as error:
         raise ChatError(f"{host}, port {port}, can't be listened on ({error.strerror}): name "
                         "another by --port or --host; --port 0 takes any that is free.") from None
+
+
+def address_of(
+    host: str,  # that was listened on
+    sockets: Sequence[socket.socket],  # of `listen`
+) -> str:  # such as http://127.0.0.1:8765/
+    "Return the address to open in a browser."
+    name = host.strip("[]")
+    return f"http://{f'[{name}]' if ':' in name else name}:{sockets[0].getsockname()[1]}/"
+
+
+async def _serve(page: Application, sockets: Sequence[socket.socket]) -> None:
+    "Answer until the task is cancelled."
     server = HTTPServer(page, max_body_size=10_000_000)
     server.add_sockets(sockets)
-    name, taken = host.strip("[]"), sockets[0].getsockname()[1]
-    shown = f"[{name}]" if sockets[0].family == socket.AF_INET6 and ":" in name else name
-    told(f"http://{shown}:{taken}/")
     try:
         await asyncio.Event().wait()
     finally:
@@ -254,9 +267,7 @@ async def _serve(page: Application, host: str, port: int, told: Callable[[str], 
 
 def serve_chat(
     page: Application,  # of `chat_page`
-    host: str = "127.0.0.1",  # address or name to listen on
-    port: int = 8765,  # 0: any that is free
-    told: Callable[[str], None] = print,  # gets the address once the page can be opened
+    sockets: Sequence[socket.socket],  # of `listen`
 ) -> None:
-    "Serve the page until Ctrl-C, which it raises. Raises `ChatError` where it can't listen."
-    asyncio.run(_serve(page, host, port, told))
+    "Serve the page until Ctrl-C, which comes as `KeyboardInterrupt`."
+    asyncio.run(_serve(page, sockets))
