@@ -4,13 +4,15 @@ import http.client
 import json
 import queue
 import re
-import shutil
 import threading
 import time
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from browser import RUN, axe_source, resize, start
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 from kwanzaa_nb.core.answer import (
     AnswerError, ModelAnswer, complete_answer, parse_model_answer, validate_answer_json)
@@ -19,8 +21,6 @@ from kwanzaa_nb.use.chat import (
     ChatError, address_of, chat_page, is_loopback, listen, reply_to, serve_chat, sure_words,
     turn_html)
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 EVIL = "<script>document.title = 'evil'</script><img src=x onerror=\"document.title = 'evil'\">"
 SHARED = {"source_org": f"Archive {EVIL}", "content_type": "letter", "namespace": "docs",
           "license": "CC0", "canonical_url": "https://example.org/a", "doc_id": "a", "year": 1960}
@@ -251,21 +251,7 @@ def test_questions_are_answered_one_at_a_time_and_the_page_stays_reachable():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    "Chromium without a screen, in which every host but this one is unknown."
-    if not (BROWSER and DRIVER):
-        pytest.skip("not run: no chromium (Debian: apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-                 "--disable-background-networking", "--disable-component-update",
-                 "--disable-sync", "--disable-dev-shm-usage",
-                 f"--user-data-dir={tmp_path_factory.mktemp('profile')}",
-                 "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = start(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
@@ -273,8 +259,6 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def opened(browser, chat):
     "The page, freshly opened: a function that asks and waits, and one that finds elements."
-    from selenium.webdriver.support.ui import WebDriverWait
-
     def find(selector):
         return browser.find_elements("css selector", selector)
 
@@ -288,8 +272,6 @@ def opened(browser, chat):
 
 
 def test_a_mark_leads_to_its_sentence_and_back(opened):
-    from selenium.webdriver.common.keys import Keys
-
     browser, find, ask = opened
     ask("When was it built?", 1)
     first, second = find(".there")
@@ -319,8 +301,6 @@ def test_a_conversation(opened, chat):
 
 
 def test_progress_and_errors_are_in_the_page(opened, chat):
-    from selenium.webdriver.support.ui import WebDriverWait
-
     browser, find, ask = opened
     chat[0].gate.clear()
     try:
@@ -340,8 +320,7 @@ def test_progress_and_errors_are_in_the_page(opened, chat):
 def test_nothing_runs_nothing_is_fetched_nothing_is_too_wide(opened, chat, width):
     browser, find, ask = opened
     browser.get_log("performance"), browser.get_log("browser")
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
-        "width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600})
+    resize(browser, width)
     browser.get(chat[1])
     ask(EVIL, 1)
     ask("Who paid?", 2)
@@ -355,6 +334,26 @@ def test_nothing_runs_nothing_is_fetched_nothing_is_too_wide(opened, chat, width
         "return document.documentElement.scrollWidth - innerWidth") <= 0
     left, right = find(".reply")[0].rect, find(".passages")[0].rect
     assert (right["x"] > left["x"]) == (width == 1200), "beside the answer, or below it on a phone"
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark"), (390, "light"),
+                                           (1280, "dark")])
+def test_axe_finds_nothing(opened, chat, width, scheme):
+    "Neither on the page as it opens, nor with an answer, a chosen mark, a refusal and an error."
+    browser, find, ask = opened
+    source = axe_source()
+    resize(browser, width)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+        "features": [{"name": "prefers-color-scheme", "value": scheme}]})
+    browser.get(chat[1])
+    browser.execute_script(source)
+    found = browser.execute_async_script(RUN)
+    ask("When was it built?", 1)
+    find(".there")[0].click()
+    ask("Who paid?", 2)
+    find("#question")[0].send_keys("It is gone\n")
+    WebDriverWait(browser, 30).until(lambda _: find("#failed")[0].text)
+    assert found + browser.execute_async_script(RUN) == []
 
 
 def test_the_answer_is_copied_as_json(opened):
