@@ -59,8 +59,9 @@ setup(
         "score": listed("score"),
         "inspect": listed("inspect"),
         "documents": listed("documents"),
+        "chat": listed("chat"),
         "docs": listed("docs"),
-        "dev": listed("train", "eval", "server", "documents", "docs", "dev"),
+        "dev": listed("train", "eval", "server", "documents", "chat", "docs", "dev"),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
