@@ -27,7 +27,7 @@ EXTRAS = {
     **dict.fromkeys(("core.plots", "evaluate.figures"), {"server", "eval", "train"}),  # plots
     **dict.fromkeys(("model.load", "model.packing"), {"eval", "train"}),  # a model in this process
     **dict.fromkeys(("model.grammar", "model.local"), {"eval", "train"}),  # it answers as it is trained
-    **dict.fromkeys(("publish.answerer", "publish.export"), {"eval"}),  # a model that writes
+    "publish.export": {"eval"},  # a model that writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
         "__main__", "budget", "command", "extra", "live", "resume", "selection", "token_cache",
         "trainer"))),
