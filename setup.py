@@ -58,9 +58,10 @@ setup(
         "server": listed("server"),
         "score": listed("score"),
         "inspect": listed("inspect"),
+        "gguf": listed("gguf"),
         "documents": listed("documents"),
         "docs": listed("docs"),
-        "dev": listed("train", "eval", "server", "documents", "docs", "dev"),
+        "dev": listed("train", "eval", "server", "gguf", "documents", "docs", "dev"),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

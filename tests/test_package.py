@@ -130,7 +130,8 @@ def test_each_extra_of_the_settings_is_one_of_setup():
     "Also the smaller one is part of the larger, so that a hint can name the smallest."
     names = re.findall(r'^        "(\w+)": listed', (ROOT / "setup.py").read_text(encoding="utf-8"),
                        re.MULTILINE)
-    assert set(names) == {"train", "eval", "server", "score", "inspect", "documents", "docs", "dev"}
+    assert set(names) == {"train", "eval", "server", "score", "inspect", "gguf", "documents", "docs",
+                          "dev"}
     assert set(listed("server")) < set(listed("eval"))
     assert not closure(listed("server")) & {"torch", "transformers", "peft", "huggingface-hub"}
 

@@ -122,9 +122,8 @@ def checked_url(
     elif found := _host_problem(url):
         wrong = f"is {plain(url)}, which names {found}"
     if wrong:
-        raise ServerError(f"The server's address {wrong}. Write where it listens, up to /v1, "
-                          "e.g. http://localhost:8000/v1, into evaluation.server, or give it "
-                          "as url.")
+        raise ServerError(f"The server's address {wrong}. Write where it listens, up to /v1, as in "
+                          "http://localhost:8000/v1, into evaluation.server, or give it as url.")
     return url
 
 # %% ../../nbs/model/server.ipynb #46-103
@@ -416,7 +415,7 @@ def _received(
     raise ServerError(f"{_base(client)} answered, but its body can't be read ({reason}). {_ADVICE}",
                       "either")
 
-
+# %% ../../nbs/model/server.ipynb #46-116-b
 def ask(
     client: openai.OpenAI,
     model: str,  # as the server names it

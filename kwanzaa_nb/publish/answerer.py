@@ -19,7 +19,7 @@ from ..core.answer import AnswerError, complete_answer, parse_model_answer
 from ..core.config import Config, Fallback, load_config, resolve_config
 from ..core.errors import KwanzaaError
 from ..core.prompt import render_prompt
-from ..core.record import Chunk
+from ..core.record import Chunk, Record
 from ..model.backend import Backend, Decoding
 from .hub import explain, find_token
 from .licence import is_hub_id
@@ -116,6 +116,16 @@ def answerer_config(
                               "publishing.metadata.base_model_id": None})
 
 # %% ../../nbs/publish/answerer.ipynb #55-011-a
+def _written(backend: Backend, decoding: Decoding, record: Record) -> str:
+    "Let a backend write. Raises `AnswererError` where a server sent no text."
+    if not record["chunks"]:  # nothing to answer from: no probability is enough
+        decoding = replace(decoding, answer_threshold=math.inf)
+    written = backend.write(backend.prompts([record]), decoding)[0]
+    if not written.raw and (problem := getattr(written, "problem", "")):
+        raise AnswererError(f"There is no answer: {problem}.")
+    return written.raw
+
+
 def _completed(raw: str, chunks: "list[Chunk]", **given: Any) -> dict:
     "Complete an output to an answer_json; an `AnswerError` gets the output as `raw`."
     try:
@@ -158,13 +168,10 @@ class Answerer:
         messages = render_prompt(question, chunks, persona,
                                  system_prompt=self.config.data.system_prompt)
         record = {"id": "question", "messages": messages, "chunks": chunks}
-        decoding, given = self.decoding, {
-            "query": question.strip()[:1000], "persona": persona,
-            "model_version": self.config.model.base_model_id, "adapter_version": self.version}
-        if not chunks:  # nothing to answer from: no probability is enough
-            decoding = replace(decoding, answer_threshold=math.inf)
-            given["namespaces"] = ["unknown"]
-        raw = self.backend.write(self.backend.prompts([record]), decoding)[0].raw
+        given = {"query": question.strip()[:1000], "persona": persona,
+                 "model_version": self.config.model.base_model_id, "adapter_version": self.version}
+        given |= {} if chunks else {"namespaces": ["unknown"]}
+        raw = _written(self.backend, self.decoding, record)
         return _completed(raw, chunks, **(given | completion))
 
 # %% ../../nbs/publish/answerer.ipynb #55-012
