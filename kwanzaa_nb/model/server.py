@@ -109,8 +109,10 @@ def checked_url(
 ) -> str:
     "Return an address that can be asked. Raises `ServerError`, which shows no password."
     added = r"/(chat/completions|completions|responses|models|embeddings)/*$"
-    wrong = "" if url else "is empty"
-    if any(sign.isspace() or unicodedata.category(sign).startswith("C") for sign in url):
+    wrong = ""
+    if not url:
+        wrong = "is empty"
+    elif any(sign.isspace() or unicodedata.category(sign).startswith("C") for sign in url):
         wrong = "holds a space, a line end or a control character"
     elif any(sign in url for sign in "@?#"):
         wrong = ("holds a user name, a ? or a #: where that is a key, put it into "
@@ -437,8 +439,9 @@ def read_models(
     "Read which models a server has. Raises `ServerError`, without the server's name."
     found = _json_body(body, kind, key)
     rows = found.get("data") if isinstance(found, dict) else None
-    names = [row.get("id") for row in rows or () if isinstance(row, dict)]
-    if not isinstance(rows, list) or not all(isinstance(name, str) for name in names):
+    rows = rows if isinstance(rows, list) else [None]
+    names = [row.get("id") if isinstance(row, dict) else None for row in rows]
+    if not all(isinstance(name, str) for name in names):
         shown = plain(body.decode("utf-8-sig"), key)
         raise ServerError(f"it lists no models, but sends: {shown}", "server")
     return names

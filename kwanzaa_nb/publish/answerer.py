@@ -205,7 +205,7 @@ def _plain_config(model: str) -> Config:
     "Return the config of a model of which nothing but its name on a server is known."
     return resolve_config(sections={
         "run": {"name": "served", "output_dir": "."}, "model": {"base_model_id": model},
-        "adapter": {"method": "lora"}, "data": {"train_file": "none", "eval_file": "none"},
+        "adapter": {"method": "qlora"}, "data": {"train_file": "none", "eval_file": "no other"},
         "evaluation": {"answer_threshold": None}})
 
 

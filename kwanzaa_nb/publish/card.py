@@ -239,7 +239,7 @@ each question carries a JSON Schema with the numbers of its sentences (`response
 all three enforce. A server is not told the threshold for answering. Tested: llama.cpp's
 server. Not run: vLLM and Ollama.'''
 
-
+# %% ../../nbs/publish/card.ipynb #50-s02-b
 def _vllm(
     config: Config,
     repo: str,  # or a folder
