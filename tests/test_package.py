@@ -28,7 +28,7 @@ EXTRAS = {
     **dict.fromkeys(("core.plots", "evaluate.figures"), {"server", "eval", "train"}),  # plots
     **dict.fromkeys(("model.load", "model.packing"), {"eval", "train"}),  # a model in this process
     **dict.fromkeys(("model.grammar", "model.local"), {"eval", "train"}),  # it answers as it is trained
-    **dict.fromkeys(("publish.answerer", "publish.export"), {"eval"}),  # a model that writes
+    "publish.export": {"eval"},  # a model that writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
         "__main__", "budget", "command", "extra", "live", "resume", "selection", "token_cache",
         "trainer"))),
@@ -131,7 +131,7 @@ def test_each_extra_of_the_settings_is_one_of_setup():
     "Also the smaller one is part of the larger, so that a hint can name the smallest."
     names = re.findall(r'^        "(\w+)": listed', (ROOT / "setup.py").read_text(encoding="utf-8"),
                        re.MULTILINE)
-    assert set(names) == {"train", "eval", "server", "score", "inspect", "documents", "chat",
+    assert set(names) == {"train", "eval", "server", "score", "inspect", "gguf", "documents", "chat",
                           "docs", "dev"}
     assert set(listed("server")) < set(listed("eval"))
     assert not closure(listed("server")) & {"torch", "transformers", "peft", "huggingface-hub"}

@@ -208,6 +208,15 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.json and given.notes:
         print(*given.notes, sep="\n", file=beside)
 
+# %% ../../nbs/run/cli.ipynb #70-export
+def _export(arguments: argparse.Namespace) -> None:
+    "Export a run in GGUF, and say how far each file is from the merged model."
+    from kwanzaa_nb.run.export import export_run
+
+    table, told = export_run(_existing(arguments.folder), arguments.format, arguments.records,
+                             report=lambda line: print(line, flush=True))
+    print(f"\n{table}\n\n{told}")
+
 # %% ../../nbs/run/cli.ipynb #70-011
 _CHANGE = {"metavar": "KEY=VALUE", "action": "append", "type": read_setting, "default": [],
            "help": "change one setting, such as training.epochs=1; may be repeated"}
@@ -332,6 +341,24 @@ def _add_score(commands: Any) -> None:
                        help="write a log of each arm for inspect_ai's viewer; needs "
                             "kwanzaa_nb[inspect]")
 
+# %% ../../nbs/run/cli.ipynb #70-012-e
+def _add_export(commands: Any) -> None:
+    "Add the command that exports a run."
+    export = _add(commands, "export", _export, "export a run for llama.cpp and Ollama",
+                  "Write a run's adapter, merged into its base model, as GGUF in 8 and 4 bits, the\n"
+                  "adapter alone as a GGUF LoRA, and a Modelfile for Ollama, into RUN/exports. Each\n"
+                  "file is then asked evaluation records by llama.cpp's server and compared with\n"
+                  "the merged model. If you stop it and run it again, the answers go on.",
+                  "export outputs/kwanzaa-demo-cpu --format q8_0 lora")
+    _folder(export, "the folder of a run that was trained")
+    export.add_argument("--format", nargs="+", metavar="FORMAT",
+                        choices=["f16", "q8_0", "q4_k_m", "lora"],
+                        default=["q8_0", "q4_k_m", "lora"],
+                        help="any of f16, q8_0, q4_k_m, lora (default: the last three)")
+    export.add_argument("--records", type=_count, default=40, metavar="N",
+                        help="how many evaluation records to compare on (default: 40); "
+                             "0: none")
+
 # %% ../../nbs/run/cli.ipynb #70-012-b
 def parser() -> argparse.ArgumentParser:
     "Return the parser of the command and all its sub-commands."
@@ -353,6 +380,7 @@ def parser() -> argparse.ArgumentParser:
     _add_viewers(commands)
     _add_checkers(commands)
     _add_score(commands)
+    _add_export(commands)
     return top
 
 # %% ../../nbs/run/cli.ipynb #70-015
