@@ -58,9 +58,12 @@ setup(
         "server": listed("server"),
         "score": listed("score"),
         "inspect": listed("inspect"),
+        "gguf": listed("gguf"),
         "documents": listed("documents"),
+        "chat": listed("chat"),
+        "embeddings": listed("embeddings"),
         "docs": listed("docs"),
-        "dev": listed("train", "eval", "server", "documents", "docs", "dev"),
+        "dev": listed("train", "eval", "server", "gguf", "documents", "chat", "docs", "dev"),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

@@ -111,8 +111,9 @@ def test_exported_cells_are_short(path):
 ROOMS = {  # a room, and what it may import beside itself
     "core": set(), "model": {"core"}, **{stage: {"core", "model"} for stage in ("data", "train", "evaluate", "publish")},
     "report": {"core", "model", "data", "train", "evaluate", "publish"},
-    "run": {"core", "model", "data", "train", "evaluate", "publish", "report"},
-    "bench": {"core", "model", "data", "train", "evaluate", "publish", "report", "run"},
+    "use": {"core", "model", "data", "publish", "report"},
+    "run": {"core", "model", "data", "train", "evaluate", "publish", "report", "use"},
+    "bench": {"core", "model", "data", "train", "evaluate", "publish", "report", "use", "run"},
 }
 
 

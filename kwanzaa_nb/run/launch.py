@@ -219,7 +219,7 @@ def follow(
         thread.join()
 
 # %% ../../nbs/run/launch.ipynb #60-056
-_EXTRAS = ("server", "eval", "train", "inspect", "docs", "dev")  # of setup.py, the smallest first
+_EXTRAS = ("server", "eval", "train", "inspect", "chat", "gguf", "docs", "dev")  # the smallest first
 _OPTIONAL = ("bitsandbytes", "gguf")  # a stage can do without them
 
 
