@@ -4,6 +4,9 @@ import http.client
 import json
 import queue
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -17,8 +20,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 from kwanzaa_nb.core.answer import (
     AnswerError, ModelAnswer, complete_answer, parse_model_answer, validate_answer_json)
 from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.use import ask as use_ask
+from kwanzaa_nb.use.ask import sure_words
 from kwanzaa_nb.use.chat import (
-    Chat, ChatError, address_of, chat_page, is_loopback, listen, serve_chat, sure_words, turn_html)
+    Chat, ChatError, address_of, chat_page, is_loopback, listen, serve_chat, turn_html)
 
 EVIL = "<script>document.title = 'evil'</script><img src=x onerror=\"document.title = 'evil'\">"
 SHARED = {"source_org": f"Archive {EVIL}", "content_type": "letter", "namespace": "docs",
@@ -240,6 +246,9 @@ def test_a_port_that_is_taken_is_a_sentence(chat):
         listen(port=urlsplit(chat[1]).port)
     with pytest.raises(ChatError, match="can't be listened on"):
         listen("no.such.host.invalid", 0)
+    for port in (-1, 65536, 99999):
+        with pytest.raises(ChatError, match=f"^{port} is no port: "):
+            listen(port=port)
 
 
 def test_questions_are_answered_one_at_a_time_and_the_page_stays_reachable():
@@ -256,6 +265,42 @@ def test_questions_are_answered_one_at_a_time_and_the_page_stays_reachable():
     assert send(address, "/")[0] == 200 and len(ask.asked) == 1
     ask.gate.set()
     assert [statuses.get(timeout=30) for _ in range(2)] == [200, 200] and len(ask.asked) == 2
+
+
+START = """
+import threading
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.use import ask
+
+class Reader:
+    about = "1 document"
+    def __call__(self, question, before):
+        threading.Event().wait(60)
+
+ask.open_reader = lambda *given, **more: Reader()
+raise SystemExit(cli.main(["chat", "notes", "--port", "0"]))
+"""
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_ctrl_c_ends_the_command_also_in_the_middle_of_an_answer(asks):
+    own = subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True,
+                           stderr=subprocess.PIPE)
+    address = re.search(r"http://127\.0\.0\.1:\d+/", own.stdout.readline())[0]
+    assert b"<title>Ask notes</title>" in send(address, "/")[2]
+    if asks:
+        threading.Thread(target=send, args=(address, "/ask", "POST", body("When?")), daemon=True,
+                         kwargs={"Content_Type": "application/json"}).start()
+        time.sleep(2)
+    own.send_signal(signal.SIGINT)
+    out, err = own.communicate(timeout=30)
+    assert own.returncode == 0 and "The chat has ended." in out and "Traceback" not in err
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(chat, monkeypatch, capsys):
+    monkeypatch.setattr(use_ask, "open_reader", lambda *given, **more: pytest.fail("loaded"))
+    assert cli.main(["chat", "notes", "--port", str(urlsplit(chat[1]).port)]) == 2
+    assert "can't be listened on" in capsys.readouterr().err
 
 
 # In a browser

@@ -18,7 +18,7 @@ from typing import Any
 from ..core.answer import AnswerError, complete_answer, parse_model_answer
 from ..core.config import Config, Fallback, load_config, resolve_config
 from ..core.errors import KwanzaaError
-from ..core.prompt import render_prompt
+from ..core.prompt import INSTRUCTION_HEADING, render_prompt
 from ..core.record import Chunk, Record
 from ..model.backend import Backend, Decoding
 from .hub import explain, find_token
@@ -158,6 +158,8 @@ class Answerer:
         question: str,
         chunks: "Iterable[Chunk]",  # in the order to show, with provenance and perhaps spans
         persona: str = "educator",  # educator, researcher, creator or builder
+        *,
+        before: "Sequence[tuple[str, str]]" = (),  # earlier turns: question, output on these chunks
         **completion: Any,  # more arguments of `complete_answer`: scores, generated_at …
     ) -> dict:  # answer_json
         """Answer from the chunks, or refuse.
@@ -165,8 +167,13 @@ class Answerer:
         Raises `PromptError` where they can't be shown, and `AnswerError` where the output is not
         valid; its attribute `raw` holds the output."""
         chunks = list(chunks)
-        messages = render_prompt(question, chunks, persona,
+        first = before[0][0] if before else question
+        messages = render_prompt(first, chunks, persona,
                                  system_prompt=self.config.data.system_prompt)
+        later = [*(asked for asked, _ in before[1:]), question]
+        for (_, written), asked in zip(before, later):
+            messages += [{"role": "assistant", "content": written},
+                         {"role": "user", "content": f"{INSTRUCTION_HEADING}\n{asked.strip()}"}]
         record = {"id": "question", "messages": messages, "chunks": chunks}
         given = {"query": question.strip()[:1000], "persona": persona,
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}
