@@ -4,6 +4,9 @@ import http.client
 import json
 import queue
 import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -17,9 +20,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 from kwanzaa_nb.core.answer import (
     AnswerError, ModelAnswer, complete_answer, parse_model_answer, validate_answer_json)
 from kwanzaa_nb.core.errors import KwanzaaError
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.use import ask as use_ask
+from kwanzaa_nb.use.ask import sure_words
 from kwanzaa_nb.use.chat import (
-    ChatError, address_of, chat_page, is_loopback, listen, reply_to, serve_chat, sure_words,
-    turn_html)
+    Chat, ChatError, address_of, chat_page, is_loopback, listen, serve_chat, turn_html)
 
 EVIL = "<script>document.title = 'evil'</script><img src=x onerror=\"document.title = 'evil'\">"
 SHARED = {"source_org": f"Archive {EVIL}", "content_type": "letter", "namespace": "docs",
@@ -53,7 +58,7 @@ class StandIn:
         self.gate.set()
 
     def __call__(self, question, before):
-        self.asked.append((question, list(before)))
+        self.asked.append((question, [reply.question for reply in before]))
         self.gate.wait(30)
         if "gone" in question:
             raise KwanzaaError("The server at http://127.0.0.1:9/v1\ndoes not answer: start it.")
@@ -120,24 +125,37 @@ def test_passages_that_lack_something_are_shown_all_the_same(chunks):
 
 
 def test_a_question_with_its_turns_is_answered():
-    ask = StandIn()
-    status, told = reply_to(ask, body("  Who paid? ", [["When?", "In 1843. [1]"]]))
-    assert status == 200 and ask.asked == [("Who paid?", [("When?", "In 1843. [1]")])]
-    assert 'id="asked-2"' in told["html"] and told["said"].startswith("Who paid is not told.")
+    chat = Chat(StandIn())
+    _, first = chat.reply_to(body("When?"))
+    status, told = chat.reply_to(body("  Who paid? ", [first["id"]]))
+    assert status == 200 and chat.ask.asked == [("When?", []), ("Who paid?", ["When?"])]
+    assert 'id="asked-2"' in told["html"] and "Who paid is not told." in told["html"]
     validate_answer_json(json.loads(told["json"]))
+
+
+def test_replies_are_forgotten_from_the_oldest_on():
+    chat = Chat(StandIn(), most=2)
+    names = [chat.reply_to(body("When?"))[1]["id"] for _ in range(3)]
+    assert list(chat.given) == names[1:]
+    assert chat.reply_to(body("And?", names[1:]))[0] == 200
+    for unknown in (names[:1], ["x"], [*names[2:], "x"]):
+        status, told = chat.reply_to(body("And?", unknown))
+        assert status == 422 and "begin a new conversation" in told["error"]
+    assert len(chat.ask.asked) == 4
 
 
 @pytest.mark.parametrize("sent", [
     b"", b"no JSON", b"[]", b"{}", b'{"question": 5}', b'{"question": null}', b"\xff",
-    b'{"question": "a", "before": [["b"]]}', b'{"question": "a", "more": 1}', b"[" * 100_000])
+    b'{"question": "a", "before": [5]}', b'{"question": "a", "more": 1}', b"[" * 100_000])
 def test_what_is_no_question_is_refused(sent):
-    status, told = reply_to(StandIn(), sent)
+    status, told = Chat(StandIn()).reply_to(sent)
     assert status == 400 and told == {"error": told["error"]} and "reload it" in told["error"]
 
 
 @pytest.mark.parametrize("question", ["", " ", "\n\t"])
 def test_an_empty_question_is_refused(question):
-    assert reply_to(StandIn(), body(question)) == (422, {"error": "Write a question first."})
+    assert Chat(StandIn()).reply_to(body(question)) == (
+        422, {"error": "Write a question first."})
 
 
 def test_an_error_is_one_sentence(capsys):
@@ -147,14 +165,14 @@ def test_an_error_is_one_sentence(capsys):
     def broken(question, before):
         raise ZeroDivisionError("no sentence")
 
-    assert reply_to(StandIn(), body("gone")) == (
+    assert Chat(StandIn()).reply_to(body("gone")) == (
         422, {"error": "The server at http://127.0.0.1:9/v1 does not answer: start it."})
     with pytest.raises(AnswerError):
         invalid("", ())
-    status, told = reply_to(invalid, body("a"))
+    status, told = Chat(invalid).reply_to(body("a"))
     assert status == 422 and told["error"].startswith("The model wrote no valid answer (")
     assert capsys.readouterr().err == ""
-    status, told = reply_to(broken, body("a"))
+    status, told = Chat(broken).reply_to(body("a"))
     assert status == 500 and "(ZeroDivisionError)" in told["error"]
     assert "no sentence" not in told["error"] and "no sentence" in capsys.readouterr().err
 
@@ -198,7 +216,7 @@ def test_a_question_over_the_wire(chat):
     status, headers, told = send(chat[1], "/ask", "POST", body("When?"),
                                  Content_Type="application/json")
     assert status == 200 and headers["Content-Type"].startswith("application/json")
-    assert set(json.loads(told)) == {"html", "json", "said"}
+    assert set(json.loads(told)) == {"id", "html", "json"}
 
 
 @pytest.mark.parametrize("path, method, headers, status", [
@@ -228,6 +246,9 @@ def test_a_port_that_is_taken_is_a_sentence(chat):
         listen(port=urlsplit(chat[1]).port)
     with pytest.raises(ChatError, match="can't be listened on"):
         listen("no.such.host.invalid", 0)
+    for port in (-1, 65536, 99999):
+        with pytest.raises(ChatError, match=f"^{port} is no port: "):
+            listen(port=port)
 
 
 def test_questions_are_answered_one_at_a_time_and_the_page_stays_reachable():
@@ -244,6 +265,42 @@ def test_questions_are_answered_one_at_a_time_and_the_page_stays_reachable():
     assert send(address, "/")[0] == 200 and len(ask.asked) == 1
     ask.gate.set()
     assert [statuses.get(timeout=30) for _ in range(2)] == [200, 200] and len(ask.asked) == 2
+
+
+START = """
+import threading
+from kwanzaa_nb.run import cli
+from kwanzaa_nb.use import ask
+
+class Reader:
+    about = "1 document"
+    def __call__(self, question, before):
+        threading.Event().wait(60)
+
+ask.open_reader = lambda *given, **more: Reader()
+raise SystemExit(cli.main(["chat", "notes", "--port", "0"]))
+"""
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_ctrl_c_ends_the_command_also_in_the_middle_of_an_answer(asks):
+    own = subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True,
+                           stderr=subprocess.PIPE)
+    address = re.search(r"http://127\.0\.0\.1:\d+/", own.stdout.readline())[0]
+    assert b"<title>Ask notes</title>" in send(address, "/")[2]
+    if asks:
+        threading.Thread(target=send, args=(address, "/ask", "POST", body("When?")), daemon=True,
+                         kwargs={"Content_Type": "application/json"}).start()
+        time.sleep(2)
+    own.send_signal(signal.SIGINT)
+    out, err = own.communicate(timeout=30)
+    assert own.returncode == 0 and "The chat has ended." in out and "Traceback" not in err
+
+
+def test_a_taken_port_is_told_before_a_model_is_loaded(chat, monkeypatch, capsys):
+    monkeypatch.setattr(use_ask, "open_reader", lambda *given, **more: pytest.fail("loaded"))
+    assert cli.main(["chat", "notes", "--port", str(urlsplit(chat[1]).port)]) == 2
+    assert "can't be listened on" in capsys.readouterr().err
 
 
 # In a browser
@@ -290,9 +347,8 @@ def test_a_conversation(opened, chat):
     browser, find, ask = opened
     ask("When was it built?", 1)
     ask("And who paid?", 2)
-    (_, none), (question, (before,)) = chat[0].asked
-    assert none == [] and question == "And who paid?" and before[0] == "When was it built?"
-    assert before[1].startswith("It was built in 1843. [1]")
+    assert chat[0].asked == [("When was it built?", []),
+                             ("And who paid?", ["When was it built?"])]
     assert "who paid" in find(".turn")[1].text and "Which school?" in find(".turn")[1].text
     find("#new")[0].click()
     assert not find(".turn") and browser.switch_to.active_element.get_attribute("id") == "question"

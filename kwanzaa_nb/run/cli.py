@@ -248,21 +248,21 @@ def _ask(arguments: argparse.Namespace) -> None:
 
 def _chat(arguments: argparse.Namespace) -> None:
     "Serve a page on which questions are answered from a folder of documents."
-    from kwanzaa_nb.use.chat import address_of, chat_page, is_loopback, listen, serve_chat
+    from kwanzaa_nb.use.chat import (
+        address_of, chat_page, is_answering, is_loopback, listen, serve_chat)
 
     sockets = listen(arguments.host, arguments.port)  # a taken port is told before a model loads
-    reader, replies = _reader(arguments), {}
-
-    def answer(question: str, before: Sequence[Sequence[str]]) -> Any:
-        earlier = [replies[tuple(turn)] for turn in before if tuple(turn) in replies]
-        reply = reader(question, earlier)
-        replies[question, reply.answer["answer"]["text"]] = reply
-        return reply
-
+    reader = _reader(arguments)
     if not is_loopback(arguments.host):
         print("Whoever reaches this address can ask, and read the passages.", file=sys.stderr)
     print(f"Open {address_of(arguments.host, sockets)} in a browser; Ctrl-C ends it.", flush=True)
-    serve_chat(chat_page(answer, about=reader.about, host=arguments.host), sockets)
+    title = f"Ask {Path(arguments.folder).resolve().name}"
+    try:
+        serve_chat(chat_page(reader, title, reader.about, arguments.host), sockets)
+    except KeyboardInterrupt:  # the usual end of a chat
+        print("The chat has ended.", flush=True)
+        if is_answering():  # a thread that Python can't end in order
+            os._exit(0)
 
 # %% ../../nbs/run/cli.ipynb #70-011
 _CHANGE = {"metavar": "KEY=VALUE", "action": "append", "type": read_setting, "default": [],

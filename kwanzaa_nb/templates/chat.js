@@ -8,11 +8,11 @@ let before = [], asking = null, took = '';
 const seconds = since => { const many = Math.round((Date.now() - since) / 1000); return `${many} second${many === 1 ? '' : 's'}`; };
 const tell = (told, failed = '') => { at('told').textContent = told; at('failed').textContent = failed; };
 
-function add(question, got) {
+function add(got) {
   turns.insertAdjacentHTML('beforeend', got.html);
   const turn = turns.lastElementChild;
   written.set(turn, got.json);
-  before.push([question, got.said]);
+  before.push(got.id);
   box.value = '';
   at('hint').hidden = true;
   turn.scrollIntoView({ behavior: scroll });
@@ -35,7 +35,7 @@ async function ask() {
       body: JSON.stringify({ question, before }), signal: own.signal });
     const got = await reply.json();
     if (asking !== own) return;
-    if (reply.ok) { add(question, got); took = seconds(since); tell('Answered.'); } else tell('', got.error);
+    if (reply.ok) { add(got); took = seconds(since); tell('Answered.'); } else tell('', got.error);
   } catch (error) {
     if (asking === own) tell('', 'The chat does not answer any more: start kwanzaa chat again in its terminal, then ask again.');
   } finally {
