@@ -125,7 +125,7 @@ def test_formats_that_cannot_be_are_said_and_the_others_written(tools, tmp_path,
     tools("convert_hf_to_gguf.py", CONVERT)
     monkeypatch.setattr("kwanzaa_nb.model.load.load_tokenizer", lambda config: tiny_tokenizer())
     (tmp_path / "exports").mkdir()
-    config = tiny_config(**{"adapter.variant": "rslora"})
+    config = tiny_config(**{"adapter.method": "rslora"})
     written = write_formats(config, tmp_path, ["q8_0", "q4_k_m", "lora"], lambda line: None)
     assert written["q8_0"] == "exports/model-q8_0.gguf" and written["Modelfile"]
     assert written["q4_k_m"].startswith("not written: llama-quantize is not here")

@@ -250,7 +250,7 @@ def _vllm(
 ) -> str:
     "Write the command that serves the adapter with vLLM, or the merged model where it can't."
     longest = config.data.max_seq_length + config.evaluation.generation_defaults.max_new_tokens
-    if config.adapter.variant == "dora":
+    if config.adapter.method == "dora":
         return f"vllm serve RUN/exports/merged --max-model-len {longest}"
     base = base_model(config) or "BASE-MODEL"
     rank = next((size for size in _RANKS if size >= config.adapter.r), config.adapter.r)
@@ -263,7 +263,7 @@ def serving(
 ) -> str:  # Markdown
     "Show how to serve the adapter with vLLM, llama.cpp and Ollama, and how to ask them."
     repo = config.publishing.hf_repo or "PATH-OF-THIS-FOLDER"
-    named = "" if config.adapter.variant == "dora" else ', model="kwanzaa"'
+    named = "" if config.adapter.method == "dora" else ', model="kwanzaa"'
     most = config.evaluation.generation_defaults.max_new_tokens
     return _SERVING.format(
         vllm=_vllm(config, repo), gguf="model-q8_0.gguf", context=config.data.max_seq_length + most,

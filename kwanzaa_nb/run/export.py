@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ..core.config import Config, load_config
 from ..core.files import file_record, strict_json, write_atomically
-from ..core.manifest import StageError
+from ..core.manifest import StageError, run_adapter
 from ..core.record import Record, read_records, spread
 from ..core.settings import METRICS
 from ..core.table import Table
@@ -73,10 +73,10 @@ def base_gguf(
 # %% ../../nbs/run/export.ipynb #ex-007-b
 def _unfit(config: Config, kind: str) -> str:
     "Say why an adapter can't be written as a GGUF LoRA; empty where it can."
-    variant = config.adapter.variant
+    method = config.adapter.method
     whys = {"dora": "a GGUF adapter can't hold the second factor of DoRA",
             "rslora": "a GGUF adapter is scaled by alpha / r, and rsLoRA by alpha / sqrt(r)"}
-    why = whys.get(variant) if kind == "lora" else None
+    why = whys.get(method) if kind == "lora" else None
     return f"{why}; serve a merged model instead" if why else ""
 
 
@@ -95,7 +95,7 @@ def write_formats(
         report(f"writing {kind}")
         place = exports / ("lora.gguf" if kind == "lora" else f"model-{kind}.gguf")
         if kind == "lora":
-            convert_lora(folder / "adapter", exports / "merged", place)
+            convert_lora(run_adapter(config, folder)[0], exports / "merged", place)
         else:
             convert_model(exports / "merged", place, kind)
         done[kind] = f"exports/{place.name}"
@@ -140,7 +140,8 @@ def ask_exports(
 
     log, most = folder / "exports" / "outputs.jsonl", config.evaluation.generation_defaults
     decoding = Decoding(most.max_new_tokens, 8)
-    weights = file_record(folder / "adapter" / "adapter_model.safetensors")["sha256"]
+    adapter, _ = run_adapter(config, folder)
+    weights = file_record(adapter / "adapter_model.safetensors")["sha256"]
     open_log(log, {"adapter_sha256": weights, "max_new_tokens": most.max_new_tokens,
                    "engine": f"xllamacpp {importlib.metadata.version('xllamacpp')}"})
     generate_pass(merged_backend(config, folder), records, decoding, log, "merged", report)
@@ -234,8 +235,9 @@ def export_run(
         raise PublishError(f"Nothing was written: {next(iter(lacking.values()))}.")
     path = config.path(config.data.eval_file)
     every = read_records(path, shown=path.name)
-    export_merged(config, folder / "adapter", folder / "exports" / "merged", spread(every, 4),
-                  report=report)
+    adapter, which = run_adapter(config, folder)
+    report(which or f"exporting {adapter}")
+    export_merged(config, adapter, folder / "exports" / "merged", spread(every, 4), report=report)
     written = write_formats(config, folder, formats, report)
     records, found, told = spread(every, count or 1), {}, _unmeasured(count)
     if not told:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.answer import ModelAnswer
+from ..core.config import load_config
 from ..core.errors import KwanzaaError
 from ..core.html import Shown
-from ..core.manifest import MANIFEST
+from ..core.manifest import IMPROVED, MANIFEST, run_adapter
 from ..core.record import Chunk
 from ..core.sentences import number_sentences
 from ..core.prompt import target_json
@@ -205,6 +206,13 @@ def run_adapter_folder(
     return next(filter(_is_adapter, (Path(run, "publish"), Path(run, "adapter"))), None)
 
 
+def _best_of(run: "str | Path", found: Path) -> str:
+    "Prefer the improved adapter of a run that is not published, if it was shown to be better."
+    if found.name == "publish" or not Path(run, IMPROVED).is_dir():
+        return str(found)
+    return str(run_adapter(load_config(found / "training_config.yaml"), run)[0])
+
+
 def choose_adapter(
     named: "str | None" = None,  # a run's folder, an adapter's, or owner/name; None: the newest run
     outputs: "str | Path" = "outputs",  # where runs lie
@@ -213,15 +221,15 @@ def choose_adapter(
     if named and (Path(named) / MANIFEST).is_file():
         if (folder := run_adapter_folder(named)) is None:
             raise AskError(f"The run {named} has no adapter yet: kwanzaa run train trains one.")
-        return str(folder)
+        return _best_of(named, folder)
     if named:
         return named
-    runs = [(Path(run, MANIFEST).stat().st_mtime, str(run), folder) for run in find_runs(outputs)
+    runs = [(Path(run, MANIFEST).stat().st_mtime, run, folder) for run in find_runs(outputs)
             if (folder := run_adapter_folder(run))]
     if not runs:
         raise AskError(f"There is no adapter below {outputs}: name one by --adapter (a folder, or "
                        "owner/name on the Hub), or train one with kwanzaa run all.")
-    return str(max(runs)[-1])
+    return _best_of(*max(runs)[1:])
 
 # %% ../../nbs/use/ask.ipynb #66-021
 MOST_PASSAGES = 8  # that an answer is made from, if they fit
