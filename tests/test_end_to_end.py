@@ -12,7 +12,8 @@ from kwanzaa_nb.core.answer import parse_model_answer, validate_answer_json
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.evaluate.metrics import score_arms
 from kwanzaa_nb.core.manifest import STAGES, read_manifest
-from kwanzaa_nb.core.results import RULES, rules_sentence, verdict
+from kwanzaa_nb.core.results import RULES, rules_sentence
+from kwanzaa_nb.core.results_file import verdict
 from kwanzaa_nb.run.launch import unexecuted
 
 ROOT = Path(__file__).resolve().parents[1]
