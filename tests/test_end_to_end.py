@@ -14,7 +14,8 @@ from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.evaluate.metrics import score_arms
 from kwanzaa_nb.core.manifest import STAGES, read_manifest
 from kwanzaa_nb.core.record import question_of, read_records
-from kwanzaa_nb.core.results import RULES, rules_sentence, verdict
+from kwanzaa_nb.core.results import RULES, rules_sentence
+from kwanzaa_nb.core.results_file import verdict
 from kwanzaa_nb.publish.gguf import is_gguf, missing_tools
 from kwanzaa_nb.run.export import llama_server
 from kwanzaa_nb.run.launch import unexecuted

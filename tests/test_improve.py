@@ -14,7 +14,7 @@ from kwanzaa_nb.bench.forgeries import FORGERIES, REFUSALS, forge
 from kwanzaa_nb.core.config import resolve_config
 from kwanzaa_nb.core.gates import Verdict, count_gates
 from kwanzaa_nb.core.manifest import CHAIN, read_manifest, run_adapter, stages_of
-from kwanzaa_nb.core.results import verdict
+from kwanzaa_nb.core.results_file import verdict
 from kwanzaa_nb.core.stage import Stage
 from kwanzaa_nb.core.stats import share
 from kwanzaa_nb.evaluate.gates import gate_judge

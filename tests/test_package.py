@@ -65,6 +65,21 @@ def test_commands_of_the_core_work_without_torch(words):
     assert done.returncode == 0, done.stderr
 
 
+SCORER = """import json, kwanzaa_nb
+kwanzaa_nb.score
+print(json.dumps(sorted(sys.modules)))"""
+
+
+def test_to_import_the_scorer_loads_nothing_heavy():
+    "It takes under 0.3 s so long as it needs neither arrays, nor a config, nor a run's folder."
+    done = run(SCORER)
+    assert done.returncode == 0, done.stderr
+    heavy = {"numpy", "ruamel.yaml", "filelock", "papermill", "torch", "kwanzaa_nb.core.settings",
+             "kwanzaa_nb.core.manifest", "kwanzaa_nb.core.stage"}
+    loaded = set(json.loads(done.stdout))
+    assert "kwanzaa_nb.evaluate.support" in loaded and not heavy & loaded
+
+
 def listed(extra):
     "Requirements of the core and of an extra, from the place that setup.py reads."
     parser = configparser.ConfigParser(interpolation=None, delimiters=["="])

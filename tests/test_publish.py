@@ -20,8 +20,8 @@ from kwanzaa_nb.core import results
 
 from kwanzaa_nb.publish import card, hub, staging
 from kwanzaa_nb.publish.card import render_card
-from kwanzaa_nb.core.config import METRICS, Fallback, load_config, resolve_config
-from kwanzaa_nb.core.results import rules_sentence
+from kwanzaa_nb.core.config import Fallback, load_config, resolve_config
+from kwanzaa_nb.core.results import METRICS, rules_sentence
 from kwanzaa_nb.evaluate.passes import adapter_to_evaluate
 from kwanzaa_nb.publish.gate import PublishError, gate_findings, gate_table, gate_verdict
 from kwanzaa_nb.publish.licence import base_model

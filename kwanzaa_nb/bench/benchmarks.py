@@ -24,8 +24,8 @@ from ..core.console import steady_streams
 from ..core.files import stable_hash, write_atomically
 from ..core.record import read_records
 from ..core.results import (
-    COMPARED_BY, HEADLINES, RULES, RateResult, hard_sentence, load_results, rules_sentence)
-from ..core.settings import METRICS
+    COMPARED_BY, HEADLINES, METRICS, RULES, RateResult, hard_sentence, rules_sentence)
+from ..core.results_file import load_results
 from ..data.build import SPLITS, generate_records
 from ..data.questions import load_corpus
 from ..data.write import checked, write_splits

@@ -17,11 +17,12 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from typing_extensions import TypedDict
 
-from ..core.config import METRICS, Config, Fallback
+from ..core.config import Config, Fallback
 from ..core.manifest import (
     STAGES, Manifest, StageEntry, portable, stages_of, without_tokens)
-from ..core.results import (
-    RULES, Results, hard_sentence, kinds_table, metrics_table, rules_sentence, sealed_sentence)
+from kwanzaa_nb.core.results import (
+    METRICS, RULES, Results, hard_sentence, kinds_table, metrics_table, rules_sentence,
+    sealed_sentence)
 from ..core.table import Table, as_markdown, code_span
 from .gate import adapter_rates, gate_table
 from .licence import (

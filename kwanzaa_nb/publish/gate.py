@@ -15,8 +15,8 @@ from ..core.config import Config
 from ..core.errors import KwanzaaError
 from ..core.files import file_record
 from ..core.manifest import read_manifest, run_adapter
-from ..core.results import (
-    RULES, RateResult, RuleComparison, Results, load_results)
+from ..core.results import RULES, RateResult, Results, RuleComparison
+from ..core.results_file import load_results
 from ..core.table import Table
 
 # %% ../../nbs/publish/gate.ipynb #52-003

@@ -22,7 +22,8 @@ from ..core.files import file_record, files_of
 from ..core.manifest import (
     ADAPTER, portable, portable_config, read_manifest, run_adapter, without_tokens)
 from ..core.record import question_of, read_records
-from ..core.results import Results, load_results
+from ..core.results import Results
+from ..core.results_file import load_results
 from ..core.settings import split_revision
 from ..core.table import Table
 from ..model.backend import is_headline, read_log

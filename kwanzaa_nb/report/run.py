@@ -22,9 +22,10 @@ from ..core.html import render_page, render_part
 from ..core.manifest import (
     NOTEBOOKS, Manifest, StageError, path_text, read_manifest, stages_of)
 from ..core.record import Chunk, Record, question_of, turns_before
-from ..core.results import (
-    HEADLINES, RULES, ArmResult, RateResult, Results, hard_sentence, kinds_table, load_results,
-    rules_sentence, sealed_sentence)
+from kwanzaa_nb.core.results import (
+    HEADLINES, RULES, ArmResult, RateResult, Results, hard_sentence, kinds_table, rules_sentence,
+    sealed_sentence)
+from ..core.results_file import load_results
 from ..core.stage import clock, sentence_of
 from ..model.backend import is_headline
 from ..publish.gate import adapter_rates, below, not_better

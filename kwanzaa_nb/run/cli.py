@@ -24,7 +24,7 @@ def _run(arguments: argparse.Namespace) -> None:
     "Run stages, then print the verdict."
     from kwanzaa_nb.core.config import DEFAULT_CONFIG, project_root
     from kwanzaa_nb.core.manifest import STAGES, StageError
-    from kwanzaa_nb.core.results import verdict
+    from kwanzaa_nb.core.results_file import verdict
     from kwanzaa_nb.run.launch import run_all
 
     if not arguments.config and not Path(project_root(), DEFAULT_CONFIG).exists():
@@ -83,7 +83,7 @@ def _existing(name: str) -> Path:
 
 def _verdict(arguments: argparse.Namespace) -> None:
     "Print the results of a run."
-    from kwanzaa_nb.core.results import verdict
+    from kwanzaa_nb.core.results_file import verdict
 
     print(verdict(arguments.folder))
 

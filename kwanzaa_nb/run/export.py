@@ -21,7 +21,7 @@ from ..core.config import Config, load_config
 from ..core.files import file_record, strict_json, write_atomically
 from ..core.manifest import StageError, run_adapter
 from ..core.record import Record, read_records, spread
-from ..core.settings import METRICS
+from ..core.results import METRICS
 from ..core.table import Table
 from ..evaluate.metrics import Scores, score_arms
 from ..evaluate.passes import sealed_uses
