@@ -61,6 +61,7 @@ setup(
         "gguf": listed("gguf"),
         "documents": listed("documents"),
         "chat": listed("chat"),
+        "embeddings": listed("embeddings"),
         "docs": listed("docs"),
         "dev": listed("train", "eval", "server", "gguf", "documents", "chat", "docs", "dev"),
     },

@@ -132,7 +132,7 @@ def test_each_extra_of_the_settings_is_one_of_setup():
     names = re.findall(r'^        "(\w+)": listed', (ROOT / "setup.py").read_text(encoding="utf-8"),
                        re.MULTILINE)
     assert set(names) == {"train", "eval", "server", "score", "inspect", "gguf", "documents", "chat",
-                          "docs", "dev"}
+                          "embeddings", "docs", "dev"}
     assert set(listed("server")) < set(listed("eval"))
     assert not closure(listed("server")) & {"torch", "transformers", "peft", "huggingface-hub"}
 
