@@ -98,7 +98,7 @@ def _sentence(error: KwanzaaError) -> str:
         return f"The model wrote no valid answer ({what}): ask again in other words."
     return " ".join(str(error).split())
 
-
+# %% ../../nbs/use/chat.ipynb #chat-018
 class Chat:
     "What answers, and the replies that it gave."
 
@@ -140,7 +140,7 @@ class Chat:
             return 500, {"error": f"The answer failed ({type(error).__name__}): the terminal in "
                                   "which the chat runs says why."}
 
-# %% ../../nbs/use/chat.ipynb #chat-020
+# %% ../../nbs/use/chat.ipynb #chat-021
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
             "Cache-Control": "no-store", "Server": "kwanzaa"}
 _POLICY = ("default-src 'none'; script-src '{script}'; style-src 'unsafe-inline'; img-src data:; "
@@ -184,7 +184,7 @@ class _Page(_Handler):
         self.set_header("Content-Security-Policy", _policy(self.page))
         self.finish(self.page)
 
-# %% ../../nbs/use/chat.ipynb #chat-021
+# %% ../../nbs/use/chat.ipynb #chat-022
 _ANSWERING = "kwanzaa chat: an answer"  # name of the thread
 
 
@@ -226,7 +226,7 @@ class _Asking(_Handler):
         if not stream.closed():
             await self.finish(told)
 
-# %% ../../nbs/use/chat.ipynb #chat-022
+# %% ../../nbs/use/chat.ipynb #chat-023
 def is_loopback(host: str) -> bool:
     "Tell whether a host's name or address leads to this machine alone."
     with suppress(ValueError):
@@ -248,7 +248,7 @@ def chat_page(
     return Application(routes, names=names if is_loopback(host) else (),
                        log_function=lambda handler: None)
 
-# %% ../../nbs/use/chat.ipynb #chat-025
+# %% ../../nbs/use/chat.ipynb #chat-026
 def listen(
     host: str = "127.0.0.1",  # address or name
     port: int = 8765,  # 0: any that is free
