@@ -32,7 +32,7 @@ EXTRAS = {
         "__main__", "budget", "command", "extra", "live", "resume", "selection", "token_cache",
         "trainer"))),
                     {"train"}),  # a model that is trained
-    "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do
+    **dict.fromkeys(("bench.layouts", "bench.gpu"), set()),  # trains, and asks what was trained: no single extra will do
 }
 PACKAGE = ROOT / "kwanzaa_nb"
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts)
