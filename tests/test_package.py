@@ -33,7 +33,8 @@ EXTRAS = {
         "__main__", "budget", "command", "extra", "improve", "live", "resume", "rewards", "selection",
         "token_cache", "trainer"))),
                     {"train"}),  # a model that is trained
-    "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do
+    # these train, and ask what was trained: no single extra will do
+    **dict.fromkeys(("bench.layouts", "bench.gpu"), set()),
 }
 PACKAGE = ROOT / "kwanzaa_nb"
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts)
