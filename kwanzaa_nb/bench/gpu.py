@@ -415,7 +415,7 @@ def hear_part(
             yield {"part": name, "what": "the part", "status": "cut" if late else "failed",
                    "reason": reason}
 
-
+# %% ../../nbs/bench/gpu.ipynb #gpu-063-s
 def gpu_bench(
     out: Path,  # JSON Lines
     parts: Sequence[str],
