@@ -20,7 +20,8 @@ from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.errors import KwanzaaError
 from kwanzaa_nb.report.runs import overview_page, overview_rows
 from kwanzaa_nb.core.manifest import NOTEBOOKS, read_manifest, stage_table
-from kwanzaa_nb.core.results import load_results, metrics_table
+from kwanzaa_nb.core.results import metrics_table
+from kwanzaa_nb.core.results_file import load_results
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_package import CORE, EXTRAS
 
-from kwanzaa_nb.core.settings import METRICS
+from kwanzaa_nb.core.results import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "llguidance")

@@ -18,7 +18,8 @@ from transformers import (
 from kwanzaa_nb.core.config import ConfigError, resolve_config
 from kwanzaa_nb.core.manifest import portable_config
 from kwanzaa_nb.core.record import read_records
-from kwanzaa_nb.core.results import Results, load_results, save_results
+from kwanzaa_nb.core.results import Results
+from kwanzaa_nb.core.results_file import load_results, save_results
 from kwanzaa_nb.core.stats import LabelError
 from kwanzaa_nb.core.text import sentences
 from kwanzaa_nb.evaluate import judge as module

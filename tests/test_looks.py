@@ -8,7 +8,7 @@ from browser import axe, resize, start
 from made_run import make_run
 
 from kwanzaa_nb.core.record import read_records
-from kwanzaa_nb.core.results import load_results
+from kwanzaa_nb.core.results_file import load_results
 from kwanzaa_nb.evaluate.metrics import score_arms
 from kwanzaa_nb.report.evaluation import evaluation_page
 from kwanzaa_nb.report.runs import write_overview, write_run_report

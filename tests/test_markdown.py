@@ -17,7 +17,7 @@ from kwanzaa_nb.publish import dataset, staging
 from kwanzaa_nb.publish.card import failures_text, render_card
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.manifest import read_manifest
-from kwanzaa_nb.core.results import load_results
+from kwanzaa_nb.core.results_file import load_results
 from kwanzaa_nb.core.table import Table, as_markdown, code_span
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwanzaa_nb.core.results import HEADLINES, p_text
-from kwanzaa_nb.core.settings import METRICS
+from kwanzaa_nb.core.results import HEADLINES, METRICS, p_text
 from kwanzaa_nb.evaluate.metrics import REFUSAL, compare, controls, score_arms
 from kwanzaa_nb.report.evaluation import TABLE_HEAD, arms_table, evaluation_page, page_rows
 

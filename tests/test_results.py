@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from kwanzaa_nb.core.manifest import MANIFEST, StageError, read_manifest
-from kwanzaa_nb.core.results import load_results, save_results, write_run_schemas
+from kwanzaa_nb.core.results_file import load_results, save_results, write_run_schemas
 
 ROOT = Path(__file__).parents[1]
 RATE = {"value": 0.5, "total": 4, "low": 0.15, "high": 0.85}

@@ -93,7 +93,11 @@ def test_the_verdict_tells_what_is_had_without_skill_and_what_the_gates_ask():
     assert zeroth == "Whether the adapter beats a rule without a model was not measured: no rule was run."
     assert "better in json valid" in first and second == "Answerers without skill do better than the adapter in refusal correctness: always_refuse."
     assert third.startswith("Too low to publish: json_valid_rate") and "citation" not in third
-    assert "All that" in evaluation_verdict(metrics, {"json_valid_rate": 0.2}) and "gates" not in evaluation_verdict(metrics, {})
+    assert third.endswith("; it is not shown to beat the best rule.")
+    beside = {"arm": "adapter", "rule": "best_sentence", "arm_value": 0.5, "rule_value": 0.4, "difference": 0.1, "low": 0.05, "high": 0.2, "p": 0.01,
+              "records": 9, "documents": 3}
+    assert "Good enough" in evaluation_verdict(metrics | {"rules": beside}, {"json_valid_rate": 0.2})
+    assert "Too low" in evaluation_verdict(metrics | {"rules": beside | {"low": 0.0}}, {})
     alone = evaluation_verdict({"arms": {"base": rates(0.1)}, "comparison": [], "controls": controls}, {"json_valid_rate": 0.4})
     assert "base model in" in alone and "grounded answer: always_refuse" in alone and "publish" not in alone
     assert evaluation_verdict({"arms": {"base": rates(0.7)}, "controls": controls}, {}).endswith("in any headline but valid JSON.")

@@ -11,7 +11,7 @@ from test_package import BLOCK
 from kwanzaa_nb.core.answer import complete_answer, parse_model_answer, validate_answer_json
 from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.core.record import read_records
-from kwanzaa_nb.core.results import results_schema
+from kwanzaa_nb.core.results_file import results_schema
 from kwanzaa_nb.evaluate.metrics import score_arms
 from kwanzaa_nb.evaluate.score_outputs import as_output, load_outputs, model_output
 from kwanzaa_nb.run.cli import main

@@ -8,7 +8,8 @@ from tiny import ROOT
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.manifest import read_manifest
 from kwanzaa_nb.core.record import count_use, is_sealed, sealed_beside
-from kwanzaa_nb.core.results import load_results, save_results, sealed_sentence, verdict
+from kwanzaa_nb.core.results import sealed_sentence
+from kwanzaa_nb.core.results_file import load_results, save_results, verdict
 from kwanzaa_nb.data.write import record_files
 from kwanzaa_nb.evaluate.passes import sealed_uses
 from kwanzaa_nb.publish.card import render_card

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_CONFIG', 'Source', 'read_yaml', 'load_config', 'resolve_config', 'check_injected', 'config_table', 'to_yaml',
-           'config_to_yaml', 'describe_config', 'config_schema', 'write_schema', 'METRICS', 'PATHS', 'Config',
-           'ConfigError', 'Fallback', 'Section', 'known_keys', 'project_root']
+           'config_to_yaml', 'describe_config', 'config_schema', 'write_schema', 'PATHS', 'Config', 'ConfigError',
+           'Fallback', 'Section', 'known_keys', 'project_root']
 
 # %% ../../nbs/core/config.ipynb #config-003
 import ast
@@ -31,11 +31,11 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from .errors import Problem
 from .files import no_file, write_atomically
 from .jsonl import short
-from .settings import METRICS, PATHS, PATTERNS, REMOVED, RULES, choices, known_keys
+from .settings import PATHS, PATTERNS, REMOVED, RULES, choices, known_keys
 from .settings import Config, ConfigError, Fallback, Section, project_root
 
 # %% ../../nbs/core/config.ipynb #config-006
-_all_ = [METRICS, PATHS, Config, ConfigError, Fallback, Section, known_keys, project_root]
+_all_ = [PATHS, Config, ConfigError, Fallback, Section, known_keys, project_root]
 
 # %% ../../nbs/core/config.ipynb #config-008
 def _brief(value: Any) -> str:

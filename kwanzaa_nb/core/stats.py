@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import compress
 from math import sqrt
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from .errors import KwanzaaError
+
+# %% ../../nbs/core/stats.ipynb #09-002-t
+if TYPE_CHECKING:  # it is loaded where it is used
+    import numpy as np
 
 # %% ../../nbs/core/stats.ipynb #42-004
 def wilson(
@@ -135,8 +138,10 @@ def balanced(
     return Rate(name, passed, total, low, high, sides)
 
 # %% ../../nbs/core/stats.ipynb #42-006
-def _resamples(records: int, draws: int) -> np.ndarray:  # [draws, records]
+def _resamples(records: int, draws: int) -> "np.ndarray":  # [draws, records]
     "Return how often each record was drawn, in each draw."
+    import numpy as np  # here and below: to import the scorer is not to load numpy
+
     chances = np.full(records, 1 / records)
     return np.random.default_rng(0).multinomial(records, chances, size=draws).astype(float)
 
@@ -162,6 +167,8 @@ def clustered(
     """
     kept = [(count, place if clusters is None else clusters[place])
             for place, count in enumerate(counts) if count[1]]
+    import numpy as np
+
     counts, of = [count for count, _ in kept], [cluster for _, cluster in kept]
     grouped = _summed(counts, of)
     effect = None if clusters is None else design_effect(counts, grouped)
@@ -252,6 +259,8 @@ class Difference:
 
 def _flipped(moved: Sequence[float]) -> float:
     "Return the share of all choices of signs whose sum is at least as far from 0."
+    import numpy as np
+
     whole = sum(map(abs, moved))
     if not whole:
         return 1.0

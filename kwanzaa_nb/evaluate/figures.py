@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core.plots import COLOURS, HATCHES, label, new_panels
-from ..core.settings import METRICS
+from ..core.results import METRICS
 from ..core.stats import Rate
 from .metrics import Scores
 from ..model.decision import Threshold

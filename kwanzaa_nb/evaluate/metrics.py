@@ -22,9 +22,9 @@ from ..core.answer import AnswerError, ModelAnswer, parse_model_answer
 from ..core.errors import Problem, ProblemList
 from ..core.prompt import shown_text
 from ..core.record import Chunk, Record, has_key, question_of, turns_before
-from ..core.results import EXPECTATIONS, HEADLINES, ArmResult, Comparison, RateResult
+from ..core.results import (
+    EXPECTATIONS, HEADLINES, METRICS, ArmResult, Comparison, RateResult)
 from ..core.sentences import Sentence, number_sentences
-from ..core.settings import METRICS
 from ..core.stats import (
     Rate, balanced, clustered, forget_resamples, holm, share, sign_flip)
 from ..core.strict_json import parse_strict_json

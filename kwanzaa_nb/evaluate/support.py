@@ -18,9 +18,7 @@ from functools import lru_cache
 from itertools import combinations
 from operator import mul
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.files import other_format
 from ..core.stats import LabelError, auroc
@@ -30,6 +28,10 @@ from kwanzaa_nb.core.text import (
 from kwanzaa_nb.evaluate.reading import (
     READINGS, adds_cause, comparisons, forget_readings, opposites,
     unreal)
+
+# %% ../../nbs/evaluate/support.ipynb #41-002-t
+if TYPE_CHECKING:  # it is loaded where it is used
+    import numpy as np
 
 # %% ../../nbs/evaluate/support.ipynb #41-023
 _Date = tuple[str, str, str]  # month, day and year; "" for a day or a year that is not given
@@ -1015,8 +1017,10 @@ def _fit(
     rows: list[_Row],
     ridge: float = 5.0,  # keeps shares that tell the same from trading weight at random
     rounds: int = 3000,
-) -> np.ndarray:  # their sum is 1
+) -> "np.ndarray":  # their sum is 1
     "Fit weights that are not below zero, by accelerated projected gradient steps."
+    import numpy as np  # here and below: only fitting needs it, and support is asked more often
+
     inputs = np.array([[*values, float(fails), 1.0] for values, _, fails, _, _ in rows])
     targets = np.array([float(label) for _, label, _, _, _ in rows])
     weights = np.array([weight for _, _, _, _, weight in rows])
@@ -1039,8 +1043,10 @@ def fit_shares(
     return dict(zip(_SHARES, _fit(rows).round(2).tolist()))
 
 # %% ../../nbs/evaluate/support.ipynb #41-044
-def _scores(rows: list[_Row], weights: np.ndarray, side: bool) -> np.ndarray:
+def _scores(rows: list[_Row], weights: "np.ndarray", side: bool) -> "np.ndarray":
     "Return the scores of one side of a set under other weights."
+    import numpy as np
+
     return np.array([weights @ values * factor for values, label, _, factor, _ in rows
                      if label is side])
 
@@ -1050,6 +1056,8 @@ def cross_validate(
     most: float = 0.1,  # share of other texts that may pass in the sets that are fitted on
 ) -> list[dict]:  # for each set that was left out: set, auroc, tpr, fpr, threshold
     "Fit on all sets but one, and measure on that one."
+    import numpy as np
+
     rows = {name: _rows(labels) for name, labels in _labels(folder).items()}
     found = []
     for name, held in rows.items():

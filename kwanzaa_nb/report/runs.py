@@ -20,7 +20,7 @@ from markupsafe import Markup
 from ..core.config import project_root
 from ..core.files import write_atomically
 from ..core.html import render_page
-from ..core.manifest import MANIFEST, STAGES, path_text
+from ..core.manifest import MANIFEST, path_text, stages_of
 from ..core.results import HEADLINES, rate_text
 from ..core.stage import sentence_of
 from ..core.table import Table
@@ -71,7 +71,8 @@ def run_row(
     entries, dollars = facts.manifest["stages"], money(facts.manifest)
     seconds = [entry["seconds"] for entry in entries.values()
                if isinstance(entry.get("seconds"), (int, float))]
-    states = {stage: entries.get(stage, {}).get("status", "not_run") for stage in STAGES}
+    states = {stage: entries.get(stage, {}).get("status", "not_run")
+              for stage in stages_of(entries)}
     return {
         "name": facts.name, "folder": path_text(os.path.relpath(facts.folder, start)),
         "model": str((facts.config.get("model") or {}).get("base_model_id") or ""),

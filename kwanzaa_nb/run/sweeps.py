@@ -28,8 +28,8 @@ from ..core.html import render_page
 from ..core.lock import at_work
 from ..core.manifest import (
     STAGES, StageEntry, StageError, portable, portable_config, read_manifest)
-from ..core.results import RateResult, load_results, rate_text
-from ..core.settings import METRICS
+from ..core.results import METRICS, RateResult, rate_text
+from ..core.results_file import load_results
 from ..core.table import Table
 from ..report.runs import write_overview
 from .launch import run_stage
