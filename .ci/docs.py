@@ -45,6 +45,15 @@ PRIVATE = re.compile(r"\[(`_\w+`)\]\([^)\s]*#_\w+\)")  # a link of nbdev to a na
 FENCE, LINK = re.compile(r"^```.*?^```", re.M | re.S), re.compile(r"\[`([^`]+)`\]\([^)]*\)")
 
 
+REACHED = (  # what a keyboard or a screen reader needs, and smalldocs does not write
+    (re.compile(r'<(pre|div class="sd-table")(?=[ >])'), r'<\1 tabindex="0"'),  # what scrolls can be reached
+    (re.compile(r'role="navigation"(?= aria-expanded)'), 'role="button"'),
+    (re.compile(r'<nav class="navbar'), '<nav aria-label="site" class="navbar'),
+    (re.compile(r'<nav class="quarto-secondary-nav"'), '<nav aria-label="place" class="quarto-secondary-nav"'),
+    (re.compile(r'<nav id="quarto-sidebar"'), '<nav id="quarto-sidebar" aria-label="all pages"'),
+    (re.compile(r'<div class="toc-actions"'), '<div role="complementary" aria-label="source" class="toc-actions"'))
+
+
 class NamedSite(Site):
     "A site that names a page by its `output-file`, as Quarto does: 01_data.ipynb becomes data.html."
 
@@ -154,6 +163,11 @@ def build(
     site.out = output.with_name(output.name + ".part")
     shutil.rmtree(site.out, ignore_errors=True)
     site.build()
+    for path in (site.out / page.out for page in site.pages.values()):
+        text = path.read_text(encoding="utf-8")
+        for pattern, better in REACHED:
+            text = pattern.sub(better, text)
+        path.write_text(text, encoding="utf-8")
     if rows := [row for run in runs for row in overview_rows([run], run.parent, ROOT) if row["report"]]:
         (site.out / "reports" / "index.html").write_text(overview_page(rows), encoding="utf-8")
     shutil.rmtree(output, ignore_errors=True)

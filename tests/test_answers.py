@@ -41,6 +41,15 @@ def test_other_numbers_are_other_answers(one, other):
     assert not tells(f"It was {other}.", [one]) or root(one) == root(other)
 
 
+@pytest.mark.parametrize("number", [
+    "two and a half years", "five and a half miles", "two and a half million copies",
+    "one hundred and fifty people", "three and three quarters of a mile", "two dozen eggs"])
+def test_a_number_in_words_is_one_thing(number):
+    assert tells(f"It was {number}.", [number]) and tells(f"By {number}, she said.", [number])
+    assert not tells("It was four and a half weeks.", [number])
+    assert not tells(f"It was a seventh of the {number.split()[-1]}.", [number])
+
+
 @pytest.mark.parametrize("text, denied", [
     ("It was not in Boston.", True), ("It was not in Lynn but in Boston.", False), ("Boston, not Lynn, was the place.", False), ("Never was he in Boston.", True),
     ("It was in neither Lynn nor Boston.", True), ("Not only Lynn, Boston too.", False), ("It was Lynn instead of Boston.", True), ("No. 5 is in Boston.", False),

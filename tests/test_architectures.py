@@ -192,9 +192,9 @@ def test_attention_that_can_not_be_computed_is_refused_on_loading(saved, kind):
 
 @pytest.mark.parametrize("kind", ["Llama", "Phi 3"])
 @pytest.mark.parametrize("changes, four_bit", [
-    ({"adapter.variant": "rslora"}, True), ({"adapter.variant": "dora"}, True),
-    ({"adapter.variant": "rslora"}, False), ({"adapter.variant": "dora"}, False),
-    ({"adapter.variant": "pissa"}, False),
+    ({"adapter.method": "rslora"}, True), ({"adapter.method": "dora"}, True),
+    ({"adapter.method": "rslora"}, False), ({"adapter.method": "dora"}, False),
+    ({"adapter.method": "pissa"}, False),
 ], ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else ("NF4" if value else "lora"))
 def test_each_kind_of_lora_takes_a_step_and_is_saved(saved, tmp_path, kind, changes, four_bit):
     trained, again, before, _ = one_step(*settings(saved(kind), four_bit,
@@ -203,6 +203,6 @@ def test_each_kind_of_lora_takes_a_step_and_is_saved(saved, tmp_path, kind, chan
 
 
 def test_a_kind_of_lora_that_experts_can_not_have_is_refused(saved):
-    config, effective = settings(saved("OLMoE"), **{"adapter.variant": "dora"})
-    with pytest.raises(ModelError, match="adapter.variant to plain"):
+    config, effective = settings(saved("OLMoE"), **{"adapter.method": "dora"})
+    with pytest.raises(ModelError, match="adapter.method to lora"):
         add_adapter(load_base(config, effective), config)

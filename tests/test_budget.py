@@ -10,6 +10,7 @@ from tiny import tiny_config, tiny_model
 from transformers import (AutoModelForCausalLM, LlamaConfig, MistralConfig, Olmo2Config,
                           Phi3Config, Qwen3Config)
 
+from kwanzaa_nb.train import budget
 from kwanzaa_nb.train.budget import (BudgetError, Estimate, activation_bytes, check_budget,
                                      estimate_run, gpu_kind, measure_steps, predicted_and_measured,
                                      price_per_hour, read_gpus, weight_bytes)
@@ -80,6 +81,20 @@ def test_measuring_changes_nothing():
                                                              for weight in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_steps_are_measured_as_training_takes_them(monkeypatch):
+    model, seen = adapted(), []
+
+    def noted(model, batch):
+        seen.append((torch.is_autocast_enabled("cpu"), model.is_gradient_checkpointing))
+        return supervised_loss(model, batch)
+
+    monkeypatch.setattr(budget, "supervised_loss", noted)
+    for dtype, checkpointing in (("fp32", False), ("bf16", True)):
+        measure_steps(model, [flatten_rows(RECORDS[:3])], dtype, checkpointing)
+    assert seen == [(False, False), (True, True)]
+    assert not model.is_gradient_checkpointing and not torch.is_autocast_enabled("cpu")
 
 
 def kept_bytes(model, batch):

@@ -312,6 +312,14 @@ def test_questions_of_a_training_group_share_everything_but_the_question(built):
     assert 0.35 < sum(row["answerable"] for row in trained) / len(trained) < 0.65
 
 
+def test_every_training_question_with_evidence_is_answered(built, corpus):
+    trained = {record["question_id"] for record in built["train"]}
+    answered = {record["question_id"] for record in built["train"]
+                if record["answerable"] is not False}
+    with_evidence = {question.question_id for question in corpus[1] if question.evidence}
+    assert len(trained & with_evidence) > 500 and trained & with_evidence <= answered
+
+
 def test_minimal_pairs_differ_in_their_evidence_alone(built):
     nothing = 0
     for split in SPLITS[1:]:

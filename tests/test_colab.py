@@ -18,7 +18,11 @@ from kwanzaa_nb.model.load import detect_hardware, runtime_settings
 ROOT = Path(__file__).resolve().parents[1]
 OPENED = [*sorted((ROOT / "nbs").glob("0[1-4]_*.ipynb")),
           ROOT / "nbs" / "guides" / "tutorial.ipynb"]
-INSTALLED = "kwanzaa_nb[train,eval] @ git+https://github.com/ainative/kwanzaa-notebooks"
+sys.path.insert(0, str(ROOT / ".ci"))
+from repository import files, named, pointed  # noqa: E402
+
+REPOSITORY, BRANCH = named()
+INSTALLED = f"kwanzaa_nb[train,eval] @ git+https://github.com/{REPOSITORY}"
 
 
 @pytest.fixture
@@ -66,8 +70,21 @@ def test_all_have_the_same_install_cell_first():
 @pytest.mark.parametrize("path", OPENED, ids=lambda path: path.stem)
 def test_badge_leads_to_the_notebook(path):
     text = path.read_text(encoding="utf-8")
-    place = "colab.research.google.com/github/ainative/kwanzaa-notebooks/blob/main"
+    place = f"colab.research.google.com/github/{REPOSITORY}/blob/{BRANCH}"
     assert text.count(f"{place}/{path.relative_to(ROOT)}") == 1
+
+
+def test_settings_ini_alone_names_the_repository():
+    "Every badge, link and install command is what .ci/repository.py makes of settings.ini, also in a fork."
+    astray = [path.name for path in files() if pointed(path.read_text(encoding="utf-8"), REPOSITORY, BRANCH) != path.read_text(encoding="utf-8")]
+    assert not astray, f"run .ci/repository.py: {', '.join(astray)} lead to another repository"
+    in_fork = {path: pointed(path.read_text(encoding="utf-8"), "ada/my.fork", "trunk") for path in files()}
+    left = [path.name for path, text in in_fork.items() if REPOSITORY in text]
+    assert not left, f"links that a fork would keep: {', '.join(left)}"
+    for path in OPENED:
+        assert f"/github/ada/my.fork/blob/trunk/{path.relative_to(ROOT)}" in in_fork[path]
+        assert "git+https://github.com/ada/my.fork" in in_fork[path]
+    assert f"/blob/{BRANCH}/" not in "".join(in_fork.values())
 
 
 @pytest.fixture(scope="module")

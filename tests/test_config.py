@@ -366,7 +366,7 @@ def test_overrides_join_the_list(load):
         ("override, data.dev_file", "impossible")]
 
 
-SECTIONS = "known here: run, model, adapter, data, training, budget, evaluation, publishing"
+SECTIONS = "known here: run, model, adapter, data, training, improve, budget, evaluation, publishing"
 
 
 @pytest.mark.parametrize(("text", "where", "mend"), [
@@ -564,7 +564,7 @@ def test_overrides_are_not_changed():
 IMPOSSIBLE = [
     ({"adapter.quantization.load_in_4bit": False}, "adapter.quantization.load_in_4bit"),
     ({"adapter.method": "lora"}, "adapter.quantization.load_in_4bit"),
-    ({"adapter.variant": "pissa"}, "adapter.variant"),
+    ({"adapter.method": "pissa"}, "adapter.quantization.load_in_4bit"),
     ({"data.train_file": "x/../eval.jsonl"}, "data.eval_file"),
     ({"data.dev_file": "./train.jsonl"}, "data.dev_file"),
     ({"data.dev_file": "eval.jsonl"}, "data.dev_file"),
@@ -604,6 +604,8 @@ def test_every_rule_is_broken_by_some_test():
 
 @pytest.mark.parametrize("overrides", [
     {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
+    {"adapter.method": "pissa", "adapter.quantization.load_in_4bit": False},
+    {"adapter.method": "dora"}, {"adapter.method": "rslora", "adapter.quantization.load_in_4bit": False},
     {"data.corpus": "c"}, {"data.corpus": "c", "data.questions": "q"}, {"data.max_seq_length": 801},
     {"data.dev_file": "dev.jsonl"}, {"evaluation.answer_threshold": 0.4},
     {"publishing.include": ["README.md"]}, {"evaluation.sampling_seeds": [1, 2]},
@@ -825,7 +827,7 @@ def test_the_schema_describes_closes_and_bounds():
         for name, item in part["properties"].items():
             section = schema["$defs"].get(item.get("$ref", "").split("/")[-1], item)
             assert section["description"], name
-    assert schema["$defs"]["AdapterSection"]["properties"]["method"]["enum"] == ["qlora", "lora"]
+    assert schema["$defs"]["AdapterSection"]["properties"]["method"]["enum"] == ["qlora", "lora", "rslora", "dora", "pissa"]
     assert schema["$defs"]["RunSection"]["properties"]["seed"]["default"] == 42
     assert not re.search(r'"(ge|gt|le|lt)"', json.dumps(schema))
     validator = jsonschema.Draft202012Validator(schema)

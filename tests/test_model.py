@@ -19,12 +19,12 @@ from transformers.training_args import OptimizerNames
 import kwanzaa_nb.model.load as model_module
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import config_to_yaml, load_config
+from kwanzaa_nb.core.files import cache_folder
 from kwanzaa_nb.model.backend import Decoding
 from kwanzaa_nb.model.local import GrowingOutput
 from kwanzaa_nb.model.masking import MaskError, encode_chat, stop_ids
 from kwanzaa_nb.model.load import (
-    DTYPES, KNOWN_GGUF, RuntimeSettings, Hardware, ModelError, add_adapter, cache_folder,
-    check_gguf, detect_hardware, runtime_settings, find_base, is_whole, linear_layers, load_adapter,
+    DTYPES, KNOWN_GGUF, RuntimeSettings, Hardware, ModelError, add_adapter, check_gguf, detect_hardware, runtime_settings, find_base, is_whole, linear_layers, load_adapter,
     load_base, load_tokenizer, packaged_gguf, remote_code,
 )
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows

@@ -24,15 +24,17 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = {
     "model.server": {"server", "eval"},  # asks
     "evaluate.inspect_task": {"inspect"},  # asks through inspect_ai
+    "use.chat": {"chat", "server", "eval", "train"},  # tornado; kernels of notebooks bring it
     **dict.fromkeys(("core.plots", "evaluate.figures"), {"server", "eval", "train"}),  # plots
     **dict.fromkeys(("model.load", "model.packing"), {"eval", "train"}),  # a model in this process
     **dict.fromkeys(("model.grammar", "model.local"), {"eval", "train"}),  # it answers as it is trained
-    **dict.fromkeys(("publish.answerer", "publish.export"), {"eval"}),  # a model that writes
+    "publish.export": {"eval"},  # a model that writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
-        "__main__", "budget", "command", "extra", "live", "resume", "selection", "token_cache",
-        "trainer"))),
+        "__main__", "budget", "command", "extra", "improve", "live", "resume", "rewards", "selection",
+        "token_cache", "trainer"))),
                     {"train"}),  # a model that is trained
-    "bench.layouts": set(),  # trains, and asks what was trained: no single extra will do
+    # these train, and ask what was trained: no single extra will do
+    **dict.fromkeys(("bench.layouts", "bench.gpu"), set()),
 }
 PACKAGE = ROOT / "kwanzaa_nb"
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts)
@@ -127,25 +129,26 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("extra", ["", "server", "eval", "train"])
+@pytest.mark.parametrize("extra", ["", "chat", "server", "eval", "train"])
 def test_a_module_imports_with_its_extra_alone_and_every_other_module_is_of_the_core(extra):
-    brought = closure(listed(extra))
+    brought, light = closure(listed(extra)), ("", "chat", "server")
     hidden = [top for top, owners in importlib.metadata.packages_distributions().items()
               if not {normal(owner) for owner in owners} & brought]
-    assert "numpy" not in hidden and ("torch" in hidden) == (extra in ("", "server"))
+    assert "numpy" not in hidden and ("torch" in hidden) == (extra in light)
     given = json.dumps([[name for name in hidden if name != "kwanzaa_nb"], MODULES])
     done = subprocess.run([sys.executable, "-c", TRY, given], cwd=ROOT, capture_output=True,
                           text=True, timeout=300, check=True)
     missing = json.loads(done.stdout.splitlines()[-1])
     others = {name for name, extras in EXTRAS.items() if extra not in extras}
-    assert set(missing) == others if extra in ("", "server") else set(missing) <= others, missing
+    assert set(missing) == others if extra in light else set(missing) <= others, missing
 
 
 def test_each_extra_of_the_settings_is_one_of_setup():
     "Also the smaller one is part of the larger, so that a hint can name the smallest."
     names = re.findall(r'^        "(\w+)": listed', (ROOT / "setup.py").read_text(encoding="utf-8"),
                        re.MULTILINE)
-    assert set(names) == {"train", "eval", "server", "score", "inspect", "documents", "docs", "dev"}
+    assert set(names) == {"train", "eval", "server", "score", "inspect", "gguf", "documents", "chat",
+                          "embeddings", "docs", "dev"}
     assert set(listed("server")) < set(listed("eval"))
     assert not closure(listed("server")) & {"torch", "transformers", "peft", "huggingface-hub"}
 
@@ -352,5 +355,5 @@ def test_the_wheel_brings_what_stages_need():
     source = (ROOT / "setup.py").read_text(encoding="utf-8")
     patterns = source.partition("SHIPPED = (")[2].partition(")\n")[0].replace('"', "").split(", ")
     found = {pattern: list(ROOT.glob(pattern)) for pattern in patterns}
-    assert len(found["nbs/0[1-4]_*.ipynb"]) == 4 and all(found.values())
+    assert len(found["nbs/0[1-4]*_*.ipynb"]) == 5 and all(found.values())
     assert shipped("nbs/01_data.ipynb").is_file()

@@ -22,9 +22,10 @@ from kwanzaa_nb.publish import card, hub, staging
 from kwanzaa_nb.publish.card import render_card
 from kwanzaa_nb.core.config import Fallback, load_config, resolve_config
 from kwanzaa_nb.core.results import METRICS, rules_sentence
+from kwanzaa_nb.evaluate.passes import adapter_to_evaluate
 from kwanzaa_nb.publish.gate import PublishError, gate_findings, gate_table, gate_verdict
 from kwanzaa_nb.publish.licence import base_model
-from kwanzaa_nb.core.manifest import StageError, read_manifest
+from kwanzaa_nb.core.manifest import StageError, read_manifest, run_adapter
 from kwanzaa_nb.core.stage import Stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -203,10 +204,9 @@ def test_an_adapter_that_does_not_beat_a_rule_is_held_back(project, beside, told
     finish_train_and_evaluate(project)
     metrics = {key: value for key, value in METRICS_FILE.items() if key != "rules"} | beside
     (project / "outputs/tiny/evaluation/metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    config, off = (config_of(publishing__hf_repo="owner/adapter", publishing__gates={}, publishing__beats_rules=on) for on in (True, False))
+    config = config_of(publishing__hf_repo="owner/adapter", publishing__gates={})
     findings = gate_findings(config, project / "outputs/tiny")
-    assert not gate_findings(off, project / "outputs/tiny") and len(findings) == len(told)
-    assert all(part in str(finding) and "publishing.beats_rules to false" in str(finding) for part, finding in zip(told, findings))
+    assert len(findings) == len(told) and all(part in str(finding) for part, finding in zip(told, findings))
     row = gate_table({}, {}, metrics).rows[0]
     assert row[-1] == ("no" if told else "yes") and not gate_table({}, {}).rows
     card = render_card(config, read_manifest(project / "outputs/tiny"), metrics, verdict=gate_verdict(findings, None))
@@ -215,6 +215,74 @@ def test_an_adapter_that_does_not_beat_a_rule_is_held_back(project, beside, told
     if told:
         sentence = hub.publish(config, project, findings, token=TOKEN)
         assert sentence.startswith("Not published") and "rule without a model" in sentence
+
+# ---- the trained adapter, or the improved one
+
+
+BETTER = "Better than the adapter it was made from: the mean of coverage and refusal differs by +0.100."
+NOT_SHOWN = "Not shown to be better than the adapter it was made from: the mean of coverage and refusal differs by +0.010."
+
+
+def improve_it(root, verdict=BETTER):
+    "Let the stage improve write an adapter and judge it, before the stage evaluate."
+    folder = root / "outputs/tiny"
+    improved = folder / "adapter-improved"
+    improved.mkdir(exist_ok=True)
+    for path in (folder / "adapter").iterdir():
+        (improved / path.name).write_bytes(path.read_bytes())
+    (improved / "adapter_model.safetensors").write_bytes(WEIGHTS + b" ")
+    stage = Stage("improve", config_of(improve__method="dpo"))
+    stage.read(folder / "adapter", made_by="train")
+    stage.wrote(improved)
+    stage.done(verdict=verdict, better=verdict.startswith("Better"))
+    return folder
+
+
+@pytest.mark.parametrize("change, asked, name, told", [
+    ({}, "auto", "adapter-improved", f"This is the adapter improved by dpo. {BETTER}"),
+    ({"verdict": NOT_SHOWN}, "auto", "adapter", "One improved by dpo is not taken: not shown to be better than"),
+    ({"verdict": NOT_SHOWN}, "outputs/tiny/adapter-improved", "adapter-improved", "This is the adapter improved by dpo, since evaluation.adapter names it."),
+    ({}, "outputs/tiny/adapter", "adapter", "This is the adapter as it was trained, since evaluation.adapter names it."),
+    ({}, "outputs/other/adapter", "adapter-improved", BETTER)])
+def test_the_improved_adapter_is_the_runs_where_it_is_better(project, change, asked, name, told):
+    finish_train_and_evaluate(project)
+    folder, config = improve_it(project, **change), config_of(evaluation__adapter=asked)
+    chosen, sentence = run_adapter(config, folder)
+    assert chosen == folder / name and told in sentence and "\n" not in sentence
+    staged = staging.stage_publication(config, folder)
+    weights = "adapter_model.safetensors"
+    assert (staged / weights).read_bytes() == (folder / name / weights).read_bytes()
+    assert sentence.partition(" (")[0] in (staged / "README.md").read_text(encoding="utf-8").replace("\\", "")
+    stale = any("another adapter" in str(one) for one in gate_findings(config, folder))
+    assert stale is (name == "adapter-improved"), "the scores are those of the trained one"
+
+
+@pytest.mark.parametrize("spoil, told", [
+    (lambda folder: (folder / "adapter/adapter_model.safetensors").write_bytes(b"trained anew"), "trained anew since"),
+    (lambda folder: Stage("improve", config_of(improve__method="dpo")).fail(ValueError("no")), "is marked failed"),
+    (lambda folder: Stage("improve", config_of(improve__method="dpo")).fail(KeyboardInterrupt()), "is marked interrupted")])
+def test_an_improved_adapter_that_is_not_whole_or_old_is_not_taken(project, spoil, told):
+    finish_train_and_evaluate(project)
+    folder = improve_it(project)
+    spoil(folder)
+    chosen, sentence = run_adapter(config_of(), folder)
+    assert chosen.name == "adapter" and told in sentence
+
+
+def test_without_the_stage_improve_nothing_is_said_of_it(project):
+    finish_train_and_evaluate(project)
+    assert run_adapter(config_of(), project / "outputs/tiny") == (project / "outputs/tiny/adapter", "")
+
+
+def test_an_improved_adapter_is_evaluated_as_the_output_of_its_stage(project):
+    finish_train_and_evaluate(project)
+    folder = improve_it(project)
+    stage = Stage("evaluate", config_of())
+    assert adapter_to_evaluate(stage) == folder / "adapter-improved"
+    assert "adapter-improved/adapter_model.safetensors" in stage.entry["read"]
+    (folder / "adapter-improved/adapter_model.safetensors").write_bytes(b"touched")
+    with pytest.raises(StageError, match="run the stage improve again"):
+        adapter_to_evaluate(stage)
 
 
 def test_scores_of_another_adapter_are_not_published(project):
@@ -353,7 +421,7 @@ def test_a_stage_notebook_is_ready_for_papermill(name):
     path = REPOSITORY / "nbs" / f"{name}.ipynb"
     launch.check_parameters(path)
     assert set(papermill.inspect_notebook(path)) == {
-        "config", "overrides", "run", "model", "adapter", "data", "training", "evaluation", "publishing", "budget"}
+        "config", "overrides", "run", "model", "adapter", "data", "training", "improve", "evaluation", "publishing", "budget"}
     cells = nbformat.read(path, as_version=4).cells
     assert not [cell for cell in cells if "#| export" in cell.source or "nbdev_export()" in cell.source]
     assert run_as_nbdev_does(path) == (True, 0), "the front matter must keep nbdev_test from running a stage"

@@ -3,12 +3,17 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HERE = "https://github.com/ainative/kwanzaa-notebooks/blob/main/"
+sys.path.insert(0, str(ROOT / ".ci"))
+from repository import named  # noqa: E402
+
+REPOSITORY, BRANCH = named()
+HERE = f"https://github.com/{REPOSITORY}/blob/{BRANCH}/"
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md",
              "outputs/README.md", "configs/README.md")
 GUIDES = tuple(path.relative_to(ROOT).as_posix()

@@ -39,7 +39,7 @@ def test_both_pages_are_written_when_a_stage_ends(runs):
 def test_the_page_has_verdict_rates_samples_and_config(runs):
     root, (first, *_) = runs
     page = run_page(read_run(first, root))
-    assert page.index("The adapter beats the best rule") < page.index("better in json valid") and "best rule</td>" in page and "near_miss" in page
+    assert page.index("The adapter beats the best rule") < page.index("better in json valid") and re.search(r"best rule</t[dh]>", page) and "near_" in page and "miss" in page.partition("near_")[2][:12]
     assert "0.80 [" in page and "<mark>" in page and "kwanzaa run all --config again.yaml" in page
     assert "what it cost in money is not known" in page and page.count("Passed by the arm adapter") == 1 and "Failed by the arm adapter" in page
 
@@ -93,7 +93,11 @@ def test_the_verdict_tells_what_is_had_without_skill_and_what_the_gates_ask():
     assert zeroth == "Whether the adapter beats a rule without a model was not measured: no rule was run."
     assert "better in json valid" in first and second == "Answerers without skill do better than the adapter in refusal correctness: always_refuse."
     assert third.startswith("Too low to publish: json_valid_rate") and "citation" not in third
-    assert "All that" in evaluation_verdict(metrics, {"json_valid_rate": 0.2}) and "gates" not in evaluation_verdict(metrics, {})
+    assert third.endswith("; it is not shown to beat the best rule.")
+    beside = {"arm": "adapter", "rule": "best_sentence", "arm_value": 0.5, "rule_value": 0.4, "difference": 0.1, "low": 0.05, "high": 0.2, "p": 0.01,
+              "records": 9, "documents": 3}
+    assert "Good enough" in evaluation_verdict(metrics | {"rules": beside}, {"json_valid_rate": 0.2})
+    assert "Too low" in evaluation_verdict(metrics | {"rules": beside | {"low": 0.0}}, {})
     alone = evaluation_verdict({"arms": {"base": rates(0.1)}, "comparison": [], "controls": controls}, {"json_valid_rate": 0.4})
     assert "base model in" in alone and "grounded answer: always_refuse" in alone and "publish" not in alone
     assert evaluation_verdict({"arms": {"base": rates(0.7)}, "controls": controls}, {}).endswith("in any headline but valid JSON.")

@@ -363,7 +363,7 @@ def test_why_an_output_ended_is_kept(finish, message, reason, problem):
                                  "http://a..b/v1", "http://1.2.3.4.5/v1",
                                  "http://256.1.1.1/v1", "http://\ud800/v1", "http://a\\b/v1"])
 def test_an_address_that_cannot_be_asked_is_one_sentence(url):
-    with pytest.raises(ServerError, match="^evaluation.server .*Write where the server listens") as caught:
+    with pytest.raises(ServerError, match="^The server's address .*Write where it listens") as caught:
         ServerBackend(url, "m")
     assert "secret" not in str(caught.value) and "pass@" not in str(caught.value)
 

@@ -623,14 +623,14 @@ def test_checkpoints_of_other_settings_or_rows_are_others(change):
 
 
 # Kinds of LoRA, by one key each
-@pytest.mark.parametrize("variant", ["plain", "rslora", "dora", "pissa"])
-def test_a_saved_adapter_of_each_kind_fits_the_untouched_base(variant, tmp_path):
-    config = tiny_config(**{**STEADY, "adapter.variant": variant, "adapter.r": 3,
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "pissa"])
+def test_a_saved_adapter_of_each_kind_fits_the_untouched_base(method, tmp_path):
+    config = tiny_config(**{**STEADY, "adapter.method": method, "adapter.r": 3,
                             "training.learning_rate": 0.3})
     before = tiny_model().state_dict()
     model = add_adapter(tiny_model(), config)
     start = keep_start(model, tmp_path / "start")
-    assert (start is None) is (variant != "pissa")
+    assert (start is None) is (method != "pissa")
     train_adapter(model, tiny_tokenizer(), list(ROWS), [], config, CPU, tmp_path / "checkpoints")
     model.eval()
     tokens = torch.tensor([[5, 9, 11, 13]])
@@ -651,8 +651,8 @@ def test_a_saved_adapter_of_each_kind_fits_the_untouched_base(variant, tmp_path)
 
 def test_the_kinds_learn_differently(tmp_path):
     weights = {}
-    for name, changes in {"plain": {}, "rslora": {"adapter.variant": "rslora"},
-                          "dora": {"adapter.variant": "dora"}}.items():
+    for name, changes in {"plain": {}, "rslora": {"adapter.method": "rslora"},
+                          "dora": {"adapter.method": "dora"}}.items():
         _, _, weights[name] = train(tmp_path / name, **changes)
     assert set(weights["dora"]) > set(weights["plain"])
     assert largest_difference(weights["plain"], weights["rslora"]) > 1e-6

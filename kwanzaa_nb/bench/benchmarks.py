@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
-           'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training', 'readme_table', 'main', 'slope']
+           'in_batches', 'continuous', 'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training',
+           'readme_table', 'main', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -142,6 +143,13 @@ def measure_scoring(
             "samples_per_minute": 60 * len(outputs) / middle}
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-013
+def _text(tokenizer: "PreTrainedTokenizerBase", new: list[int], ends: set[int]) -> str:
+    "Decode new tokens up to the one that ends the turn."
+    stop = next((place for place, token in enumerate(new) if token in ends), len(new))
+    return tokenizer.decode(new[:stop], skip_special_tokens=False,
+                            clean_up_tokenization_spaces=False)
+
+
 def one_at_a_time(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -160,11 +168,67 @@ def one_at_a_time(
             found = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=most,
                 do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        new = found[0, len(prompt.tokens):].tolist()
-        new = new[:-1] if new and new[-1] in ends else new
-        texts.append(tokenizer.decode(new, skip_special_tokens=False,
-                                      clean_up_tokenization_spaces=False))
+        texts.append(_text(tokenizer, found[0, len(prompt.tokens):].tolist(), ends))
     return texts
+
+# %% ../../nbs/bench/benchmarks.ipynb #90-013-b
+def in_batches(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: "Sequence[AnyPrompt]",  # of `encode_prompts`
+    most: int,  # new tokens
+    size: int,  # prompts in a batch, of similar length
+) -> list[str]:  # in the order of the prompts
+    "Generate greedy texts with `model.generate`, left-padded batch after batch."
+    import torch
+
+    from kwanzaa_nb.model.local import batches, pad_left
+    from kwanzaa_nb.model.masking import stop_ids
+
+    pad, ends, texts = tokenizer.pad_token_id, stop_ids(tokenizer, model.generation_config), {}
+    for batch in batches(prompts, size):
+        ids, mask = (tensor.to(model.device) for tensor in pad_left(batch, pad))
+        with torch.no_grad():
+            found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=most,
+                                   do_sample=False, pad_token_id=pad)
+        texts |= {prompt.record_id: _text(tokenizer, row[ids.shape[1]:].tolist(), ends)
+                  for prompt, row in zip(batch, found)}
+    return [texts[prompt.record_id] for prompt in prompts]
+
+# %% ../../nbs/bench/benchmarks.ipynb #90-013-b-s
+def continuous(
+    model: "PreTrainedModel",  # loaded with the attention "sdpa"
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: "Sequence[AnyPrompt]",
+    most: int,  # new tokens
+    size: int,  # prompts that there is room for at once, on a CPU; a GPU's memory tells by itself
+) -> list[str]:  # in the order of the prompts
+    """Generate greedy texts with `model.generate_batch`, the continuous batching of transformers.
+
+    Raises `RuntimeError` where a prompt was not answered.
+    """
+    from transformers import GenerationConfig
+
+    from kwanzaa_nb.model.masking import stop_ids
+
+    ends = stop_ids(tokenizer, model.generation_config)
+    how = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=sorted(ends),
+                           pad_token_id=tokenizer.pad_token_id)
+    options = {}
+    if model.device.type == "cpu":  # where it would take most of the memory for its pages
+        from transformers.generation.configuration_utils import ContinuousBatchingConfig
+
+        longest, pages = max(len(one.tokens) for one in prompts) + most, ContinuousBatchingConfig()
+        pages.num_blocks = size * math.ceil(longest / pages.page_size)
+        pages.max_batch_tokens = max(1024, longest)
+        options = {"continuous_batching_config": pages, "warmup": False}
+    found = model.generate_batch(
+        [list(one.tokens) for one in prompts], generation_config=how, **options)
+    texts = {tuple(one.prompt_ids): _text(tokenizer, one.generated_tokens, ends)
+             for one in found.values() if not one.error}
+    if missing := [one.record_id for one in prompts if one.tokens not in texts]:
+        raise RuntimeError(f"generate_batch left out {len(missing)} of {len(prompts)} prompts")
+    return [texts[one.tokens] for one in prompts]
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-014
 def _timed(backend: Any, prompts: "Sequence[AnyPrompt]", decoding: Any) -> tuple[float, int, list]:
@@ -176,6 +240,13 @@ def _timed(backend: Any, prompts: "Sequence[AnyPrompt]", decoding: Any) -> tuple
     seconds = time.perf_counter() - started
     found = [outputs[prompt.record_id] for prompt in prompts]
     return seconds, sum(one.new_tokens for one in found), [one.raw for one in found]
+
+
+def _clocked(write: Any, *arguments: Any) -> tuple[float, list[str]]:
+    "Call; return the seconds and what was returned."
+    started = time.perf_counter()
+    texts = write(*arguments)
+    return time.perf_counter() - started, texts
 
 
 def _load(config: Config, adapter: "str | None") -> tuple["PreTrainedModel", Any]:
@@ -202,17 +273,23 @@ def measure_generation(
 
     config = load_config(config_file)
     model, tokenizer = _load(config, adapter)
-    asked = spread(read_records(config.path(config.data.eval_file)), records)
+    asked = spread(read_records(config.path(config.data.eval_file)), int(records))
     most = config.evaluation.generation_defaults.max_new_tokens
     backend, decoding = LocalBackend(model, tokenizer), Decoding(most, config.evaluation.batch_size)
     prompts = backend.prompts(asked)
     backend.write(prompts[:2], Decoding(8, 2))  # unpack what is packed
     ours, tokens, texts = _timed(backend, prompts, decoding)
     under, under_tokens, _ = _timed(backend, prompts, replace(decoding, grammar=True))
-    started = time.perf_counter()
-    theirs_texts = one_at_a_time(model, tokenizer, prompts, most)
-    theirs = time.perf_counter() - started
-    return {"records": len(asked), "adapter": bool(adapter),
+    theirs, theirs_texts = _clocked(one_at_a_time, model, tokenizer, prompts, most)
+    batched, batched_texts = _clocked(
+        in_batches, model, tokenizer, prompts, most, decoding.batch_size)
+    flowing, flowing_texts = _clocked(
+        continuous, model, tokenizer, prompts, most, decoding.batch_size)
+    equal = sum(map(str.__eq__, batched_texts, texts))
+    return {"records": len(asked), "adapter": bool(adapter), "batch_size": decoding.batch_size,
+            "batched_seconds": batched, "batched_equal_texts": equal,
+            "continuous_seconds": flowing,
+            "continuous_equal_texts": sum(map(str.__eq__, flowing_texts, texts)),
             "dtype": "fp32", "ours_seconds": ours, "ours_tokens": tokens, "grammar_seconds": under,
             "grammar_tokens": under_tokens, "theirs_seconds": theirs,
             "equal_texts": sum(map(str.__eq__, theirs_texts, texts)),

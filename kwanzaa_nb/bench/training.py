@@ -83,15 +83,17 @@ _SAME = (  # settings that TRL has under our names
 def stock_arguments(
     config: Config,  # from `arm_config`
     folder: "str | Path",  # nothing is written there
+    dtype: str = "fp32",  # fp32, fp16 or bf16
+    device: str = "cpu",  # "cpu" or "cuda"
 ) -> SFTConfig:
     "Return the same settings for `trl.SFTTrainer`."
     seed, wanted = config.run.seed, config.training
     same = {name: getattr(wanted, name) for name in _SAME}
     return SFTConfig(
         output_dir=str(folder), seed=seed, data_seed=seed, **same,
-        lr_scheduler_type=wanted.lr_scheduler, warmup_steps=0, bf16=False, use_cpu=True,
-        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
-        dataloader_pin_memory=False, max_length=config.data.max_seq_length,
+        lr_scheduler_type=wanted.lr_scheduler, warmup_steps=0, bf16=dtype == "bf16",
+        fp16=dtype == "fp16", use_cpu=device == "cpu", logging_steps=1, save_strategy="no",
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=device == "cuda", max_length=config.data.max_seq_length,
         packing=config.data.packing, packing_strategy="bfd", train_sampling_strategy="sequential")
 
 # %% ../../nbs/bench/training.ipynb #92-007

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['other_format', 'no_file', 'write_atomically', 'disk_sentence', 'strict_json', 'file_record', 'files_of',
-           'stable_hash']
+           'stable_hash', 'cache_folder']
 
 # %% ../../nbs/core/files.ipynb #06-002
 import errno
@@ -181,3 +181,9 @@ def stable_hash(
 ) -> int:  # 0 to 2**64 - 1
     "Return a number that depends on the names alone; Python's `hash` of a text changes every run."
     return int.from_bytes(hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()[:8], "big")
+
+# %% ../../nbs/core/files.ipynb #files-c2
+def cache_folder() -> Path:
+    "Return where slow results are kept: `KWANZAA_CACHE`, or the user's cache folder."
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("KWANZAA_CACHE") or Path(base) / "kwanzaa_nb")

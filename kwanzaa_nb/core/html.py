@@ -19,12 +19,22 @@ from .files import strict_json
 from .results import rate_text
 
 # %% ../../nbs/core/html.ipynb #17-004
+_WHOLE = re.compile(r"\[[\d.]+, [\d.]+\]|p [<=] [\d.]+")  # an interval, a p value
+
+
+def _unbroken(text: Any) -> Any:
+    "Keep intervals and p values of a table's cell on one line each; a part of a page stays as it is."
+    if not isinstance(text, str) or isinstance(text, Markup):
+        return text
+    return _WHOLE.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
+
+
 @cache
 def _templates() -> Environment:
     "Return the environment of all HTML templates, with autoescape on."
     made = Environment(loader=PackageLoader("kwanzaa_nb"), autoescape=True, trim_blocks=True,
                        lstrip_blocks=True)
-    made.filters["rate_text"] = rate_text
+    made.filters |= {"rate_text": rate_text, "unbroken": _unbroken}
     made.policies["json.dumps_function"] = lambda value, **_: strict_json(value, default=str)
     made.policies["json.dumps_kwargs"] = {}
     return made

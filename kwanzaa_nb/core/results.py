@@ -110,6 +110,7 @@ class Results(TypedDict):
     incomplete_answers: NotRequired[dict[str, str]]  # valid outputs that can't be completed, why
     experiment: NotRequired[dict[str, Any]]  # all that the outputs depend on
     inputs: NotRequired[dict[str, str | None]]  # hashes of the adapter and the records
+    which_adapter: NotRequired[str]  # trained or improved, and why; where improve ran
     sealed_uses: NotRequired[list[str]]  # of sealed records: date and run of each, this one last
     second_opinion: NotRequired[SecondOpinion]  # only where evaluation.judge names a model
 

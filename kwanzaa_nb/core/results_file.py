@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .files import strict_json, write_atomically
 from kwanzaa_nb.core.manifest import (
-    NOTEBOOKS, STAGES, StageError, checked_json, manifest_schema, read_manifest, stage_table,
+    NOTEBOOKS, StageError, checked_json, manifest_schema, read_manifest, stage_table, stages_of,
     validator)
 from .results import Results, metrics_table, rules_sentence, sealed_sentence
 from .stage import sentence_of
@@ -77,11 +77,13 @@ def verdict(
     shown = "No results yet: the stage evaluate has not written any."
     if measured:
         told = f"{rules_sentence(measured)}\n", str(metrics_table(measured))
-        shown = "\n".join(filter(None, [*told, sealed_sentence(measured)]))
+        told = *told, measured.get("which_adapter", ""), sealed_sentence(measured)
+        shown = "\n".join(filter(None, told))
         status = read_manifest(folder)["stages"]["evaluate"]["status"]
         if status not in ("done", "not_run"):
             shown += "\nThe stage evaluate did not finish since; these numbers are older."
-    reports = [folder.absolute() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb" for stage in STAGES]
+    ran = stages_of(read_manifest(folder)["stages"])
+    reports = [folder.absolute() / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb" for stage in ran]
     reports.append(folder.absolute() / "evaluation" / "index.html")
     lines = [f"  {path.relative_to(here) if path.is_relative_to(here) else path}"
              for path in reports if path.exists()]

@@ -23,8 +23,9 @@ if TYPE_CHECKING:  # `core.record` imports this module
 
 # %% ../../nbs/core/sentences.ipynb #st-005
 _FENCE = re.compile(r"[ \t]*(?:```|~~~)")
+_HEADING = re.compile(r"[ \t]*#{1,6}[ \t]")
 _WHOLE = re.compile(  # a heading, or a row of a table
-    r"[ \t]*#{1,6}[ \t]|[ \t]*\|.*\|| *[^\t\n ][^\t\n]*\t[^\n]*\S")
+    rf"{_HEADING.pattern}|[ \t]*\|.*\|| *[^\t\n ][^\t\n]*\t[^\n]*\S")
 _ITEM = re.compile(  # of a list; "A." is an initial
     r"[ \t]*(?:[-*+•‣▪◦·–—]|\d{1,3}[.)]|\(?[A-Za-z0-9]{1,3}\))[ \t]+\S")
 
@@ -101,6 +102,19 @@ def _speaks(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
+def _joins(
+    text: str,  # of a chunk
+    before: tuple[int, int],  # the unit before
+    after: tuple[int, int],  # the one to join to it, or not
+    longest: int,
+) -> bool:
+    "Tell whether two neighbours are one unit: one of them says nothing, or the first is a heading."
+    if not (_speaks(text[slice(*before)]) and _speaks(text[slice(*after)])):
+        return True
+    last_line = text[slice(*before)].rpartition("\n")[2]
+    return bool(_HEADING.match(last_line)) and after[1] - before[0] <= longest
+
+
 @functools.lru_cache(maxsize=10_000)
 def sentence_spans(
     text: str,  # of a chunk
@@ -114,7 +128,7 @@ def sentence_spans(
             for left, right in _shorter(text, *_trimmed(text, *part), longest):
                 if right <= left:  # blank
                     continue
-                if spans and not (_speaks(text[left:right]) and _speaks(text[slice(*spans[-1])])):
+                if spans and _joins(text, spans[-1], (left, right), longest):
                     spans[-1] = (spans[-1][0], right)
                 else:
                     spans.append((left, right))

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PATTERNS', 'Precision', 'ChunkField', 'QuestionField', 'Scheduler', 'Optimiser', 'Figure', 'Metric', 'PATHS', 'RULES',
            'REMOVED', 'FrozenMap', 'Section', 'setting', 'RunSection', 'ModelSection', 'QuantizationSection',
-           'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'BudgetSection', 'GenerationSection',
-           'JudgeSection', 'EvaluationSection', 'MetadataSection', 'PublishingSection', 'project_root',
-           'split_revision', 'ConfigError', 'Config', 'known_keys', 'choices', 'Rule', 'Fallback']
+           'AdapterSection', 'Defaults', 'DataSection', 'TrainingSection', 'ImproveSection', 'BudgetSection',
+           'GenerationSection', 'JudgeSection', 'EvaluationSection', 'MetadataSection', 'PublishingSection',
+           'project_root', 'split_revision', 'ConfigError', 'Config', 'known_keys', 'choices', 'Rule', 'Fallback']
 
 # %% ../../nbs/core/settings.ipynb #settings-003
 import configparser
@@ -150,7 +150,7 @@ class QuantizationSection(Section):
     "How bitsandbytes holds the base model in four bits (QLoRA, Dettmers et al. 2023)."
 
     load_in_4bit: _Flag = setting(
-        "Hold the base model in four bits: true for qlora, false for lora.", True)
+        "Hold the base model in four bits: true for qlora, false for lora and pissa.", True)
     bnb_4bit_compute_dtype: Precision = setting(
         "Number format that four-bit weights are unpacked to; auto takes bf16 on a GPU that has "
         "it, and fp32 on a CPU.", "bf16")
@@ -167,12 +167,11 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class AdapterSection(Section):
     "The low-rank adapter (LoRA, Hu et al. 2021)."
 
-    method: Literal["qlora", "lora"] = setting(
-        "qlora trains over a base model in four bits, lora over one in full precision.")
-    variant: Literal["plain", "rslora", "dora", "pissa"] = setting(
-        "Kind of LoRA. rslora scales by alpha / sqrt(r) (Kalajdzievski 2023); dora learns size "
-        "and direction of a weight apart (Liu et al. 2024); pissa starts from the weights' "
-        "largest singular vectors (Meng et al. 2024).", "plain")
+    method: Literal["qlora", "lora", "rslora", "dora", "pissa"] = setting(
+        "qlora is LoRA over a base model in four bits, lora over one in full precision. rslora "
+        "scales by alpha / sqrt(r) (Kalajdzievski 2023) and dora learns size and direction of a "
+        "weight apart (Liu et al. 2024), both over either; pissa starts from the largest singular "
+        "vectors of weights in full precision (Meng et al. 2024).")
     r: _Count = setting("Rank of the adapter's matrices.", 16)
     alpha: _Count = setting("Scale of the adapter: its output is multiplied by alpha / r.", 32)
     dropout: _number(ge=0, lt=1) = setting(
@@ -303,6 +302,19 @@ class TrainingSection(Section):
         "Further arguments of TRL's SFTConfig, by the names that they have there, such as "
         "neftune_noise_alpha: 5.", default_factory=FrozenMap)
 
+# %% ../../nbs/core/settings.ipynb #settings-imp
+class ImproveSection(Section):
+    "How a trained adapter learns from its own outputs, in the stage improve."
+
+    method: Literal["rejection", "dpo", "grpo"] | None = setting(
+        "Train on the best samples (rejection), on pairs of a passed and a failed one (dpo), or on "
+        "samples of every step, rewarded gate by gate (grpo); null leaves the stage out.", None)
+    extra: Annotated[dict[_Text, Any], AfterValidator(_frozen)] = setting(
+        "Further arguments of the method's config in TRL (SFTConfig, DPOConfig or GRPOConfig), and "
+        "the project's own: records (at most so many; all), samples for each (4), their "
+        "temperature, grammar: true, targets: true.",
+        default_factory=FrozenMap)
+
 # %% ../../nbs/core/settings.ipynb #settings-041
 class BudgetSection(Section):
     "What training may cost; checked before the first step."
@@ -398,12 +410,9 @@ class PublishingSection(Section):
     gates: _Gates = setting(
         "Lowest value, from 0 to 1, that the lower end of a metric's 95 % confidence interval may "
         "have; below one of them nothing is published.", default_factory=lambda: FrozenMap(GATES))
-    beats_rules: _Flag = setting(
-        "Publish only an adapter that beats the best rule without a model by the mean of coverage "
-        "and refusal: the lower end of the difference's 95 % interval is above 0.", True)
     force_reason: _Text | None = setting(
-        "Reason to publish although a gate is not reached, which the card repeats; null does not "
-        "publish.", None)
+        "Reason to publish although a gate is not reached, or the adapter is not shown to beat the "
+        "best rule without a model; the card repeats it. null does not publish.", None)
     include: Annotated[tuple[_Text, ...], Field(min_length=1)] = setting(
         "Files to publish.", (*_WEIGHTS, "training_config.yaml", "README.md"))
     exports: tuple[Literal["merged", "gguf"], ...] = setting(
@@ -469,6 +478,7 @@ class Config(Section):
     adapter: AdapterSection
     data: DataSection
     training: TrainingSection = Field(default_factory=TrainingSection)
+    improve: ImproveSection = Field(default_factory=ImproveSection)
     budget: BudgetSection = Field(default_factory=BudgetSection)
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
     publishing: PublishingSection = Field(default_factory=PublishingSection)
@@ -570,9 +580,9 @@ RULES = (
     Rule(_FOUR_BIT, lambda four_bit, method: method == "lora" and four_bit,
          "method lora needs a base model that is not in four bits",
          "write load_in_4bit: false, or adapter.method: qlora"),
-    Rule(("adapter.variant", "adapter.method"), lambda *both: both == ("pissa", "qlora"),
+    Rule(_FOUR_BIT, lambda four_bit, method: method == "pissa" and four_bit,
          "pissa starts from weights that are not in four bits",
-         "write adapter.method: lora, or another variant"),
+         "write load_in_4bit: false, or another adapter.method"),
     Rule(("data.eval_file", "data.train_file"), _same_file,
          "the same file as data.train_file", "evaluate on records that are not trained on"),
     Rule(("data.dev_file", "data.train_file"), _same_file,
@@ -641,6 +651,9 @@ REMOVED = {  # key of an earlier version -> what to do instead
     "model.chat_template":
         "save it as chat_template.jinja in a folder with the model, and name that folder",
     "model.revision": "write it behind the name, model.base_model_id: owner/name@revision",
+    "adapter.variant": "write rslora, dora or pissa into adapter.method; delete the key",
+    "publishing.beats_rules":
+        "an adapter that beats no rule is published by publishing.force_reason; delete the key",
     "data.max_passages": "data.context_tokens says how much a prompt shows; delete the key",
 }
 

@@ -26,7 +26,7 @@ from .errors import KwanzaaError
 from .files import disk_sentence, file_record, files_of, no_file
 from .lock import FolderInUse, hold, leave
 from .manifest import (
-    NOTEBOOKS, PROGRESS, STAGES, StageEntry, StageError, commit, file_key, hardware,
+    CHAIN, NOTEBOOKS, PROGRESS, StageEntry, StageError, commit, file_key, hardware,
     portable_config, read_manifest, stage_table, versions, write_entry)
 from .table import Table
 
@@ -42,8 +42,8 @@ def _check_maker(
         raise StageError(f"The stage {maker} of this run is marked {entry['status']}, so its files "
                          f"may be incomplete: run it first ({run}).")
     for key, record in entry.get("read", {}).items():
-        for other in STAGES[:STAGES.index(maker)]:
-            newer = stages[other].get("wrote", {}).get(key)
+        for other in CHAIN[:CHAIN.index(maker)]:
+            newer = stages.get(other, {}).get("wrote", {}).get(key)
             if newer and newer["sha256"] != record["sha256"]:
                 raise StageError(f"The stage {maker} read an older {key} than the one that {other} "
                                  f"has written since: run the stage {maker} again ({run}).")
@@ -94,7 +94,7 @@ class StageRecord:
 
     def __init__(
         self,
-        name: str,  # data, train, evaluate or publish
+        name: str,  # of `CHAIN`: data, train, …
         config: Config,
         source: "str | Path" = "",  # the config file as it was named, for error messages
     ):
@@ -309,7 +309,7 @@ QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "WANDB_DISABLED":
 
 
 def start_stage(
-    name: str,  # data, train, evaluate or publish
+    name: str,  # of `CHAIN`: data, train, …
     given: "Mapping[str, Any]",  # `globals()` of the notebook; its parameters are read from it
     cells: "Iterable[str]" = (),  # `In`, to find misspelled parameters
     pages: "Callable[[Path, Path], None] | None" = None,  # called at the end with folder and root
@@ -319,8 +319,8 @@ def start_stage(
     Raises `ConfigError` for a wrong config or an unknown parameter, `StageError` for an unknown
     stage or a manifest that can't be read, and `FolderInUse` if another process works there.
     """
-    if name not in STAGES:
-        raise StageError(f"There is no stage {name}: the stages are {', '.join(STAGES)}.")
+    if name not in CHAIN:
+        raise StageError(f"There is no stage {name}: the stages are {', '.join(CHAIN)}.")
     check_injected(cells, ["config", "overrides", *Config.model_fields])
     for variable, value in QUIET.items():
         os.environ.setdefault(variable, value)

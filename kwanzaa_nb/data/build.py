@@ -308,6 +308,7 @@ def _questions_for(
     pool: Pool,
     count: int,  # how many are wanted
     *names: Any,  # what the choice depends on
+    first: Question | None = None,  # one that must be among them, if the context answers it
 ) -> list[Question]:
     "Choose questions about a context: those that it answers, then those to be refused."
     by_reply = defaultdict(list)
@@ -321,7 +322,10 @@ def _questions_for(
 
     third = max(1, count // 3)
     special = [*least(True, "clarification")[:1], *least(True, *_SPECIAL)[:third]]
-    answers = [*special, *least(True, "complete")][:max(len(special), (count + 1) // 2)]
+    answers = [*special, *least(True, "complete")]
+    if first in answers or first in by_reply["complete"]:
+        answers = [first, *(question for question in answers if question is not first)]
+    answers = answers[:max(len(special), (count + 1) // 2)]
     refusals = [*least(False, "refused")[:third], *least(False, "removed")]
     refusals = refusals[:max(0, min(count - len(answers), max(1, len(answers))))]
     pool.asked.update((question.question_id, True) for question in answers)
@@ -341,13 +345,15 @@ def group_records(
     limits: Limits,
     count: int,  # questions a context
     group: str,
+    first: Question | None = None,  # a question to be asked, if the context answers it
 ) -> list[Record]:  # empty where the context does not fit
     "Build the training records of one context."
     wanted = [pool.retriever.by_id[name] for name in ids]
     shown = context_around(wanted, query, pool.retriever, limits, group)
     if not shown:
         return []
-    questions, persona = _questions_for(shown, pool, count, group), _persona(group)
+    questions = _questions_for(shown, pool, count, group, first=first)
+    persona = _persona(group)
     if stable_hash("injected", group) % 12 == 0:
         needed = {item.chunk_id for question in questions for item in question.evidence}
         if poisoned := with_injection(shown, "train", needed, group):
@@ -390,7 +396,7 @@ def _plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[
     "Plan the training records, a group of them a context."
     rare, planned = set(_anchors(one for one in pool.questions if one.type == "ambiguous")), []
     for ids, query in _anchors(pool.questions).items():
-        for turn in range(4 * rounds if ids in rare else rounds):
+        for turn in range(5 * rounds if ids in rare else rounds):
             group = f"{'+'.join(ids)}.{turn}"
             build = partial(group_records, ids, query, pool, limits, count, group)
             planned.append((group, build))
@@ -398,6 +404,19 @@ def _plan_training(pool: Pool, limits: Limits, count: int, rounds: int) -> list[
         group = f"nothing.{place}"
         planned.append((group, partial(_nothing_shown, pool, count, group)))
     return planned
+
+
+def _plan_rest(pool: Pool, limits: Limits, count: int) -> list[_Planned]:
+    "Plan a context for each question that the other contexts leave without an answer."
+    def build(question: Question, group: str) -> list[Record]:
+        if pool.asked[question.question_id, True]:
+            return []
+        return group_records(question.chunk_ids, question.question, pool, limits, count, group,
+                             first=question)
+
+    open_ones = [question for question in pool.questions if question.evidence]
+    return [(name := f"rest.{question.question_id}", partial(build, question, name))
+            for question in open_ones]
 
 # %% ../../nbs/data/build.ipynb #c-056
 def _in_place_of(
@@ -621,6 +640,7 @@ def generate_records(
         planned = (_plan_training(pool, limits, count, rounds) if split == "train" else
                    _plan_held_out(split, pool, limits, plans[split], seed))
         planned.sort(key=lambda one: stable_hash(seed, "order", one[0]))
+        planned += _plan_rest(pool, limits, count) if split == "train" else []
         for place, (_, build) in enumerate(planned, start=1):
             if place % 200 == 0:
                 report(f"{split}: {place} of {len(planned)} contexts")

@@ -385,19 +385,20 @@ def _together(first: str, second: str, third: str) -> "tuple[int, list[str]] | N
 
 # %% ../../nbs/evaluate/answers.ipynb #an-035-2
 def _join(words: list[Word]) -> list[Word]:
-    "Join numbers with what they are said with."
-    found, at = [], 0
+    "Join numbers with what they are said with; what follows stands beside them."
+    found, at, closer = [], 0, 0  # closer: by how many places what follows moves up
     while at < len(words):
         near = [one.root for one in words[at:at + 3] if one.place - words[at].place < 3]
         change = _together(*(*near, "", "")[:3])
         if change is None:
-            found.append(words[at])
+            found.append(words[at]._replace(place=words[at].place - closer))
             at += 1
             continue
         used, roots = change
-        last = words[at + used - 1]
-        found += [words[at]._replace(root=one, place=words[at].place + step, joined=last.joined)
+        first, last = words[at], words[at + used - 1]
+        found += [first._replace(root=one, place=first.place - closer + step, joined=last.joined)
                   for step, one in enumerate(roots)]
+        closer += last.place - first.place - (len(roots) - 1)
         at += used
     return found
 
@@ -447,7 +448,7 @@ def _in_order(wanted: Sequence[Word], words: Sequence[Word], chosen: Places) -> 
         exact = _is_exact(left) or _is_exact(right)
         if (exact or left.capital and right.capital) and not 0 < step <= 2:
             return False
-        between = words[at + 1] if _is_exact(left) and step == 2 else None
+        between = words[at + 1] if _is_exact(left) and step == 2 and then > at + 1 else None
         if between and (_is_exact(between) or between.root in _MEASURE_ROOTS):
             return False
     return True
@@ -589,7 +590,9 @@ def _take_apart(text: str) -> Wording:
         parts, items = parts[:1], tuple(parts[:1])
     else:
         items = tuple(parts) if len(parts) > 1 else ()
-    if "datex" in rewrite(text) or not all(read(part).words for part in parts):
+    roots = [[one.root for one in read(part).words] for part in parts]
+    is_one = sum(roots, []) != [one.root for one in whole.words]  # two and a half
+    if "datex" in rewrite(text) or not all(roots) or is_one and len(items) > 1:
         items = ()
     letters = re.sub("[. ]", "", text)
     is_acronym = letters.isupper() and letters.isalpha() and len(letters) > 2

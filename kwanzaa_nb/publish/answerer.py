@@ -10,20 +10,17 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..core.answer import AnswerError, complete_answer, parse_model_answer
-from ..core.config import Config, load_config
+from ..core.config import Config, Fallback, load_config, resolve_config
 from ..core.errors import KwanzaaError
-from ..core.prompt import render_prompt
-from ..core.record import Chunk
+from ..core.prompt import INSTRUCTION_HEADING, render_prompt
+from ..core.record import Chunk, Message, Record
 from ..model.backend import Backend, Decoding
-from ..model.load import (
-    detect_hardware, load_adapter, load_base, load_tokenizer, runtime_settings)
-from ..model.local import LocalBackend
 from .hub import explain, find_token
 from .licence import is_hub_id
 from .staging import ADAPTER_CONFIG, SUMS, TRAINING_CONFIG, sums_text
@@ -40,6 +37,7 @@ def fetch(
     source: "str | Path",  # a folder, or a repository owner/name
     revision: "str | None" = None,  # commit or tag of a repository; None: its main branch
     token: "str | None" = None,  # for a private repository; None: `find_token()`
+    names: Sequence[str] = _NEEDED,  # of the files that are needed
 ) -> Path:  # a folder with the files
     """Find a published adapter.
 
@@ -50,8 +48,8 @@ def fetch(
         if not is_hub_id(str(source)):
             raise AnswererError(f"{source} is neither a folder nor a repository owner/name: name "
                                 "one of them.")
-        folder = Path(_download(str(source), revision, token))
-    if missing := [name for name in _NEEDED if not (folder / name).is_file()]:
+        folder = Path(_download(str(source), revision, token, names))
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise AnswererError(f"{source} has no {', '.join(missing)}: publish them too "
                             "(publishing.include), or name another place.")
     if (folder / SUMS).is_file():
@@ -64,12 +62,14 @@ def fetch(
     return folder
 
 # %% ../../nbs/publish/answerer.ipynb #55-005
-def _download(repo: str, revision: "str | None", token: "str | None") -> str:
-    "Download a repository's files into the Hub's cache, and return their folder."
+def _download(
+    repo: str, revision: "str | None", token: "str | None", names: Sequence[str],
+) -> str:
+    "Download files of a repository into the Hub's cache, and return their folder."
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import ENDPOINT
 
-    wanted = [*_NEEDED, SUMS]
+    wanted = [*names, SUMS]
     try:
         return snapshot_download(repo, revision=revision, token=token or find_token(),
                                  allow_patterns=wanted)
@@ -116,6 +116,23 @@ def answerer_config(
                               "publishing.metadata.base_model_id": None})
 
 # %% ../../nbs/publish/answerer.ipynb #55-011-a
+def _written(backend: Backend, decoding: Decoding, record: Record) -> str:
+    "Let a backend write. Raises `AnswererError` where a server sent no text."
+    if not record["chunks"]:  # nothing to answer from: no probability is enough
+        decoding = replace(decoding, answer_threshold=math.inf)
+    written = backend.write(backend.prompts([record]), decoding)[0]
+    if not written.raw and (problem := getattr(written, "problem", "")):
+        raise AnswererError(f"There is no answer: {problem}.")
+    return written.raw
+
+
+def _later(before: "Sequence[tuple[str, str]]", asked: Sequence[str]) -> list[Message]:
+    "Write the messages after the first question: each output, and what was asked then."
+    return [message for (_, written), question in zip(before, asked) for message in (
+        {"role": "assistant", "content": written},
+        {"role": "user", "content": f"{INSTRUCTION_HEADING}\n{question.strip()}"})]
+
+
 def _completed(raw: str, chunks: "list[Chunk]", **given: Any) -> dict:
     "Complete an output to an answer_json; an `AnswerError` gets the output as `raw`."
     try:
@@ -131,11 +148,13 @@ class Answerer:
     def __init__(
         self,
         config: Config,  # of `answerer_config`
-        backend: Backend,  # a LocalBackend
+        backend: Backend,  # a LocalBackend, or a ServerBackend
         grammar: bool = False,  # whether a grammar enforces the contract
         version: str = "",  # of the adapter, for the answer's provenance; "": its run's name
+        fallbacks: Sequence[Fallback] = (),  # settings that the backend leaves unused, with why
     ):
         self.config, self.backend, self.version = config, backend, version or config.run.name
+        self.fallbacks = tuple(fallbacks)
         most = config.evaluation.generation_defaults.max_new_tokens
         least = config.evaluation.answer_threshold
         least = 0.5 if least == "dev" else least  # a published config has the number
@@ -146,6 +165,8 @@ class Answerer:
         question: str,
         chunks: "Iterable[Chunk]",  # in the order to show, with provenance and perhaps spans
         persona: str = "educator",  # educator, researcher, creator or builder
+        *,
+        before: "Sequence[tuple[str, str]]" = (),  # earlier turns: question, output on these chunks
         **completion: Any,  # more arguments of `complete_answer`: scores, generated_at …
     ) -> dict:  # answer_json
         """Answer from the chunks, or refuse.
@@ -153,35 +174,86 @@ class Answerer:
         Raises `PromptError` where they can't be shown, and `AnswerError` where the output is not
         valid; its attribute `raw` holds the output."""
         chunks = list(chunks)
-        messages = render_prompt(question, chunks, persona,
-                                 system_prompt=self.config.data.system_prompt)
+        asked, template = [*(one for one, _ in before), question], self.config.data.system_prompt
+        messages = render_prompt(asked[0], chunks, persona, system_prompt=template)
+        messages += _later(before, asked[1:])
         record = {"id": "question", "messages": messages, "chunks": chunks}
-        decoding, given = self.decoding, {
-            "query": question.strip()[:1000], "persona": persona,
-            "model_version": self.config.model.base_model_id, "adapter_version": self.version}
-        if not chunks:  # nothing to answer from: no probability is enough
-            decoding = replace(decoding, answer_threshold=math.inf)
-            given["namespaces"] = ["unknown"]
-        raw = self.backend.write(self.backend.prompts([record]), decoding)[0].raw
+        given = {"query": question.strip()[:1000], "persona": persona,
+                 "model_version": self.config.model.base_model_id, "adapter_version": self.version}
+        given |= {} if chunks else {"namespaces": ["unknown"]}
+        raw = _written(self.backend, self.decoding, record)
         return _completed(raw, chunks, **(given | completion))
 
 # %% ../../nbs/publish/answerer.ipynb #55-012
-def load_answerer(
-    source: "str | Path",  # a published folder, or a repository owner/name
-    *,
-    grammar: bool = False,  # whether a grammar enforces the contract
-    base: "str | None" = None,  # another base model: Hub id, folder or package:NAME
-    device: str = "auto",  # "auto", "cpu" or "cuda"
-    revision: "str | None" = None,  # commit or tag of a repository
-    token: "str | None" = None,  # for a private repository; None: HF_TOKEN, or of hf auth login
+def _loaded_here(
+    folder: Path, base: "str | None", device: str, grammar: bool,
 ) -> Answerer:
-    """Load a published adapter on its base model.
-
-    Raises `AnswererError`, `ConfigError` or `ModelError` where something is missing or damaged."""
-    folder = fetch(source, revision, token)
+    "Load the base model and the adapter into this process. Raises `AnswererError` without torch."
+    try:
+        from kwanzaa_nb.model.load import (
+            detect_hardware, load_adapter, load_base, load_tokenizer, runtime_settings)
+        from kwanzaa_nb.model.local import LocalBackend
+    except ModuleNotFoundError as error:
+        raise AnswererError(f"{error.name} is not installed, so no model can be loaded here: pip "
+                            "install 'kwanzaa_nb[eval]', or name a server (url).") from None
     config = answerer_config(folder, base, device)
     settings = runtime_settings(config, detect_hardware(device))
     tokenizer, model = load_tokenizer(config), load_base(config, settings, attention="sdpa")
     backend = LocalBackend(load_adapter(model, folder), tokenizer)
     version = sums_text(folder, ["adapter_model.safetensors"])[:12]
     return Answerer(config, backend, grammar, f"{config.run.name} ({version})")
+
+# %% ../../nbs/publish/answerer.ipynb #55-s02
+def _unread(config: Config) -> list[Fallback]:
+    "List the settings that a server leaves unused."
+    asked = config.evaluation.answer_threshold
+    reason = "a server doesn't tell the probability of answering"
+    return [Fallback("evaluation.answer_threshold", asked, None, reason)] if asked else []
+
+
+def _plain_config(model: str) -> Config:
+    "Return the config of a model of which nothing but its name on a server is known."
+    return resolve_config(sections={
+        "run": {"name": "served", "output_dir": "."}, "model": {"base_model_id": model},
+        "adapter": {"method": "qlora"}, "data": {"train_file": "none", "eval_file": "no other"},
+        "evaluation": {"answer_threshold": None}})
+
+
+def _served(
+    url: str, model: "str | None", folder: "Path | None", grammar: bool,
+) -> Answerer:
+    "Ask a server. Raises `AnswererError`, or `ServerError` where its models can't be listed."
+    try:
+        from kwanzaa_nb.model.server import ServerBackend
+    except ModuleNotFoundError as error:
+        raise AnswererError(f"{error.name} is not installed, so no server can be asked: pip "
+                            "install 'kwanzaa_nb[server]'.") from None
+    backend = ServerBackend(url, model, os.environ.get("KWANZAA_API_KEY"))
+    config = load_config(folder / TRAINING_CONFIG) if folder else _plain_config(backend.model)
+    version = f"{config.run.name} ({backend.model})" if folder else backend.model
+    return Answerer(config, backend, grammar, version, _unread(config))
+
+# %% ../../nbs/publish/answerer.ipynb #55-s04
+def load_answerer(
+    source: "str | Path | None" = None,  # a published folder, or a repository owner/name
+    *,
+    url: "str | None" = None,  # a server that writes, up to /v1; None: the model is loaded here
+    model: "str | None" = None,  # with url, as the server names it; None: the only one it has
+    grammar: bool = False,  # whether a grammar enforces the contract
+    base: "str | None" = None,  # another base model: Hub id, folder or package:NAME
+    device: str = "auto",  # "auto", "cpu" or "cuda"
+    revision: "str | None" = None,  # commit or tag of a repository
+    token: "str | None" = None,  # for a private repository; None: HF_TOKEN, or of hf auth login
+) -> Answerer:
+    """Load a published adapter on its base model, or ask a server that has both.
+
+    A server's key is that of the environment variable KWANZAA_API_KEY. Raises `AnswererError`,
+    `ConfigError`, `ModelError` or `ServerError` where something is missing or damaged."""
+    if source is None and url is None:
+        raise AnswererError("There is nothing to ask: name a published folder, a repository "
+                            "owner/name, or a server (url).")
+    if url is not None:
+        names = [TRAINING_CONFIG]
+        folder = None if source is None else fetch(source, revision, token, names)
+        return _served(url, model, folder, grammar)
+    return _loaded_here(fetch(source, revision, token), base, device, grammar)

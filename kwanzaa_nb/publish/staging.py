@@ -19,7 +19,8 @@ from pathlib import Path
 from ..core.config import PATHS, Config, Fallback, to_yaml
 from ..core.errors import Problem
 from ..core.files import file_record, files_of
-from ..core.manifest import portable, portable_config, read_manifest, without_tokens
+from ..core.manifest import (
+    ADAPTER, portable, portable_config, read_manifest, run_adapter, without_tokens)
 from ..core.record import question_of, read_records
 from ..core.results import Results
 from ..core.results_file import load_results
@@ -37,12 +38,12 @@ TRAINING_CONFIG, ADAPTER_CONFIG = "training_config.yaml", "adapter_config.json"
 _FOLDERS = ("notebooks", "evaluation", "exports")
 
 
-def _source(folder: Path, name: str) -> Path:
+def _source(folder: Path, name: str, adapter: Path) -> Path:
     "Return the file of a run folder that a name stands for."
-    return folder / name if "/" in name else folder / "adapter" / name
+    return folder / name if "/" in name else adapter / name
 
 
-def _name_problem(folder: Path, name: str) -> str:
+def _name_problem(folder: Path, name: str, adapter: Path) -> str:
     "Say why a name cannot be staged; an empty text where it can."
     first, *rest = name.split("/")
     parts = rest if rest and first in _FOLDERS else [name]
@@ -50,7 +51,7 @@ def _name_problem(folder: Path, name: str) -> str:
         return f"{name!r} is not a plain file name, nor a file in {', '.join(_FOLDERS)}"
     if name in (CARD, SUMS):
         return ""
-    path = _source(folder, name)
+    path = _source(folder, name, adapter)
     if any(place.is_symlink() for place in (path, *list(path.parents)[:len(parts)])):
         return f"{name} is a link"
     if not path.exists():
@@ -65,13 +66,14 @@ def _name_problem(folder: Path, name: str) -> str:
 def check_include(
     folder: "str | Path",  # the run folder
     names: Iterable[str],  # publishing.include
+    adapter: "Path | None" = None,  # its folder; None: the trained one's
 ) -> None:
     "Raise `PublishError` with every name that cannot be staged, and the files that there are."
     folder = Path(folder)
+    adapter = adapter or folder / ADAPTER
     problems = [problem for name in dict.fromkeys(names)
-                if (problem := _name_problem(folder, name))]
+                if (problem := _name_problem(folder, name, adapter))]
     if problems:
-        adapter = folder / "adapter"
         there = sorted(path.name for path in adapter.glob("*") if path.is_file())
         raise PublishError(
             f"publishing.include can't be staged: {'; '.join(problems)}. The adapter folder has "
@@ -331,7 +333,8 @@ def run_card(
     results = None if is_stale else load_results(folder)
     verdict = gate_verdict(findings, config.publishing.force_reason)
     examples = _examples(config, folder, results)
-    return render_card(config, read_manifest(folder), results, fallbacks, verdict, examples)
+    _, told = run_adapter(config, folder)
+    return render_card(config, read_manifest(folder), results, fallbacks, verdict, examples, told)
 
 # %% ../../nbs/publish/staging.ipynb #57-018
 def _text(path: Path) -> str:
@@ -345,7 +348,7 @@ def _text(path: Path) -> str:
 
 def stage_publication(
     config: Config,  # of the run
-    folder: "str | Path",  # the run folder, with adapter/ and evaluation/metrics.json
+    folder: "str | Path",  # the run folder, with an adapter and evaluation/metrics.json
     fallbacks: "Iterable[Fallback | Mapping]" = (),  # beside those in the manifest
 ) -> Path:  # the staged folder, publish/ in the run folder
     """Stage exactly the files of `publishing.include`.
@@ -353,10 +356,11 @@ def stage_publication(
     Raises `PublishError`, `OutgoingError` or `StageError` where a file is missing, refused or
     cannot be read; what was staged before then stays."""
     folder, root, base = Path(folder), config.path(""), base_model(config)
-    check_include(folder, config.publishing.include)
+    adapter, _ = run_adapter(config, folder)
+    check_include(folder, config.publishing.include, adapter)
 
     def make(name: str) -> "str | Path":
-        path = _source(folder, name)
+        path = _source(folder, name, adapter)
         if name == CARD:
             return run_card(config, folder, fallbacks)
         if name == ADAPTER_CONFIG:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['readable_chunks', 'follow_evidence', 'follow_sources', 'read_object', 'named_sentences', 'highlighted', 'marked_text',
-           'marked_output', 'shown_chunks', 'answer_html', 'show_answer']
+           'marked_output', 'shown_chunks', 'answer_parts', 'answer_html', 'show_answer']
 
 # %% ../../nbs/report/answer.ipynb #61-003
 import json
@@ -128,15 +128,17 @@ def highlighted(
     cited: Iterable[Sentence],  # of this chunk
     numbered: Iterable[Sentence] = (),  # of this chunk, those to show with their number
     labels: "Mapping[int, str] | None" = None,  # by number; None: the mark, as in [4]
+    links: bool = False,  # whether a label is a button, for a page that follows it
 ) -> Markup:
     "Highlight the cited sentences of a text, each with its label behind it."
     joined = _joined(cited, labels)
-    numbers, begins = {one.start: one.number for one in numbered}, {part[0] for part in joined}
+    numbers = {one.start: one.number for one in numbered}
+    begins = {start: label for start, _, label in joined}
     ends = {end: label for _, end, label in joined}
     places = [*sorted({0, *numbers, *begins, *ends}), len(text)]
     return render_part("highlighted", [
-        (ends.get(start), numbers.get(start), start in begins, text[start:end])
-        for start, end in zip(places, places[1:])])
+        (ends.get(start), numbers.get(start), begins.get(start), text[start:end])
+        for start, end in zip(places, places[1:])], links)
 
 # %% ../../nbs/report/answer.ipynb #61-018
 _MARK = re.compile(r"(\[[\s,;\u2013-]*\d[\d\s,;\u2013-]*\])")  # or what looks like one
@@ -148,13 +150,14 @@ def marked_text(
     text: str,
     known: Iterable[str],  # what leads somewhere, as it is written, such as "[4]"
     sign: re.Pattern = _MARK,  # with one group, which is all of it
+    links: bool = False,  # whether what leads somewhere is a button, for a page that follows it
 ) -> Markup:
     "Colour what leads somewhere in a text, and strike through what does not."
     known = set(known)
     pieces = [(piece, place % 2) for place, piece in enumerate(sign.split(text)) if piece]
     return render_part("marked", [
         (piece, ("there" if piece in known else "astray") if is_mark else "")
-        for piece, is_mark in pieces])
+        for piece, is_mark in pieces], links)
 
 # %% ../../nbs/report/answer.ipynb #68-005
 def marked_output(
@@ -179,6 +182,7 @@ def shown_chunks(
     cited: Iterable[Sentence],
     numbered: Iterable[Sentence] = (),  # those to show with their number
     labels: "Mapping[int, str] | None" = None,  # of `highlighted`
+    links: bool = False,  # of `highlighted`
 ) -> list[dict]:  # each chunk with what a page shows of it: marks, used, shown
     "Highlight the cited sentences in each chunk."
     cited, numbered, found = list(cited), list(numbered), []
@@ -187,7 +191,7 @@ def shown_chunks(
         own = [one for one in numbered if one.place == place]
         marks = "" if labels is not None else "".join(f"[{one.number}]" for one in here)
         found.append({**chunk, "used": bool(here), "marks": marks,
-                      "shown": highlighted(chunk["text"], here, own, labels)})
+                      "shown": highlighted(chunk["text"], here, own, labels, links)})
     return found
 
 # %% ../../nbs/report/answer.ipynb #61-021
@@ -211,18 +215,19 @@ def _facts(body: Mapping) -> str:
     return " · ".join(facts)
 
 
-def _listed(unknowns: Mapping) -> list[tuple[str, str]]:
+def _listed(unknowns: Mapping) -> list[tuple[str, list[str]]]:
     "Return the lists of what an answer does not know, each with its label."
     lists = [(label, unknowns.get(name)) for name, label in _UNKNOWNS.items()]
-    return [(label, "; ".join(map(_text, found))) for label, found in lists
+    return [(label, list(map(_text, found))) for label, found in lists
             if isinstance(found, (list, tuple)) and found]
 
 # %% ../../nbs/report/answer.ipynb #61-021-b
-def answer_html(
+def answer_parts(
     answer: Mapping,  # a model's output, parsed, or a completed answer_json
     chunks: Iterable,  # that were shown to the model, in their order, with their provenance
-) -> Markup:
-    "Show an answer as HTML, with each cited sentence highlighted in its chunk."
+    links: bool = False,  # whether marks are buttons, for a page that follows them
+) -> dict[str, Any]:  # said, facts, unknowns, wrong, chunks: what the macro `answer` shows
+    "Prepare an answer to be shown: its marks followed, each cited sentence highlighted."
     answer, chunks = answer if isinstance(answer, Mapping) else {}, readable_chunks(chunks)
     if "evidence" in answer:
         found = follow_evidence(answer["evidence"], chunks)
@@ -234,9 +239,17 @@ def answer_html(
     cited = [one for one in found.values() if isinstance(one, Sentence)]
     led = dict.fromkeys(_MARK.findall(text), "leads nowhere") | found
     wrong = [f"{mark} {told}" for mark, told in led.items() if isinstance(told, str)]
-    said = marked_text(text, (f"[{one.number}]" for one in cited))
-    return render_part("answer", said, _facts(body), _listed(unknowns), wrong,
-                       shown_chunks(chunks, cited))
+    return {"said": marked_text(text, (f"[{one.number}]" for one in cited), links=links),
+            "facts": _facts(body), "unknowns": _listed(unknowns), "wrong": wrong,
+            "chunks": shown_chunks(chunks, cited, links=links)}
+
+
+def answer_html(
+    answer: Mapping,  # of `answer_parts`
+    chunks: Iterable,  # of `answer_parts`
+) -> Markup:
+    "Show an answer as HTML, with each cited sentence highlighted in its chunk."
+    return render_part("answer", **answer_parts(answer, chunks))
 
 
 def show_answer(

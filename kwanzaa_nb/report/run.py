@@ -20,7 +20,7 @@ from ..core.config import project_root
 from ..core.files import write_atomically
 from ..core.html import render_page, render_part
 from ..core.manifest import (
-    NOTEBOOKS, STAGES, Manifest, StageError, path_text, read_manifest)
+    NOTEBOOKS, Manifest, StageError, path_text, read_manifest, stages_of)
 from ..core.record import Chunk, Record, question_of, turns_before
 from kwanzaa_nb.core.results import (
     HEADLINES, RULES, ArmResult, RateResult, Results, hard_sentence, kinds_table, rules_sentence,
@@ -34,7 +34,8 @@ from .answer import answer_html, read_object
 # %% ../../nbs/report/run.ipynb #62-005
 def _last_config(manifest: Manifest) -> dict[str, Any]:
     "Return the resolved config of the last stage that was started; empty before any stage."
-    entries = [manifest["stages"].get(stage, {}) for stage in STAGES]
+    stages = manifest["stages"]
+    entries = [stages.get(stage, {}) for stage in stages_of(stages)]
     found = [entry["config"] for entry in entries if isinstance(entry.get("config"), dict)]
     return found[-1] if found else {}
 
@@ -174,17 +175,17 @@ def _controls_sentence(
 def evaluation_verdict(
     metrics: Results,
     gates: Mapping[str, float],  # publishing.gates: the least lower bound by metric
-    beats_rules: bool = False,  # publishing.beats_rules
 ) -> str:  # paragraphs, the first on the best rule
     "Compare the adapter with rules, with the base model, with other controls, and with the gates."
     parts = [rules_sentence(metrics), hard_sentence(metrics), verdict_sentence(metrics),
-             sealed_sentence(metrics), _controls_sentence(metrics)]
-    if (gates or beats_rules) and (rates := adapter_rates(metrics)):
+             metrics.get("which_adapter"), sealed_sentence(metrics), _controls_sentence(metrics)]
+    if rates := adapter_rates(metrics):
         missed = [*map(str, below(gates, rates))]
-        if beats_rules and not_better(metrics):
-            missed.append("it is not shown to beat the best rule (publishing.beats_rules)")
+        if not_better(metrics):
+            missed.append("it is not shown to beat the best rule")
         parts.append(f"Too low to publish: {'; '.join(missed)}." if missed else
-                     "All that publishing.gates and publishing.beats_rules ask for is reached.")
+                     "Good enough to publish: all that publishing.gates asks for is reached, and "
+                     "the best rule is beaten.")
     counts = {arm: (scores.get("codes") or {}).get("not_answered")
               for arm, scores in metrics["arms"].items()}
     if unanswered := [f"{count} of {arm}" for arm, count in counts.items() if count]:
@@ -253,7 +254,7 @@ def run_costs(
     times = {stage: entry["seconds"] for stage, entry in stages.items()
              if isinstance(entry.get("seconds"), (int, float))}
     rows = []
-    for stage in STAGES:
+    for stage in stages_of(stages):
         entry = stages.get(stage, {"status": "not_run"})
         rows.append([
             stage, str(entry.get("status", "")).replace("_", " "),
@@ -338,7 +339,8 @@ def _run_again(
 ) -> dict[str, Any]:  # code, versions, config, files, fallbacks; empty before any stage
     "Collect what it takes to repeat a run."
     stages = facts.manifest["stages"]
-    entries = [(stage, stages[stage]) for stage in STAGES if stages.get(stage, {}).get("config")]
+    entries = [(stage, stages[stage]) for stage in stages_of(stages)
+               if stages.get(stage, {}).get("config")]
     if not entries:
         return {}
     last = entries[-1][1]

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from ..core.config import project_root
 from ..core.files import write_atomically
 from ..core.html import render_page
-from ..core.manifest import MANIFEST, STAGES, path_text
+from ..core.manifest import MANIFEST, path_text, stages_of
 from ..core.results import HEADLINES, rate_text
 from ..core.stage import sentence_of
 from ..core.table import Table
@@ -71,7 +71,8 @@ def run_row(
     entries, dollars = facts.manifest["stages"], money(facts.manifest)
     seconds = [entry["seconds"] for entry in entries.values()
                if isinstance(entry.get("seconds"), (int, float))]
-    states = {stage: entries.get(stage, {}).get("status", "not_run") for stage in STAGES}
+    states = {stage: entries.get(stage, {}).get("status", "not_run")
+              for stage in stages_of(entries)}
     return {
         "name": facts.name, "folder": path_text(os.path.relpath(facts.folder, start)),
         "model": str((facts.config.get("model") or {}).get("base_model_id") or ""),
@@ -103,9 +104,11 @@ def _number(value: "float | str | None") -> dict[str, Any]:
 def _cells(row: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> list:
     "Make the cells of a run; `names` are arms with one of their rates each."
     page = "report.html" if row.get("report") else MANIFEST
-    link = {"text": row["name"], "href": f"{quote(row['folder'])}/{page}", "note": row["folder"]}
+    link = {"text": row["name"], "href": f"{quote(row['folder'])}/{page}",
+            "note": row["folder"] if row["folder"] != row["name"] else None}
+    started = {"text": row["started"][:16].replace("T", " "), "number": True}
     rates = [row["rates"].get(arm, {}).get(name) for arm, name in names]
-    return [link, row["started"], "; ".join([row["stages"], *row["problems"]]), row["model"],
+    return [link, started, "; ".join([row["stages"], *row["problems"]]), row["model"],
             _number(row["minutes"] or None), _number(row["usd"]),
             *(_number(f"{rate['value']:.3f}" if rate else None) for rate in rates)]
 
@@ -114,7 +117,7 @@ def overview_page(rows: Sequence[Mapping[str, Any]]) -> Markup:
     "Render the page over all runs, with a column for each rate that some run has."
     names = [(arm, name) for name in HEADLINES for arm in ("base", "adapter")
              if any(name in row["rates"].get(arm, {}) for row in rows)]
-    head = ["run", "started", "stages", "base model", "minutes", "US dollars",
+    head = ["run", "started (UTC)", "stages", "base model", "minutes", "US dollars",
             *(f"{name.removesuffix('_rate').replace('_', ' ')}, {arm}" for arm, name in names)]
     return render_page("runs", title="All runs", head=head, rows=rows,
                        table=[_cells(row, names) for row in rows])

@@ -208,6 +208,62 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.json and given.notes:
         print(*given.notes, sep="\n", file=beside)
 
+# %% ../../nbs/run/cli.ipynb #70-export
+def _export(arguments: argparse.Namespace) -> None:
+    "Export a run in GGUF, and say how far each file is from the merged model."
+    from kwanzaa_nb.run.export import export_run
+
+    table, told = export_run(_existing(arguments.folder), arguments.format, arguments.records,
+                             report=lambda line: print(line, flush=True))
+    print(f"\n{table}\n\n{told}")
+
+# %% ../../nbs/run/cli.ipynb #70-ask
+def _reader(arguments: argparse.Namespace) -> Any:
+    "Open the folder and load the adapter that were named; progress goes to standard error."
+    from kwanzaa_nb.use.ask import open_reader
+
+    return open_reader(
+        arguments.folder, arguments.adapter, url=arguments.url, embeddings=arguments.embeddings,
+        model=arguments.model, base=arguments.base,
+        report=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    "Answer a question from a folder of documents."
+    from kwanzaa_nb.core.answer import AnswerError
+    from kwanzaa_nb.core.files import strict_json
+    from kwanzaa_nb.use.ask import AskError, checked_question, print_reply
+
+    question = checked_question(arguments.question)
+    try:
+        reply = _reader(arguments)(question)
+    except AnswerError as error:
+        raise AskError(f"The model wrote no valid answer ({error.problems[0].what}): ask again in "
+                       "other words.") from None
+    if arguments.json:
+        print(strict_json(reply.answer, ensure_ascii=False, indent=2))
+    else:
+        print_reply(reply)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    "Serve a page on which questions are answered from a folder of documents."
+    from kwanzaa_nb.use.chat import (
+        address_of, chat_page, is_answering, is_loopback, listen, serve_chat)
+
+    sockets = listen(arguments.host, arguments.port)  # a taken port is told before a model loads
+    reader = _reader(arguments)
+    if not is_loopback(arguments.host):
+        print("Whoever reaches this address can ask, and read the passages.", file=sys.stderr)
+    print(f"Open {address_of(arguments.host, sockets)} in a browser; Ctrl-C ends it.", flush=True)
+    title = f"Ask {Path(arguments.folder).resolve().name}"
+    try:
+        serve_chat(chat_page(reader, title, reader.about, arguments.host), sockets)
+    except KeyboardInterrupt:  # the usual end of a chat
+        print("The chat has ended.", flush=True)
+        if is_answering():  # a thread that Python can't end in order
+            os._exit(0)
+
 # %% ../../nbs/run/cli.ipynb #70-011
 _CHANGE = {"metavar": "KEY=VALUE", "action": "append", "type": read_setting, "default": [],
            "help": "change one setting, such as training.epochs=1; may be repeated"}
@@ -234,6 +290,9 @@ def _folder(command: argparse.ArgumentParser, text: str, **options: Any) -> None
     command.add_argument("folder", metavar="FOLDER", help=text, **options)
 
 # %% ../../nbs/run/cli.ipynb #70-011-b
+_STAGES = ("data", "train", "improve", "evaluate", "publish")
+
+
 def _add_runners(commands: Any) -> None:
     "Add the commands that run something."
     run = _add(commands, "run", _run, "run stages of a config",
@@ -241,8 +300,10 @@ def _add_runners(commands: Any) -> None:
                "The executed notebooks and report.html are kept in the run's folder. If you stop\n"
                "it and run it again, training resumes from its last complete checkpoint.",
                "run train evaluate --config configs/demo.cpu.yaml --set training.max_steps=20")
-    run.add_argument("stages", nargs="+", choices=["all", "data", "train", "evaluate", "publish"],
-                     metavar="STAGE", help="all, or any of data, train, evaluate, publish")
+    run.add_argument("stages", nargs="+", choices=["all", *_STAGES],
+                     metavar="STAGE",
+                     help=f"all, or any of {', '.join(_STAGES)}; all leaves improve out unless "
+                          "improve.method is set")
     run.add_argument("--config", default="", metavar="FILE",
                      help="a YAML file (default: configs/demo.cpu.yaml)")
     run.add_argument("--set", **_CHANGE)
@@ -332,6 +393,60 @@ def _add_score(commands: Any) -> None:
                        help="write a log of each arm for inspect_ai's viewer; needs "
                             "kwanzaa_nb[inspect]")
 
+# %% ../../nbs/run/cli.ipynb #70-012-e
+def _add_export(commands: Any) -> None:
+    "Add the command that exports a run."
+    export = _add(commands, "export", _export, "export a run for llama.cpp and Ollama",
+                  "Write a run's adapter, merged into its base model, as GGUF in 8 and 4 bits, the\n"
+                  "adapter alone as a GGUF LoRA, and a Modelfile for Ollama, into RUN/exports. Each\n"
+                  "file is then asked evaluation records by llama.cpp's server and compared with\n"
+                  "the merged model. If you stop it and run it again, the answers go on.",
+                  "export outputs/kwanzaa-demo-cpu --format q8_0 lora")
+    _folder(export, "the folder of a run that was trained")
+    export.add_argument("--format", nargs="+", metavar="FORMAT",
+                        choices=["f16", "q8_0", "q4_k_m", "lora"],
+                        default=["q8_0", "q4_k_m", "lora"],
+                        help="any of f16, q8_0, q4_k_m, lora (default: the last three)")
+    export.add_argument("--records", type=_count, default=40, metavar="N",
+                        help="how many evaluation records to compare on (default: 40); "
+                             "0: none")
+
+# %% ../../nbs/run/cli.ipynb #70-012-f
+def _asked(command: argparse.ArgumentParser) -> None:
+    "Add what both commands need that answer from a folder."
+    command.add_argument("folder", metavar="FOLDER", help="a folder of documents: Markdown, text, "
+                         "PDF, Word, or tables of passages")
+    command.add_argument("--adapter", metavar="NAME", help="a run's folder, an adapter's folder, or "
+                         "owner/name on the Hub (default: the newest run below outputs)")
+    command.add_argument("--url", help="a server that writes the answers, up to /v1, such as "
+                         "http://localhost:8000/v1 (default: the model is loaded here)")
+    command.add_argument("--model", help="with --url: the model's name there, if it has several")
+    command.add_argument("--base", help="another base model: Hub id, folder or package:NAME")
+    command.add_argument("--embeddings", metavar="MODEL", help="find passages also by this model of "
+                         "sentence-transformers, a Hub id or a folder (default: BM25 alone)")
+
+
+def _add_ask(commands: Any) -> None:
+    "Add the commands that answer from a folder."
+    ask = _add(commands, "ask", _ask, "answer a question from a folder of documents",
+               "Find passages in a folder, let an adapter answer from them, and show the answer with\n"
+               "the sentences that it cites. What was read is kept in the user's cache folder, and\n"
+               "only what has changed is read again.",
+               'ask my-documents "Who gave the shed?"')
+    _asked(ask)
+    ask.add_argument("question", metavar="QUESTION", help="at most 1,000 characters, in quotes")
+    ask.add_argument("--json", action="store_true",
+                     help="print the answer_json alone; progress goes to standard error")
+    chat = _add(commands, "chat", _chat, "answer questions on a page in the browser",
+                "Serve a page on which questions are answered from a folder, each answer beside the\n"
+                "passages that it cites. Needs the extra chat: pip install 'kwanzaa_nb[chat]'.",
+                "chat my-documents")
+    _asked(chat)
+    chat.add_argument("--host", default="127.0.0.1",
+                      help="address to listen on (default: 127.0.0.1, this machine alone)")
+    chat.add_argument("--port", type=int, default=8765,
+                      help="port to listen on; 0 takes a free one (default: 8765)")
+
 # %% ../../nbs/run/cli.ipynb #70-012-b
 def parser() -> argparse.ArgumentParser:
     "Return the parser of the command and all its sub-commands."
@@ -353,6 +468,8 @@ def parser() -> argparse.ArgumentParser:
     _add_viewers(commands)
     _add_checkers(commands)
     _add_score(commands)
+    _add_export(commands)
+    _add_ask(commands)
     return top
 
 # %% ../../nbs/run/cli.ipynb #70-015

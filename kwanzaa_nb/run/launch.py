@@ -24,7 +24,7 @@ from ..core.config import DEFAULT_CONFIG, Config, resolve_config
 from ..core.files import disk_sentence, write_atomically
 from ..core.lock import at_work
 from ..core.manifest import (
-    NOTEBOOKS, PROGRESS, STAGES, StageError, read_manifest, without_tokens, write_entry)
+    CHAIN, NOTEBOOKS, PROGRESS, STAGES, StageError, read_manifest, without_tokens, write_entry)
 from ..core.stage import QUIET, clock, now, unstoppable
 from ..report.runs import refresh_reports
 
@@ -219,16 +219,16 @@ def follow(
         thread.join()
 
 # %% ../../nbs/run/launch.ipynb #60-056
-_EXTRAS = ("server", "eval", "train", "inspect", "docs", "dev")  # of setup.py, the smallest first
+_EXTRAS = ("server", "eval", "train", "inspect", "chat", "gguf", "docs", "dev")  # the smallest first
 _OPTIONAL = ("bitsandbytes", "gguf")  # a stage can do without them
 
 
 def extra_of(
-    stage: str,  # data, train, evaluate or publish
+    stage: str,  # of `CHAIN`: data, train, …
     config: Config,
 ) -> str:  # train, eval or server
     "Return the smallest extra that brings what a stage needs."
-    if stage in ("data", "train"):
+    if stage in ("data", "train", "improve"):
         return "train"
     served = stage == "evaluate" and config.evaluation.backend == "server"
     return "server" if served else "eval"
@@ -333,7 +333,7 @@ def _failure(
 def _mark(folder: Path, root: Path, stage: str, status: str, sentence: str) -> None:
     "Write a stage's status into the manifest; a manifest that can't be read is left alone."
     with contextlib.suppress(StageError, OSError), unstoppable():
-        entry = read_manifest(folder)["stages"][stage]
+        entry = read_manifest(folder)["stages"].get(stage, {})
         entry = entry | {"status": status, "error": sentence, "finished": now()}
         write_entry(folder, stage, entry, root)
         refresh_reports(folder, root)
@@ -344,7 +344,7 @@ def _unfinished(folder: Path, stage: str, report: Path) -> str:  # "" when all i
     if missed := unexecuted(report):
         return (f"The stage {stage} stopped early: {len(missed)} of its cells never ran, the first "
                 f"is cell {missed[0]} of the report.")
-    if read_manifest(folder)["stages"][stage]["status"] != "done":
+    if read_manifest(folder)["stages"].get(stage, {}).get("status") != "done":
         return (f"The notebook of the stage {stage} ended without calling done, so its results are "
                 "not complete.")
     return ""
@@ -406,12 +406,12 @@ def _run_notebook(stage: str, notebook: Path, folder: Path, root: Path, paramete
 # %% ../../nbs/run/launch.ipynb #60-060
 def _check_stage(stage: str) -> None:
     "Raise `StageError` where there is no such stage."
-    if stage not in STAGES:
-        raise StageError(f"There is no stage {stage}: the stages are {', '.join(STAGES)}.")
+    if stage not in CHAIN:
+        raise StageError(f"There is no stage {stage}: the stages are {', '.join(CHAIN)}.")
 
 
 def run_stage(
-    stage: str,  # data, train, evaluate or publish
+    stage: str,  # of `CHAIN`: data, train, …
     config: "str | Path" = "",  # a YAML file; "" is the demo's
     overrides: "Mapping[str, Any] | None" = None,  # dotted keys and values
     sections: "Mapping[str, Mapping] | None" = None,  # sections that replace the file's
@@ -451,7 +451,9 @@ def run_all(
         log(note)
     for stage in sorted(wanted):
         _check_stage(stage)
-    ordered = [stage for stage in STAGES if stage in wanted]
+    if settings.improve.method and wanted >= {*STAGES}:
+        wanted.add("improve")
+    ordered = [stage for stage in CHAIN if stage in wanted]
     check_installed(ordered, settings)
     folder = settings.path(settings.run.output_dir)
     with _holding(folder, ordered[0]) if ordered else contextlib.nullcontext():

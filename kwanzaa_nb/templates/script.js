@@ -4,7 +4,7 @@ const make = (tag, ...content) => { const node = document.createElement(tag); no
 // A click on a heading sorts; numbers sort as numbers, and what is empty stands last.
 for (const table of document.querySelectorAll('table.sortable')) {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, place) => head.firstElementChild.addEventListener('click', () => {
+  heads.forEach((head, place) => head.firstElementChild?.addEventListener('click', () => {
     const down = head.ariaSort === 'ascending', key = row => row.cells[place].dataset.value ?? row.cells[place].textContent;
     for (const other of heads) other.removeAttribute('aria-sort');
     head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
@@ -46,6 +46,7 @@ for (const form of document.querySelectorAll('form.compare')) {
       make('tbody', ...rows.map(row => make('tr', ...row.map(cell => make('td', cell))))));
     const box = make('div', made);
     box.className = 'wide';
+    box.tabIndex = 0;
     return box;
   };
   const both = (one, two) => [...new Set([...Object.keys(one ?? {}), ...Object.keys(two ?? {})])];

@@ -8,11 +8,12 @@ __all__ = ['BudgetError', 'Gpu', 'GpuTable', 'read_gpus', 'gpu_kind', 'price_per
            'predicted_and_measured']
 
 # %% ../../nbs/train/budget.ipynb #e60a1671
+import contextlib
 import math
 import resource
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from ruamel.yaml.error import YAMLError
 from ..core.config import Config, Section, project_root
 from ..core.errors import KwanzaaError
 from ..model.fused import fuse_adapter
-from ..model.load import RuntimeSettings
+from ..model.load import DTYPES, RuntimeSettings
 from ..model.masking import IGNORED
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
 from .trainer import supervised_loss
@@ -231,15 +232,30 @@ def _measured_step(model: torch.nn.Module, batch: dict[str, Any]) -> float:
     return seconds
 
 
+@contextlib.contextmanager
+def _as_trained(model: torch.nn.Module, dtype: str, checkpointing: bool) -> Iterator[None]:
+    "Compute as the trainer will: in its dtype, with checkpoints of the activations if it has them."
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        with torch.autocast(model.device.type, DTYPES[dtype], enabled=dtype != "fp32"):
+            yield
+    finally:
+        if checkpointing:
+            model.gradient_checkpointing_disable()
+
+
 def measure_steps(
     model: torch.nn.Module,  # with its adapter
     batches: Sequence[dict],  # flat rows; the first one warms up where there are several
+    dtype: str = "fp32",  # fp32, fp16 or bf16: what training computes in
+    checkpointing: bool = False,  # whether training keeps the layers' inputs only
 ) -> tuple[float, list[float]]:  # seconds a token in training; seconds of each step
-    "Measure forward and backward passes, and leave the model as it was."
+    "Measure forward and backward passes as training does them, and leave the model as it was."
     fuse_adapter(model)
     training = model.training
     model.train()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _as_trained(model, dtype, checkpointing):
         seconds = [_measured_step(model, batch) for batch in batches]
     model.train(training)
     tokens = [batch["input_ids"].shape[1] for batch in batches]
@@ -342,7 +358,8 @@ def estimate_run(
     memory = predict_memory(model, config, effective.optim, largest["input_ids"].shape[1],
                             int((largest["labels"] != IGNORED).sum()), elsewhere, planned["steps"])
     if not elsewhere:
-        rate, seconds = measure_steps(model, batches)
+        checkpointing = config.training.gradient_checkpointing
+        rate, seconds = measure_steps(model, batches, effective.dtype, checkpointing)
         measured = f"{max(1, len(seconds) - 1)} measured steps, {sum(seconds):.0f} seconds"
         return Estimate(rate * tokens, memory, processes * price, priced_by, measured)
     kind = read_gpus().gpus[gpu]

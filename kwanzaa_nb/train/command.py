@@ -141,8 +141,8 @@ def prepare_reports(
 def settle_settings(training: Training) -> None:
     """Detect the hardware, settle the settings on it, and prepare the tools that log besides.
 
-    Raises `ExtraError` for arguments that can't be handed on, and `TrainingError` as
-    `prepare_reports` does.
+    Raises `ExtraError` for arguments that can't be handed on, also `ImproveError` for those of the
+    stage improve where it will run, and `TrainingError` as `prepare_reports` does.
     """
     config = training.config
     training.hardware = detect_hardware(config.run.device)
@@ -151,6 +151,10 @@ def settle_settings(training: Training) -> None:
     training.settle(extra=extra)
     _, changed_code = remote_code(config)
     training.note(*training.effective.fallbacks, *changed_code, *changed_extra)
+    if config.improve.method:  # a mistake shows before training and not after it
+        from kwanzaa_nb.train.improve import settle_improve
+
+        settle_improve(config)
     prepare_reports(config, training.stage.folder)
 
 # %% ../../nbs/train/command.ipynb #71-013

@@ -24,8 +24,8 @@ from datasets import (
 from transformers import PreTrainedTokenizerFast
 
 from ..core.config import Config
+from ..core.files import cache_folder
 from ..core.record import Record
-from ..model.load import cache_folder
 from .trainer import encode_records
 
 # %% ../../nbs/train/token_cache.ipynb #39-004

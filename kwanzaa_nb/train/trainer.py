@@ -462,12 +462,13 @@ def train_adapter(
     """
     budget, _ = step_budget(config, len(rows), count_processes())
     packed = config.data.packing
+    own = [_ReturnMemory()] if effective.device == "cpu" else []
     trainer = AdapterTrainer(
         model=model, processing_class=tokenizer, train_dataset=_as_dataset(rows),
         args=trainer_arguments(config, effective, budget, folder, bool(dev_rows)),
         eval_dataset=_as_dataset(dev_rows) if dev_rows else None, dev_count=len(dev_rows),
         groups=[str(place) if packed else row["group"] for place, row in enumerate(rows)],
-        callbacks=[_ReturnMemory(), *callbacks], behaviour=behaviour)
+        callbacks=[*own, *callbacks], behaviour=behaviour)
     trainer.remove_callback(PrinterCallback)  # `LiveReport` prints the same, once
     outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     supervised = sum(label != IGNORED for row in rows for label in row["labels"])

