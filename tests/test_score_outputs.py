@@ -168,7 +168,7 @@ def test_the_command_prints_rates_and_failures_and_writes_the_page(folder, capsy
     assert "no_sample: 4 of 24 records. The arm wrote nothing" in out
     assert "text_before: 1 of 24 records. Text stands before the JSON." in out
     page = (folder / "page.html").read_text(encoding="utf-8")
-    assert RECORDS[0]["id"] in page and "4 of 24 records" in page and "always_refuse" in page
+    assert RECORDS[0]["id"] in page and "4 of 24 records" in page and "always_<wbr>refuse" in page
 
 
 def test_json_is_all_that_stands_on_the_standard_output(folder, capsys):
