@@ -74,12 +74,12 @@ def test_all_problems_of_both_files_at_once(folder):
         {"id": two, "raw": "{}", "output": "{}"}, {"id": two, "raw": "", "arm": 7}])
     with pytest.raises(DataError) as error:
         load_outputs("mine.jsonl", "records.jsonl")
-    found = {(problem.where.removeprefix("mine.jsonl, "), problem.code)
-             for problem in error.value.problems}
-    assert found == {("line 2, id", "duplicate_output"), ("line 3, id", "unknown_record"),
+    found = [(problem.where.removeprefix("mine.jsonl, "), problem.code)
+             for problem in error.value.problems]
+    assert found == [("line 2, id", "duplicate_output"), ("line 3, id", "unknown_record"),
                      ("line 4, id", "wrong_type"), ("line 5, raw", "wrong_type"),
                      ("line 6, raw", "no_output"), ("line 7", "bad_json"),
-                     ("line 8, output", "several_outputs"), ("line 9, arm", "wrong_type")}
+                     ("line 8, output", "several_outputs"), ("line 9, arm", "wrong_type")]
     assert all(problem.mend for problem in error.value.problems)
     write(folder / "records.jsonl", [RECORDS[0], {"id": "x"}, "[]"])
     with pytest.raises(DataError) as error:
@@ -168,7 +168,7 @@ def test_the_command_prints_rates_and_failures_and_writes_the_page(folder, capsy
     assert "no_sample: 4 of 24 records. The arm wrote nothing" in out
     assert "text_before: 1 of 24 records. Text stands before the JSON." in out
     page = (folder / "page.html").read_text(encoding="utf-8")
-    assert RECORDS[0]["id"] in page and "4 of 24 records" in page and "always_refuse" in page
+    assert RECORDS[0]["id"] in page and "4 of 24 records" in page and "always_<wbr>refuse" in page
 
 
 def test_json_is_all_that_stands_on_the_standard_output(folder, capsys):

@@ -78,6 +78,33 @@ def test_passages_without_a_text_are_an_error_of_the_test():
         check_answer("Child edited the book.", [PASSAGES[0], {"page": 3}])
 
 
+@pytest.mark.parametrize("answer, passages, told", [
+    ("Child edited it.", "Child edited the book.", "give a list"), (None, PASSAGES, "NoneType")])
+def test_wrong_arguments_are_a_sentence(answer, passages, told):
+    with pytest.raises(KwanzaaError, match=told):
+        check_answer(answer, passages)
+
+
+def test_what_is_missing_and_a_yes_or_no_are_no_claims():
+    partial = model("Child edited the book [1]. The passages do not name the printer.", [1],
+                    missing=["the printer"])
+    partial["answer"]["completeness"] = "partial"
+    assert len(assert_grounded(partial, PASSAGES).claims) == 1
+    partial["unknowns"]["missing_context"] = ["the price"]
+    assert not check_answer(partial, PASSAGES).grounded
+    assert check_answer("No: the book came out in 1861 [1].", PASSAGES).grounded
+    assert not check_answer("No: the book came out in 1834 [1].", PASSAGES).grounded
+
+
+def test_a_label_names_whom_a_passage_is_about_and_lends_nothing_else():
+    text = "Thurgood Marshall led the fund. In 1950 she wrote the complaint."
+    labelled = [{"citation_label": "Constance Baker Motley", "text": text}]
+    assert check_answer("Constance Baker Motley wrote the complaint in 1950.", labelled).grounded
+    assert not check_answer("Constance Baker Motley wrote the complaint in 1950.", [text]).grounded
+    for forged in ("Motley led the fund.", "Constance Baker Motley wrote the complaint in 1951."):
+        assert not check_answer(forged, labelled).grounded, forged
+
+
 def test_pytest_shows_the_line_of_the_test_and_the_message(tmp_path):
     (tmp_path / "test_mine.py").write_text(textwrap.dedent(f"""
         from kwanzaa_nb.evaluate.testing import assert_grounded

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from ..core.answer import ERROR_STAGES, AnswerError, find_marks, validate_answer_json
 from ..core.errors import Problem
-from ..core.jsonl import DataError, MissingFile, read_jsonl, short
+from ..core.jsonl import DataError, MissingFile, iter_jsonl, short
 from ..core.record import Chunk, FieldProblem, Record, checked_records, read_records
 from ..core.results import Results, metrics_table, sealed_sentence
 from ..core.sentences import Sentence, number_sentences
@@ -122,44 +122,40 @@ def as_output(
             "new_tokens": row.get("new_tokens"), "problem": problem and str(problem)}
 
 # %% ../../nbs/evaluate/score_outputs.ipynb #so-016
+def _match_problems(
+    number: int,  # of the line
+    row: dict,  # without `row_problems`
+    seen: dict[tuple, int],  # arm and id -> the first line that has them; this one is added
+    records: "tuple[str, set[str]] | None",  # the file of records and their ids, if it can be read
+) -> list[FieldProblem]:
+    "Find an output without a record, or a second output of one arm for one record."
+    first = seen.setdefault((row.get("arm"), row["id"]), number)
+    if first != number:
+        return [FieldProblem("id", f"{short(row['id'])} was used in line {first}",
+                             "keep one output a record, or name each system by arm",
+                             "duplicate_output")]
+    if records and row["id"] not in records[1]:
+        return [FieldProblem("id", f"no record of {records[0]} is called {short(row['id'])}",
+                             "score it with the records that it answers", "unknown_record")]
+    return []
+
+
 def _read_outputs(
     path: "str | Path",
-    problems: list[Problem],  # problems are added here
-) -> tuple[list[tuple[int, dict]], bool]:  # lines with their numbers; whether it is a run's log
-    "Read a file of outputs."
-    rows = read_jsonl(path, collect=problems)
-    if rows and rows[0][1].get("type") == "header":
-        problems.clear()  # they are found again
-        outputs = read_log(path)[1]
-        return [(0, row) for row in outputs if is_headline(row)], True
-    good = []
-    for number, row in rows:
-        wrong = row_problems(row)
+    records: "tuple[str, set[str]] | None",  # as for `_match_problems`
+    problems: list[Problem],  # problems are added here, in the order of the lines
+) -> tuple[list[dict], bool]:  # outputs; whether the file is a run's log
+    "Read a file of outputs. Raises `MissingFile`, and `DataError` for a broken log."
+    good, seen, is_first = [], {}, True
+    for number, row in iter_jsonl(path, str(path), problems):
+        if is_first and row.get("type") == "header":
+            problems.clear()  # they are found again
+            return [one for one in read_log(path)[1] if is_headline(one)], True
+        is_first = False
+        wrong = row_problems(row) or _match_problems(number, row, seen, records)
         problems += [Problem(f"{path}, line {number}, {one.field}", *one[1:]) for one in wrong]
-        good += [] if wrong else [(number, row)]
+        good += [] if wrong else [row]
     return good, False
-
-
-def _match_problems(
-    rows: list[tuple[int, dict]],  # with their line numbers
-    ids: set[str],  # of the records
-    path: "str | Path",
-    records_path: "str | Path",
-) -> list[Problem]:
-    "Find outputs without a record, and several outputs of one arm for one record."
-    problems, seen = [], {}
-    for number, row in rows:
-        where = f"{path}, line {number}, id"
-        first = seen.setdefault((row.get("arm"), row["id"]), number)
-        if first != number:
-            problems.append(Problem(
-                where, f"{short(row['id'])} was used in line {first}",
-                "keep one output a record, or name each system by arm", "duplicate_output"))
-        elif row["id"] not in ids:
-            problems.append(Problem(
-                where, f"no record of {records_path} is called {short(row['id'])}",
-                "score it with the records that it answers", "unknown_record"))
-    return problems
 
 # %% ../../nbs/evaluate/score_outputs.ipynb #so-017
 @dataclass(frozen=True)
@@ -197,26 +193,24 @@ def load_outputs(
     outputs: "str | Path",  # JSONL, one output a line; or the log of a run
     records: "str | Path",  # JSONL, one record a line
 ) -> ToScore:
-    "Read outputs and records. Raises `DataError` with every problem of both files."
+    "Read outputs and records. Raises `DataError` with every problem of both files, by line."
     problems, unread, rows, is_log = [], [], [], False
+    found = _records(records, unread)
+    by_id = {record["id"]: record for record in found}
     try:
-        rows, is_log = _read_outputs(outputs, problems)
+        known = None if unread else (str(records), set(by_id))
+        rows, is_log = _read_outputs(outputs, known, problems)
     except MissingFile:
         problems.append(Problem(str(outputs), "not there", "check the path", "missing_file"))
     except DataError as error:  # of a log
         problems += error.problems
-    found = _records(records, unread)
-    by_id = {record["id"]: record for record in found}
-    known = [(number, row) for number, row in rows if not is_log or row["id"] in by_id]
-    if not unread and not is_log:
-        problems += _match_problems(known, by_id.keys(), outputs, records)
-    problems += unread
-    if problems:
-        raise DataError("nothing was scored", problems)
+    if problems or unread:
+        raise DataError("nothing was scored", problems + unread)
+    answered = [row for row in rows if row["id"] in by_id]
     arm = Path(outputs).stem
-    made = [as_output(row, by_id[row["id"]], arm) for _, row in known]
+    made = [as_output(row, by_id[row["id"]], arm) for row in answered]
     notes = _missing_notes(made, found)
-    if left_out := len(rows) - len(known):
+    if left_out := len(rows) - len(answered):
         notes.append(f"{left_out} outputs of the log are left out: they answer other records, "
                      "such as red-team probes.")
     return ToScore(made, found, notes)
