@@ -195,7 +195,7 @@ def in_batches(
                   for prompt, row in zip(batch, found)}
     return [texts[prompt.record_id] for prompt in prompts]
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #90-013-b-s
 def continuous(
     model: "PreTrainedModel",  # loaded with the attention "sdpa"
     tokenizer: "PreTrainedTokenizerBase",

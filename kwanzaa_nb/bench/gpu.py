@@ -96,10 +96,13 @@ def write_models(sizes: Sizes, folder: Path) -> Iterator[dict]:
     if sizes.small is not None:
         write_model(demo, folder / "small", **sizes.small)
     set_seed(0)
+    tokenizer = load_tokenizer(demo)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    settings = Olmo3Config(**{**sizes.large, **ends})
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = AutoModelForCausalLM.from_config(Olmo3Config(**sizes.large), dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
     model.save_pretrained(folder / "large")
-    load_tokenizer(demo).save_pretrained(folder / "large")
+    tokenizer.save_pretrained(folder / "large")
     yield {"what": "large model", "weights": sum(one.numel() for one in model.parameters())}
 
 
@@ -415,7 +418,7 @@ def hear_part(
             yield {"part": name, "what": "the part", "status": "cut" if late else "failed",
                    "reason": reason}
 
-
+# %% ../../nbs/bench/gpu.ipynb #gpu-063-s
 def gpu_bench(
     out: Path,  # JSON Lines
     parts: Sequence[str],

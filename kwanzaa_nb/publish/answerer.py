@@ -19,7 +19,7 @@ from ..core.answer import AnswerError, complete_answer, parse_model_answer
 from ..core.config import Config, Fallback, load_config, resolve_config
 from ..core.errors import KwanzaaError
 from ..core.prompt import INSTRUCTION_HEADING, render_prompt
-from ..core.record import Chunk, Record
+from ..core.record import Chunk, Message, Record
 from ..model.backend import Backend, Decoding
 from .hub import explain, find_token
 from .licence import is_hub_id
@@ -126,6 +126,13 @@ def _written(backend: Backend, decoding: Decoding, record: Record) -> str:
     return written.raw
 
 
+def _later(before: "Sequence[tuple[str, str]]", asked: Sequence[str]) -> list[Message]:
+    "Write the messages after the first question: each output, and what was asked then."
+    return [message for (_, written), question in zip(before, asked) for message in (
+        {"role": "assistant", "content": written},
+        {"role": "user", "content": f"{INSTRUCTION_HEADING}\n{question.strip()}"})]
+
+
 def _completed(raw: str, chunks: "list[Chunk]", **given: Any) -> dict:
     "Complete an output to an answer_json; an `AnswerError` gets the output as `raw`."
     try:
@@ -167,13 +174,9 @@ class Answerer:
         Raises `PromptError` where they can't be shown, and `AnswerError` where the output is not
         valid; its attribute `raw` holds the output."""
         chunks = list(chunks)
-        first = before[0][0] if before else question
-        messages = render_prompt(first, chunks, persona,
-                                 system_prompt=self.config.data.system_prompt)
-        later = [*(asked for asked, _ in before[1:]), question]
-        for (_, written), asked in zip(before, later):
-            messages += [{"role": "assistant", "content": written},
-                         {"role": "user", "content": f"{INSTRUCTION_HEADING}\n{asked.strip()}"}]
+        asked, template = [*(one for one, _ in before), question], self.config.data.system_prompt
+        messages = render_prompt(asked[0], chunks, persona, system_prompt=template)
+        messages += _later(before, asked[1:])
         record = {"id": "question", "messages": messages, "chunks": chunks}
         given = {"query": question.strip()[:1000], "persona": persona,
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}

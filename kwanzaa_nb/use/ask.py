@@ -163,7 +163,7 @@ def _passages(reply: Reply) -> "list[tuple[str, str, list[tuple[int, int, str]]]
              f"{chunk['canonical_url']}", chunk["text"], sorted(found[chunk["chunk_id"]]))
             for chunk in reply.chunks if chunk["chunk_id"] in found]
 
-
+# %% ../../nbs/use/ask.ipynb #66-015-s
 def print_reply(
     reply: Reply,
     console: Any = None,  # of rich; None: standard output
@@ -265,7 +265,7 @@ class Reader:
         return ask(question, self.library, self.answerer, MOST_PASSAGES, before=before,
                    room=self.limits.fits)
 
-
+# %% ../../nbs/use/ask.ipynb #66-021-s
 def open_reader(
     folder: "str | Path",  # of documents
     named: "str | None" = None,  # of `choose_adapter`; None with url: nothing but the server's model

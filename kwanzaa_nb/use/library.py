@@ -125,7 +125,7 @@ def load_encoder(
     return lambda texts: loaded.encode(list(texts), normalize_embeddings=True,
                                        show_progress_bar=False)
 
-
+# %% ../../nbs/use/library.ipynb #lib-014-s
 class FusedRetriever:
     "Rank passages by BM25 and by embeddings, fused by their ranks."
 
@@ -198,7 +198,7 @@ def documents_of(
                            f"{DOCUMENTS[3]} files into it.")
     return [(path, path.relative_to(folder).as_posix()) for path in found]
 
-
+# %% ../../nbs/use/library.ipynb #lib-018-s
 def _read_all(
     folder: Path, options: CorpusOptions, report: Callable[[str], None],
 ) -> dict[str, Any]:  # by name: fingerprint, chunks, problems
