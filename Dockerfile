@@ -2,7 +2,7 @@
 #   docker build -t kwanzaa .
 #   docker run --rm -v kwanzaa-outputs:/home/kwanzaa/project/outputs kwanzaa make demo
 #   docker run --rm kwanzaa make test
-# Not yet built by Docker: hadolint passes it, and its commands ran in an empty folder and home.
+# Not yet built by Docker: hadolint passes it, and `make setup` ran in an empty folder and home.
 # .devcontainer/devcontainer.json takes the first half and installs in the folder that you open.
 FROM python:3.11-slim-bookworm AS system
 # hadolint ignore=DL3008

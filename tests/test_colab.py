@@ -85,6 +85,8 @@ def test_settings_ini_alone_names_the_repository():
         assert f"/github/ada/my.fork/blob/trunk/{path.relative_to(ROOT)}" in in_fork[path]
         assert "git+https://github.com/ada/my.fork" in in_fork[path]
     assert f"/blob/{BRANCH}/" not in "".join(in_fork.values())
+    torn = [path.name for path, text in in_fork.items() if text.count("colab-badge.svg") != text.count("[![Open In Colab]")]
+    assert not torn, f"a badge is one line, or the docs don't replace it: {', '.join(torn)}"
 
 
 @pytest.fixture(scope="module")
