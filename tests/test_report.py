@@ -83,7 +83,7 @@ def test_every_record_and_arm_is_in_the_page():
     assert first["facts"]["arms"]["base"]["code"]
     assert page.count("<details data-facts=") == 2 and page.count("<b>adapter</b>") == 2
     assert page.count("P(answers) 0.25") == 4
-    assert "A &lt;title&gt;" in page and "always_refuse" in page
+    assert "A &lt;title&gt;" in page and "always_<wbr>refuse" in page
     assert "a label · holds the answer" in page
 
 
