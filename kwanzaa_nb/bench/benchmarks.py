@@ -345,16 +345,18 @@ _ROWS = {  # of the README's table
 def readme_table(
     measured: dict[str, Any],  # of `measure_demo`
 ) -> str:  # Markdown: a row a metric, the best rule of each row in the last column
-    "Write the table of base, adapter and the best rule."
+    "Write the table of base, adapter and the best rule; also the base under the grammar."
     def cell(rate: RateResult) -> str:
         return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
 
     arms = measured["arms"]
-    lines = ["| metric | base | adapter | best rule |", "|---|---|---|---|"]
+    models = [arm for arm in ("base", "base+grammar", "adapter") if arm in arms]
+    heads = ["metric", *(arm.replace("+", " under ") for arm in models), "best rule"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, shown in _ROWS.items():
         best = max((arms[rule][name] for rule in RULES if rule in arms),
                    key=lambda rate: rate["value"])
-        cells = (cell(rate) for rate in (arms["base"][name], arms["adapter"][name], best))
+        cells = (cell(rate) for rate in (*(arms[arm][name] for arm in models), best))
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
