@@ -6,7 +6,7 @@ import os
 from kwanzaa_nb.core.stage import QUIET
 
 os.environ.update(QUIET)  # what libraries say at import would be an output, on some machines
-collect_ignore_glob = ["0[1-4]_*.ipynb"]  # stages belong to a run; the smoke run executes them
+collect_ignore_glob = ["0[1-4]*.ipynb"]  # stages belong to a run; the smoke run executes them
 if not importlib.util.find_spec("inspect_ai"):  # of the extra [inspect], which [dev] leaves out
     collect_ignore_glob += ["evaluate/inspect_*.ipynb"]
 
