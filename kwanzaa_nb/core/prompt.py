@@ -166,7 +166,7 @@ def _before_question(chunks: "Sequence[Chunk]", form: str = SHOWN_AS) -> str:
     "Write a user message up to its question."
     parts = [[f"{shown_text(_title(chunk))}, {field_of(chunk, 'year')}"] for chunk in chunks]
     for sentence in number_sentences(chunks):
-        line = form.format(number=sentence.number, text=shown_text(sentence.text))
+        line = form.format(number=sentence.number, text=shown_text(sentence.whole))
         parts[sentence.place].append(line)
     context = "\n\n".join("\n".join(part) for part in parts) or NO_CONTEXT
     return f"{CONTEXT_HEADING}\n{context}\n\n{INSTRUCTION_HEADING}\n"

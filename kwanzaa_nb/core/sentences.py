@@ -102,17 +102,10 @@ def _speaks(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def _joins(
-    text: str,  # of a chunk
-    before: tuple[int, int],  # the unit before
-    after: tuple[int, int],  # the one to join to it, or not
-    longest: int,
-) -> bool:
-    "Tell whether two neighbours are one unit: one of them says nothing, or the first is a heading."
-    if not (_speaks(text[slice(*before)]) and _speaks(text[slice(*after)])):
-        return True
-    last_line = text[slice(*before)].rpartition("\n")[2]
-    return bool(_HEADING.match(last_line)) and after[1] - before[0] <= longest
+def _is_heading(text: str) -> bool:
+    "Tell whether every line of a text is a heading, or blank."
+    lines = [line for line in text.splitlines() if line.strip()]
+    return bool(lines) and all(map(_HEADING.match, lines))
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -128,8 +121,11 @@ def sentence_spans(
             for left, right in _shorter(text, *_trimmed(text, *part), longest):
                 if right <= left:  # blank
                     continue
-                if spans and _joins(text, spans[-1], (left, right), longest):
+                before = text[slice(*spans[-1])] if spans else ""
+                if spans and not (_speaks(text[left:right]) and _speaks(before)):
                     spans[-1] = (spans[-1][0], right)
+                elif _is_heading(before):
+                    spans[-1] = (left, right)
                 else:
                     spans.append((left, right))
     return tuple(spans)
@@ -191,6 +187,12 @@ class Sentence:
     start: int  # characters in the chunk's text
     end: int  # excluded
     text: str  # of the unit
+    lead: str = ""  # headings above it, which are shown with it and not quoted
+
+    @property
+    def whole(self) -> str:
+        "Return what a prompt shows: the headings, and the unit."
+        return f"{self.lead}\n{self.text}" if self.lead else self.text
 
 
 def number_sentences(
@@ -199,7 +201,9 @@ def number_sentences(
     "Number the sentences of all chunks from 1. Raises `SpanError`."
     found: list[Sentence] = []
     for place, chunk in enumerate(chunks):
-        text, name = field_of(chunk, "text"), field_of(chunk, "chunk_id")
+        text, name, last = field_of(chunk, "text"), field_of(chunk, "chunk_id"), 0
         for start, end in chunk_spans(chunk):
-            found.append(Sentence(len(found) + 1, place, name, start, end, text[start:end]))
+            above, last = text[last:start], end
+            lead = above.strip() if _is_heading(above) else ""
+            found.append(Sentence(len(found) + 1, place, name, start, end, text[start:end], lead))
     return found
