@@ -284,8 +284,9 @@ raise SystemExit(cli.main(["chat", "notes", "--port", "0"]))
 
 @pytest.mark.parametrize("asks", [False, True])
 def test_ctrl_c_ends_the_command_also_in_the_middle_of_an_answer(asks):
-    own = subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True,
-                           stderr=subprocess.PIPE)
+    own = subprocess.Popen(
+        [sys.executable, "-c", START], stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     address = re.search(r"http://127\.0\.0\.1:\d+/", own.stdout.readline())[0]
     assert b"<title>Ask notes</title>" in send(address, "/")[2]
     if asks:

@@ -16,12 +16,12 @@ from nbdev.test import test_nb as run_as_nbdev_does
 from kwanzaa_nb.core import files
 from kwanzaa_nb.run import launch
 from kwanzaa_nb.core import manifest
-from kwanzaa_nb.core import results
 
 from kwanzaa_nb.publish import card, hub, staging
 from kwanzaa_nb.publish.card import render_card
 from kwanzaa_nb.core.config import Fallback, load_config, resolve_config
 from kwanzaa_nb.core.results import METRICS, rules_sentence
+from kwanzaa_nb.core.results_file import verdict
 from kwanzaa_nb.evaluate.passes import adapter_to_evaluate
 from kwanzaa_nb.publish.gate import PublishError, gate_findings, gate_table, gate_verdict
 from kwanzaa_nb.publish.licence import base_model
@@ -395,7 +395,7 @@ def test_the_notebook_ends_staged_without_a_token(project, monkeypatch):
     assert {f"publish/{name}" for name in config_of().publishing.include} == set(entry["wrote"])
     text = report.read_text(encoding="utf-8")
     assert str(project) not in text and "Warning" not in text
-    shown = results.verdict(project / "outputs/tiny")
+    shown = verdict(project / "outputs/tiny")
     assert "0.90 [0.80, 1.00] n=60" in shown and "outputs/tiny/notebooks/04_publish.ipynb" in shown
 
 

@@ -677,5 +677,8 @@ print(kept > 110_000_000, again < 5_000, held() - before < 20_000_000)
 """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         pytest.skip("only glibc can be told")
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert found.stdout.split() == ["True", "True", "True"], found.stdout + found.stderr
+    for _ in range(3):  # a system that is short of memory takes pages back in between
+        found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        if found.stdout.split() == ["True", "True", "True"]:
+            return
+    raise AssertionError(found.stdout + found.stderr)

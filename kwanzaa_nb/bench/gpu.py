@@ -399,8 +399,8 @@ def hear_part(
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8") as process:
         timer = threading.Timer(limit, process.kill)
-        timer.start()
         started, whole = time.monotonic(), False
+        timer.start()
         try:
             for line in process.stdout:
                 if line.startswith("{"):
