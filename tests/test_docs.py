@@ -145,7 +145,7 @@ def test_every_page_is_whole(browser, site):
     built = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")
              if "site_libs" not in path.parts}
     assert built == set(pages), f"not reached by links: {sorted(built - set(pages))}"
-    notebooks = {path.relative_to(ROOT / "nbs").with_name(re.sub(r"^\d+_", "", path.stem) + ".html").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")}
+    notebooks = {path.relative_to(ROOT / "nbs").with_name(re.sub(r"^\d+[a-z]?_", "", path.stem) + ".html").as_posix() for path in (ROOT / "nbs").rglob("*.ipynb")}
     assert notebooks <= built
     assert all(f"reports/{run.name}/{name}" in built for run in runs
                for name in ("index.html", "01_data.html"))
