@@ -140,7 +140,7 @@ def _summed(model: torch.nn.Module, batches: Sequence[Mapping[str, Any]]) -> flo
     with torch.no_grad():
         return sum(supervised_loss(model, _moved(one, model.device))[0].item() for one in batches)
 
-
+# %% ../../nbs/bench/gpu.ipynb #gpu-021-t
 def check_packing(sizes: Sizes, folder: Path) -> Iterator[dict]:
     "Compare packed records with the same records alone, in each dtype and attention there is."
     config = bench_config(sizes, folder, False, data__packing=False)
@@ -305,7 +305,7 @@ def _writers(model: Any, tokenizer: Any, sizes: Sizes) -> dict[str, Callable]:
         model, tokenizer, prompts, most, sizes.batch)
     return found
 
-
+# %% ../../nbs/bench/gpu.ipynb #gpu-041-t
 def measure_writing(sizes: Sizes, folder: Path, large: bool) -> Iterator[dict]:
     "Time each way to write, with the large model or with the small one."
     config = bench_config(sizes, folder, large)

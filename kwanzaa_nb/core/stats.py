@@ -256,7 +256,7 @@ class Difference:
     p: float  # two-sided, of a sign-flip test by cluster
     clusters: int
 
-
+# %% ../../nbs/core/stats.ipynb #stats-d06-t
 def _flipped(moved: Sequence[float]) -> float:
     "Return the share of all choices of signs whose sum is at least as far from 0."
     import numpy as np

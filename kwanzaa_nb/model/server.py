@@ -103,7 +103,7 @@ def _host_problem(url: str) -> str:
         return "a port that can't exist" if port_wrong else "no host that can exist"
     return "port 0, on which nothing listens" if port == 0 else ""
 
-
+# %% ../../nbs/model/server.ipynb #46-102-t
 def checked_url(
     url: str,  # where a server listens, up to /v1
 ) -> str:

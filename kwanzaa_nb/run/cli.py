@@ -245,7 +245,7 @@ def _ask(arguments: argparse.Namespace) -> None:
     else:
         print_reply(reply)
 
-
+# %% ../../nbs/run/cli.ipynb #70-ask-t
 def _chat(arguments: argparse.Namespace) -> None:
     "Serve a page on which questions are answered from a folder of documents."
     from kwanzaa_nb.use.chat import (

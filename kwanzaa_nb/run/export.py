@@ -79,7 +79,7 @@ def _unfit(config: Config, kind: str) -> str:
     why = whys.get(method) if kind == "lora" else None
     return f"{why}; serve a merged model instead" if why else ""
 
-
+# %% ../../nbs/run/export.ipynb #ex-007-b-t
 def write_formats(
     config: Config,  # of the training
     folder: Path,  # with adapter/ and exports/merged/

@@ -244,7 +244,7 @@ def _as_trained(model: torch.nn.Module, dtype: str, checkpointing: bool) -> Iter
         if checkpointing:
             model.gradient_checkpointing_disable()
 
-
+# %% ../../nbs/train/budget.ipynb #bd4a2434-t
 def measure_steps(
     model: torch.nn.Module,  # with its adapter
     batches: Sequence[dict],  # flat rows; the first one warms up where there are several

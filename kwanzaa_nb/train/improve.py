@@ -226,7 +226,7 @@ def _log_header(work: Improvement, decoding: Decoding) -> dict[str, Any]:
             "decoding": vars(decoding), "versions": libraries,
             "numbers": [work.effective.device, work.effective.dtype, work.effective.four_bit]}
 
-
+# %% ../../nbs/train/improve.ipynb #iv-041-t
 def sample(work: Improvement) -> None:
     "Sample and judge answers to the training records; an interrupted log is continued."
     if work.method == "grpo":
@@ -425,7 +425,7 @@ def _estimated_rows(work: Improvement, rows: Sequence[dict]) -> list[dict]:
              "labels": [IGNORED] * len(row["prompt_ids"]) + row[side]}
             for row in rows for side in ("chosen_ids", "rejected_ids")]
 
-
+# %% ../../nbs/train/improve.ipynb #iv-081-t
 def estimate(
     work: Improvement,
     rows: Sequence[dict],  # of `learning_rows`

@@ -153,7 +153,7 @@ def _policy(page: str) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _POLICY.format(script=f"sha256-{digest}")
 
-
+# %% ../../nbs/use/chat.ipynb #chat-021-t
 class _Handler(RequestHandler):
     "Send the headers of every answer, and refuse who asks by another name."
 
@@ -207,7 +207,7 @@ async def _beside(work: Callable[[], Any]) -> Any:
     await done.wait()
     return found[0]
 
-
+# %% ../../nbs/use/chat.ipynb #chat-022-t
 class _Asking(_Handler):
     "Answer a question, one at a time."
 

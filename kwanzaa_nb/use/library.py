@@ -79,7 +79,7 @@ def cache_file(
     name = hashlib.sha256(os.fsencode(Path(folder).resolve())).hexdigest()[:16]
     return cache_folder() / "libraries" / f"{name}.json"
 
-
+# %% ../../nbs/use/library.ipynb #lib-012-t
 def _remembered(path: Path) -> dict[str, Any]:
     "Read the cache: by name, a document's fingerprint, chunks and problems."
     try:
@@ -181,7 +181,7 @@ class Library:
         "Return the best passages for a text."
         return self.retriever.search(query, count)
 
-
+# %% ../../nbs/use/library.ipynb #lib-018-t
 def documents_of(
     folder: "str | Path",
 ) -> list[tuple[Path, str]]:  # each with its name below the folder
