@@ -12,6 +12,7 @@ from tiny import short_spoken, tiny_config, tiny_tokenizer
 
 from kwanzaa_nb.core.answer import (
     ModelAnswer, complete_answer, parse_model_answer, validate_answer_json)
+from kwanzaa_nb.core.errors import Problem
 from kwanzaa_nb.core.manifest import MANIFEST
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.data.contexts import Limits
@@ -102,6 +103,18 @@ def test_what_can_not_be_read_is_named_and_the_others_are_used(folder, monkeypat
     wheres = sorted({problem.where.split(",")[0] for problem in library.problems})
     assert wheres == ["empty.md", "passages.jsonl", "scan.pdf"] and library.documents == 2
     assert len(library.problems) >= 3
+
+
+def test_a_document_with_a_problem_is_tried_again(folder, monkeypatch):
+    from kwanzaa_nb.use import library
+
+    read = library.read_document_chunks
+    gone = [Problem("club.md", "can't be read, since a package is not installed", "install it")]
+    monkeypatch.setattr(library, "read_document_chunks", lambda path, *more: (
+        ([], gone) if path.name == "club.md" else read(path, *more)))
+    assert open_library(folder).problems == tuple(gone)
+    monkeypatch.setattr(library, "read_document_chunks", read)
+    assert not open_library(folder).problems and "club.md-1" in open_library(folder).by_id
 
 
 def test_a_passage_id_that_two_documents_have_is_told(folder):

@@ -105,7 +105,7 @@ def _found(
 ) -> list[Chunk]:
     "Find the passages to show, the best first."
     last = before[-1] if before else None
-    cited = {one["chunk_id"] for one in last.answer["sources"]} if last else set()
+    cited = dict.fromkeys(one["chunk_id"] for one in last.answer["sources"]) if last else ()
     query = f"{last.question} {question}" if last else question
     ranked = [chunk for chunk, _ in retriever.search(query, count)]
     kept = [retriever.by_id[name] for name in cited if name in retriever.by_id]

@@ -205,13 +205,13 @@ def _read_all(
     "Read the documents that have changed since the last time."
     before, known, files, told = _remembered(cache_file(folder)), {}, documents_of(folder), 0.0
     for place, (path, name) in enumerate(files, 1):
-        print_it = time.monotonic() - told > 2
+        is_due, kept = time.monotonic() - told > 2, before.get(name)
         try:
             fingerprint = _fingerprint(path, options)
-            if before.get(name, {}).get("fingerprint") == fingerprint:
-                known[name] = before[name]
+            if kept and kept["fingerprint"] == fingerprint and not kept["problems"]:
+                known[name] = kept
                 continue
-            if print_it:
+            if is_due:
                 told = time.monotonic()
                 report(f"reading {name} ({place} of {len(files)} documents)")
             chunks, problems = read_document_chunks(path, folder, options)
