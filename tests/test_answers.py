@@ -72,6 +72,13 @@ def test_a_surname_is_not_enough_where_the_passages_name_another_person():
     assert tells("Robert Vann did.", ["Robert Vann"], Beside(passages=passages))
 
 
+def test_a_middle_name_makes_no_other_person():
+    passages = ("Robert Lee Vann died in 1940. Mr. Vann was an editor.",)
+    assert tells("Vann did.", ["Robert Vann"], Beside(passages=passages))
+    assert tells("Vann did.", ["Robert Lee Vann"], Beside(passages=("Robert L. Vann died.",)))
+    assert not tells("Vann did.", ["Robert Vann"], Beside(passages=("Jessie Ellen Vann headed it.",)))
+
+
 @pytest.mark.parametrize("word", ["the", "it", "a", "of the", "it was", "is"])
 def test_a_word_that_says_nothing_matches_nothing(word):
     assert not tells(f"It was the first of the papers, and it is a weekly, {word}.", [word])

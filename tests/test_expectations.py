@@ -6,7 +6,7 @@ import pytest
 
 from kwanzaa_nb.core.prompt import render_user
 from kwanzaa_nb.core.results import EXPECTATIONS
-from kwanzaa_nb.evaluate.expectations import Target, names_missing, names_premise, names_readings, read_target
+from kwanzaa_nb.evaluate.expectations import Target, names_missing, names_premise, names_readings, read_target, shares
 from kwanzaa_nb.evaluate.metrics import FAILURE_CODES, compare, controls, score, score_arms
 
 TEXTS = {
@@ -106,6 +106,10 @@ def test_one_side_of_a_conflict_is_not_enough_and_the_order_is_free():
     ("Drew or Just?", True), ("Is it the medal of Charles Drew that you mean, or that of Ernest Just?", True), ("The medal of Just?", False), ("Charles or somebody else?", False)])
 def test_a_question_back_names_both_readings(said, expected):
     assert names_readings([said], read_target(RECORDS["clarification"])) is expected
+
+
+def test_words_that_every_such_phrase_has_name_nothing():
+    assert shares("his birth", "a passage that mentions his birth") and not shares("no source mentions it", "a source that mentions his birth")
 
 
 def test_a_record_that_says_less_expects_a_plain_answer():

@@ -38,12 +38,12 @@ _MONTH_NAMES = """January February March April May June July August September Oc
 December""".split()
 _NUMBER_WORDS = "two three four five six seven eight nine ten eleven twelve twenty".split()
 
-
+# %% ../../nbs/bench/forgeries.ipynb #57044998
 def target(record: Record) -> dict:
     "Return a record's expected output, parsed."
     return json.loads(record["messages"][-1]["content"])
 
-
+# %% ../../nbs/bench/forgeries.ipynb #beda539f
 def _write(
     answer: dict,  # an output, parsed
     text: "str | None" = None,  # None: its own
@@ -54,7 +54,7 @@ def _write(
     named = answer["evidence"] if evidence is None else evidence
     return json.dumps({**answer, "evidence": named, "answer": body}, ensure_ascii=False)
 
-
+# %% ../../nbs/bench/forgeries.ipynb #9f5b254d
 def _with_text(change: Change) -> Forgery:
     "Make a forgery of a change of the text alone; None where the text stays the same."
     def forged(record: Record, chance: random.Random) -> "str | None":
@@ -70,13 +70,13 @@ def _gold_text(record: Record) -> str:
     "Join the texts of the chunks that hold the answer."
     return " ".join(chunk["text"] for chunk in record["chunks"] if chunk.get("gold"))
 
-
+# %% ../../nbs/bench/forgeries.ipynb #34f67120
 def _sentences_of(record: Record, gold: bool) -> list[Sentence]:
     "Return the numbered sentences of the chunks that hold the answer, or of all others."
     return [one for one in number_sentences(record["chunks"])
             if bool(record["chunks"][one.place].get("gold")) is gold]
 
-
+# %% ../../nbs/bench/forgeries.ipynb #c5f6e49f
 def _move(
     record: Record,  # an answered one
     numbers: Sequence[int],  # one for each of its evidence, in that order
@@ -99,7 +99,7 @@ def _names_in(text: str) -> list[str]:
                 found.append(name)
     return found
 
-
+# %% ../../nbs/bench/forgeries.ipynb #323484e0
 def _numbers_in(text: str) -> list[re.Match]:
     "Find the numbers in a text, those of marks aside."
     return list(_NUMBER.finditer(re.sub(r"\[\d+\]", lambda mark: " " * len(mark[0]), text)))
@@ -122,7 +122,7 @@ def number_changed(text: str, record: Record, chance: random.Random) -> "str | N
     written = f"{number:,}" if "," in place[0] else str(number)
     return text[:place.start()] + written + text[place.end():]
 
-
+# %% ../../nbs/bench/forgeries.ipynb #ac3cbdea
 def _swap(text: str, names: Sequence[str], chance: random.Random) -> "str | None":
     "Replace a name of a text by one of some others that shares no word with it."
     own = _names_in(text)
@@ -130,7 +130,7 @@ def _swap(text: str, names: Sequence[str], chance: random.Random) -> "str | None
     others = [name for name in names if not set(name.split()) & set(old.split())]
     return text.replace(old, chance.choice(others), 1) if own and others else None
 
-
+# %% ../../nbs/bench/forgeries.ipynb #f17a5d95
 def entity_swapped(text: str, record: Record, chance: random.Random) -> "str | None":
     "Replace a name of the text by one from a chunk without the answer."
     gold = _gold_text(record)
@@ -144,7 +144,7 @@ def name_exchanged(text: str, record: Record, chance: random.Random) -> "str | N
               if not any(word in text for word in name.split())]
     return _swap(text, others, chance)
 
-
+# %% ../../nbs/bench/forgeries.ipynb #62472095
 def number_exchanged(text: str, record: Record, chance: random.Random) -> "str | None":
     "Replace a number of the text by another one, of as many digits, from the right chunk."
     others = [number for number in _NUMBER.findall(_gold_text(record)) if number not in text]
@@ -169,7 +169,7 @@ def negation_inserted(text: str, record: Record, chance: random.Random) -> "str 
         return f"{text[:found.end()]} not{text[found.end():]}"
     return f"It is not true that {text[0].lower()}{text[1:]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #2da54ec9
 def roles_swapped(text: str, record: Record, chance: random.Random) -> "str | None":
     "Exchange two names of the first sentence that have something said between them."
     first = sentences(text)[0]
@@ -181,7 +181,7 @@ def roles_swapped(text: str, record: Record, chance: random.Random) -> "str | No
             return exchanged.replace("\0", other, 1)
     return None
 
-
+# %% ../../nbs/bench/forgeries.ipynb #76dc37c0
 def padded_quote(text: str, record: Record, chance: random.Random) -> "str | None":
     "Hide a false statement behind a copied sentence of the evidence, in the same sentence."
     false = number_changed(text, record, chance) or negation_inserted(text, record, chance)
@@ -200,7 +200,7 @@ def _once(pattern: str, pairs: dict[str, str]) -> Change:
 
     return changed
 
-
+# %% ../../nbs/bench/forgeries.ipynb #aab39745
 def _rewritten(pattern: "str | re.Pattern", words: str) -> Change:
     "Make a change of the first match of a pattern into words, a template of `re.sub`."
     def changed(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -208,13 +208,13 @@ def _rewritten(pattern: "str | re.Pattern", words: str) -> Change:
         return found if found != text else None
     return changed
 
-
+# %% ../../nbs/bench/forgeries.ipynb #8e1aa55f
 def _both_ways(pairs: str) -> dict[str, str]:
     "Read pairs such as `large/small`, and turn them round as well."
     split = [pair.split("/") for pair in pairs.split()]
     return {one: other for one, other in split} | {other: one for one, other in split}
 
-
+# %% ../../nbs/bench/forgeries.ipynb #f6f173cd
 _OPPOSITES = _both_ways("""
     first/last before/after more/fewer large/small larger/smaller largest/smallest high/low
     higher/lower highest/lowest early/late earlier/later began/ended opened/closed won/lost
@@ -249,7 +249,7 @@ def order_turned(text: str, record: Record, chance: random.Random) -> "str | Non
     return found and f"{text[:found.start()]}{chance.choice(['before', 'after'])} " + (
         text[found.end():])
 
-
+# %% ../../nbs/bench/forgeries.ipynb #86b0b657
 def limit_added(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say fewer than or more than of a number that is no year."
     places = [place for place in _numbers_in(text) if not re.fullmatch(r"1\d{3}|20\d\d", place[0])
@@ -267,26 +267,26 @@ def only_said(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say that only this one did."
     return None if re.search(r"\bonly\b", _gold_text(record)) else f"Only {text}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #712ae580
 def always_said(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say always of what was once."
     found = _WAS.search(text)
     return found and f"{text[:found.end()]} always{text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #6828155d
 def best_said(text: str, record: Record, chance: random.Random) -> "str | None":
     "Make something the largest, the oldest, the best."
     found = re.search(r"\b(?:the|an?) (?=[a-z])", text)
     best = chance.choice(["largest", "oldest", "best", "richest"])
     return found and f"{text[:found.start()]}the {best} {text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #554ba259
 def clause_added(text: str, record: Record, chance: random.Random) -> "str | None":
     "Add a clause that nobody said."
     found = re.search(r"[.,;]? (?=\[)", text)
     return found and f"{text[:found.start()]}, {chance.choice(_CLAUSES)} {text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #d40b679c
 def source_invented(text: str, record: Record, chance: random.Random) -> "str | None":
     "Put the statement into the mouth of somebody else of the same chunk."
     others = [name for name in _names_in(_gold_text(record)) if name not in text]
@@ -309,7 +309,7 @@ quantity_changed = _once(r"\b({}) (?!\[)", _QUANTITIES)
 nearly_said = _rewritten(_PAST_VERB, r"nearly \g<0>")
 would_have = _rewritten(r"\b(?:was|were)\b(?! not)", "would have been")
 
-
+# %% ../../nbs/bench/forgeries.ipynb #3118bba6
 def since_said(text: str, record: Record, chance: random.Random) -> "str | None":
     "Put since or until in place of the in before a year."
     found = _YEAR.search(text)
@@ -328,7 +328,7 @@ def numbers_turned(text: str, record: Record, chance: random.Random) -> "str | N
     return (text[:one.start()] + other[0] + text[one.end():other.start()] + one[0]
             + text[other.end():])
 
-
+# %% ../../nbs/bench/forgeries.ipynb #dbf28c06
 def direction_turned(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say from instead of to before a name, or to instead of from."
     found = re.search(r"\b(from|to) (?=[A-Z])", text)
@@ -347,7 +347,7 @@ def first_name_changed(text: str, record: Record, chance: random.Random) -> "str
     old = chance.choice(own)
     return text.replace(old, f"{chance.choice(others)} {old.split()[1]}", 1)
 
-
+# %% ../../nbs/bench/forgeries.ipynb #96fc5d9d
 def cause_invented(text: str, record: Record, chance: random.Random) -> "str | None":
     "Give a cause that nobody gave, with a name of the same chunk."
     found = re.search(r"[.,;]? (?=\[)", text)
@@ -356,7 +356,7 @@ def cause_invented(text: str, record: Record, chance: random.Random) -> "str | N
         return None
     return f"{text[:found.start()]} because of {chance.choice(others)} {text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #64a71734
 def subject_exchanged(text: str, record: Record, chance: random.Random) -> "str | None":
     "Put the subject of another sentence of the right chunk in the place of the text's own."
     pattern = re.compile(r"((?:The|A|An|His|Her|Its) (?:[a-z]+ ){1,2})"
@@ -375,13 +375,13 @@ def _behind(text: str, words: str) -> "str | None":
     found = re.search(r"[.,;]? (?=\[)", text)
     return found and f"{text[:found.start()]} {words} {text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #699e20f3
 def company_added(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say that somebody else of the same chunk took part."
     others = [name for name in _names_in(_gold_text(record)) if name not in text]
     return _behind(text, f"together with {chance.choice(others)}") if others else None
 
-
+# %% ../../nbs/bench/forgeries.ipynb #8e6ae538
 def place_added(text: str, record: Record, chance: random.Random) -> "str | None":
     "Say that it was in another place, or with other people, of the context."
     gold = _gold_text(record)
@@ -407,7 +407,7 @@ def wrong_chunk(record: Record, chance: random.Random) -> "str | None":
     count = len(target(record)["evidence"])
     return _move(record, chance.sample(others, count)) if len(others) >= count else None
 
-
+# %% ../../nbs/bench/forgeries.ipynb #ee978594
 def neighbouring(record: Record, chance: random.Random) -> "str | None":
     "Put the right text under the sentence before or behind the right one, of the same chunk."
     shown, own, numbers = number_sentences(record["chunks"]), target(record)["evidence"], []
@@ -420,7 +420,7 @@ def neighbouring(record: Record, chance: random.Random) -> "str | None":
         numbers.append(chance.choice(beside))
     return _move(record, numbers)
 
-
+# %% ../../nbs/bench/forgeries.ipynb #bd45a36d
 def off_topic(record: Record, chance: random.Random) -> "str | None":
     "Copy a true sentence of the right chunk that answers something else."
     answers, own = _wordings(record), target(record)["evidence"]
@@ -437,7 +437,7 @@ def not_shown(record: Record, chance: random.Random) -> str:
     last = len(number_sentences(record["chunks"]))
     return _move(record, [last + place for place, _ in enumerate(target(record)["evidence"], 1)])
 
-
+# %% ../../nbs/bench/forgeries.ipynb #0fdd1011
 def every_sentence(record: Record, chance: random.Random) -> str:
     "Name up to eight sentences of the right chunks as evidence, and mark the text with them all."
     answer = target(record)
@@ -447,12 +447,12 @@ def every_sentence(record: Record, chance: random.Random) -> str:
     text = re.sub(r"\[\d+\](?:\s*\[\d+\])*", marks, answer["answer"]["text"])
     return _write(answer, text, numbers)
 
-
+# %% ../../nbs/bench/forgeries.ipynb #7c4e8d06
 def no_evidence(record: Record, chance: random.Random) -> str:
     "Keep the marks and leave out the evidence."
     return _write(target(record), evidence=[])
 
-
+# %% ../../nbs/bench/forgeries.ipynb #7b91fe25
 def other_claim(record: Record, chance: random.Random) -> str:
     "Add a second sentence without a mark, which nobody can check."
     text = target(record)["answer"]["text"]
@@ -463,7 +463,7 @@ def answer_inside(record: Record, chance: random.Random) -> str:
     "Write a refusal whose text tells the answer."
     return _write(json.loads(REFUSAL), record["told"])
 
-
+# %% ../../nbs/bench/forgeries.ipynb #121b7fb8
 def hidden_in_unknowns(record: Record, chance: random.Random) -> str:
     "Write a refusal that lists the answer as missing."
     refusal = json.loads(REFUSAL)
@@ -534,20 +534,20 @@ def fronted(text: str, record: Record, chance: random.Random) -> "str | None":
     first = re.sub(r"^(?:The|An?|His|Her|Its|Their) ", lambda word: word[0].lower(), found[1])
     return f"{when}, {first}{found[3]}{text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #aa1e74e9
 def turned(text: str, record: Record, chance: random.Random) -> "str | None":
     "Turn the active voice of the first sentence into the passive."
     found = _TURNED.match(text)
     return found and (f"{found[3][0].upper()}{found[3][1:]} was {found[2]} by {found[1]}"
                       f"{found[4]}{text[found.end():]}")
 
-
+# %% ../../nbs/bench/forgeries.ipynb #8a38df7a
 def as_cleft(text: str, record: Record, chance: random.Random) -> "str | None":
     "Stress the subject: It was … who …"
     found = _CLEFT.match(text)
     return found and f"It was {found[1]}who {text[found.end():]}"
 
-
+# %% ../../nbs/bench/forgeries.ipynb #f66a0913
 def introduced(text: str, record: Record, chance: random.Random) -> str:
     "Put a few words that claim nothing before the text."
     return f"According to the source, {text}"
@@ -558,7 +558,7 @@ def synonym(text: str, record: Record, chance: random.Random) -> "str | None":
     words = [word for word in SYNONYMS if re.search(rf"\b{word}\b", text)]
     return re.sub(rf"\b{words[0]}\b", SYNONYMS[words[0]], text, count=1) if words else None
 
-
+# %% ../../nbs/bench/forgeries.ipynb #9a7bed20
 def spelled_number(text: str, record: Record, chance: random.Random) -> "str | None":
     "Spell out a small number, or write a number word in digits."
     for digits, word in SPELLED.items():
@@ -569,7 +569,7 @@ def spelled_number(text: str, record: Record, chance: random.Random) -> "str | N
             return re.sub(rf"(?<![\w-]){word}(?![\w-])", digits, text, count=1)
     return None
 
-
+# %% ../../nbs/bench/forgeries.ipynb #5f3a8426
 PARAPHRASES: dict[str, Forgery] = {
     change.__name__.replace("_", " "): _with_text(change)
     for change in (fronted, turned, synonym, spelled_number, introduced, as_cleft)}
@@ -671,7 +671,7 @@ def probe(
               if one not in part and part.endswith(".")][:3]
     return " ".join([*around[:1], said, *around[1:]]), false, true
 
-
+# %% ../../nbs/bench/forgeries.ipynb #48999704
 def measure_probes(
     records: Sequence[Record],  # answered ones
     count: int,  # most cases of each sort
@@ -694,7 +694,7 @@ def passes(record: Record, raw: str) -> bool:
     outcome = judge(read_cases([record])[0], output)
     return outcome.covered if record["answerable"] else outcome.refusal_right
 
-
+# %% ../../nbs/bench/forgeries.ipynb #8ff1a0e8
 def _with_secrets(records: Sequence[Record]) -> list[Record]:
     "Return refused records whose question is answered elsewhere, with what is told there."
     answered = {record["question_id"]: record for record in records if record["answerable"]}
@@ -718,7 +718,7 @@ def forgeable(
     return list({(record["question_id"], record["answerable"]): record
                  for record in found}.values())
 
-
+# %% ../../nbs/bench/forgeries.ipynb #26503de2
 def forge(
     records: Sequence[Record],  # answered ones, and refusals of the same questions
     count: int = 1000,  # most cases of each sort; the committed records give fewer

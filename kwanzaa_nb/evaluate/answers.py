@@ -77,7 +77,7 @@ def _date_word(found: re.Match) -> str:
     day = 1 + _ORDINALS.index(day) if day in _ORDINALS else re.sub(r"\D", "", day)
     return f" datex{year or 0}x{int(month)}x{int(day or 0)} "
 
-
+# %% ../../nbs/evaluate/answers.ipynb #5096b6e3
 def _rewrite_dates(text: str) -> str:
     "Write each date as a word; a text without months or digits stays as it is."
     if any(month[:3] in text for month in _MONTHS):
@@ -108,12 +108,12 @@ def _decade(found: re.Match) -> str:
     century = _CENTURIES[(found[1] or "nineteen").lower()]
     return f"{century}{2 + _DECADES.index(found[2].lower())}0s"
 
-
+# %% ../../nbs/evaluate/answers.ipynb #3f12ff7d
 def _initials(found: re.Match) -> str:
     "Write initials as words of their own."
     return "".join(f" initx{letter} " for letter in re.findall("[A-Z]", found[0]))
 
-
+# %% ../../nbs/evaluate/answers.ipynb #6ef9cfb7
 _Rule = tuple[tuple[str, ...], re.Pattern, "str | Callable[[re.Match], str]"]
 
 
@@ -180,7 +180,7 @@ class Word(NamedTuple):
     joined: bool  # the next word that says something follows without another in between
     initials: str  # letters right before it
 
-
+# %% ../../nbs/evaluate/answers.ipynb #82d59c48
 class Reading(NamedTuple):
     "A text as it is compared."
     words: tuple[Word, ...]  # those that say something
@@ -231,7 +231,7 @@ def _root_of(word: str) -> str:
         return bare.removesuffix("s")
     return root(bare)
 
-
+# %% ../../nbs/evaluate/answers.ipynb #7b17b19c
 class _Part(NamedTuple):
     "What a word or a sign is, whatever stands beside it."
     plain: str
@@ -239,7 +239,7 @@ class _Part(NamedTuple):
     root: str  # empty where it says nothing
     capital: bool
 
-
+# %% ../../nbs/evaluate/answers.ipynb #a90012a6
 @lru_cache(maxsize=50_000)
 def _look_up(part: str) -> _Part:
     "Look up a word or a sign."
@@ -261,14 +261,14 @@ def _negates(words: list[str], at: int) -> bool:
         return following[0].isalpha()
     return word != "rather" or following == "than"
 
-
+# %% ../../nbs/evaluate/answers.ipynb #591b46b7
 def _denies_subject(words: list[str], at: int) -> bool:
     "Tell whether a negation denies what stands before it: Nabrit was not."
     before, following = words[at - 1] if at else "", words[at + 1] if at + 1 < len(words) else "."
     ends = following in _BEHIND or not following[0].isalnum()
     return ends and (words[at].endswith("n't") or before in _BE)
 
-
+# %% ../../nbs/evaluate/answers.ipynb #f9791c91
 @dataclass
 class _State:
     "How far a text was read."
@@ -291,7 +291,7 @@ def _pause(state: _State, sign: str) -> None:
     if sign in ".!?\n":
         state.place, state.opening = state.place + 12, True
 
-
+# %% ../../nbs/evaluate/answers.ipynb #33489768
 def _negate(state: _State, at: int) -> None:
     "Read a word that starts a clause or a negation."
     words = [part.plain for part in state.parts]
@@ -303,7 +303,7 @@ def _negate(state: _State, at: int) -> None:
             first = max(state.clause, len(state.found) - 3)
             state.found[first:] = [one._replace(denied=True) for one in state.found[first:]]
 
-
+# %% ../../nbs/evaluate/answers.ipynb #c44798c7
 def _keep(state: _State, kept: str, at: int, used: int) -> None:
     "Keep a word that says something."
     if state.last == at - 1 and state.found:
@@ -416,7 +416,7 @@ def _keys(one: str) -> list[str]:
         keys |= {f"#{year}", f"@{year}-{month}-0"}
     return [*keys, f"@0-{month}-{day}"] if day != "0" else [*keys]
 
-
+# %% ../../nbs/evaluate/answers.ipynb #3637a233
 @lru_cache(maxsize=20_000)
 def read(
     text: str,  # an answer or a wording, with or without marks
@@ -440,7 +440,7 @@ def _is_exact(word: Word) -> bool:
     "Tell whether a word is a number or a date."
     return word.root[0] in "#@"
 
-
+# %% ../../nbs/evaluate/answers.ipynb #e781f1c8
 def _in_order(wanted: Sequence[Word], words: Sequence[Word], chosen: Places) -> bool:
     "Tell whether numbers stand before what they count, and names side by side."
     for left, right, at, then in zip(wanted, wanted[1:], chosen, chosen[1:]):
@@ -498,7 +498,7 @@ _TITLES = frozenset(map(root, """
 """.split())) | _TELLING | {root(month.lower()) for month in _MONTHS}
 _LINKS = frozenset("and of the or in on for".split())
 
-
+# %% ../../nbs/evaluate/answers.ipynb #09a1154e
 @lru_cache(maxsize=20_000)
 def _is_person(wording: str) -> bool:
     "Tell whether a wording may be the full name of a person."
@@ -518,7 +518,7 @@ def _names_before(words: Sequence[Word], place: int) -> list[Word]:
         start -= 1
     return [word for word in words[start:place] if word.root not in _TITLES]
 
-
+# %% ../../nbs/evaluate/answers.ipynb #f4a9684c
 def _is_other(
     person: str,  # a full name
     text: Reading,
@@ -540,12 +540,13 @@ def _is_other(
 
 # %% ../../nbs/evaluate/answers.ipynb #an-052-2
 @lru_cache(maxsize=20_000)
-def _namesakes(surname: str, text: str) -> frozenset[str]:
-    "List the plain names that stand before a surname in a passage."
-    pattern = rf"\b([A-Z][\w'’-]+) (?:[A-Z]\. )*{re.escape(surname)}\b"
-    return frozenset(plain(found[1]) for found in re.finditer(pattern, text))
+def _namesakes(surname: str, text: str) -> frozenset[tuple[str, ...]]:
+    "List the plain names that stand before a surname in a passage, all of a person together."
+    pattern = rf"\b((?:[A-Z][\w'’-]+ (?:[A-Z]\. )*)+){re.escape(surname)}\b"
+    return frozenset(tuple(plain(name) for name in found[1].split() if len(name.strip(".")) > 1)
+                     for found in re.finditer(pattern, text))
 
-
+# %% ../../nbs/evaluate/answers.ipynb #ba457669
 def _is_ambiguous(
     person: str,  # a full name
     passages: Sequence[str],
@@ -553,8 +554,9 @@ def _is_ambiguous(
     "Tell whether passages name another person of the same surname."
     surname, own = person.split()[-1].strip("."), set(read(person).written)
     found = (_namesakes(surname, text) for text in passages if surname in text)
-    return any(name not in own and name not in STOP_WORDS and root(name) not in _TITLES
-               for names in found for name in names)
+    said = ([name for name in names if name not in STOP_WORDS and root(name) not in _TITLES]
+            for some in found for names in some)
+    return any(names and own.isdisjoint(names) for names in said)
 
 # %% ../../nbs/evaluate/answers.ipynb #an-061
 _STATES = frozenset("""
@@ -569,7 +571,7 @@ _STATES = frozenset("""
 _BETWEEN = re.compile(r"\s*(?:[,;]\s*(?:and |or )?|\b(?:and|as well as)\s+)(?:the )?")
 _PART_OF = re.compile(r"(?:an?|one)[- ](?:third|quarter|fourth|fifth|half)\b|\d/\d")
 
-
+# %% ../../nbs/evaluate/answers.ipynb #ce80c815
 class Wording(NamedTuple):
     "An accepted wording, taken apart."
     text: str
@@ -610,7 +612,7 @@ class Beside(NamedTuple):
     passages: tuple[str, ...] = ()  # texts that were shown
     denied: bool = False  # whether what an answer denies counts as told too
 
-
+# %% ../../nbs/evaluate/answers.ipynb #0142e891
 _OTHER_PLACE = frozenset(map(root, "west east north south new".split()))
 _LIMITS = frozenset("before after less fewer".split())
 _WHO = re.compile(r"\b(?:who|whom|whose|which (?:president|person|man|woman|author))\b", re.I)
@@ -642,7 +644,7 @@ def _is_name_there(wording: Wording, chosen: Places, text: Reading, person: str)
         return wording.whole.words[-1].root == "sr"
     return not (full and _is_person(full) and _is_other(full, text, chosen[0]))
 
-
+# %% ../../nbs/evaluate/answers.ipynb #fb3c7af3
 def _is_part_there(wording: Wording, chosen: Places, text: Reading) -> bool:
     "Tell whether a fraction stands alone: not in two thirds, nor in the third method."
     at = chosen[0]
@@ -662,7 +664,7 @@ def _as_it_is(wording: Wording, text: Reading, beside: Beside, person: str) -> b
                    for place in text.places.get(wanted[0].root, ()))
     return False
 
-
+# %% ../../nbs/evaluate/answers.ipynb #312815f1
 def _as_surname(wording: Wording, text: Reading, beside: Beside) -> bool:
     "Tell whether a person is named by surname alone, and nobody else can be meant."
     surname = wording.whole.words[-1]
@@ -688,7 +690,7 @@ def _as_abbreviation(wording: Wording, text: Reading, beside: Beside) -> bool:
                and _stands(wanted, tuple(range(start, start + size)), text, beside)
                for start in starts)
 
-
+# %% ../../nbs/evaluate/answers.ipynb #c9e7c261
 def _as_spelled(wording: Wording, text: Reading, beside: Beside) -> bool:
     "Tell whether the same letters are there, divided into words in another way."
     letters, many = "".join(wording.whole.written), len(wording.whole.written)
@@ -723,7 +725,7 @@ def _as_function_word(wording: Wording, raw: str, text: Reading) -> bool:
     return (not _SAYS_NOTHING.issuperset(wanted)
             and any(written[start:start + len(wanted)] == wanted for start in rows))
 
-
+# %% ../../nbs/evaluate/answers.ipynb #5d9266ac
 _WITH_ONE = frozenset("for to i he she they we".split())  # "for Scott", "told to", "she wrote"
 
 # %% ../../nbs/evaluate/answers.ipynb #an-064-2
@@ -735,7 +737,7 @@ def _is_literal(wording: Wording) -> bool:
     thin = words[0].root in _TELLING or words[0].root == "self"
     return thin or bool(_WITH_ONE & set(wording.whole.written))
 
-
+# %% ../../nbs/evaluate/answers.ipynb #12cd2422
 def _is_told(wording: Wording, raw: str, text: Reading, beside: Beside, person: str) -> bool:
     "Tell whether one wording is told."
     if _is_literal(wording):
@@ -758,7 +760,7 @@ def _contradicts(text: str, reference: str) -> bool:
     first, second = _YES_NO.match(text), _YES_NO.match(reference)
     return bool(first and second) and first[1].lower() != second[1].lower()
 
-
+# %% ../../nbs/evaluate/answers.ipynb #41e9717d
 def _tells(text: str, wordings: list[Wording], beside: Beside) -> bool:
     "Tell whether a text tells one of some wordings."
     found = read(text)

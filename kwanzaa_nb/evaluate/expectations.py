@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..core.answer import ModelAnswer
 from ..core.record import Record
 from ..core.text import Claim, split_claims
-from .answers import Beside, Reading, read, tells
+from .answers import Beside, Reading, read, root, tells
 
 # %% ../../nbs/evaluate/expectations.ipynb #ex-011
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Target:
     premises: tuple[str, ...] = ()  # its unsupported claims
     questions: tuple[str, ...] = ()
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #665f95aa
 def _kind(record: Record, target: dict) -> str:
     "Tell what a record expects."
     completeness, unknowns = target["answer"]["completeness"], target["unknowns"]
@@ -57,21 +57,22 @@ def read_target(
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         return Target()
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #622e3afe
 def is_remark(claim: Claim, missing: Sequence[str]) -> bool:
     "Tell whether a claim without marks only says that something is missing."
     return not claim.marks and any(phrase.casefold() in claim.text.casefold() for phrase in missing)
 
 # %% ../../nbs/evaluate/expectations.ipynb #ex-021
 _SHARED = 0.5  # least share of the content words of what is meant
-_NOBODY = frozenset("context passage source text chunk say tell give state mention".split())
+_NOBODY = frozenset(map(
+    root, "context passage source text chunk say tell give state mention".split()))
 
 
 def _content(text: str) -> frozenset[str]:
     "Return the roots of the words that say something."
     return frozenset(word.root for word in read(text).words) - _NOBODY
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #613665d1
 def shares(
     said: str,
     meant: str,  # a phrase
@@ -80,7 +81,7 @@ def shares(
     asked = _content(meant)
     return bool(asked) and len(asked & _content(said)) >= _SHARED * len(asked)
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #d69493ef
 def names_missing(
     said: Sequence[str],  # `missing_context` of an output
     target: Target,
@@ -141,7 +142,7 @@ def _denied(text: Reading, among: frozenset[str]) -> bool:
     "Tell whether a text denies one of some roots."
     return any(word.denied and word.root in among for word in text.words)
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #9ac6fe0a
 def names_premise(
     said: Sequence[str],  # `unsupported_claims` of an output
     target: Target,
@@ -163,14 +164,14 @@ def _readings(question: str) -> list[frozenset[str]]:
     return [side - frozenset().union(*sides[:place], *sides[place + 1:])
             for place, side in enumerate(sides)]
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #1a7b05fe
 def _names_first(asked: str, first: frozenset[str], text: str) -> bool:
     "Tell whether the first reading is there: by a name or a number, where it has one."
     exact = {word.root for word in read(asked).words
              if word.root in first and (word.capital and not word.opens or word.root[0] in "#@")}
     return bool((exact or first) & _content(text))
 
-
+# %% ../../nbs/evaluate/expectations.ipynb #7d689448
 def names_readings(
     said: Sequence[str],  # `clarifying_questions` of an output
     target: Target,

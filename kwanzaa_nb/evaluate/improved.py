@@ -32,7 +32,7 @@ def _log_of(config: Config, effective: "RuntimeSettings", records: Sequence[Reco
               for arm, folder in adapters.items()}
     open_log(log, experiment(config, effective, records, None) | {"compared": hashes})
 
-
+# %% ../../nbs/evaluate/improved.ipynb #41cf798f
 def side_by_side(
     config: Config,
     effective: "RuntimeSettings",
@@ -69,7 +69,7 @@ def fell(
     return [row["metric"] for row in compare(start, improved)
             if row["second"] < row["first"] and row["p_holm"] < _LEVEL]
 
-
+# %% ../../nbs/evaluate/improved.ipynb #754273d3
 def improvement_sentence(
     start: Scores,
     improved: Scores,  # of the same records
@@ -102,14 +102,14 @@ def _copies(case: Case, text: str) -> bool:
     return any(len(parts) > 1 and all(part in text for part in parts)
                for parts in passages.values())
 
-
+# %% ../../nbs/evaluate/improved.ipynb #ad866615
 def _cites_all(case: Case, numbers: Sequence[int]) -> bool:
     "Tell whether an answer cites every passage of three or more, or most of their sentences."
     cited = {case.sentences[number - 1].place for number in numbers}
     return (len(cited) == len(case.chunks) > 2
             or len(set(numbers)) >= 4 and 2 * len(set(numbers)) > len(case.sentences))
 
-
+# %% ../../nbs/evaluate/improved.ipynb #c1fd6f60
 def gaming_signs(
     outputs: Sequence[dict],  # of one arm
     records: Sequence[Record],
@@ -157,7 +157,7 @@ def own_records(
             found.append({**record, "messages": [*record["messages"][:-1], answer]})
     return found
 
-
+# %% ../../nbs/evaluate/improved.ipynb #530eabe4
 def forged_rate(
     own: Sequence[Record],  # of `own_records`
     forge: Callable[..., Mapping[str, Rate]],  # of the benchmark

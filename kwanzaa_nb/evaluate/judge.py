@@ -56,7 +56,7 @@ _SAYS_YES = re.compile(
 _SAYS_NO = re.compile(r"(?i)(?:hallucinat(?:ion|ed)|unsupported|not_?supported|baseless)")
 _UNNAMED = re.compile(r"LABEL_\d+")
 
-
+# %% ../../nbs/evaluate/judge.ipynb #4e93b864
 @dataclass(frozen=True)
 class Kind:
     "How a model is asked, and where it answers."
@@ -69,7 +69,7 @@ _FORMS = {  # what a model reads; where the claim is not in it, it is read as th
     "yes-no": "predict: {evidence}{end}{claim}",
     "tokens": "Summarize the following text:\npassage 1: {evidence}\noutput:\n", "hhem": ""}
 
-
+# %% ../../nbs/evaluate/judge.ipynb #255e03e9
 def _label(labels: list[str], wanted: re.Pattern, name: str) -> "int | None":
     "Find the label to read. Raises `JudgeError` where none, or more than one, says it."
     if len(labels) == 1:
@@ -115,7 +115,7 @@ def _fetch(name: str, revision: "str | None", patterns: Sequence[str]) -> Path:
                               ignore_patterns=["*/*"])
     return Path(found)
 
-
+# %% ../../nbs/evaluate/judge.ipynb #9d21751b
 def judge_folder(
     name: str,  # a folder, or an id on the Hub, with or without @revision
     weights: bool = True,  # False: settings and tokenizer are enough
@@ -145,7 +145,7 @@ def _settings(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise JudgeError(f"{name} has no config.json that can be read: {_MEND}") from error
 
-
+# %% ../../nbs/evaluate/judge.ipynb #902eefe4
 def _identity(folder: Path) -> str:
     "Hash the files that a model's judgements depend on."
     files = sorted(file for file in folder.iterdir() if file.suffix in (
@@ -153,7 +153,7 @@ def _identity(folder: Path) -> str:
     hashes = [[file.name, file_record(file)["sha256"]] for file in files]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
-
+# %% ../../nbs/evaluate/judge.ipynb #e25b796a
 def _free_memory() -> "int | None":  # bytes
     "Return how much memory new programs can have; None where the system does not tell."
     try:
@@ -172,7 +172,7 @@ def _pieces(text: str, room: int, measure: Callable[[str], int]) -> list[str]:
     halves = text[:cut].strip(), text[cut:].strip()
     return [piece for half in halves if half for piece in _pieces(half, room, measure)]
 
-
+# %% ../../nbs/evaluate/judge.ipynb #ea475e4d
 def windows(
     chunks: Sequence[str],
     room: int,  # most tokens of a window
@@ -236,11 +236,16 @@ class Judge:
 
     def release(self) -> None:
         "Give the model's memory back; it is loaded again when it is needed."
-        if self.__dict__.pop("model", None) is not None and self.device == "cuda":
-            import torch
+        _release(self)
 
-            torch.cuda.empty_cache()
-        gc.collect()
+# %% ../../nbs/evaluate/judge.ipynb #22d8cebf
+def _release(judge: Judge) -> None:
+    "Drop a judge's model, and what a GPU keeps for it."
+    if judge.__dict__.pop("model", None) is not None and judge.device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
+    gc.collect()
 
 # %% ../../nbs/evaluate/judge.ipynb #jd-012-b
 def _loaded(name: str, loader: Callable, place: Path, **options: Any) -> Any:
@@ -255,12 +260,12 @@ def _loaded(name: str, loader: Callable, place: Path, **options: Any) -> Any:
         raise JudgeError(f"the model {name!r} for a second opinion could not be loaded ({reason}): "
                          f"{_MEND}") from error
 
-
+# %% ../../nbs/evaluate/judge.ipynb #e5e8a8fb
 def _foundation(judge: Judge) -> Path:
     "Find the T5 that HHEM 2.1 was made of: its settings and its tokenizer."
     return judge_folder(judge.settings.get("foundation", "google/flan-t5-base"), weights=False)
 
-
+# %% ../../nbs/evaluate/judge.ipynb #774de06c
 def _load_tokenizer(judge: Judge) -> "PreTrainedTokenizerFast":
     "Load a judge's tokenizer. Raises `JudgeError`."
     from transformers import AutoTokenizer
@@ -295,7 +300,7 @@ def _check_memory(judge: Judge) -> None:
         raise JudgeError(f"{judge.name} has weights of {size / 1e9:.1f} GB, and "
                          f"{free / 1e9:.1f} GB of memory are free: {_MEND}")
 
-
+# %% ../../nbs/evaluate/judge.ipynb #67618f6e
 def _load_model(judge: Judge) -> "PreTrainedModel":
     "Load a judge's model, on the processor where a GPU has no room. Raises `JudgeError`."
     import torch
@@ -352,7 +357,7 @@ def judge_of(
     return find_judge(str(place) if place.is_dir() else name, config.run.device,
                       config.run.mixed_precision, config.evaluation.batch_size)
 
-
+# %% ../../nbs/evaluate/judge.ipynb #337660fe
 def check_judge(judge: Judge) -> str:  # a sentence about it
     "Load a judge, ask it once, and give its memory back. Raises `JudgeError`."
     judge("The sky is blue.", ["The sky is blue."])
@@ -416,7 +421,7 @@ def _digits(reader: _Reader) -> list[int]:  # ids
                          f"answer can't be read: {_MEND}")
     return found
 
-
+# %% ../../nbs/evaluate/judge.ipynb #e4bfd47e
 def _chances(judge: Judge, reader: _Reader, batch: Sequence[tuple[str, ...]]) -> list[float]:
     "Read one batch of texts, and return the chance of support for each."
     import torch
@@ -471,7 +476,7 @@ def _all_chances(judge: Judge, reader: _Reader, texts: list[tuple[str, ...]]) ->
         first += len(places)
     return found
 
-
+# %% ../../nbs/evaluate/judge.ipynb #62ac4413
 def _score(judge: Judge, pairs: Sequence[_Pair]) -> list[float]:
     "Return the chance of support for each claim: of its worst sentence, in that one's best window."
     reader = _Reader(judge)
@@ -490,7 +495,7 @@ def _key(judge: Judge, pair: _Pair) -> str:
     whole = json.dumps([_FORMAT, judge.sha256, judge.dtype, *pair])
     return hashlib.sha256(whole.encode()).hexdigest()
 
-
+# %% ../../nbs/evaluate/judge.ipynb #f0518dbc
 def _kept(cache: "Path | None") -> dict[str, float]:
     "Read the results on disk; a line that was cut off is left out and removed."
     if cache is None or not cache.exists():
@@ -574,7 +579,7 @@ def opinion_controls(
                if output["arm"] in wanted]
     return score_arms(written, answerable), written
 
-
+# %% ../../nbs/evaluate/judge.ipynb #463436a7
 def _agreement(verdicts: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
     "Count claims by what the rules and the model say, in this order."
     counts = Counter(verdicts)
@@ -630,7 +635,7 @@ def opinion_rows(
             str(own[name]) for name in ("both", "only_rules", "only_model", "neither")), agreed])
     return rows
 
-
+# %% ../../nbs/evaluate/judge.ipynb #1a71ccca
 def opinion_lines(
     opinion: SecondOpinion,
 ) -> list[list[str]]:  # what, result, over: as the rows of `instrument`
@@ -669,7 +674,7 @@ def compare_with_people(
                       "kappa": _agreement(verdicts)["kappa"]})
     return found
 
-
+# %% ../../nbs/evaluate/judge.ipynb #98328ede
 def people_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     "Show what `compare_with_people` found."
     def cell(value: Any) -> str:

@@ -47,7 +47,7 @@ from ..core.stats import Difference, Part, paired_difference, weighted_interval
 class ScoreError(ProblemList):
     "Raised where outputs and records do not belong together; holds every problem."
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #23ab008a
 _KINDS = tuple(name.removesuffix("_rate") for name in EXPECTATIONS)  # of `Target.kind`
 
 
@@ -78,7 +78,6 @@ class Case:
         "Whether a plain answer or a refusal is expected."
         return self.target.kind not in _KINDS
 
-
 # %% ../../nbs/evaluate/metrics.ipynb #42-010
 def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
     "Return the parts of the right answer; a short answer with its aliases is a single one."
@@ -89,7 +88,7 @@ def _groups(record: Record) -> tuple[tuple[str, ...], ...]:
     wordings = tuple(text for text in found if text)
     return (wordings,) if wordings else ()
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #628d5b0e
 def _from_target(record: Record) -> dict[str, Any]:  # fields of `Case`
     "Return what the right answer says, cites and lacks; nothing for records without groups."
     target = read_target(record)
@@ -106,7 +105,7 @@ def _before(record: Record) -> str:
     said = [claim.text for _, text in turns for claim in split_claims(text)]
     return " ".join([*(question for question, _ in turns), *said])
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #83bc0178
 def _gold(record: Record) -> frozenset[str]:
     "Return the ids of the chunks that hold the answer."
     if record.get("answerable") is False:
@@ -114,7 +113,7 @@ def _gold(record: Record) -> frozenset[str]:
     marked = [chunk["chunk_id"] for chunk in record.get("chunks") or [] if chunk.get("gold")]
     return frozenset((record.get("expected") or {}).get("gold_chunk_ids", marked))
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #0463da74
 def _document(record: Record) -> str:
     """Return the document that a record stands or falls with; empty where it has none.
 
@@ -205,7 +204,7 @@ def _parse(raw: str, case: Case) -> ModelAnswer:
     "Parse and check an output against what its record showed. Raises `AnswerError`."
     return parse_model_answer(raw, len(case.sentences), not case.needs_citations)
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #253cbff2
 def _cited(numbers: list[int], case: Case) -> frozenset[str]:
     "Return the ids of the chunks cited; a number that was not shown counts as a chunk."
     shown = len(case.sentences)
@@ -371,7 +370,7 @@ def _judge_expectation(outcome: Outcome, answer: ModelAnswer) -> None:
     asks = case.target.kind == "clarification"
     outcome.fulfilled = not faults and outcome.decision == ("refused" if asks else "answered")
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #70cd2aae
 def _judge_refusal(outcome: Outcome, answer: ModelAnswer) -> None:
     "Judge a valid output that refuses; a clean refusal makes no claim."
     faults = _refusal_faults(answer, outcome.case)
@@ -388,7 +387,7 @@ def _measured(value: object) -> "float | None":
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return value if number and 0 <= value < 10**9 else None
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #a2143a2a
 def _judge_ending(outcome: Outcome, output: dict) -> None:
     "Mark an output invalid if it did not end by itself, and keep why."
     reason, problem = output.get("finish_reason", "stop"), output.get("problem") or ""
@@ -450,7 +449,7 @@ FAILURE_CODES = {  # code -> what it means and what to look at
                      "the answer was learnt by heart.",
 } | EXPECTATION_CODES
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #ed148af1
 def failure_table() -> str:  # Markdown with the columns code, what it means and what to look at
     "Write a table of the scorer's failure codes; those of the contract are in `error_table`."
     rows = [f"| `{code}` | {meaning} |" for code, meaning in FAILURE_CODES.items()]
@@ -464,12 +463,12 @@ def _documents(outcomes: list[Outcome]) -> list[str]:
     "Return the document of each outcome, for intervals."
     return [one.case.document for one in outcomes]
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #d7ee0144
 def _share(name: str, of: str, outcomes: list[Outcome]) -> Rate:
     "Compute the share of outcomes of which something is true, with an interval by document."
     return share(name, [bool(getattr(one, of)) for one in outcomes], _documents(outcomes))
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #80f3f3ff
 def _four_metrics(outcomes: list[Outcome]) -> dict[str, Rate]:
     "Compute the four metrics over some outcomes, by name."
     answerable = [one for one in outcomes if one.case.answerable]
@@ -515,7 +514,7 @@ def _companions(outcomes: list[Outcome]) -> dict[str, Rate]:
                   by_citing))
     return {rate.name: rate for rate in rates}
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #7d1d6af0
 def _expected_rates(outcomes: list[Outcome]) -> dict[str, Rate]:
     "Compute how many partial answers, conflicts, corrections and questions back are right."
     of: dict[str, list[Outcome]] = defaultdict(list)
@@ -565,7 +564,7 @@ def _shares(outcomes: list[Outcome]) -> list[_Share]:
     refusing: list[_Share] = [(each, side, lambda one: one.refusal_right) for side in sides]
     return [(0.5 if sides else 1.0, cited, lambda one: one.covered), *refusing]
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #014f000b
 def _part(one: _Share, other: "list[Outcome] | None" = None) -> Part:
     "Return what each record of a share moves: against another arm, or against passing nothing."
     weight, outcomes, passes = one
@@ -573,7 +572,7 @@ def _part(one: _Share, other: "list[Outcome] | None" = None) -> Part:
     moves = [passes(outcome) - earlier for outcome, earlier in zip(outcomes, before, strict=True)]
     return weight, moves, _documents(outcomes)
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #8f0c950c
 def _compared_rates(outcomes: list[Outcome], hard: frozenset[str]) -> dict[str, Rate]:
     "Compute the rate of hard negatives, and the figure by which arms are compared."
     near = [one for one in outcomes if one.case.id in hard]
@@ -594,7 +593,7 @@ def _plain_rates(rates: dict[str, Rate]) -> dict[str, RateResult]:
     "Return rates as JSON values."
     return {name: {"value": rate.value, **asdict(rate)} for name, rate in rates.items()}
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #743c5598
 _KEPT = ("decision", "valid", "covered", "right", "claims", "supported", "grounded", "fulfilled",
          "codes", "notes")  # of an outcome, in metrics.json
 
@@ -639,7 +638,7 @@ def _check(outputs: list[dict], records: list[Record]) -> None:
     if problems:
         raise ScoreError("outputs to score", problems)
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #6d74f032
 def _costs(outcomes: list[Outcome]) -> "dict[str, float | None]":
     "Sum up seconds and new tokens, as far as they are known."
     seconds = [one.seconds for one in outcomes if one.seconds]
@@ -661,7 +660,7 @@ def _without_collection() -> Iterator[None]:
         if was_on:
             gc.enable()
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #4439a403
 def score(
     outputs: list[dict],  # of one arm; a record without an output counts as failed
     records: list[Record],  # what was asked
@@ -700,7 +699,7 @@ def score_arms(
     cases = read_cases(records)
     return {arm: score(own, records, cases) for arm, own in arms.items()}
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #565c5a10
 def forget_scores() -> None:
     "Empty the caches of resamples and claims, to time scoring as if it were the first time."
     forget_resamples()
@@ -716,17 +715,17 @@ def _object(completeness: str, text: str, evidence: "list[int]" = (),
                           "clarifying_questions": []}}
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #6f51874b
 REFUSAL = _object("insufficient_data", "The retrieved context does not answer this question.",
                   missing=["the answer to the question"])
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #b731908f
 def _copy(shown: list[Sentence]) -> str:
     "Answer with at most eight sentences as they were shown, each under its own number."
     copied = " ".join(f"{shown_text(one.text)} [{one.number}]" for one in shown[:8])
     return _object("complete", copied or "Yes.", [one.number for one in shown[:8]])
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #7c598fa6
 def _first_sentences(case: Case) -> list[Sentence]:
     "Return the first sentence of each chunk."
     firsts = {one.place: one for one in reversed(case.sentences)}
@@ -748,7 +747,7 @@ def _best_score(record: Record) -> "float | None":
     found = [chunk.get("score") for chunk in record.get("chunks") or []]
     return max((one for one in found if one is not None), default=None)
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #c645d6ad
 def _score_threshold(records: list[Record]) -> "float | None":
     "Choose the retrieval score that separates these records best; None where none has scores."
     best = [(_best_score(record), record["answerable"]) for record in records
@@ -774,7 +773,7 @@ def _retrieval_rule(record: Record, case: Case, threshold: float) -> str:
         return REFUSAL
     return _copy([one for one in _first_sentences(case) if one.chunk_id == top["chunk_id"]])
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #b402262e
 def controls(
     records: list[Record],
 ) -> list[dict]:  # outputs of the arms gold, always_refuse, never_refuse, cite_everything, …
@@ -821,7 +820,15 @@ def _passes(outcome: Outcome) -> "dict[str, bool | None]":
             else None,
             _GROUNDED: outcome.grounded_answer if case.answerable else None}
 
+# %% ../../nbs/evaluate/metrics.ipynb #b4a29d42
+def _check_same(first: Scores, second: Scores) -> None:
+    "Raise `ScoreError` unless both arms met the same records, in the same order."
+    if [one.case.id for one in first.outcomes] != [one.case.id for one in second.outcomes]:
+        raise ScoreError("arms to compare", [
+            Problem(f"{first.arm}, {second.arm}", "met different records",
+                    "score both with the same records", "different_records")])
 
+# %% ../../nbs/evaluate/metrics.ipynb #7b80db85
 def compare(
     first: Scores,
     second: Scores,  # of the same records
@@ -830,10 +837,7 @@ def compare(
 
     Raises `ScoreError` where the arms met different records.
     """
-    if [one.case.id for one in first.outcomes] != [one.case.id for one in second.outcomes]:
-        raise ScoreError("arms to compare", [
-            Problem(f"{first.arm}, {second.arm}", "met different records",
-                    "score both with the same records", "different_records")])
+    _check_same(first, second)
     both = [(_passes(one), _passes(other)) for one, other in zip(first.outcomes, second.outcomes)]
     documents = _documents(list(first.outcomes))
     rows: list[dict[str, Any]] = []
@@ -858,10 +862,7 @@ def compare_figure(
 
     Raises `ScoreError` where the arms met different records.
     """
-    if [one.case.id for one in first.outcomes] != [one.case.id for one in second.outcomes]:
-        raise ScoreError("arms to compare", [
-            Problem(f"{first.arm}, {second.arm}", "met different records",
-                    "score both with the same records", "different_records")])
+    _check_same(first, second)
     shares = zip(_shares(list(second.outcomes)), _shares(list(first.outcomes)))
     parts = [_part(own, other) for own, (_, other, _) in shares]
     return paired_difference(parts) if parts else None
@@ -875,7 +876,7 @@ def scores_table(
     return [{"arm": arm} | {name: str(scores.rates[name]) for name in names}
             for arm, scores in scores_by_arm.items()]
 
-
+# %% ../../nbs/evaluate/metrics.ipynb #84cfdc8e
 def failures(
     scores: Scores,
     records: list[Record],

@@ -96,7 +96,7 @@ def _server_fallbacks(config: Config) -> list[Fallback]:
                               "a server knows adapters by name, and none is named"))
     return found
 
-
+# %% ../../nbs/evaluate/passes.ipynb #b32eea96
 def backend_fallbacks(
     config: Config,
 ) -> list[Fallback]:
@@ -131,7 +131,7 @@ def _served(config: Config) -> Iterator[tuple[str, Backend]]:
     if wanted.adapter not in ("auto", "none"):
         yield "adapter", ServerBackend(wanted.server, wanted.adapter, key)
 
-
+# %% ../../nbs/evaluate/passes.ipynb #6a563f32
 def arms(
     config: Config,
     effective: "RuntimeSettings | None",  # from `settings_here`
@@ -221,7 +221,7 @@ def _digest(data: "str | bytes") -> str:
     "Return the SHA-256 of a text or of bytes, in hexadecimal digits."
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
-
+# %% ../../nbs/evaluate/passes.ipynb #96007b43
 def grammar_identity(
     records: Sequence[Record],
     served: bool = False,  # whether a server generates: it is given JSON schemas, not grammars
@@ -249,7 +249,7 @@ def _quantization(config: Config, effective: "RuntimeSettings | None") -> "dict 
     asked = config.adapter.quantization.model_dump(mode="json")
     return {**asked, "bnb_4bit_compute_dtype": effective.compute_dtype}
 
-
+# %% ../../nbs/evaluate/passes.ipynb #d0cda687
 def experiment(
     config: Config,
     effective: "RuntimeSettings | None",  # from `settings_here`
@@ -301,7 +301,7 @@ def _confidence(
         return None
     return round(found(output["p_answer"]), 4)
 
-
+# %% ../../nbs/evaluate/passes.ipynb #81446986
 def _namespaces(chunks: Iterable[Chunk]) -> list[str]:
     "Return the namespaces of the chunks shown; unknown where no chunk names one."
     found = {chunk.get("namespace") for chunk in chunks}
@@ -345,7 +345,7 @@ def complete_answers(
             rows.append({"id": output["id"], "arm": output["arm"], "answer_json": found})
     return rows, incomplete
 
-
+# %% ../../nbs/evaluate/passes.ipynb #54528673
 def write_jsonl(path: "str | Path", rows: Iterable[dict]) -> Path:
     "Write rows as JSON Lines, whole or not at all."
     lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -36,7 +36,7 @@ _IN_ONE_WORD = [(re.compile(rf"\b(?:{phrases})\b", re.I), word) for phrases, wor
     ("no more than", "under"), ("no less than|no fewer than", "over"))][::-1]
 _Relation = tuple[str, float, frozenset[str]]  # what it is about, its side, the words behind it
 
-
+# %% ../../nbs/evaluate/reading.ipynb #8827abd1
 def _heads(read: tuple[Token, ...], place: int, most: int = 2) -> frozenset[str]:
     "Return the stems of the next content words behind a place."
     behind = [token.stem for token in read[place + 1:place + 8] if token.weight][:most]
@@ -50,7 +50,7 @@ def _stems(sentence: str) -> frozenset[str]:
     "Return the stems of a sentence, stop words included."
     return frozenset(token.stem for token in tokens(sentence))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #374523dc
 @lru_cache(maxsize=50_000)
 def relations(
     sentence: str,
@@ -76,12 +76,12 @@ def adds_cause(claim: str, sentence: str) -> bool:
     return bool(own) and (not _CAUSAL.search(sentence)
                           or not all(heads & _stems(sentence) for heads in own))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #52b4d1a4
 def _is_figure(heads: frozenset[str]) -> bool:
     "Tell whether a year or another number follows."
     return any(head[0] == "#" for head in heads)
 
-
+# %% ../../nbs/evaluate/reading.ipynb #5c5ef7b4
 def order_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -126,7 +126,7 @@ def _words(sentence: str) -> frozenset[str]:
     "Return the words of a sentence in lower case; a quantity behind not is none."
     return frozenset(WORD.findall(_NOT_ONLY.sub(" ", plain(sentence))))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #c8b3137d
 def quantity_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -188,7 +188,7 @@ def unreal(
     return frozenset("would" if not found[1] else "nearly" for found in _UNREAL.finditer(sentence)
                      if not found[1] or is_verb(plain(found[1])))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #335e4327
 def doubt_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -280,7 +280,7 @@ def _forms(word: str) -> frozenset[str]:
              f"{base}ing", f"{word}{word[-1]}ed", f"{word}{word[-1]}ing")
     return frozenset(map(stem, forms))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #eb1e6b81
 def _opposites(pairs: list[str]) -> dict[str, frozenset[str]]:
     "List for each stem those of the opposite words."
     found: dict[str, frozenset[str]] = {}
@@ -290,7 +290,7 @@ def _opposites(pairs: list[str]) -> dict[str, frozenset[str]]:
                 found[word] = found.get(word, frozenset()) | against
     return found
 
-
+# %% ../../nbs/evaluate/reading.ipynb #cac04474
 _OPPOSITES = _opposites(_PAIRS)
 _OPPOSITES |= {"#1th": frozenset({"last"}), "last": frozenset({"#1th", "first"})}  # a number
 _HAVE_OPPOSITES = frozenset(_OPPOSITES)
@@ -305,7 +305,7 @@ def opposites(
     "Return the opposites of some words."
     return frozenset().union(*(_OPPOSITES.get(word, frozenset()) for word in stems))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #6c6a8dcf
 def opposite_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -341,7 +341,7 @@ def _span(read: tuple[Token, ...], first: int, stops: frozenset[str]) -> set[str
             found.add(token.stem)
     return found
 
-
+# %% ../../nbs/evaluate/reading.ipynb #5d6c04c4
 def _relation(read: tuple[Token, ...], place: int) -> list[_Transfer]:
     "Read that somebody is the father, or the daughter, of somebody else."
     behind = [token.stem for token in read[place + 1:place + 2]]
@@ -453,7 +453,7 @@ def source_fails(
     tells = re.compile(_TELLS.format(name=re.escape(named[1])))
     return not any(map(tells.search, window))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #42c686e0
 def speaker_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -470,7 +470,7 @@ def units(
     found = (_UNIT.get(quantity[1].lower()) for quantity in _QUANTITY.finditer(sentence))
     return frozenset(filter(None, found))
 
-
+# %% ../../nbs/evaluate/reading.ipynb #fd0790b9
 def unit_fails(
     claim: str,  # one sentence
     window: tuple[str, ...],  # the sentences that should support it
@@ -487,7 +487,7 @@ READINGS: dict[str, Callable[[str, tuple[str, ...]], bool]] = {  # claim and win
     "opposite": opposite_fails, "comparison": comparison_fails, "transfer": transfer_fails,
     "unit": unit_fails, "speaker": speaker_fails, "source": source_fails}
 
-
+# %% ../../nbs/evaluate/reading.ipynb #8abcd006
 def forget_readings() -> None:
     "Empty the caches, to time scoring as if for the first time."
     for remembered in (relations, doubted, comparisons, transfers, units, _words, _stems,

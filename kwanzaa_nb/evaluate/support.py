@@ -42,7 +42,7 @@ def _digits(root: str) -> str:
     "Return the digits of a number or an ordinal; empty for any other stem."
     return root.removeprefix("#").removesuffix("th") if root.startswith("#") else ""
 
-
+# %% ../../nbs/evaluate/support.ipynb #202c7087
 def _dates(
     found: tuple[Token, ...],
 ) -> set[_Date]:
@@ -64,7 +64,7 @@ def _dates(
             triples.add((root, day, year if len(year) > 2 else ""))
     return triples
 
-
+# %% ../../nbs/evaluate/support.ipynb #60c554a1
 def _date_fails(asked: set[_Date], given: set[_Date]) -> bool:
     "Tell whether a date of the claim has no match: same month and day, and the year or none."
     def matches(one: _Date, other: _Date) -> bool:
@@ -90,14 +90,14 @@ def _written_out(text: str) -> str:
         lambda years: (f"{years[1]}{years[2]}{years[3]}{years[1]}{years[4]}"
                        if years[4] > years[2] else years[0]), text)
 
-
+# %% ../../nbs/evaluate/support.ipynb #b0cf9282
 @lru_cache(maxsize=20_000)
 def _years(present: frozenset[str]) -> set[int]:
     "Return the years among some stems."
     return {int(other[1:]) for other in present
             if other[0] == "#" and re.fullmatch(r"#1\d{3}|#20\d\d", other)}
 
-
+# %% ../../nbs/evaluate/support.ipynb #2ba4b62f
 def _follows(root: str, claim: str, present: frozenset[str]) -> bool:
     "Tell whether a number of a claim can be worked out from the years of a window."
     years = _years(present)
@@ -109,6 +109,11 @@ def _follows(root: str, claim: str, present: frozenset[str]) -> bool:
         return False
     number, gaps = int(root[1:]), {last - first for first in years for last in years}
     return number > 1 and (number in gaps or number + 1 in gaps and bool(_AGE.search(claim)))
+
+# %% ../../nbs/evaluate/support.ipynb #9e194439
+def _verbs(text: str) -> list[re.Match]:
+    "Find the words that are surely verbs."
+    return [word for word in WORD.finditer(text) if is_verb(plain(word[0]))]
 
 # %% ../../nbs/evaluate/support.ipynb #41-023-ua
 _JOINT = re.compile(r"(\s*(?:[;:—–]|,(?!\d)|\b(?:and|but|while|whereas)\b)\s*)")
@@ -126,11 +131,6 @@ def _units(sentence: str) -> tuple[str, ...]:
             found.append(piece)
         joint = following
     return tuple(found)
-
-
-def _verbs(text: str) -> list[re.Match]:
-    "Find the words that are surely verbs."
-    return [word for word in WORD.finditer(text) if is_verb(plain(word[0]))]
 
 # %% ../../nbs/evaluate/support.ipynb #41-023-b
 _NEGATIONS = frozenset("""
@@ -171,7 +171,7 @@ def _stems(sentence: str) -> frozenset[str]:
     "Return the stems of a sentence, stop words included."
     return frozenset(token.stem for token in tokens(sentence))
 
-
+# %% ../../nbs/evaluate/support.ipynb #7c6fde5c
 def _negation_fails(claim: str, window: tuple[str, ...]) -> bool:
     "Tell whether a claim denies what the window does not, or affirms what the window only denies."
     own, denials = negated(claim, 3), [stems for one in window for stems in negated(one, 3)]
@@ -194,13 +194,13 @@ def _akin(name: str, other: str) -> bool:
     short, long = sorted((name, other), key=len)
     return long.startswith(short) and long[len(short):] in _DEMONYM and len(short) >= 4
 
-
+# %% ../../nbs/evaluate/support.ipynb #3d0a5d09
 def _named(name: str, present: Collection[str]) -> bool:
     "Tell whether a name is among some words, as itself or as a demonym."
     return name in present or len(name) > 3 and any(_akin(name, other) for other in present
                                                     if other[:4] == name[:4])
 
-
+# %% ../../nbs/evaluate/support.ipynb #98e1adf9
 def _there(token: Token, present: Collection[str]) -> bool:
     "Tell whether a word is among some stems; a name may be there as its demonym."
     return token.stem in present or token.name and _named(token.stem, present)
@@ -217,7 +217,7 @@ def _neighbours(claim: str) -> frozenset[tuple[str, str]]:
     names = {token.stem for token in tokens(claim) if token.name}
     return frozenset(pair for run in runs for pair in zip(run, run[1:]) if names.issuperset(pair))
 
-
+# %% ../../nbs/evaluate/support.ipynb #61e392c2
 def _forgiven(claim: str, given: tuple[Token, ...]) -> set[str]:
     "List the first names of the claim that a window leaves out and does not replace."
     return {left for left, right in _neighbours(claim) if any(
@@ -239,7 +239,7 @@ def _names_fail(claim: str, given: tuple[Token, ...]) -> bool:
     return any(all(abs(one - other) > 3 for one in places[left] for other in places[right])
                for left, right in _neighbours(claim) if left not in lacking)
 
-
+# %% ../../nbs/evaluate/support.ipynb #68bf2820
 _SUBJECT = re.compile(
     r"[A-Z]\w{3,} (?:then |also |never |not )?(?:was|were|is|are|had|has|\w{2,}ed)\b")
 
@@ -275,10 +275,6 @@ class _Unit(NamedTuple):
     verbs: frozenset[str]
 
 # %% ../../nbs/evaluate/support.ipynb #41-028-a-2
-_PASSIVE = re.compile(r"\b(?:is|are|was|were|be|been|being) (?:\w+ly )?(\w+)\b")
-_AUX = frozenset("is are was were be been am has have had do did does will would can could".split())
-
-
 def _fillers(read: tuple[Token, ...]) -> Iterator[tuple[str, str, str]]:
     "Find names and numbers, each with its sort and the preposition before it or its row."
     role, before = "", None
@@ -291,7 +287,9 @@ def _fillers(read: tuple[Token, ...]) -> Iterator[tuple[str, str, str]]:
             yield token.stem, "name" if token.name else "number", role
         before = token
 
-
+# %% ../../nbs/evaluate/support.ipynb #a6d1d78b
+_PASSIVE = re.compile(r"\b(?:is|are|was|were|be|been|being) (?:\w+ly )?(\w+)\b")
+_AUX = frozenset("is are was were be been am has have had do did does will would can could".split())
 _RELATIVE = {"who", "which", "that", "where", "whose", "co"}
 
 
@@ -318,7 +316,7 @@ def _parts_of(window: tuple[str, ...]) -> list[_Unit]:
     "Take a window apart."
     return [_take_apart(unit) for sentence in window for unit in _units(sentence)]
 
-
+# %% ../../nbs/evaluate/support.ipynb #d791850e
 def _subject_swapped(claim: str, window: tuple[str, ...]) -> bool:
     "Tell whether a claim says of one subject what the window says of another."
     own, said = _take_apart(_units(claim)[0]), _stems(claim)
@@ -348,7 +346,7 @@ def _holds_another(unit: _Unit, sort: str, role: str, said: frozenset[str]) -> b
     same = [filler for filler, *kind in unit.fillers if kind == [sort, role]]
     return bool(same) and said.isdisjoint(same)
 
-
+# %% ../../nbs/evaluate/support.ipynb #de3ed4e1
 def _filler_swapped(claim: str, window: tuple[str, ...]) -> bool:
     """Tell whether a name or a number of one statement took the place of one of another.
 
@@ -383,7 +381,7 @@ _EXCLUSIVE = [frozenset(map(stem, words.split())) for words in (
     "since in until from to")]  # where one takes the place of another, the sense changes
 _GENDERS = {"he": "she", "him": "her", "his": "her", "she": "he", "her": "his"}
 
-
+# %% ../../nbs/evaluate/support.ipynb #367af85b
 class _Parts(NamedTuple):
     "A sentence, divided."
     frame: tuple[str, ...]  # stems in order, with an empty one for each filler
@@ -417,7 +415,7 @@ def _parts(sentence: str) -> _Parts:
                   frozenset(token.stem for token in read if _exact(token)),
                   tuple(role for role in roles if not role[1] & MONTHS and "#" not in min(role[1])))
 
-
+# %% ../../nbs/evaluate/support.ipynb #f6a502ad
 @lru_cache(maxsize=20_000)
 def _halves(sentence: str) -> tuple[str, ...]:
     "Return a sentence without its yes or no, and its parts that could stand alone."
@@ -430,12 +428,12 @@ def _denies(claim: str, sentence: str, reach: int) -> bool:
     theirs = _all_of(negated(sentence, 5)) | {"fals", "untru", "wrong"}
     return any(stems & _stems(sentence) and not stems & theirs for stems in negated(claim, reach))
 
-
+# %% ../../nbs/evaluate/support.ipynb #9e48fcee
 def _turns(more: "set[str]", less: "set[str]", one: str, other: str) -> bool:
     "Tell whether one word took the place of another, in either direction."
     return one in more and other in less or other in more and one in less
 
-
+# %% ../../nbs/evaluate/support.ipynb #bd8d563f
 def _reordered(own: Sequence, there: Sequence) -> bool:
     "Tell whether the names that two sentences share changed their order, or their prepositions."
     common = {name for _, name in own} & {name for _, name in there}
@@ -478,7 +476,7 @@ def _adds(own: frozenset[str], there: frozenset[str], all_parts: list[frozenset[
     return (len(added) > len(missing) + 1 and len(own & there) >= 0.85 * len(there)
             and all(2 * len(added & part) < len(added) for part in all_parts))
 
-
+# %% ../../nbs/evaluate/support.ipynb #762490b5
 def _details(claim: str) -> set[str]:
     "Return the content words right behind a preposition, and an article."
     read, found = [token for token in tokens(claim) if token.stem not in ("the", "a", "an")], set()
@@ -487,7 +485,7 @@ def _details(claim: str) -> set[str]:
             found.add(token.stem)
     return found
 
-
+# %% ../../nbs/evaluate/support.ipynb #07fee70e
 def _company(claim: str) -> set[str]:
     "Return the names right behind a with."
     read = tokens(claim)
@@ -543,7 +541,7 @@ def _number_fails(claim: str, present: frozenset[str]) -> bool:
     return any(root.removesuffix("th") not in days and not _follows(root, claim, present)
                for root in lacking)
 
-
+# %% ../../nbs/evaluate/support.ipynb #11ef9145
 @lru_cache(maxsize=20_000)
 def _read(window: tuple[str, ...]) -> tuple[tuple[Token, ...], frozenset[str], set[_Date]]:
     "Return the tokens of a window, their stems, and its dates."
@@ -591,14 +589,14 @@ def _given(
         places.setdefault(root, []).append(place)
     return places
 
-
+# %% ../../nbs/evaluate/support.ipynb #dee402c8
 def _near(pair: tuple[str, str], given: dict[str, list[int]]) -> bool:
     "Tell whether the second of two words follows the first at most four words further on."
     if pair[0] not in given or pair[1] not in given:
         return False
     return any(0 < then - at <= _PAIR_REACH for at in given[pair[0]] for then in given[pair[1]])
 
-
+# %% ../../nbs/evaluate/support.ipynb #fff5f251
 @lru_cache(maxsize=20_000)
 def _asked(
     claim: str,  # one sentence
@@ -616,7 +614,7 @@ def _mixed(words: float, pairs: _Pairs, given: dict[str, list[int]]) -> float:
     found = sum(_near(pair, given) for pair in pairs) / len(pairs)
     return (1 - _PAIR_SHARE) * words + _PAIR_SHARE * found
 
-
+# %% ../../nbs/evaluate/support.ipynb #dcd1bae6
 def overlap(
     claim: str,  # one sentence
     window: tuple[str, ...],  # sentences
@@ -647,7 +645,7 @@ class _Found:
 
 _NOWHERE = _Found(0.0, (), (), 1.0)
 
-
+# %% ../../nbs/evaluate/support.ipynb #2461dc4b
 def _best(claim: str, places: Iterable[_Place], found: _Found = _NOWHERE) -> _Found:
     "Choose the best of some places; those that can't be best are not looked at."
     for most, window, factor in sorted(places, key=lambda place: -place[0]):
@@ -668,7 +666,7 @@ def _runs(count: int) -> Iterator[tuple[int, int]]:  # first, and behind the las
     return ((first, first + size) for size in range(1, _LONGEST + 1)
             for first in range(count - size + 1))
 
-
+# %% ../../nbs/evaluate/support.ipynb #b5a8233d
 def _windows(
     claim: str,  # one sentence with at least one content word
     chunk: str,
@@ -709,7 +707,7 @@ def _more(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> str:
     best = max(parts, key=gain)
     return best if gain(best) else ""
 
-
+# %% ../../nbs/evaluate/support.ipynb #6b2dc2fd
 def _put_together(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -> Iterator[_Place]:
     "Extend a window by one, two and three sentences from elsewhere in its text."
     factor = 1.0
@@ -724,19 +722,21 @@ def _put_together(claim: str, window: tuple[str, ...], parts: tuple[str, ...]) -
 SUPPORTED_AT = 0.54  # least score of a supported claim; chosen on human labels, see below
 OPEN_AT = 0.4  # least score of a claim that is left open
 _SHARES = {"words": 0.46, "pairs": 0.13, "phrases": 0.15, "clauses": 0.26}  # of `fit_shares`
+
+
 @lru_cache(maxsize=50_000)
 def _phrases(sentence: str) -> frozenset[tuple[str, str]]:
     "Return all pairs of words in a row."
     words = [plain(word).removesuffix("'s") for word in WORD.findall(sentence)]
     return frozenset(zip(words, words[1:]))
 
-
+# %% ../../nbs/evaluate/support.ipynb #175b9a5d
 def _share(asked: tuple[Token, ...], present: Collection[str]) -> float:
     "Return the weighted share of some words that are present."
     total = sum(token.weight for token in asked)
     return sum(token.weight for token in asked if _there(token, present)) / total
 
-
+# %% ../../nbs/evaluate/support.ipynb #047e4ff6
 def shares(
     claim: str,  # one sentence with at least one content word
     window: tuple[str, ...],  # sentences
@@ -765,7 +765,7 @@ class Support:
             return "supported"
         return "open" if self.score >= OPEN_AT and not self.failed else "unsupported"
 
-
+# %% ../../nbs/evaluate/support.ipynb #c70f806a
 def _measure(claim: str, found: _Found) -> Support:
     "Make the score of the best window."
     if not found.window:
@@ -784,7 +784,7 @@ def _by_words(chunk: str) -> dict[str, str]:
     "List the sentences of a chunk under what they say without their full stop."
     return {sentence.rstrip(".!?"): sentence for sentence in sentences(chunk)}
 
-
+# %% ../../nbs/evaluate/support.ipynb #15803bb9
 def _search(claim: str, chunks: tuple[str, ...]) -> _Found:
     "Find the best window for a claim among all chunks."
     best = []
@@ -816,7 +816,7 @@ def _examine(claim: str, chunks: tuple[str, ...]) -> Support:
             found = Support(found.score * _GATE, found.window, (*found.failed, name))
     return found
 
-
+# %% ../../nbs/evaluate/support.ipynb #28454c58
 def forget_claims() -> None:
     "Empty the caches of claims, sentences and words, to time scoring as if for the first time."
     forget_words()
@@ -853,7 +853,7 @@ def _plainly(text: str) -> str:
     is_title = len(words) > 4 and sum(word[0].isupper() for word in words) > 0.7 * len(words)
     return bare.lower() if is_title else bare
 
-
+# %% ../../nbs/evaluate/support.ipynb #ec973e88
 _SAYS_NOTHING = frozenset(map(stem, """
     yes yeah yep sure ok okay well oh wow great absolutely certainly definitely exactly indeed right
     correct thanks thank hi hello hey sorry
@@ -872,7 +872,7 @@ def _statements(text: str) -> tuple[str, ...]:  # without introductions; never e
     return tuple(one for one in found if not _SAYS_NOTHING.issuperset(
         token.stem for token in _asked(one)[0])) or (text,)
 
-
+# %% ../../nbs/evaluate/support.ipynb #af9e16b9
 def examine(
     claim: str,  # without marks
     chunks: list[str],  # the texts of the chunks that this claim cites, at most a few
@@ -881,7 +881,7 @@ def examine(
     found = [_examine(one, tuple(chunks)) for one in _statements(claim)]
     return min(found, key=lambda one: one.score)
 
-
+# %% ../../nbs/evaluate/support.ipynb #cfdb10a5
 def support(
     claim: str,  # without marks
     chunks: list[str],  # the texts of the chunks that this claim cites
@@ -897,7 +897,7 @@ def _whole(chunk: str) -> tuple[frozenset[str], list[frozenset[str]]]:
     return (_all_of(frozenset(_given((part,))) for part in parts),
             [stems for part in parts for stems in negated(part, 3)])
 
-
+# %% ../../nbs/evaluate/support.ipynb #bd3b0f47
 @lru_cache(maxsize=20_000)
 def _most(claim: str, chunk: str) -> float:
     "Return a bound that no window of one chunk lifts a claim above: a quick look."
@@ -910,7 +910,7 @@ def _most(claim: str, chunk: str) -> float:
     return (_SHARES["words"] * _share(asked, present) + _SHARES["clauses"] * clause
             + _SHARES["pairs"] + _SHARES["phrases"])
 
-
+# %% ../../nbs/evaluate/support.ipynb #90235e55
 def is_supported(
     claim: str,  # without marks
     chunk: str,
@@ -932,7 +932,7 @@ def _label_rows(path: Path) -> list[tuple[str, str, bool]]:
         return [(row["response"], row["knowledge"], row["begin_label"] == "Fully attributable")
                 for row in table]
 
-
+# %% ../../nbs/evaluate/support.ipynb #511fbd41
 def _human_labels(path: Path) -> list[tuple[str, str, bool]]:  # claim, evidence, supported
     "Read one set in its public format. Raises `ValueError` or `KeyError` for any other file."
     with path.open("rb") as file:
@@ -964,7 +964,7 @@ def _labels(folder: "str | Path") -> dict[str, list[tuple[str, str, bool]]]:
                              "download it again.") from error
     return found
 
-
+# %% ../../nbs/evaluate/support.ipynb #a38703d2
 def _agreement(name: str, labels: list[tuple[str, str, bool]]) -> dict:
     "Compare `support` with one set of labels."
     found = [(examine(text, [evidence]), supported) for text, evidence, supported in labels]
@@ -976,7 +976,7 @@ def _agreement(name: str, labels: list[tuple[str, str, bool]]) -> dict:
     return {"set": name, "rows": len(found), "supported": len(high), "auroc": round(area, 3),
             "tpr": passed[0], "fpr": passed[1], "open": round(undecided, 3)}
 
-
+# %% ../../nbs/evaluate/support.ipynb #11b1cec0
 def reliability(
     folder: "str | Path",  # holds begin_*_dev.tsv and/or wice_claim_dev.jsonl
 ) -> list[dict]:  # for each set: set, rows, supported, auroc; at `SUPPORTED_AT` tpr, fpr; open
@@ -1012,7 +1012,7 @@ def _rows(
                       best.score / score if score else 1.0, 200 / sizes[supported]))
     return found
 
-
+# %% ../../nbs/evaluate/support.ipynb #fede4e3b
 def _fit(
     rows: list[_Row],
     ridge: float = 5.0,  # keeps shares that tell the same from trading weight at random
@@ -1050,7 +1050,7 @@ def _scores(rows: list[_Row], weights: "np.ndarray", side: bool) -> "np.ndarray"
     return np.array([weights @ values * factor for values, label, _, factor, _ in rows
                      if label is side])
 
-
+# %% ../../nbs/evaluate/support.ipynb #d144a90e
 def cross_validate(
     folder: "str | Path",  # as for `reliability`, with at least two sets
     most: float = 0.1,  # share of other texts that may pass in the sets that are fitted on
