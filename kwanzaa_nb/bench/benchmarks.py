@@ -74,7 +74,7 @@ def made_up_chunk(
             "source_org": "made up for a benchmark", "year": year, "content_type": "summary",
             "license": "CC0-1.0", "namespace": f"space_{place // 4 % 6}", "text": text}
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #d13cfa48
 def made_up_question(
     place: int,  # number of the chunk that answers
 ) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _lines(rows: Iterable[dict]) -> Iterable[str]:
     "Write rows as JSON Lines."
     return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #cdea49ee
 def build_made_up(
     size: int,  # chunks
 ) -> dict[str, float]:  # counts, seconds, records a second, peak memory in GB
@@ -149,7 +149,7 @@ def _text(tokenizer: "PreTrainedTokenizerBase", new: list[int], ends: set[int]) 
     return tokenizer.decode(new[:stop], skip_special_tokens=False,
                             clean_up_tokenization_spaces=False)
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #dec690e7
 def one_at_a_time(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -241,14 +241,14 @@ def _timed(backend: Any, prompts: "Sequence[AnyPrompt]", decoding: Any) -> tuple
     found = [outputs[prompt.record_id] for prompt in prompts]
     return seconds, sum(one.new_tokens for one in found), [one.raw for one in found]
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #6c45e049
 def _clocked(write: Any, *arguments: Any) -> tuple[float, list[str]]:
     "Call; return the seconds and what was returned."
     started = time.perf_counter()
     texts = write(*arguments)
     return time.perf_counter() - started, texts
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #99815a52
 def _load(config: Config, adapter: "str | None") -> tuple["PreTrainedModel", Any]:
     "Load the model of a config in fp32, with an adapter or without: model and tokenizer."
     from kwanzaa_nb.model.load import (
@@ -304,7 +304,7 @@ def measure_gaming() -> list[dict]:  # by sort: sort, kind (forgery or paraphras
     return [{"sort": sort, "kind": "paraphrase" if sort in true else "forgery",
              "passed": rate.passed, "total": rate.total} for sort, rate in rates.items()]
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #31ebbc19
 def measure_demo(
     folder: str = "outputs/kwanzaa-demo-cpu",  # of a finished run
 ) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def measure_demo(
     print(readme_table(measured))
     return measured
 
-
+# %% ../../nbs/bench/benchmarks.ipynb #83264093
 def measure_training() -> dict[str, Any]:
     "Time our training and TRL's, step by step side by side; torch is imported only for this."
     from kwanzaa_nb.bench.training import measure_training as measure

@@ -113,7 +113,7 @@ def _row(one: Carried) -> list[str]:
             *(sides.get(name, "not measured") for name in _SIDES),
             str(rates["claim_support_rate"]), *numbers]
 
-
+# %% ../../nbs/bench/carry_over.ipynb #4b083c12
 def carry_over_table(found: Iterable[Carried]) -> Table:
     "Show arms and files: those of an arm one below the other."
     head = ["arm", "records", "valid JSON", "refusal correctness", *_SIDES, "supported", "AUROC",
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--most", type=int, help="measure so many records of each file")
     return parser
 
-
+# %% ../../nbs/bench/carry_over.ipynb #c2cdd700
 def main(arguments: Sequence[str]) -> None:
     "Measure and print the table."
     steady_streams()

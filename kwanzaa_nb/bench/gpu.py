@@ -30,6 +30,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, Olmo3Config, TrainerCallback, set_seed
 from trl import SFTTrainer
 
+# %% ../../nbs/bench/gpu.ipynb #4a5b43e2
 from .benchmarks import continuous, in_batches, one_at_a_time
 from .training import demo_rows, stock_arguments, write_model
 from ..core.config import Config, load_config
@@ -89,7 +90,7 @@ def bench_config(sizes: Sizes, folder: Path, large: bool, **changes: Any) -> Con
     dotted = {key.replace("__", "."): value for key, value in changes.items()}
     return load_config(f"configs/{name}", wanted | sizes.changes | dotted)
 
-
+# %% ../../nbs/bench/gpu.ipynb #2dcd002f
 def write_models(sizes: Sizes, folder: Path) -> Iterator[dict]:
     "Write the models of random weights, and yield their sizes."
     demo = load_config("configs/demo.cpu.yaml")
@@ -105,7 +106,7 @@ def write_models(sizes: Sizes, folder: Path) -> Iterator[dict]:
     tokenizer.save_pretrained(folder / "large")
     yield {"what": "large model", "weights": sum(one.numel() for one in model.parameters())}
 
-
+# %% ../../nbs/bench/gpu.ipynb #c15e3bad
 def describe_machine(sizes: Sizes, folder: Path) -> Iterator[dict]:
     "Yield what this machine is, and what would be used on it."
     found = detect_hardware("auto")
@@ -128,13 +129,13 @@ def _free() -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
-
+# %% ../../nbs/bench/gpu.ipynb #93cb6886
 def _moved(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
     "Put a batch's tensors onto a device."
     return {name: value.to(device) if torch.is_tensor(value) else value
             for name, value in batch.items()}
 
-
+# %% ../../nbs/bench/gpu.ipynb #edf5ec9f
 def _summed(model: torch.nn.Module, batches: Sequence[Mapping[str, Any]]) -> float:
     "Sum the loss over batches, in nats."
     with torch.no_grad():
@@ -171,7 +172,7 @@ def _cpu_only(model: torch.nn.Module) -> dict[str, int]:
     return {"unpacked copies": sum(hasattr(layer, "unpacked") for layer in model.modules()),
             "fused layers": sum(plain_adapter(layer, inputs) for layer in adapters)}
 
-
+# %% ../../nbs/bench/gpu.ipynb #76d0d584
 def check_adapter(sizes: Sizes, folder: Path) -> Iterator[dict]:
     "Train two steps in 4 bits, save, load, and compare the scores."
     config = bench_config(sizes, folder, False, **{
@@ -219,7 +220,7 @@ class Steps(TrainerCallback):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-
+# %% ../../nbs/bench/gpu.ipynb #864b4152
 def _arms(config: Config) -> dict[str, tuple[bool, bool, str]]:
     "List the arms: whether ours, whether packed, and the attention."
     used = runtime_settings(config, detect_hardware("auto")).attention
@@ -244,7 +245,7 @@ def _train_ours(model: Any, tokenizer: Any, rows: list[dict], config: Config, ef
             "memory_ratio": peak_bytes() / estimate.memory["peak"],
             "time_ratio": sum(steps.seconds) / estimate.seconds}
 
-
+# %% ../../nbs/bench/gpu.ipynb #e27b0ce6
 def _train_theirs(model: Any, tokenizer: Any, rows: list[dict], config: Config, effective: Any,
                   folder: Path, steps: Steps) -> dict[str, Any]:
     "Train by TRL's own trainer."
@@ -352,7 +353,7 @@ def _train_whole(sizes: Sizes, folder: Path, count: int, seed: int) -> dict[str,
     return {"what": f"{count} steps, seed {seed}", "loss": outcome["loss"], "curve": curve,
             "best": trainer.state.best_metric, "seconds": time.perf_counter() - started}
 
-
+# %% ../../nbs/bench/gpu.ipynb #2065fb55
 def try_recipe(sizes: Sizes, folder: Path) -> Iterator[dict]:
     "Train the small model for each number of steps and each seed."
     for count in sizes.recipe:
@@ -369,7 +370,7 @@ PARTS: dict[str, tuple[int, Callable[[Sizes, Path], Iterator[dict]]]] = {  # sec
     "writing large": (60, lambda sizes, folder: measure_writing(sizes, folder, True)),
     "recipe": (90, try_recipe)}
 
-
+# %% ../../nbs/bench/gpu.ipynb #680145d3
 def run_part(
     name: str,  # of `PARTS`
     sizes: Sizes,
@@ -462,7 +463,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     "Read whole numbers with commas between."
     return tuple(int(word) for word in text.split(","))
 
-
+# %% ../../nbs/bench/gpu.ipynb #0a66cbcd
 def main(
     arguments: "Sequence[str] | None" = None,  # None: of the command line
 ) -> None:

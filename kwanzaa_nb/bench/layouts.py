@@ -63,7 +63,7 @@ def points_right(
             hits.append(bool(numbers & set(gold)))
     return sum(hits), len(hits)
 
-
+# %% ../../nbs/bench/layouts.ipynb #2f52360e
 def is_valid(
     output: Output,
     record: Record,
@@ -95,7 +95,7 @@ def written_after(
         base = load_base(config, effective, attention="sdpa")
         return answer_all(LocalBackend(load_adapter(base, saved), tokenizer), config, asked)
 
-
+# %% ../../nbs/bench/layouts.ipynb #c2586825
 def answer_all(backend: LocalBackend, config: Config, asked: Sequence[Record]) -> list[Output]:
     "Make a model answer records, whatever its probability of answering."
     wanted, written = config.evaluation, {}
@@ -151,6 +151,6 @@ def main(
         print(f"{name}: a right sentence in {last['right']} of {last['answered']} answers, "
               f"{last['minutes']:.1f} minutes", flush=True)
 
-
+# %% ../../nbs/bench/layouts.ipynb #d95e1da7
 if __name__ == "__main__" and globals().get("__spec__"):  # run by python -m; a notebook has no spec
     main(sys.argv[1:])

@@ -56,7 +56,7 @@ ARMS = {
 RECORDS = {  # the committed ones
     "data.train_file": "data/training/kwanzaa_train.jsonl", "data.max_seq_length": 2048}
 
-
+# %% ../../nbs/bench/training.ipynb #b04b8fe5
 def arm_config(
     arm: Arm,
     model: "str | Path",  # folder of the base model
@@ -93,15 +93,15 @@ def stock_arguments(
         output_dir=str(folder), seed=seed, data_seed=seed, **same,
         lr_scheduler_type=wanted.lr_scheduler, warmup_steps=0, bf16=dtype == "bf16",
         fp16=dtype == "fp16", use_cpu=device == "cpu", logging_steps=1, save_strategy="no",
-        report_to="none", disable_tqdm=True, dataloader_pin_memory=device == "cuda", max_length=config.data.max_seq_length,
-        packing=config.data.packing, packing_strategy="bfd", train_sampling_strategy="sequential")
+        report_to="none", disable_tqdm=True, dataloader_pin_memory=device == "cuda",
+        max_length=config.data.max_seq_length, packing=config.data.packing, packing_strategy="bfd", train_sampling_strategy="sequential")
 
 # %% ../../nbs/bench/training.ipynb #92-007
 def _characters(records: Sequence[Record]) -> int:
     "Count the characters of all messages."
     return sum(len(message["content"]) for record in records for message in record["messages"])
 
-
+# %% ../../nbs/bench/training.ipynb #1f03b967
 def demo_rows(
     tokenizer: Any,
     config: Config,  # whose training records are taken
@@ -117,7 +117,7 @@ def demo_rows(
              for record in sized[len(sized) * (2 * place + 1) // (2 * groups)]]
     return encode_records(tokenizer, taken, config, stop_ids(tokenizer))
 
-
+# %% ../../nbs/bench/training.ipynb #dd663147
 def even_rows(
     tokenizer: Any,
     config: Config,  # whose corpus is taken
@@ -277,7 +277,7 @@ def measure_mix(
     held = {name: shares[name] for name in ("records", "tokens", "supervised_tokens")}
     return {**held, "arms": take_turns(folder, arms, steps)}
 
-
+# %% ../../nbs/bench/training.ipynb #7a216bee
 def measure_training(
     steps: int = 3,  # of each arm
     groups: int = 1,  # of six records, in a step
@@ -304,7 +304,7 @@ def rates(
     return {name: mix["supervised_tokens"] / median(arm["cpu_seconds"])
             for name, arm in mix["arms"].items()}
 
-
+# %% ../../nbs/bench/training.ipynb #8013d8b3
 def loss_differences(
     mix: Mapping[str, Any],
 ) -> dict[str, float]:  # by arm that computes in full precision
@@ -314,7 +314,7 @@ def loss_differences(
     return {name: max(abs(one - other) for one, other in zip(losses, expected, strict=True))
             for name, losses in plain.items()}
 
-
+# %% ../../nbs/bench/training.ipynb #529e9d07
 def training_rows(
     measured: Mapping[str, Any],  # from `measure_training`
 ) -> list[list[str]]:  # mix, arm, rate, ratio to TRL's better arm, difference of loss, peak memory

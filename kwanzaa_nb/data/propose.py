@@ -143,7 +143,7 @@ def _objects(raw: str) -> tuple[list[Any], str]:
             return found, ""
         place = sign.end()
 
-
+# %% ../../nbs/data/propose.ipynb #b5d95cda
 _CAPITAL = re.compile(r"(?:A|An|The|Its|His|Her|Their|When|Where|Why|How|Who|Whose|Which|What"
                       r"|Whether)\b")
 
@@ -170,7 +170,7 @@ def _row(values: Mapping[str, str], chunk: Chunk, place: int, origin: str) -> di
     row["evidence"] = [{"chunk_id": chunk.chunk_id, "quote": values["quote"].strip()}]
     return complete_question(row, name, {chunk.chunk_id: chunk}, [])
 
-
+# %% ../../nbs/data/propose.ipynb #d6580dce
 def _read_one(found: Any, chunk: Chunk, place: int, origin: str) -> Proposal:
     "Read one object."
     filled = {key: value for key, value in found.items() if value not in (None, "", [])} \
@@ -275,7 +275,7 @@ def least_support(
     known = f"{chunk.citation_label}. {chunk.text}\n\n{question.question.rstrip('?')}."
     return min(support(answer[start:end], [known]) for start, end in sentence_spans(answer))
 
-
+# %% ../../nbs/data/propose.ipynb #7e4eff33
 def support_faults(
     question: Question,  # with an answer
     chunk: Chunk,  # its passage
@@ -300,7 +300,7 @@ def _query(question: Question) -> str:
     "Return what passages near a question and its answer are found by."
     return f"{question.question} {question.answer or ''}"
 
-
+# %% ../../nbs/data/propose.ipynb #07dc6fc1
 def record_faults(
     question: Question,
     chunk: Chunk,  # its passage
@@ -432,7 +432,7 @@ def _read_all(
     taken = {place: sieve.take(read[place]) for place in answered_first}
     return [taken[place] for place in range(len(read))]
 
-
+# %% ../../nbs/data/propose.ipynb #2d81175a
 def _look_again(
     proposals: Sequence[Proposal],
     sieve: Sieve,
@@ -492,7 +492,7 @@ def _logged(
 
     return ask
 
-
+# %% ../../nbs/data/propose.ipynb #5f3c27a4
 def _give_up_early(outputs: Iterable[tuple[Chunk, Output]], origin: str, log: Path) -> None:
     "Raise `ProposalError` where no question can be read in any output."
     read = [one for chunk, output in outputs
@@ -500,7 +500,7 @@ def _give_up_early(outputs: Iterable[tuple[Chunk, Output]], origin: str, log: Pa
     if not any(one.question for one in read):
         raise _nothing_accepted(read, origin, log)
 
-
+# %% ../../nbs/data/propose.ipynb #327a3c3c
 def _without_unanswerable(proposals: Iterable[Proposal]) -> list[Proposal]:
     "Leave out the questions that no passage answers."
     return [one._replace(reason="left_out") if not one.reason and not one.question.evidence

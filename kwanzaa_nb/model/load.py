@@ -51,7 +51,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class ModelError(KwanzaaError):
     "A model, tokenizer or adapter that can't be used as configured."
 
-
+# %% ../../nbs/model/load.ipynb #c9150ad9
 @dataclass(frozen=True)
 class Hardware:
     "What decides which settings can be used."
@@ -68,7 +68,7 @@ def cpu_multiplies_bf16() -> bool:
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
-
+# %% ../../nbs/model/load.ipynb #cf6b42dd
 def detect_hardware(
     device: str = "auto",  # "auto", "cpu" or "cuda"
 ) -> Hardware:
@@ -101,7 +101,7 @@ class RuntimeSettings:
     optim: str  # name in transformers
     fallbacks: tuple[Fallback, ...] = ()
 
-
+# %% ../../nbs/model/load.ipynb #501d5ae1
 def choose_dtype(
     asked: str,  # fp32, fp16, bf16 or auto
     hardware: Hardware,
@@ -397,7 +397,7 @@ def unknown_attention(model: torch.nn.Module) -> str:
     sinks = any(name.endswith(".sinks") for name, _ in model.named_parameters())
     return "attention sinks" if sinks else ""
 
-
+# %% ../../nbs/model/load.ipynb #5a781475
 def is_sharded() -> bool:
     "Tell whether accelerate spreads the model over several devices (FSDP)."
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
@@ -412,7 +412,7 @@ def _quantised(config: Config, settings: RuntimeSettings) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=wanted.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=DTYPES[settings.compute_dtype], bnb_4bit_quant_storage=storage)
 
-
+# %% ../../nbs/model/load.ipynb #7340178e
 def load_base(
     config: Config,
     effective: RuntimeSettings,
@@ -462,7 +462,7 @@ def linear_layers(model: torch.nn.Module) -> list[str]:
     return sorted({name.rsplit(".", 1)[-1] for name, layer in model.named_modules()
                    if isinstance(layer, torch.nn.Linear) and layer is not head})
 
-
+# %% ../../nbs/model/load.ipynb #824a8a6d
 def add_adapter(model: torch.nn.Module, config: Config) -> PeftModel:
     "Put a fresh LoRA adapter on the model, in fp32. Raises `ModelError` where it does not fit."
     wanted, known = config.adapter.target_modules, linear_layers(model)
@@ -495,14 +495,14 @@ def stacked_weights(model: torch.nn.Module) -> int:
     "Count the weights that are stacked experts."
     return sum(weight.numel() for weight in model.parameters() if weight.ndim == 3)
 
-
+# %% ../../nbs/model/load.ipynb #32a5ceb2
 def adapts_experts(model: torch.nn.Module, config: Config) -> bool:
     "Tell whether an adapter as configured reaches into stacked experts."
     wanted = config.adapter.target_modules
     reaches = wanted == "all-linear" or not EXPERT_LAYERS.isdisjoint(wanted)
     return reaches and stacked_weights(model) > 0
 
-
+# %% ../../nbs/model/load.ipynb #1d996977
 def expert_fallbacks(
     model: torch.nn.Module,  # the base model
     config: Config,

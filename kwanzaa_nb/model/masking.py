@@ -96,7 +96,7 @@ def _twins(tag: str) -> tuple[str, str]:
     "Return a tag, and the one that closes or opens it."
     return tag, tag[0] + (tag[2:] if tag[1] == "/" else "/" + tag[1:])
 
-
+# %% ../../nbs/model/masking.ipynb #954f58a3
 def _is_control(number: int, token: Any, ends: set[int], written: str) -> bool:
     "Tell whether an added token must come from the template alone."
     text = token.content
@@ -171,14 +171,14 @@ class Rendered(str):
                   if start <= left < right <= stop]
         return _rendered(self[start:stop], inside)
 
-
+# %% ../../nbs/model/masking.ipynb #46c6088e
 def _rendered(text: str, given: Sequence[tuple[int, int]]) -> Rendered:
     "Return a rendering with the places of its texts."
     made = Rendered(text)
     made.given = tuple(given)
     return made
 
-
+# %% ../../nbs/model/masking.ipynb #09cf6ec6
 def _filled(
     marked: str,
     texts: dict[str, str],  # by sign
@@ -191,7 +191,7 @@ def _filled(
         made += texts.get(part, part)
     return _rendered(made, given)
 
-
+# %% ../../nbs/model/masking.ipynb #cd49bc90
 def spare_signs(
     text: str,
 ) -> Iterator[str]:  # more than are ever needed
@@ -209,7 +209,7 @@ def _template_of(tokenizer: "PreTrainedTokenizerFast") -> str:
         raise TemplateRefusal(f"the tokenizer of this model has no chat template: {_MEND}")
     return template
 
-
+# %% ../../nbs/model/masking.ipynb #31dc5567
 def _apply(
     tokenizer: "PreTrainedTokenizerFast", messages: list[Message], add_generation_prompt: bool,
 ) -> str:
@@ -226,7 +226,7 @@ def _apply(
         raise TemplateRefusal(
             f"the chat template refuses the messages ({said}): {_MEND}") from error
 
-
+# %% ../../nbs/model/masking.ipynb #496f5490
 def _frame(tokenizer: "PreTrainedTokenizerFast") -> str:
     "Return what a template writes around texts; nothing where it refuses them."
     roles = ("system", "user", "assistant")
@@ -253,7 +253,7 @@ def _respaced(
         found.append(written if written.split() == text.split() else text)
     return found
 
-
+# %% ../../nbs/model/masking.ipynb #18e7eec7
 def _parting(given: str, written: str) -> str:
     "Say where a rendering departs from what it should be."
     place = len(os.path.commonprefix([given, written]))
@@ -342,7 +342,7 @@ def _left_out(
         return ""
     return ", for it reads a list of parts and no text" if shown else ""
 
-
+# %% ../../nbs/model/masking.ipynb #f9b69161
 def render_chat(
     tokenizer: "PreTrainedTokenizerFast",  # with a chat template
     messages: list[Message],  # system, user and, for training, assistant messages
@@ -384,7 +384,7 @@ def check_template(
         raise TemplateRefusal(
             f"the chat template does not render the same messages alike twice: {_MEND}")
 
-
+# %% ../../nbs/model/masking.ipynb #52d97c53
 def _tried(tokenizer: "PreTrainedTokenizerFast") -> str:
     "Return the trial's prompt; nothing where it is refused."
     try:
@@ -411,7 +411,7 @@ def fit_template(
     if prompt.rstrip().endswith("<think>"):
         tokenizer.chat_template += CLOSED + _CLOSES
 
-
+# %% ../../nbs/model/masking.ipynb #cb14b452
 def template_changes(
     tokenizer: "PreTrainedTokenizerFast",  # its template may be None
 ) -> list[str]:  # empty for most
@@ -478,7 +478,7 @@ def _renamed(file: dict, names: dict[str, str]) -> dict:
                            if names.keys().isdisjoint([left, right, left + right])]
     return file | {"truncation": None, "padding": None}
 
-
+# %% ../../nbs/model/masking.ipynb #7d304fff
 def _by_signs(
     control: Control,
     tokenizer: "PreTrainedTokenizerFast",
@@ -506,7 +506,7 @@ def _meant(control: Control, tokenizer: "PreTrainedTokenizerFast", text: Rendere
     found = control.among(frame, bare["input_ids"], bare["offset_mapping"])
     return [(token, (origins[left], origins[right])) for token, (left, right) in found]
 
-
+# %% ../../nbs/model/masking.ipynb #bc38970c
 def encode_text(
     tokenizer: "PreTrainedTokenizerFast",  # with a chat template
     text: "Rendered | str",  # of a plain string nothing is known to be anybody's
@@ -551,7 +551,7 @@ def _no_end(
         f"no end-of-turn token follows the answer: the chat template writes {writes} there, and "
         f"the model stops at {', '.join(named) or 'no token'}: {mend}{_MEND}")
 
-
+# %% ../../nbs/model/masking.ipynb #3817abe4
 def encode_chat(
     tokenizer: "PreTrainedTokenizerFast",  # with a chat template
     messages: list[Message],  # system, user, assistant

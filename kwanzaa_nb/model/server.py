@@ -42,7 +42,7 @@ class Question:
         "SHA-256 of the messages."
         return hashlib.sha256(json.dumps(self.messages, ensure_ascii=True).encode()).hexdigest()
 
-
+# %% ../../nbs/model/server.ipynb #876351dd
 class ServerError(KwanzaaError):
     "A server that can't be reached, that refuses, or whose answer is not a completion."
 
@@ -165,7 +165,7 @@ def control_text(
             return message["role"], found[0]
     return None
 
-
+# %% ../../nbs/model/server.ipynb #097ff41e
 def check_sendable(question: Question) -> None:
     "Raise `ServerError` for what must not be sent, or can't be."
     if found := control_text(question.messages):
@@ -195,7 +195,7 @@ def finish_reason(
     word = plain(said, key, 40) if isinstance(said, str) else ""
     return WORDS.get(word.lower(), word) or "unknown"
 
-
+# %% ../../nbs/model/server.ipynb #ef77bd15
 def token_count(
     usage: Any,  # of a completion
     text: str,  # what was written
@@ -279,7 +279,7 @@ def _refuse_body(found: Any, choice: Any, shown: str, key: "str | None") -> None
     wanted = "choices" if lacks else "choices[0].message"
     raise ServerError(f"{wanted} is missing, empty or of another type in: {shown}", "either")
 
-
+# %% ../../nbs/model/server.ipynb #04ec0990
 def _named(value: Any) -> str:
     "Name a JSON value's type."
     names = {list: "a list that is not all text", dict: "an object", bool: "true or false",
@@ -297,7 +297,7 @@ def _json_body(body: bytes, kind: str, key: "str | None") -> Any:
         named = plain(kind, key, 60) or "of no type"
         raise ServerError(f"its body {why} ({named}) and begins: {shown}", "either") from None
 
-
+# %% ../../nbs/model/server.ipynb #17aba3ba
 def read_completion(
     body: bytes,
     kind: str = "",  # the content type, for the message
@@ -340,7 +340,7 @@ def _base(client: openai.OpenAI) -> str:
     "Return the client's address for a message."
     return plain(str(client.base_url), _key(client))
 
-
+# %% ../../nbs/model/server.ipynb #71d8406f
 def _where(client: openai.OpenAI, response: Any) -> str:
     "Return the address asked, with where it led."
     redirected = getattr(response, "history", None)
@@ -348,7 +348,7 @@ def _where(client: openai.OpenAI, response: Any) -> str:
     version = "/v1" in str(client.base_url)
     return _base(client) + moved + ("" if version else " (most addresses end with /v1)")
 
-
+# %% ../../nbs/model/server.ipynb #69142cd7
 def _refusal(client: openai.OpenAI, error: openai.APIStatusError) -> ServerError:
     "Return a status that is not a success as a sentence."
     key, status, said = _key(client), error.status_code, error.response.text
@@ -446,7 +446,7 @@ def read_models(
         raise ServerError(f"it lists no models, but sends: {shown}", "server")
     return names
 
-
+# %% ../../nbs/model/server.ipynb #c618a492
 def served_model(client: openai.OpenAI) -> str:
     "Return the only model of a server. Raises `ServerError` where it has none or several."
     names = _received(client, client.models.with_streaming_response.list, read_models)
@@ -467,7 +467,7 @@ def made_client(url: str, key: "str | None", timeout: float) -> openai.OpenAI:
             f"{plain(url)} can't be asked ({plain(str(error), key)}): look at "
             "its address, and at HTTP_PROXY and the like in the environment.") from None
 
-
+# %% ../../nbs/model/server.ipynb #f9140d2b
 def under_way(
     client: openai.OpenAI,
     model: str,  # as the server names it
@@ -496,7 +496,7 @@ def of_record(error: ServerError) -> ServerError:
     unasked = error.blames == "unasked"
     return error if unasked else ServerError(f"The server refused it: {error}", "record")
 
-
+# %% ../../nbs/model/server.ipynb #240c960c
 def sort_out(
     backend: "ServerBackend",  # counts answers and doubts
     came: "Iterable[tuple[Question, Written | BaseException]]",  # of one batch

@@ -52,7 +52,7 @@ class GpuTable(Section):
     checked: Any = None
     gpus: dict[str, Gpu]
 
-
+# %% ../../nbs/train/budget.ipynb #11ac15c1
 def read_gpus(
     path: "str | Path | None" = None,  # None: configs/gpus.yaml
 ) -> GpuTable:
@@ -231,7 +231,7 @@ def _measured_step(model: torch.nn.Module, batch: dict[str, Any]) -> float:
     model.zero_grad(set_to_none=True)
     return seconds
 
-
+# %% ../../nbs/train/budget.ipynb #29b7d188
 @contextlib.contextmanager
 def _as_trained(model: torch.nn.Module, dtype: str, checkpointing: bool) -> Iterator[None]:
     "Compute as the trainer will: in its dtype, with checkpoints of the activations if it has them."

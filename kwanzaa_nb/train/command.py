@@ -219,7 +219,7 @@ def _sharded() -> bool:
     "Tell whether the model will be sharded over several GPUs (FSDP)."
     return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
-
+# %% ../../nbs/train/command.ipynb #b41cd316
 def _settle_selection(training: Training) -> list[Fallback]:
     "Decide by which figure the adapter is chosen; return what differs from the config."
     config, data, notes = training.config, training.data, []
@@ -284,7 +284,7 @@ class TrainingStopped(KeyboardInterrupt):
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
-
+# %% ../../nbs/train/command.ipynb #fa2ed019
 @contextlib.contextmanager
 def explain_early_end(
     folder: Path,  # checkpoints of this training
@@ -413,7 +413,8 @@ def run_training(
     Raises `TrainingError` or `TrainingStopped` where it ended early.
     """
     stage, config, data = training.stage, training.config, training.data
-    settled, chosen_on = training.settled, data.dev_rows if training.settled.training.select_by else []
+    settled = training.settled
+    chosen_on = data.dev_rows if settled.training.select_by else []
     folder = stage.folder / "checkpoints" / training_identity(
         settled, training.effective, [*data.rows, *chosen_on])
     with explain_early_end(folder), SaveWhenAsked(stage.progress) as saving:
@@ -480,7 +481,7 @@ class SilentStage(Stage):
     def progress(self, text: str) -> None:
         "Leave the progress to the first process."
 
-
+# %% ../../nbs/train/command.ipynb #a6b24446
 class _PrintedStage(Stage):
     "The stage as the first process of the command sees it: progress is printed too."
 
@@ -489,7 +490,7 @@ class _PrintedStage(Stage):
         super().progress(text)
         print(text, flush=True)
 
-
+# %% ../../nbs/train/command.ipynb #37e0542b
 def open_stage(
     config: "str | Path",  # a YAML file
     overrides: "Mapping[str, Any] | None" = None,  # dotted keys and values

@@ -82,13 +82,13 @@ def _arguments() -> dict[str, Any]:
     types = get_type_hints(SFTConfig)
     return {field.name: types[field.name] for field in dataclasses.fields(SFTConfig) if field.init}
 
-
+# %% ../../nbs/train/extra.ipynb #e52c16e2
 def _unknown(name: str) -> str:
     "Return the mend for a name that SFTConfig does not have."
     near = difflib.get_close_matches(name, _arguments(), n=3, cutoff=0.6)
     return f"did you mean {' or '.join(near)}?" if near else "see SFTConfig in TRL's documentation"
 
-
+# %% ../../nbs/train/extra.ipynb #86a8119e
 def _plain(value: Any) -> Any:
     "Return frozen mappings as dicts and tuples as lists, as SFTConfig wants them."
     if isinstance(value, dict):
@@ -133,7 +133,7 @@ def _no_liger(device: str) -> str:
         return "use_liger_kernel: the package is not installed (pip install liger-kernel)"
     return ""
 
-
+# %% ../../nbs/train/extra.ipynb #aef61ac3
 def settle_extra(
     config: Config,
     device: str,  # "cpu" or "cuda"

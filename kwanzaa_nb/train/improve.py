@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_ESTIMATED', 'settle_improve', 'Improvement', 'settle', 'read', 'load', 'sample', 'end_token', 'pair_rows',
-           'choose', 'rejection_config', 'trl_arguments', 'PairTrainer', 'GroupTrainer', 'make_trainable', 'estimate',
-           'counted_config', 'learning_rows', 'train']
+           'choose', 'rejection_config', 'trl_arguments', 'PairTrainer', 'GroupTrainer', 'make_trainable',
+           'counted_config', 'estimate', 'learning_rows', 'train']
 
 # %% ../../nbs/train/improve.ipynb #iv-003
 import dataclasses
@@ -81,7 +81,7 @@ def _name_problem(method: str, name: str) -> str:  # empty where the method can 
     mend = f"did you mean {' or '.join(near)}?" if near else "see TRL's documentation"
     return (f"improve.extra.{name} is no argument of TRL's {_CONFIGS[method].__name__}: {mend}")
 
-
+# %% ../../nbs/train/improve.ipynb #533f4ebe
 def _value_problem(name: str, value: Any) -> str:  # empty for a value that can be used
     "Say why a value of the project's own names can't be used."
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -97,7 +97,7 @@ def _value_problem(name: str, value: Any) -> str:  # empty for a value that can 
         return f"{found} true or false"
     return ""
 
-
+# %% ../../nbs/train/improve.ipynb #7792f4b8
 def _check_extra(method: str, extra: Mapping[str, Any]) -> None:
     "Raise `ImproveError` with every name and value that the method can't use."
     problems = [_name_problem(method, name) or _value_problem(name, value)
@@ -164,7 +164,7 @@ class Improvement:
         "Return improve.method."
         return self.config.improve.method
 
-
+# %% ../../nbs/train/improve.ipynb #00ddcccc
 def settle(work: Improvement) -> None:
     "Settle the settings on this machine. Raises `ImproveError`."
     config = work.config
@@ -192,7 +192,7 @@ def read(work: Improvement) -> None:
     stage.progress(f"{len(work.records)} of {len(records)} records, {len(shortened)} shortened; "
                    f"{refused_share(work.records):.0%} of them want a refusal")
 
-
+# %% ../../nbs/train/improve.ipynb #e4b5b598
 def load(work: Improvement) -> None:
     "Load the base model with the adapter to start from. Raises `ModelError`."
     set_seed(work.config.run.seed)
@@ -214,7 +214,7 @@ def _sampling(work: Improvement) -> Decoding:
         seed=work.config.run.seed, grammar=grammar,
         stop_invalid_after=None if grammar else _STOP_INVALID_AFTER)
 
-
+# %% ../../nbs/train/improve.ipynb #c43acaf8
 def _log_header(work: Improvement, decoding: Decoding) -> dict[str, Any]:
     "List everything that samples depend on."
     prompts = json.dumps([[one["id"], prompt_of(one)] for one in work.records])
@@ -252,7 +252,7 @@ def _output_ids(work: Improvement, record: Record, verdict: Verdict, end: int) -
     row = encode_chat(work.tokenizer, [*prompt_of(record), answer])
     return [token for token, label in zip(row["input_ids"], row["labels"]) if label != IGNORED]
 
-
+# %% ../../nbs/train/improve.ipynb #b3a04806
 def end_token(tokenizer: PreTrainedTokenizerFast) -> int:
     "Return the token that ends an answer in this tokenizer's chat template."
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"},
@@ -260,7 +260,7 @@ def end_token(tokenizer: PreTrainedTokenizerFast) -> int:
     labels = encode_chat(tokenizer, messages)["labels"]
     return [label for label in labels if label != IGNORED][-1]
 
-
+# %% ../../nbs/train/improve.ipynb #73c4ced4
 def pair_rows(
     work: Improvement,
 ) -> list[dict[str, list[int]]]:  # "prompt_ids", "chosen_ids" and "rejected_ids"
@@ -303,7 +303,7 @@ def rejection_config(work: Improvement) -> Config:
     training = work.config.training.model_copy(update={**own, "extra": given})
     return work.config.model_copy(update={"training": training})
 
-
+# %% ../../nbs/train/improve.ipynb #5d8f809d
 def _accumulation(work: Improvement) -> int:
     "Return the forward passes of a step; of whole groups for grpo."
     training = work.config.training
@@ -366,7 +366,7 @@ class _WholeCheckpoints:
     def create_model_card(self, *_: Any, **__: Any) -> None:
         "Write no card into checkpoints."
 
-
+# %% ../../nbs/train/improve.ipynb #ac1bf2b0
 class PairTrainer(_WholeCheckpoints, DPOTrainer):
     "TRL's trainer of preferences, on rows of token ids."
 
@@ -390,7 +390,7 @@ def _identity(work: Improvement, rows: Sequence[Any]) -> str:  # 16 hexadecimal 
     whole = json.dumps([settings, work.extra, weights, numbers, rows], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
-
+# %% ../../nbs/train/improve.ipynb #1f7e44f1
 def make_trainable(model: PeftModel) -> dict[str, torch.Tensor]:  # copies of the weights, by name
     "Let the adapter's weights be trained, in fp32."
     model.set_adapter("default")
@@ -402,7 +402,7 @@ def make_trainable(model: PeftModel) -> dict[str, torch.Tensor]:  # copies of th
             kept[name] = weight.detach().clone()
     return kept
 
-
+# %% ../../nbs/train/improve.ipynb #38130243
 def _put_back(model: PeftModel, kept: Mapping[str, torch.Tensor], on_cpu: bool) -> None:
     "Undo what TRL did to the weights' number format, and use the project's fused layers on a CPU."
     for name, weight in model.named_parameters():
@@ -424,6 +424,15 @@ def _estimated_rows(work: Improvement, rows: Sequence[dict]) -> list[dict]:
     return [{"input_ids": row["prompt_ids"] + row[side], "group": "",
              "labels": [IGNORED] * len(row["prompt_ids"]) + row[side]}
             for row in rows for side in ("chosen_ids", "rejected_ids")]
+
+# %% ../../nbs/train/improve.ipynb #iv-082
+def counted_config(work: Improvement) -> Config:
+    "Return the config by which steps are counted."
+    if work.method == "rejection":
+        return rejection_config(work)
+    section = work.config.training.model_copy(update={
+        "epochs": work.extra["num_train_epochs"], "max_steps": work.extra.get("max_steps")})
+    return work.config.model_copy(update={"training": section})
 
 # %% ../../nbs/train/improve.ipynb #iv-081-t
 def estimate(
@@ -453,15 +462,6 @@ def estimate(
     work.estimate = found
     return found
 
-# %% ../../nbs/train/improve.ipynb #iv-082
-def counted_config(work: Improvement) -> Config:
-    "Return the config by which steps are counted."
-    if work.method == "rejection":
-        return rejection_config(work)
-    section = work.config.training.model_copy(update={
-        "epochs": work.extra["num_train_epochs"], "max_steps": work.extra.get("max_steps")})
-    return work.config.model_copy(update={"training": section})
-
 # %% ../../nbs/train/improve.ipynb #iv-091
 def _answer_rows(work: Improvement) -> list[dict]:
     "Turn chosen answers into rows; those over data.max_seq_length are left out."
@@ -476,7 +476,7 @@ def _answer_rows(work: Improvement) -> list[dict]:
     rows = encode_records(work.tokenizer, fitting, freely, stop_ids(work.tokenizer))
     return pack_rows(rows, longest) if config.data.packing else rows
 
-
+# %% ../../nbs/train/improve.ipynb #198f7a04
 def learning_rows(work: Improvement) -> list[dict]:
     "Turn what was chosen into rows of token ids; for grpo, the records' ids."
     config = work.config
@@ -498,7 +498,7 @@ def _train_rejection(work: Improvement, rows: list[dict], folder: Path,
                                      work.effective, folder, callbacks, last)
     return outcome | {"log": trainer.state.log_history}
 
-
+# %% ../../nbs/train/improve.ipynb #4e380c46
 def _trl_trainer(work: Improvement, rows: list[dict], folder: Path,
                  callbacks: list[TrainerCallback]) -> "PairTrainer | GroupTrainer":
     "Make TRL's trainer for pairs or for groups."
@@ -528,7 +528,7 @@ def _train_trl(work: Improvement, rows: list[dict], folder: Path,
     return {"steps": trainer.state.global_step, "rows": len(rows), "loss": done.training_loss,
             "seconds": done.metrics["train_runtime"], "log": trainer.state.log_history}
 
-
+# %% ../../nbs/train/improve.ipynb #f91b5ef3
 def _save(work: Improvement) -> Path:
     "Write the improved adapter as a whole, with its config and what it learned from."
     config = work.config

@@ -72,8 +72,8 @@ def _moment_table(moment: Moment) -> Table:
     return Table(columns, [columns.values()])
 
 # %% ../../nbs/train/live.ipynb #67-007
-class LiveReport(TrainerCallback):
-    "Report how far training is, at each log."
+class _Clock(TrainerCallback):
+    "Know how far training is, and what it has cost."
 
     def __init__(
         self,
@@ -91,6 +91,14 @@ class LiveReport(TrainerCallback):
                        control: TrainerControl, **_: Any) -> None:
         "Start the clock, at the step where this process begins."
         self.started, self.first = time.monotonic(), state.global_step
+
+    def moment(self, state: TrainerState) -> Moment:
+        "Return what the trainer's state says, with speed and cost."
+        return _moment_of(self, state)
+
+# %% ../../nbs/train/live.ipynb #e2e7255f
+class LiveReport(_Clock):
+    "Report how far training is, at each log."
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                logs: "dict | None" = None, **_: Any) -> None:
@@ -111,12 +119,8 @@ class LiveReport(TrainerCallback):
         if self.show and state.is_world_process_zero:
             self.show(self.moment(state))
 
-    def moment(self, state: TrainerState) -> Moment:
-        "Return what the trainer's state says, with speed and cost."
-        return _moment_of(self, state)
-
 # %% ../../nbs/train/live.ipynb #67-007-b
-def _moment_of(report: LiveReport, state: TrainerState) -> Moment:
+def _moment_of(report: _Clock, state: TrainerState) -> Moment:
     "Compute speed, time to go and cost at this step."
     now, done = time.monotonic() - report.started, state.global_step - report.first
     pace = now / done if done > 0 else None  # seconds a step
@@ -128,7 +132,7 @@ def _moment_of(report: LiveReport, state: TrainerState) -> Moment:
         dollars=report.price * seconds / 3600 if report.price else None,
         history=list(state.log_history))
 
-
+# %% ../../nbs/train/live.ipynb #3ad719b1
 def _progress_line(moment: Moment, loss: float) -> str:
     "Put a moment into one line for a terminal."
     speed, cost = "", ""

@@ -42,14 +42,14 @@ def target_refuses(record: Record) -> bool:
     except (ValueError, KeyError, TypeError):
         return False
 
-
+# %% ../../nbs/train/preferences.ipynb #8596c8a5
 def _evenly(items: Sequence[Item], most: int) -> list[Item]:
     "Take at most so many items, evenly over all of them."
     if len(items) <= most:
         return list(items)
     return [items[place * len(items) // most] for place in range(most)]
 
-
+# %% ../../nbs/train/preferences.ipynb #d6f645e5
 def keep_share(
     items: Sequence[Item],
     refuses: Callable[[Item], bool],
@@ -75,7 +75,7 @@ def refused_share(records: Sequence[Record]) -> float:
     "Return the share of records whose target refuses."
     return sum(map(target_refuses, records)) / max(1, len(records))
 
-
+# %% ../../nbs/train/preferences.ipynb #bcf1f3da
 def by_record(
     records: Sequence[Record],
     verdicts: Sequence[Verdict],  # of all samples
@@ -86,7 +86,7 @@ def by_record(
         found[verdict.record_id].append(verdict)
     return [(record, found[record["id"]]) for record in records]
 
-
+# %% ../../nbs/train/preferences.ipynb #e0e6afe0
 def choose_answers(
     records: Sequence[Record],
     verdicts: Sequence[Verdict],  # of all samples
@@ -116,7 +116,7 @@ class Pair:
         "The gate that the rejected output fails."
         return self.rejected.failed
 
-
+# %% ../../nbs/train/preferences.ipynb #8ce98da3
 def _pairs_of(record: Record, samples: Sequence[Verdict], targets: bool) -> list[Pair]:
     "Make the pairs of one record, at most one a gate."
     chosen, from_target = best_of(samples), False
@@ -147,7 +147,7 @@ def make_pairs(
             "and one that fails: raise improve.extra.samples, or write targets: true into improve.extra")
     return keep_share(found, lambda one: target_refuses(one.record), refused_share(records))
 
-
+# %% ../../nbs/train/preferences.ipynb #0ae3de81
 def pair_kinds(pairs: Sequence[Pair]) -> dict[str, int]:  # by gate, and "target" for targets chosen
     "Count pairs by what the rejected output fails."
     found = Counter(pair.kind for pair in pairs)

@@ -28,7 +28,7 @@ def _earned(verdict: Verdict) -> int:
     "Count the gates that are rewarded; none for refusing what can be answered."
     return 0 if verdict.refuses and verdict.failed == "decision" else verdict.gates
 
-
+# %% ../../nbs/train/rewards.ipynb #6fe83f91
 class GateRewards:
     "The reward functions of the gates, by one judgement of each batch."
 

@@ -81,7 +81,7 @@ def _decidable(tokenizer: PreTrainedTokenizerFast,
         return [], "the development records are not of both kinds, answerable and not"
     return known, ""
 
-
+# %% ../../nbs/train/selection.ipynb #17dfba2d
 def _cites(record: Record) -> bool:
     "Tell whether a record's target cites a sentence."
     try:
@@ -89,7 +89,7 @@ def _cites(record: Record) -> bool:
     except (ValueError, KeyError, TypeError):
         return False
 
-
+# %% ../../nbs/train/selection.ipynb #ba8b8dff
 def _citing(records: Sequence[Record], most: int, scores: bool) -> tuple[list[Record], str]:
     "Return the records to answer, at most so many, or none and the reason."
     if not scores:
@@ -104,7 +104,7 @@ def _longest(tokenizer: PreTrainedTokenizerFast, records: Sequence[Record]) -> i
     lengths = [len(ids) for ids in tokenizer(targets)["input_ids"]] if targets else [0]
     return round(_LONGER * max(lengths)) + 1
 
-
+# %% ../../nbs/train/selection.ipynb #ba2de52e
 @contextlib.contextmanager
 def _as_evaluated(model: torch.nn.Module) -> Iterator[None]:
     "Put a model into the state in which it is evaluated, and back."
@@ -118,7 +118,16 @@ def _as_evaluated(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 # %% ../../nbs/train/selection.ipynb #sel-032
+# takes outputs and their records; returns figures from 0 to 1, among them "evidence"
 Score = Callable[[list[dict], list[Record]], dict[str, float]]
+
+# %% ../../nbs/train/selection.ipynb #ba9d82f4
+def _of_the_first(found: dict[str, float]) -> dict[str, float]:
+    "Return what the first process found, in all of them."
+    agreed = [found]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(agreed)
+    return agreed[0]
 
 # %% ../../nbs/train/selection.ipynb #sel-032-z
 class Behaviour:
@@ -157,10 +166,7 @@ class Behaviour:
         if {"decision", "evidence"} <= found.keys():
             found["decision_and_evidence"] = (found["decision"] + found["evidence"]) / 2
         found["behaviour_seconds"] = time.monotonic() - started
-        agreed = [found]
-        if torch.distributed.is_initialized():
-            torch.distributed.broadcast_object_list(agreed)
-        return agreed[0]
+        return _of_the_first(found)
 
 # %% ../../nbs/train/selection.ipynb #sel-032-b
 def _decide(behaviour: Behaviour, backend: LocalBackend) -> dict[str, float]:
@@ -192,7 +198,7 @@ def measured(
              **{name: row[f"eval_{name}"] for name in MEASURED if f"eval_{name}" in row}}
             for row in rows]
 
-
+# %% ../../nbs/train/selection.ipynb #b2c61bf6
 def measured_line(row: dict) -> str:  # of `measured`
     "Say in a line what one evaluation found."
     said = []

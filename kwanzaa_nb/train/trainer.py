@@ -425,7 +425,7 @@ def count_processes() -> int:
     "Return how many processes train together, as their launcher says in WORLD_SIZE; 1 without one."
     return int(os.environ.get("WORLD_SIZE", "1"))
 
-
+# %% ../../nbs/train/trainer.ipynb #78275cb3
 def mean_loss(
     history: Sequence[dict],  # the trainer's log; each "loss" is the mean since the one before
 ) -> float:  # over all steps, also those before an interruption
@@ -443,7 +443,7 @@ def _as_dataset(rows: Sequence[dict]) -> Dataset:
     return Dataset.from_list([{name: row[name] for name in wanted if name in row}
                               for row in [*rows, filler_row(rows)]])
 
-
+# %% ../../nbs/train/trainer.ipynb #6b747105
 def train_adapter(
     model: PeftModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -473,7 +473,8 @@ def train_adapter(
     outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     supervised = sum(label != IGNORED for row in rows for label in row["labels"])
     return trainer, {
-        **budget, "steps": trainer.state.global_step, "rows": len(rows), "tokens": sum(len(row["input_ids"]) for row in rows),
+        **budget, "steps": trainer.state.global_step, "rows": len(rows),
+        "tokens": sum(len(row["input_ids"]) for row in rows),
         "supervised_tokens": supervised, "seconds": outcome.metrics["train_runtime"],
         "loss": mean_loss(trainer.state.log_history)}
 
@@ -501,7 +502,7 @@ def _replace_folder(beside: Path, folder: Path) -> None:
     beside.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
-
+# %% ../../nbs/train/trainer.ipynb #57534707
 def _name_base(path: Path, base_model: "str | None") -> None:
     "Write the base model's name into adapter_config.json; the name of a local folder is left out."
     described = json.loads(path.read_text(encoding="utf-8"))
