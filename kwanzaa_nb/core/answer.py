@@ -448,7 +448,7 @@ def _schema_problems(error: ValidationError) -> list[Problem]:
         problems.append(Problem(".".join(map(str, place)) or "the whole", what, mend, "schema"))
     return problems
 
-
+# %% ../../nbs/core/answer.ipynb #e90d4ba6
 def parse_model_answer(
     raw: "str | bytes",  # the model's whole output
     chunks: "Iterable[Chunk] | int",  # those that were shown, in order; or how many sentences
@@ -557,7 +557,7 @@ def _score_pairs(chunks: "list[Chunk]", scores: "Mapping | Iterable") -> dict[st
         raise AnswerError("answer_json", [Problem("scores", what, mend, "bad_score")])
     return dict(zip(ids, listed, strict=True))
 
-
+# %% ../../nbs/core/answer.ipynb #d5434f97
 def _scores_by_id(chunks: "list[Chunk]", scores: "Mapping | Iterable | None") -> dict[str, float]:
     "Return the known scores by chunk id, from 0 to 1. Raises `AnswerError` for others."
     pairs = {} if scores is None else _score_pairs(chunks, scores)
@@ -623,7 +623,7 @@ def _fallback_of(answer: ModelAnswer) -> str:
         return "not_needed"
     return "refusal" if answer.unknowns.missing_context else "clarification_requested"
 
-
+# %% ../../nbs/core/answer.ipynb #3923531a
 def _time_text(moment: "datetime | str | None") -> str:
     "Write a time by RFC 3339 in UTC, now by default; a text stays as it is."
     if isinstance(moment, str):
@@ -653,7 +653,7 @@ def _cited_sentences(
         raise AnswerError("answer_json", problems)
     return cited
 
-
+# %% ../../nbs/core/answer.ipynb #0cb37978
 def _summary(
     chunks: "list[Chunk]", scores: dict[str, float], query: str, top_k: "int | None",
     namespaces: "list[str] | None", **known: object,

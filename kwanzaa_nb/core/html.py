@@ -28,7 +28,7 @@ def _unbroken(text: Any) -> Any:
         return text
     return _WHOLE.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
-
+# %% ../../nbs/core/html.ipynb #7b20e74f
 @cache
 def _templates() -> Environment:
     "Return the environment of all HTML templates, with autoescape on."

@@ -49,7 +49,7 @@ def short(
     brief.maxstring = brief.maxother = 60
     return brief.repr(value)
 
-
+# %% ../../nbs/core/jsonl.ipynb #750b7909
 def plain_name(
     name: Any,  # of a field
 ) -> str:
@@ -99,7 +99,7 @@ def text_places(value: Any) -> Iterator[tuple[str, str]]:
                         yield at, name
             waiting += reversed(inner)
 
-
+# %% ../../nbs/core/jsonl.ipynb #941aa238
 def control_problems(
     values: Mapping[str, Any],  # by field
     where: str,  # file and line, for the messages
@@ -142,7 +142,7 @@ def _goes_on(first: bytes, second: bytes) -> bool:
                                             or not second.startswith(b"{"))
     return False
 
-
+# %% ../../nbs/core/jsonl.ipynb #d68c4c46
 def _is_array(first: bytes, second: bytes) -> bool:
     "Tell whether a file is an array, rather than lines of which the first is wrong."
     for line, kind in ((first, list), (second, dict)):
@@ -201,7 +201,7 @@ def _odd_number(text: str) -> str:
             waiting += [(f"{place}[{number}]", part) for number, part in enumerate(value)]
     return ""
 
-
+# %% ../../nbs/core/jsonl.ipynb #c2fab291
 def _not_json(
     error: JsonError,
     text: str,  # the line, or its beginning
@@ -278,7 +278,7 @@ def _is_readable(path: "str | Path", shown: str, problems: list[Problem]) -> boo
         problems.append(Problem(shown, *odd, "unreadable"))
     return not odd
 
-
+# %% ../../nbs/core/jsonl.ipynb #6eed2f06
 def _content(path: "str | Path", shown: str, problems: list[Problem],
              is_head: bool = False) -> "bytes | None":
     """Return the bytes of a file, or None with a problem added. Raises `MissingFile`.

@@ -57,7 +57,7 @@ def _team() -> str:
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     return address if "RANK" in os.environ else ""
 
-
+# %% ../../nbs/core/lock.ipynb #1546bad8
 def _read_holder(path: Path) -> dict:
     "Read what a holder says about itself; {} if its file is missing or damaged."
     with contextlib.suppress(OSError, ValueError):
@@ -66,7 +66,7 @@ def _read_holder(path: Path) -> dict:
             return told
     return {}
 
-
+# %% ../../nbs/core/lock.ipynb #e2a5ff04
 def _others(places: Path) -> list[dict]:
     "Return what strangers at work say about themselves; files of processes that ended are removed."
     found, known = [], ("door", *os.environ.get(ABOVE, "").split())

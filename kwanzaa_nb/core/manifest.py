@@ -77,7 +77,7 @@ def _portable_text(value: str, root: "str | Path") -> str:
     value = value.replace(home + os.sep, "~/") if len(home) > 1 else value
     return _ABSOLUTE.sub(lambda found: f".../{found[1]}", value)
 
-
+# %% ../../nbs/core/manifest.ipynb #1cd29de6
 def portable(
     value: object,  # text, or dicts and lists of it at any depth; other values stay
     root: "str | Path",  # the project's root
@@ -114,7 +114,7 @@ def path_text(
     "Write a path as valid UTF-8, even if its name on disk is not."
     return os.fsencode(Path(path).as_posix()).decode("utf-8", "replace")
 
-
+# %% ../../nbs/core/manifest.ipynb #7eeb1ba9
 def file_key(
     path: "str | Path",  # a file or folder
     folder: "str | Path",  # the run folder
@@ -152,8 +152,7 @@ class Manifest(TypedDict):
     format: Literal[1]
     stages: dict[str, StageEntry]
 
-
-
+# %% ../../nbs/core/manifest.ipynb #4fdfa7d2
 def manifest_schema() -> dict:
     "Return the JSON Schema (draft 2020-12) of `manifest.json`."
     return TypeAdapter(Manifest).json_schema()
@@ -197,7 +196,7 @@ def read_manifest(
     known = {stage: manifest["stages"].get(stage, {"status": "not_run"}) for stage in STAGES}
     return manifest | {"stages": known | manifest["stages"]}
 
-
+# %% ../../nbs/core/manifest.ipynb #1087b31a
 def write_entry(
     folder: "str | Path",  # the run folder
     stage: str,  # whose entry
@@ -290,7 +289,7 @@ def _not_taken(
     told = str(summary.get("verdict", "it was compared with nothing"))
     return "" if summary.get("better") else told[:1].lower() + told[1:].rstrip(".")
 
-
+# %% ../../nbs/core/manifest.ipynb #509e37c0
 def run_adapter(
     config: Config,  # of the run; evaluation.adapter may name one of its two adapters
     folder: "str | Path",  # the run folder

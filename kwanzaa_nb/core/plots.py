@@ -46,7 +46,7 @@ def _series(rows: "list[dict]", name: str) -> "tuple[list, list]":
              if row.get(name) is not None and "step" in row]
     return [step for step, _ in pairs], [value for _, value in pairs]
 
-
+# %% ../../nbs/core/plots.ipynb #031d8983
 def _draw_decisions(panel: Axes, decisions: "list[dict]") -> None:
     "Draw how probable answering is, on records that can be answered and on the others."
     for place, (name, marker) in enumerate((("answerable", "o"), ("unanswerable", "^"))):

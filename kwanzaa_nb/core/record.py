@@ -169,7 +169,7 @@ def _as_in_source(name: str) -> Callable[[Any], bool]:
         return not (name == "year" and isinstance(value, float))
     return fits
 
-
+# %% ../../nbs/core/record.ipynb #ce5df754
 _SIZES = {"citation_label": 500, "source_org": 200, "content_type": 100, "license": 200,
           "namespace": 100, "doc_id": 200, "chunk_id": 200}
 _CHUNK_FIELDS = {  # of a chunk, those that something reads: what is expected, and a test for it
@@ -228,7 +228,7 @@ def _type_problems(
                                       "field_type"))
     return found
 
-
+# %% ../../nbs/core/record.ipynb #e87bf39c
 def _chunk_problems(chunks: list) -> list[FieldProblem]:
     "Find chunks with fields of a wrong type, spans that don't fit their text, and repeated ids."
     found, first = [], {}
@@ -354,7 +354,7 @@ def _told_by_messages(messages: list[Message], shown: list[Chunk], creative: boo
             "category": "refusal" if refused else "citation_required",
             "expected": {"answer": None, "groups": [], "gold_chunk_ids": gold}}
 
-
+# %% ../../nbs/core/record.ipynb #94afd3d7
 def filled_in(
     record: Record,  # without `message_problems`
     number: int,  # of its line, used for an id and a group where it has none
@@ -420,7 +420,7 @@ def _first_difference(chunk: Chunk, seen: Chunk) -> "int | None":
     shorter = min(len(listed), len(shown))
     return next((number for number, (one, other) in pairs if one != other), shorter + 1)
 
-
+# %% ../../nbs/core/record.ipynb #80b55ab8
 def shown_problems(
     record: Record,  # from `filled_in`
 ) -> list[FieldProblem]:  # empty if the prompt shows exactly the record's chunks
@@ -490,7 +490,7 @@ def checked_records(
         if record is not None:
             yield number, record
 
-
+# %% ../../nbs/core/record.ipynb #23c01feb
 def read_records(
     path: "str | Path",  # JSONL, one record per line
     shown: "str | None" = None,  # the name used in messages; default: the path as given
@@ -528,7 +528,7 @@ def _answer_text(target: str) -> str:
     except (KeyError, TypeError, ValueError):
         return target
 
-
+# %% ../../nbs/core/record.ipynb #7cf5172b
 def turns_before(
     record: Record,
 ) -> list[tuple[str, str]]:  # question and answer, with marks; empty without earlier turns
@@ -568,7 +568,7 @@ def sealed_beside(path: "str | Path") -> str:  # in the same folder
     name = f"{stem.removesuffix('eval')}{SEALED}" if stem.endswith("eval") else f"{stem}_{SEALED}"
     return str(Path(path).with_stem(name))
 
-
+# %% ../../nbs/core/record.ipynb #da39b085
 def count_use(
     path: "str | Path",  # of sealed records
     run: str,  # name of the run that uses them

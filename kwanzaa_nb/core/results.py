@@ -28,7 +28,7 @@ class RateResult(TypedDict):
     clusters: NotRequired[int | None]  # documents that the interval resamples
     design_effect: NotRequired[float | None]  # how much larger they make the variance
 
-
+# %% ../../nbs/core/results.ipynb #19586656
 class ArmResult(TypedDict):
     "What one arm reached: the base model, the adapter, or another one that answers all records."
     rates: dict[str, RateResult]  # by metric
@@ -38,7 +38,7 @@ class ArmResult(TypedDict):
     records: NotRequired[list[dict[str, Any]]]  # per record: what passed and what did not
     groups: NotRequired[dict[str, dict[str, dict[str, RateResult]]]]  # by category, persona, …
 
-
+# %% ../../nbs/core/results.ipynb #7e97e565
 class Comparison(TypedDict):
     "One metric, with one arm tested against another on the same records."
     metric: str
@@ -125,7 +125,7 @@ def rate_text(
         return "not measured"
     return f"{rate['value']:.2f} [{rate['low']:.2f}, {rate['high']:.2f}] n={rate['total']}"
 
-
+# %% ../../nbs/core/results.ipynb #025f76bb
 def p_text(p: float) -> str:
     "Write a p value; below 0.001 more digits would tell nothing."
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
@@ -196,7 +196,7 @@ def _refused_hard(rates: dict[str, RateResult]) -> "RateResult | None":
     side = sides[0]
     return {**side, "value": side["passed"] / max(1, side["total"])}
 
-
+# %% ../../nbs/core/results.ipynb #aa11e300
 def kinds_table(
     results: "Results | None",
 ) -> "Table | None":  # kind, records, a column for each arm and rule; None where nothing is known

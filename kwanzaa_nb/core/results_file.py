@@ -47,7 +47,7 @@ def save_results(
     text = strict_json(results, ensure_ascii=False, indent=1)
     return write_atomically(_results_file(folder), text)
 
-
+# %% ../../nbs/core/results_file.ipynb #3db86b86
 def load_results(
     folder: "str | Path",  # the run folder
 ) -> "Results | None":  # None if the stage evaluate has not written them yet

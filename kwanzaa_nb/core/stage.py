@@ -48,7 +48,7 @@ def _check_maker(
                 raise StageError(f"The stage {maker} read an older {key} than the one that {other} "
                                  f"has written since: run the stage {maker} again ({run}).")
 
-
+# %% ../../nbs/core/stage.ipynb #e9e61cf4
 def _check_input(
     stages: "dict[str, StageEntry]",  # of the manifest
     key: str,  # the input's key in a manifest
@@ -72,7 +72,7 @@ def now() -> str:
     "Return the time in UTC, such as 2026-01-31T12:00:00Z."
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-
+# %% ../../nbs/core/stage.ipynb #f84273b5
 def clock(
     seconds: float,
 ) -> str:  # "03:07"; an hour is written as 60 minutes
@@ -133,7 +133,7 @@ def _how_to_run(stage: str, source: str, root: str) -> str:
     return (f"kwanzaa run {stage} --config {source}, or papermill nbs/{NOTEBOOKS[stage]}.ipynb "
             f"OUT.ipynb -p config {source}")
 
-
+# %% ../../nbs/core/stage.ipynb #951cfd1d
 def _check_inputs(
     stages: "dict[str, StageEntry]",  # of the manifest
     key: str,  # of a file or folder

@@ -71,13 +71,13 @@ def _summed(counts: _Counts, clusters: Sequence[Hashable]) -> _Counts:
         total[cluster] += size
     return [(passed[cluster], total[cluster]) for cluster in total]
 
-
+# %% ../../nbs/core/stats.ipynb #744c7d6b
 def _variance(counts: _Counts, rate: float) -> float:
     "Return the variance of a ratio of sums, but for the square of their total (linearised)."
     squares = sum((own - rate * size) ** 2 for own, size in counts)
     return squares * len(counts) / (len(counts) - 1)
 
-
+# %% ../../nbs/core/stats.ipynb #4efe33c7
 def design_effect(
     counts: _Counts,  # of each record
     grouped: _Counts,  # the same, summed by cluster
@@ -91,7 +91,7 @@ def design_effect(
     rate = passed / total
     return _variance(grouped, rate) / _variance(counts, rate)
 
-
+# %% ../../nbs/core/stats.ipynb #b1256397
 def _student(freedom: int) -> float:
     "Return the 97.5 % quantile of Student's t (Cornish and Fisher 1938; exact below 3)."
     if freedom < 3:
@@ -201,7 +201,7 @@ def sign_flip(
     extreme = sum(count for reached, count in ways.items() if abs(reached) >= seen)
     return extreme / 2 ** len(differences)
 
-
+# %% ../../nbs/core/stats.ipynb #bc22f8b6
 def mcnemar(
     only_first: int,  # records that only the first arm passed
     only_second: int,
@@ -209,7 +209,7 @@ def mcnemar(
     "Test exactly whether two arms differ on independent records (McNemar 1947, binomial form)."
     return sign_flip([-1] * only_first + [1] * only_second)
 
-
+# %% ../../nbs/core/stats.ipynb #e6068f71
 def holm(
     p_values: "list[float]",
 ) -> list[float]:  # adjusted, in the same order
@@ -278,7 +278,7 @@ def _flipped(moved: Sequence[float]) -> float:
     extreme = np.abs(np.arange(-reach, reach + 1)) >= seen
     return min(1.0, float(chance[extreme].sum()))
 
-
+# %% ../../nbs/core/stats.ipynb #4af511f0
 def paired_difference(
     parts: Sequence[Part],  # as for `weighted_interval`
 ) -> Difference:

@@ -84,7 +84,7 @@ def _quoted_spans(
 _PARAGRAPH = re.compile(r"\n\s*\n|\n(?=\s*(?:[-*•|#>]|\d{1,2}[.)])\s)")
 _LIST_MARK = re.compile(r"^\s*(?:[-*•>]|#{1,6}|\d{1,2}[.)])\s+")
 
-
+# %% ../../nbs/core/text.ipynb #ee62a05d
 @lru_cache(maxsize=20_000)
 def sentences(
     text: str,  # any prose
@@ -162,7 +162,7 @@ def _goes_on(word: str, before: str) -> bool:
     is_after_scale = before in _SCALES or before == "and"
     return is_after_scale or before in _TENS and _SMALL.get(word, 99) < 10
 
-
+# %% ../../nbs/core/text.ipynb #bd7f08ba
 def _number(
     words: list[str],  # plain words from here on
 ) -> tuple[str, int]:  # its canonical form, and how many words it takes; ("", 0) for no number
@@ -204,7 +204,6 @@ def read_number(
     "Read the number at the head of some words; the pronoun in `one of them` is none."
     is_pronoun = words[0] == "one" and words[1:2] and words[1] in ("of", "another", "who")
     return ("", 0) if is_pronoun else _number(words)
-
 
 # %% ../../nbs/core/text.ipynb #tx-024
 MONTHS = frozenset("""
@@ -345,7 +344,7 @@ def tokens(
         place += 1
     return tuple(found)
 
-
+# %% ../../nbs/core/text.ipynb #8e663fb2
 def forget_words() -> None:
     "Empty the caches of words and sentences, to time scoring as if for the first time."
     for remembered in (sentences, tokens, stem, _word_tokens):

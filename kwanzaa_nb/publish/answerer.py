@@ -141,6 +141,16 @@ def _completed(raw: str, chunks: "list[Chunk]", **given: Any) -> dict:
         error.raw = raw
         raise
 
+# %% ../../nbs/publish/answerer.ipynb #b202367e
+def _conversation(
+    question: str, chunks: "list[Chunk]", persona: str, before: "Sequence[tuple[str, str]]",
+    template: str,  # of the system prompt
+) -> list[Message]:
+    "Write the messages of a question, with the context before the first one."
+    asked = [*(one for one, _ in before), question]
+    messages = render_prompt(asked[0], chunks, persona, system_prompt=template)
+    return messages + _later(before, asked[1:])
+
 # %% ../../nbs/publish/answerer.ipynb #55-011
 class Answerer:
     "A loaded adapter; call it with a question and the chunks that were retrieved for it."
@@ -173,10 +183,8 @@ class Answerer:
 
         Raises `PromptError` where they can't be shown, and `AnswerError` where the output is not
         valid; its attribute `raw` holds the output."""
-        chunks = list(chunks)
-        asked, template = [*(one for one, _ in before), question], self.config.data.system_prompt
-        messages = render_prompt(asked[0], chunks, persona, system_prompt=template)
-        messages += _later(before, asked[1:])
+        chunks, template = list(chunks), self.config.data.system_prompt
+        messages = _conversation(question, chunks, persona, before, template)
         record = {"id": "question", "messages": messages, "chunks": chunks}
         given = {"query": question.strip()[:1000], "persona": persona,
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}

@@ -258,7 +258,7 @@ def _vllm(
     return (f"vllm serve {base} --enable-lora --max-lora-rank {rank} \\\n"
             f"  --lora-modules kwanzaa={repo} --max-model-len {longest}")
 
-
+# %% ../../nbs/publish/card.ipynb #af9e33d9
 def serving(
     config: Config,
 ) -> str:  # Markdown
@@ -332,7 +332,7 @@ def _quoted(value: object) -> str:
         return value
     return value._repr_markdown_() if isinstance(value, Table) else as_markdown(value)
 
-
+# %% ../../nbs/publish/card.ipynb #8b98b8db
 @cache
 def _templates() -> Environment:
     "Return the environment of the templates in Markdown."

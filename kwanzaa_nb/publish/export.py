@@ -144,7 +144,7 @@ def run_exports(
     none = ["none", "", "publishing.exports asks for none"]
     return Table(["export", "where", "what was done"], rows or [none])
 
-
+# %% ../../nbs/publish/export.ipynb #e71a6c07
 def _export_gguf(merged: Path, report: Callable[[str], object]) -> str:
     "Convert the merged model where that can be done, and say what was done."
     if lacking := missing_tools("f16"):

@@ -45,7 +45,7 @@ def find_tool(
             return [sys.executable, found] if found.endswith(".py") else [found]
     return []
 
-
+# %% ../../nbs/publish/gguf.ipynb #d872d969
 def missing_tools(
     kind: str,  # one of `FORMATS`
 ) -> str:  # a sentence; empty where nothing is missing
@@ -69,7 +69,7 @@ def is_gguf(path: "str | Path") -> bool:
     with path.open("rb") as file:
         return file.read(4) == b"GGUF"
 
-
+# %% ../../nbs/publish/gguf.ipynb #b01fa230
 def run_tool(
     command: "Callable[[str], list[str]]",  # of the file to write
     place: "str | Path",  # where that file shall be; what is there is replaced
@@ -106,7 +106,7 @@ def convert_model(
         whole = convert_model(merged, Path(work, "model-f16.gguf"), "f16")
         return run_tool(lambda built: [*find_tool(_QUANTIZE), str(whole), built, "Q4_K_M"], place)
 
-
+# %% ../../nbs/publish/gguf.ipynb #b1730568
 def convert_lora(
     adapter: "str | Path",  # its folder
     base: "str | Path",  # a folder with the config and tokenizer of its base model
@@ -139,7 +139,7 @@ def ollama_template(
                            "itself, which Ollama would read as its own.")
     return text
 
-
+# %% ../../nbs/publish/gguf.ipynb #301b2783
 def modelfile(
     tokenizer: "PreTrainedTokenizerFast",  # with the chat template of the training
     gguf: str,  # name of the file beside it, such as model-q8_0.gguf

@@ -113,7 +113,7 @@ def _asked_to_wait(answer: Any) -> "int | None":
     text = answer.headers.get("Retry-After", "")
     return int(text) if text.isdigit() else None
 
-
+# %% ../../nbs/publish/hub.ipynb #02f23b14
 def _refuse_long_wait(answer: Any) -> None:
     "Raise `PublishError` at an answer that asks for more patience than `LONGEST_WAIT`."
     seconds = _asked_to_wait(answer)
@@ -190,7 +190,7 @@ def _listing(api: "HfApi", there: Destination, revision: str) -> dict[str, str]:
     return {item.path: item.lfs.sha256 if item.lfs else item.blob_id
             for item in items if hasattr(item, "blob_id")}
 
-
+# %% ../../nbs/publish/hub.ipynb #9fd77b54
 def remote_state(
     api: "HfApi",
     there: Destination,
@@ -253,7 +253,7 @@ def _prepare(api: "HfApi", there: Destination, folder: Path, names: "list[str]",
     check_remote(remote, there, same)
     return remote
 
-
+# %% ../../nbs/publish/hub.ipynb #e2f54ada
 def _holds(files: "Mapping[str, str]", folder: Path, names: "list[str]") -> bool:
     "Say whether a listing has all of these files as they are in the folder."
     return all(is_equal(folder / name, files.get(name)) for name in names)

@@ -91,7 +91,7 @@ def _without_places(value: object, root: "str | Path") -> object:
     is_place = Path(value).is_absolute() and os.path.lexists(value)
     return portable(value, root) if is_place else value
 
-
+# %% ../../nbs/publish/staging.ipynb #a577f9c3
 def public_adapter_config(
     text: str,  # content of adapter_config.json
     base: "str | None",  # the base model's Hub id; None: not known, so a path is shortened
@@ -205,7 +205,7 @@ def _clean_cell(cell: dict, root: "str | Path") -> None:
             output["data"] = {kind: shown if kind.startswith("image/")
                               else _without_folders(shown, root) for kind, shown in data.items()}
 
-
+# %% ../../nbs/publish/staging.ipynb #2b036303
 def public_notebook(
     text: str,  # an executed notebook
     root: "str | Path",  # the project's root
@@ -274,7 +274,7 @@ def sums_text(
     lines = (f"{file_record(Path(folder, name))['sha256']}  {name}\n" for name in sorted(names))
     return "".join(lines)
 
-
+# %% ../../nbs/publish/staging.ipynb #6683b0b4
 def build_folder(
     place: "str | Path",  # where it shall be; what is there is replaced
     names: Iterable[str],  # of its files; SHA256SUMS is written last
@@ -345,7 +345,7 @@ def _text(path: Path) -> str:
         message = f"{path.name} can't be read as UTF-8: run the stage that wrote it again."
         raise PublishError(message) from error
 
-
+# %% ../../nbs/publish/staging.ipynb #706187e6
 def stage_publication(
     config: Config,  # of the run
     folder: "str | Path",  # the run folder, with an adapter and evaluation/metrics.json

@@ -42,7 +42,7 @@ def _brief(value: Any) -> str:
     simple = isinstance(value, (str, int, float))
     return f"{value!r:.60}" if simple else type(value).__name__
 
-
+# %% ../../nbs/report/answer.ipynb #49fce09c
 def follow_evidence(
     evidence: Any,  # of a model's output: a list of numbers
     chunks: Iterable,  # that were shown to the model, in their order
@@ -74,7 +74,7 @@ def _follow_source(number: int, source: Any, chunks: list[dict]) -> "Sentence | 
         return f"does not stand at {_brief(start)} to {_brief(end)} of {name}"
     return Sentence(number, places[0], name, start, end, text[start:end])
 
-
+# %% ../../nbs/report/answer.ipynb #50d23f5a
 def follow_sources(
     sources: Any,  # objects with chunk_id and perhaps quote_start, quote_end and quote
     chunks: Iterable,  # that were shown to the model
@@ -97,7 +97,7 @@ def read_object(
         return None
     return found if isinstance(found, dict) else None
 
-
+# %% ../../nbs/report/answer.ipynb #98c631e0
 def named_sentences(
     raw: str,  # as a model wrote it
     chunks: Iterable,  # that were shown to it, in their order
@@ -122,7 +122,7 @@ def _joined(cited: Iterable[Sentence], labels: "Mapping[int, str] | None") -> li
             joined.append((one.start, one.end, label))
     return joined
 
-
+# %% ../../nbs/report/answer.ipynb #b13d1804
 def highlighted(
     text: str,  # of a chunk
     cited: Iterable[Sentence],  # of this chunk
@@ -214,7 +214,7 @@ def _facts(body: Mapping) -> str:
         facts.append(f"confidence {confidence:.2f}")
     return " · ".join(facts)
 
-
+# %% ../../nbs/report/answer.ipynb #55306cb4
 def _listed(unknowns: Mapping) -> list[tuple[str, list[str]]]:
     "Return the lists of what an answer does not know, each with its label."
     lists = [(label, unknowns.get(name)) for name, label in _UNKNOWNS.items()]

@@ -77,7 +77,7 @@ def _rows(path: Path) -> list[dict]:
             continue  # such as the last line of an interrupted log
     return [row for row in rows if isinstance(row, dict)]
 
-
+# %% ../../nbs/report/run.ipynb #9762004d
 def _read_files(folder: Path) -> tuple[Manifest, "Results | None", tuple[str, ...]]:
     "Read a run's manifest and results, and what is wrong with them."
     found: list[Any] = []
@@ -114,7 +114,7 @@ def _label(name: str) -> str:
     "Return a metric's name in words."
     return name.removesuffix("_rate").replace("_", " ")
 
-
+# %% ../../nbs/report/run.ipynb #7d6eab63
 def verdict_sentence(
     metrics: "Results | None",
     status: str = "done",  # of the stage evaluate
@@ -149,7 +149,7 @@ def _higher(
         other for other, found in others.items() if name in found and found[name]["total"]
         and found[name]["value"] > rates[name]["value"]])}
 
-
+# %% ../../nbs/report/run.ipynb #99b1d73a
 def _controls_sentence(
     metrics: Results,
 ) -> str:  # empty where no controls were scored
@@ -236,7 +236,7 @@ def _machine(hardware: object) -> str:
     return (f"{hardware.get('gpu') or 'no GPU'}, {hardware.get('cpus', '?')} CPUs "
             f"({hardware.get('machine', '?')}){memory}")
 
-
+# %% ../../nbs/report/run.ipynb #778e2e7a
 def _tokens(cost: Mapping, outputs: int) -> str:
     "Say how many tokens were generated, as far as that is known."
     total, known = cost.get("new_tokens_total"), cost.get("new_tokens_known", outputs)
@@ -300,7 +300,7 @@ def _output_html(raw: str, chunks: list[Chunk]) -> Markup:
         return answer_html(answer, chunks)
     return render_part("raw", raw)
 
-
+# %% ../../nbs/report/run.ipynb #3abd3afd
 def _sample(row: Mapping, arm: str, facts: RunFacts) -> dict[str, Any]:
     "Collect a record's question, the output of an arm, and what was expected."
     name = str(row["id"])
@@ -333,7 +333,7 @@ def _code_sentence(made: Mapping) -> str:
     dirty = ", with changes that were not committed" if made.get("dirty") else ""
     return f"commit {made['id']}{dirty}"
 
-
+# %% ../../nbs/report/run.ipynb #bbb10fcd
 def _run_again(
     facts: RunFacts,
 ) -> dict[str, Any]:  # code, versions, config, files, fallbacks; empty before any stage

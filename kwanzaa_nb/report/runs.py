@@ -133,7 +133,7 @@ def overview_rows(
             for run in runs]
     return sorted(rows, key=lambda row: (row["started"], row["folder"]))
 
-
+# %% ../../nbs/report/runs.ipynb #d9baf053
 def write_overview(
     folder: "str | Path",  # where runs lie
     root: "str | Path | None" = None,  # the project's root

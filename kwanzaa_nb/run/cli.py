@@ -58,7 +58,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
           f"cd {place} && kwanzaa run evaluate --config {config}\n{written}")
     return int(any(row["problem"] for row in rows))
 
-
+# %% ../../nbs/run/cli.ipynb #e6c61584
 def _init(arguments: argparse.Namespace) -> None:
     "Start a project folder."
     from kwanzaa_nb.run.start import StartError, start_project
@@ -80,14 +80,14 @@ def _existing(name: str) -> Path:
         raise StageError(f"There is no folder {name}: name one of a run, or one with runs in it.")
     return Path(name)
 
-
+# %% ../../nbs/run/cli.ipynb #d85b0cf1
 def _verdict(arguments: argparse.Namespace) -> None:
     "Print the results of a run."
     from kwanzaa_nb.core.results_file import verdict
 
     print(verdict(arguments.folder))
 
-
+# %% ../../nbs/run/cli.ipynb #7a8fb022
 def _runs(arguments: argparse.Namespace) -> None:
     "List the runs below a folder."
     from kwanzaa_nb.report.run import read_run
@@ -284,7 +284,7 @@ def _add(
     added.set_defaults(command=function)
     return added
 
-
+# %% ../../nbs/run/cli.ipynb #564e0906
 def _folder(command: argparse.ArgumentParser, text: str, **options: Any) -> None:
     "Add the argument FOLDER."
     command.add_argument("folder", metavar="FOLDER", help=text, **options)

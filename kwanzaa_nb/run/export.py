@@ -101,7 +101,7 @@ def write_formats(
         done[kind] = f"exports/{place.name}"
     return done | _write_modelfile(config, exports, done)
 
-
+# %% ../../nbs/run/export.ipynb #6e703dec
 def _write_modelfile(config: Config, exports: Path, done: dict[str, str]) -> dict[str, str]:
     "Write a Modelfile for the first whole model that there is."
     from kwanzaa_nb.model.load import load_tokenizer
@@ -170,7 +170,7 @@ def compared(
                   **{name: one.rates[name].value for name in METRICS}}
             for arm, one in scores.items()}
 
-
+# %% ../../nbs/run/export.ipynb #f99329dd
 def export_table(
     written: dict[str, str],  # of `write_formats`
     found: dict[str, dict],  # of `compared`; empty: nothing was asked
@@ -186,7 +186,7 @@ def export_table(
     short = [name.removesuffix("_rate").replace("_", " ") for name in METRICS]
     return Table(["format", "where", "MB", "same text", *short], rows)
 
-
+# %% ../../nbs/run/export.ipynb #bf3768ce
 def _shown(one: "dict | None", merged: "dict | None", count: int) -> list[str]:
     "Write an arm's cells: its rates in percent, and the difference in points."
     if one is None:
@@ -211,7 +211,8 @@ def _unmeasured(count: int) -> str:
     if not count:
         return "Nothing was measured, as was asked for."
     lacking = [name for name in ("xllamacpp", "openai") if not importlib.util.find_spec(name)]
-    return (f"Nothing was measured, since {' and '.join(lacking)} is not installed: pip install "
+    verb = "is" if len(lacking) == 1 else "are"
+    return (f"Nothing was measured, since {' and '.join(lacking)} {verb} not installed: pip install "
             "'kwanzaa_nb[gguf,server]' brings llama.cpp's server and its client."
             if lacking else "")
 

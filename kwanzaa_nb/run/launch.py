@@ -46,7 +46,7 @@ def unexecuted(
     return [place for place, cell in enumerate(_cells(report), start=1)
             if _is_code(cell) and cell.get("execution_count") is None]
 
-
+# %% ../../nbs/run/launch.ipynb #cee6b9c3
 def check_parameters(
     notebook: "str | Path",  # a stage notebook
 ) -> None:
@@ -191,7 +191,7 @@ def _read_lines(path: Path, start: int) -> tuple[list[str], int]:
     text = complete + newline
     return text.decode("utf-8", "replace").splitlines(), start + len(text)
 
-
+# %% ../../nbs/run/launch.ipynb #2f9658af
 @contextlib.contextmanager
 def follow(
     path: "str | Path",  # a text file that grows; it need not exist yet
@@ -338,7 +338,7 @@ def _mark(folder: Path, root: Path, stage: str, status: str, sentence: str) -> N
         write_entry(folder, stage, entry, root)
         refresh_reports(folder, root)
 
-
+# %% ../../nbs/run/launch.ipynb #22962024
 def _unfinished(folder: Path, stage: str, report: Path) -> str:  # "" when all is well
     "Say what is wrong with a report that came back without an error."
     if missed := unexecuted(report):

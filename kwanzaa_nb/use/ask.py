@@ -36,7 +36,7 @@ Answer = Callable[..., dict[str, Any]]  # of a question and chunks; gives an ans
 class AskError(KwanzaaError):
     "A question can't be asked; the message says why."
 
-
+# %% ../../nbs/use/ask.ipynb #e09af7ae
 class Reply(Shown):
     "An answer with the passages that it was made from; a notebook displays it."
 
@@ -51,7 +51,7 @@ class Reply(Shown):
         self.question, self.chunks, self.answer = question, list(chunks), answer
         self.seconds = seconds
 
-
+# %% ../../nbs/use/ask.ipynb #71c86f56
 def checked_question(
     question: str,
 ) -> str:  # without outer white space
@@ -87,7 +87,7 @@ def as_written(
         "answer": {"completeness": answer["answer"]["completeness"], "text": text},
         "unknowns": {name: answer["unknowns"].get(name, []) for name in names}}))
 
-
+# %% ../../nbs/use/ask.ipynb #45f68efd
 def _turns(before: Sequence[Reply], chunks: Sequence[Chunk]) -> list[tuple[str, str]]:
     "Write the last earlier turns that these passages allow: question, output."
     turns: list[tuple[str, str]] = []
@@ -115,7 +115,7 @@ def _found(
             chosen.append(chunk)
     return [chunk.model_dump(mode="json") for chunk in chosen]
 
-
+# %% ../../nbs/use/ask.ipynb #7a1297c9
 def ask(
     question: str,
     retriever: AnyRetriever,  # over the corpus, such as a `Library`
@@ -152,7 +152,7 @@ def sure_words(
     words = next(words for least, words in _SURE if confidence >= least)
     return f"By the model's estimate the passages {words} an answer ({confidence:.2f})."
 
-
+# %% ../../nbs/use/ask.ipynb #991d1fa0
 def _passages(reply: Reply) -> "list[tuple[str, str, list[tuple[int, int, str]]]]":
     "List the cited chunks: their title, their text, and the places and marks of the sentences."
     found: dict[str, list[tuple[int, int, str]]] = {}
@@ -205,7 +205,7 @@ def run_adapter_folder(
     "Find the adapter of a run: the published files, or else the trained ones."
     return next(filter(_is_adapter, (Path(run, "publish"), Path(run, "adapter"))), None)
 
-
+# %% ../../nbs/use/ask.ipynb #fb544be8
 def _best_of(run: "str | Path", found: Path) -> str:
     "Prefer the improved adapter of a run that is not published, if it was shown to be better."
     if found.name == "publish" or not Path(run, IMPROVED).is_dir():

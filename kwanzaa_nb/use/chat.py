@@ -90,7 +90,7 @@ class Question(BaseModel):
     question: str
     before: list[str] = []  # ids of the earlier turns, the oldest first
 
-
+# %% ../../nbs/use/chat.ipynb #46668518
 def _sentence(error: KwanzaaError) -> str:
     "Say in one sentence why there is no answer."
     if isinstance(error, AnswerError):
@@ -98,7 +98,18 @@ def _sentence(error: KwanzaaError) -> str:
         return f"The model wrote no valid answer ({what}): ask again in other words."
     return " ".join(str(error).split())
 
-# %% ../../nbs/use/chat.ipynb #chat-018
+# %% ../../nbs/use/chat.ipynb #8f96a429
+def _refused(error: Exception) -> tuple[int, dict[str, str]]:
+    "Return the HTTP status of an error and what the page is told; print what is a mistake here."
+    if isinstance(error, ValidationError):
+        return 400, {"error": "This was no question from the page: reload it, and ask again."}
+    if isinstance(error, KwanzaaError):
+        return 422, {"error": _sentence(error)}
+    traceback.print_exception(error)
+    return 500, {"error": f"The answer failed ({type(error).__name__}): the terminal in "
+                          "which the chat runs says why."}
+
+# %% ../../nbs/use/chat.ipynb #50ada1b3
 class Chat:
     "What answers, and the replies that it gave."
 
@@ -131,14 +142,8 @@ class Chat:
         "Answer what the page sent. Raises nothing."
         try:
             return 200, self._reply(Question.model_validate_json(body))
-        except ValidationError:
-            return 400, {"error": "This was no question from the page: reload it, and ask again."}
-        except KwanzaaError as error:
-            return 422, {"error": _sentence(error)}
         except Exception as error:  # of any library, or a mistake here: the chat goes on
-            traceback.print_exc()
-            return 500, {"error": f"The answer failed ({type(error).__name__}): the terminal in "
-                                  "which the chat runs says why."}
+            return _refused(error)
 
 # %% ../../nbs/use/chat.ipynb #chat-021
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
@@ -233,7 +238,7 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     return host.lower() == "localhost"
 
-
+# %% ../../nbs/use/chat.ipynb #a75499b2
 def chat_page(
     ask: Ask,
     title: str = "Ask your documents",  # the heading
@@ -262,7 +267,7 @@ def listen(
         raise ChatError(f"{host}, port {port}, can't be listened on ({error.strerror}): name "
                         "another by --port or --host; --port 0 takes any that is free.") from None
 
-
+# %% ../../nbs/use/chat.ipynb #a092f711
 def address_of(
     host: str,  # that was listened on
     sockets: Sequence[socket.socket],  # of `listen`
@@ -271,7 +276,7 @@ def address_of(
     name = host.strip("[]")
     return f"http://{f'[{name}]' if ':' in name else name}:{sockets[0].getsockname()[1]}/"
 
-
+# %% ../../nbs/use/chat.ipynb #4863ff47
 async def _serve(page: Application, sockets: Sequence[socket.socket]) -> None:
     "Answer until the task is cancelled."
     server = HTTPServer(page, max_body_size=10_000_000)

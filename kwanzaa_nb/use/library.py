@@ -41,7 +41,7 @@ def _defaults(path: Path, folder: Path) -> dict[str, Any]:
             "namespace": "documents", "content_type": "document",
             "canonical_url": path.resolve().as_uri()}
 
-
+# %% ../../nbs/use/library.ipynb #49f6e33f
 def read_document_chunks(
     path: "str | Path",  # of the document
     folder: "str | Path",  # the library; ids are made of the path below it
@@ -71,7 +71,7 @@ def _fingerprint(path: Path, options: CorpusOptions) -> str:
             digest.update(part)
     return digest.hexdigest()
 
-
+# %% ../../nbs/use/library.ipynb #23251afd
 def cache_file(
     folder: "str | Path",  # of documents
 ) -> Path:
@@ -236,7 +236,7 @@ def _unique(known: Mapping[str, Any]) -> Iterator["Chunk | Problem"]:
                 yield Problem(name, f"chunk_id {chunk.chunk_id} was used in {other}",
                               "give it another", "duplicate_id")
 
-
+# %% ../../nbs/use/library.ipynb #70ea7e0d
 def open_library(
     folder: "str | Path",  # of documents; folders in it are read too, hidden ones are not
     options: CorpusOptions = CorpusOptions(),  # noqa: B008 - frozen; of an adapter's config
