@@ -55,7 +55,7 @@ def model_outputs(
     open_log(log, experiment(config, effective, records, adapter, development))
     for arm, backend in arms(config, effective, adapter):
         decided = development and development_decisions(backend, development, log, arm, print)
-        settled = settle_threshold(config, decided)
+        settled = settle_threshold(config, decided, backend)
         for name, decoding, same_as in passes(settled, arm, effective):
             if not decoding.temperature:
                 generate_pass(backend, records, decoding, log, name, print, same_as)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['adapter_to_evaluate', 'decodings', 'sampling_fallbacks', 'backend_fallbacks', 'settings_here', 'arms', 'passes',
-           'development_decisions', 'calibration_of', 'settle_threshold', 'grammar_identity', 'experiment',
-           'sealed_uses', 'complete_answers', 'write_jsonl']
+           'development_decisions', 'calibration_of', 'settle_threshold', 'threshold_fallbacks', 'grammar_identity',
+           'experiment', 'sealed_uses', 'complete_answers', 'write_jsonl']
 
 # %% ../../nbs/evaluate/passes.ipynb #44-002
 import hashlib
@@ -61,7 +61,7 @@ def decodings(
     local = wanted.server is None
     greedy = Decoding(asked.max_new_tokens, wanted.batch_size,
                       stop_invalid_after=_STOP_INVALID_AFTER if local else None,
-                      answer_threshold=wanted.answer_threshold if local else None)
+                      answer_threshold=wanted.answer_threshold)
     sampled = replace(greedy, temperature=asked.temperature, top_p=asked.top_p)
     return [greedy, *(replace(sampled, seed=seed) for seed in wanted.sampling_seeds)]
 
@@ -101,12 +101,10 @@ def backend_fallbacks(
     config: Config,
 ) -> list[Fallback]:
     "List the settings that the backend, or missing development records, leave unused."
-    wanted, key, found = config.evaluation, "evaluation.answer_threshold", []
-    if wanted.server and wanted.answer_threshold is not None:
-        reason = "a server doesn't tell the probability of answering"
-        found.append(Fallback(key, wanted.answer_threshold, None, reason))
-    elif wanted.answer_threshold == "dev" and config.data.dev_file is None:
-        found.append(Fallback(key, "dev", 0.5, "data.dev_file names no development records"))
+    wanted, found = config.evaluation, []
+    if wanted.answer_threshold == "dev" and config.data.dev_file is None:
+        found.append(Fallback("evaluation.answer_threshold", "dev", 0.5,
+                              "data.dev_file names no development records"))
     return found + (_server_fallbacks(config) if wanted.server else [])
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013
@@ -171,7 +169,7 @@ def development_decisions(
     report: Callable[[str], None] = print,  # takes one line of progress
 ) -> list[dict]:  # rows with "p_answer" and "answerable"; none where the backend can't tell
     "Ask for the probability of answering each development record that the log lacks."
-    if not hasattr(backend, "p_answer"):  # only a model in this process has it
+    if not hasattr(backend, "p_answer"):  # not every backend can
         return []
     name, started = f"{arm}, development", time.monotonic()
     done = {output["id"]: output for output in read_log(log)[1] if output["pass"] == name}
@@ -203,18 +201,35 @@ def calibration_of(
 def settle_threshold(
     config: Config,
     decisions: Sequence[dict],  # of `development_decisions`, of one arm
-) -> Config:  # with a number for "dev"; with None where a server decides
+    backend: "Backend | None" = None,  # of the arm: a server may not tell probabilities
+) -> Config:  # with a number for "dev"; with None where a server tells no probabilities
     "Choose the answering threshold on the development records; 0.5 unless both kinds are there."
-    if config.evaluation.answer_threshold != "dev":
+    asked, best = config.evaluation.answer_threshold, 0.5
+    if asked is not None and hasattr(backend, "untold") and backend.untold():
+        best = None
+    elif asked != "dev":
         return config
     truth = [row["answerable"] for row in decisions]
-    best = None if config.evaluation.server else 0.5
     if best and len(set(truth)) == 2:
         found = curve([row["p_answer"] for row in decisions], truth)
         chosen = max(found, key=lambda one: (one.balanced, -abs(one.probability - 0.5)))
         best = min(1.0, chosen.probability)
     evaluation = config.evaluation.model_copy(update={"answer_threshold": best})
     return config.model_copy(update={"evaluation": evaluation})
+
+# %% ../../nbs/evaluate/passes.ipynb #969b4473
+def threshold_fallbacks(
+    config: Config,  # as it was asked
+    settled: Config,  # of `settle_threshold`
+    backend: Backend,  # of the arm
+    noted: Iterable[Fallback] = (),  # of other arms, which are not said again
+) -> list[Fallback]:  # empty where the threshold is used
+    "Say why the threshold of an arm is not used."
+    asked, used = (one.evaluation.answer_threshold for one in (config, settled))
+    if asked is None or used is not None:
+        return []
+    found = Fallback("evaluation.answer_threshold", asked, None, backend.untold())
+    return [] if found in noted else [found]
 
 # %% ../../nbs/evaluate/passes.ipynb #44-017
 def _digest(data: "str | bytes") -> str:

@@ -285,7 +285,7 @@ def open_reader(
     report(f"asking {source or url}")
     answerer = load_answerer(source, url=url, grammar=True, **more)
     for one in answerer.fallbacks:
-        report(f"{one.key}: {one.asked} asked, {one.used} used: {one.reason}")
+        report(f"{one.key}: {one.requested} asked, {one.used} used: {one.reason}")
     data = answerer.config.data
     options = CorpusOptions(chunk_words=corpus_options(data).chunk_words)
     library = open_library(folder, options, encode=encode, report=report)
