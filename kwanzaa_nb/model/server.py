@@ -453,6 +453,11 @@ def _received(
                       "either")
 
 # %% ../../nbs/model/server.ipynb #46-116-b
+_NOT_TOLD = re.compile(  # how servers refuse a field that they don't know or don't allow
+    r"logprob|log prob|unrecogni[sz]ed|unknown|unsupported|not (?:supported|permitted|allowed)"
+    r"|\b(?:extra|parameters?|arguments?|fields?)\b", re.IGNORECASE)
+
+
 @dataclass
 class Manners:
     "What a server has shown of itself so far."
@@ -476,10 +481,9 @@ def _first(send: "Callable[..., Reply]", manners: Manners) -> Reply:
     try:
         reply = send()
     except ServerError as error:
-        its_fault = error.blames == "record" or "logprob" in str(error).lower()
-        if manners.tells or not its_fault:
+        if manners.tells or not _NOT_TOLD.search(str(error)):
             raise
-        reply = send(told=False)  # raises again where the record is to blame after all
+        reply = send(told=False)  # raises again where something else is to blame
         manners.untold = "the server refuses to tell how likely its tokens are (logprobs)"
         return reply
     if reply.told:

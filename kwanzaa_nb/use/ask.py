@@ -288,7 +288,7 @@ def open_reader(
         report(f"{one.key}: {one.requested} asked, {one.used} used: {one.reason}")
     data = answerer.config.data
     options = CorpusOptions(chunk_words=corpus_options(data).chunk_words)
-    library = open_library(folder, options, encode=encode, report=report)
+    library = open_library(folder, options, encode=encode, model=embeddings or "", report=report)
     for problem in library.problems:
         report(f"left out: {problem}")
     return Reader(library, answerer, data.context_tokens, str(source or url))
