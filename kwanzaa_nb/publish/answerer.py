@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.answer import AnswerError, complete_answer, parse_model_answer
-from ..core.config import Config, Fallback, load_config, resolve_config
+from ..core.config import Config, Fallback, load_trained, resolve_config
 from ..core.errors import KwanzaaError
 from ..core.manifest import StageError
 from ..core.prompt import INSTRUCTION_HEADING, render_prompt
@@ -108,16 +108,15 @@ def answerer_config(
 ) -> Config:
     """Return the training's config, changed to run here.
 
-    Raises `AnswererError` where no usable base model is known, and `ConfigError` where the file is
-    damaged."""
+    Raises `AnswererError` where no usable base model is known, `ConfigError` where the file is
+    damaged, and `EarlierError` where this version can't read it."""
     path = Path(folder, TRAINING_CONFIG)
-    config = load_config(path, {"run.device": device})
+    config = load_trained(path, {"run.device": device})
     base = base or _known_base(config, Path(folder))
     if not base:
         raise AnswererError("the base model of this adapter is not named in its files: give it as "
                             "base, a Hub id or a folder.")
-    return load_config(path, {"run.device": device, "model.base_model_id": base,
-                              "publishing.metadata.base_model_id": None})
+    return load_trained(path, {"run.device": device, "model.base_model_id": base})
 
 # %% ../../nbs/publish/answerer.ipynb #5ed794fd
 def _weights_sum(folder: Path) -> str:
@@ -223,6 +222,7 @@ def _loaded_here(
     folder: Path, base: "str | None", device: str, grammar: bool,
 ) -> Answerer:
     "Load the base model and the adapter into this process. Raises `AnswererError` without torch."
+    load_trained(folder / TRAINING_CONFIG)  # what is wrong with it is said before torch is loaded
     try:
         from kwanzaa_nb.model.load import (
             detect_hardware, load_adapter, load_base, load_tokenizer, runtime_settings)
@@ -261,8 +261,9 @@ def _served(
     except ModuleNotFoundError as error:
         raise AnswererError(f"{error.name} is not installed, so no server can be asked: pip "
                             "install 'kwanzaa_nb[server]'.") from None
+    trained = load_trained(folder / TRAINING_CONFIG) if folder else None
     backend = ServerBackend(url, model, os.environ.get("KWANZAA_API_KEY"))
-    config = load_config(folder / TRAINING_CONFIG) if folder else _plain_config(backend.model)
+    config = trained or _plain_config(backend.model)
     version = f"{config.run.name} ({backend.model})" if folder else backend.model
     why = backend.untold(grammar) if config.evaluation.answer_threshold else ""
     measured = {"measured": measured_on(folder)} if folder else {}
@@ -283,7 +284,8 @@ def load_answerer(
     """Load a published adapter on its base model, or ask a server that has both.
 
     A server's key is that of the environment variable KWANZAA_API_KEY. Raises `AnswererError`,
-    `ConfigError`, `ModelError` or `ServerError` where something is missing or damaged."""
+    `ConfigError`, `EarlierError`, `ModelError` or `ServerError` where something is missing, damaged
+    or of another version."""
     if source is None and url is None:
         raise AnswererError("There is nothing to ask: name a published folder, a repository "
                             "owner/name, or a server (url).")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.config import Config, load_config
+from ..core.config import Config, load_trained
 from ..core.files import file_record, strict_json, write_atomically
 from ..core.manifest import StageError, run_adapter
 from ..core.record import Record, read_records, spread
@@ -203,7 +203,7 @@ def _run_config(folder: Path) -> Config:
     if not path.is_file():
         raise StageError(f"{folder} has no adapter/training_config.yaml: name the folder of a run "
                          "that was trained, such as outputs/kwanzaa-demo-cpu.")
-    return load_config(path)
+    return load_trained(path)
 
 # %% ../../nbs/run/export.ipynb #ex-014-c
 def _unmeasured(count: int) -> str:
@@ -226,11 +226,11 @@ def export_run(
 
     Raises `StageError` where the folder is no trained run, and `PublishError` where nothing that
     was asked for can be written here or a converter fails."""
-    from kwanzaa_nb.publish.export import export_merged
-    from kwanzaa_nb.publish.gate import PublishError
-
     folder = Path(folder)
     config, lacking = _run_config(folder), {kind: missing_tools(kind) for kind in formats}
+    from kwanzaa_nb.publish.export import export_merged  # torch, once the config can be read
+    from kwanzaa_nb.publish.gate import PublishError
+
     if all(lacking.values()):
         raise PublishError(f"Nothing was written: {next(iter(lacking.values()))}.")
     path = config.path(config.data.eval_file)
