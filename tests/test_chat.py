@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
-from browser import RUN, axe_source, resize, start
+from browser import RUN, axe_source, resize
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -305,13 +305,6 @@ def test_a_taken_port_is_told_before_a_model_is_loaded(chat, monkeypatch, capsys
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    driver = start(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture

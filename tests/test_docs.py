@@ -6,12 +6,13 @@ import json
 import re
 import subprocess
 import sys
-import threading
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
 import pytest
-from browser import axe, resize, start
+from browser import axe, resize
+from loopback import listening
 from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,19 +46,11 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def serve(folder):
-    "A server of a folder on this machine, and its address."
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0),
-                                             functools.partial(Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server, f"http://127.0.0.1:{server.server_port}/"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    driver = start(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
+@contextmanager
+def served(folder):
+    "Run a server of a folder on this machine; its address."
+    with listening(functools.partial(Quiet, directory=str(folder))) as address:
+        yield f"{address}/"
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +64,8 @@ def site(tmp_path_factory):
                           timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in done.stdout, done.stdout
-    server, address = serve(folder)
-    yield folder, address, runs
-    server.shutdown()
+    with served(folder) as address:
+        yield folder, address, runs
 
 
 def asked_for(driver):
@@ -128,9 +120,8 @@ def test_walk_sees_what_is_wrong(browser, tmp_path):
         <a href="other.html#nowhere">y</a><img src="http://example.org/a.png"><div style="width:3000px">wide</div>
         <script>console.error("broken")</script></main>""", encoding="utf-8")
     (tmp_path / "other.html").write_text("<main><p>no title</p></main>", encoding="utf-8")
-    server, address = serve(tmp_path)
-    pages, problems = walk(browser, address)
-    server.shutdown()
+    with served(tmp_path) as address:
+        pages, problems = walk(browser, address)
     assert set(pages) == {"index.html", "other.html", "gone.html"}
     for part in ("index.html: directive: #| export", "index.html: directive: [`x`]", "index.html: another host: http://example.org/a.png", "index.html: not visible",
                  "index.html: wider than the screen", "broken", "gone.html: console", "other.html#nowhere", "other.html: without a title"):

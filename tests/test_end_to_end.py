@@ -161,7 +161,7 @@ def test_the_run_is_exported_and_llama_cpp_writes_what_the_merged_model_writes(r
     if lacking := missing_tools("q8_0") or missing_tools("lora"):
         pytest.skip(lacking)
     subprocess.run([sys.executable, "-m", "kwanzaa_nb", "export", str(run), "--format", "q8_0",
-                    "lora", "--records", "2"], cwd=ROOT, check=True, timeout=900)
+                    "lora", "--records", "2"], cwd=ROOT, check=True, timeout=2400)
     exports = run / "exports"
     assert is_gguf(exports / "model-q8_0.gguf") and is_gguf(exports / "lora.gguf")
     assert "FROM ./model-q8_0.gguf" in (exports / "Modelfile").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from tiny import ROOT, tiny_config, tiny_tokenizer
@@ -14,7 +15,8 @@ from kwanzaa_nb.publish import gguf
 from kwanzaa_nb.publish.gate import PublishError
 from kwanzaa_nb.publish.gguf import (
     convert_lora, convert_model, find_tool, is_gguf, missing_tools, modelfile, ollama_template)
-from kwanzaa_nb.run.export import base_gguf, compared, export_run, export_table, write_formats
+from kwanzaa_nb.run.export import (
+    answering_from, base_gguf, compared, export_run, export_table, with_f16, write_formats)
 
 CONVERT = """import json, sys
 words = sys.argv[1:]
@@ -150,6 +152,34 @@ def test_the_difference_to_the_merged_model_is_in_points():
     assert found["merged"]["same"] == 4 and found["q8_0"]["same"] == 3
     table = str(export_table({"q8_0": "exports/model-q8_0.gguf"}, found, 4, ROOT))
     assert "3 of 4" in table and "75.0 (-25.0)" in table and "100.0" in table
+
+
+def test_a_rounded_model_is_compared_with_the_same_in_16_bits(tools, tmp_path):
+    records = read_records(ROOT / "data/training/kwanzaa_dev.jsonl")[:4]
+    right = [record["messages"][-1]["content"] for record in records]
+    outputs = [{"id": record["id"], "arm": arm, "raw": raw, "pass": f"{arm}, greedy"}
+               for arm, texts in (("merged", right), ("f16", [*right[:3], "{"]), ("q8_0", [*right[:3], "{"]), ("lora", right))
+               for record, raw in zip(records, texts)]
+    found = compared(outputs, records)
+    assert {arm: one["same"] for arm, one in found.items()} == {"merged": 4, "f16": 3, "q8_0": 4, "lora": 4}
+    written = {"q8_0": "exports/model-q8_0.gguf", "lora": "exports/lora.gguf"}
+    rows = {row[0]: row for row in export_table(written, found, 4, tmp_path).rows}
+    assert list(rows) == ["merged", "f16", "q8_0", "lora"] and rows["f16"][1] == "not kept"
+    assert [row[3:6] for row in rows.values()] == [["", "", "100.0"], ["merged", "3 of 4", "75.0 (-25.0)"],
+                                                   ["f16", "4 of 4", "75.0 (+0.0)"], ["merged", "4 of 4", "100.0 (+0.0)"]]
+    tools("convert_hf_to_gguf.py", CONVERT)
+    (tmp_path / "exports" / "merged").mkdir(parents=True)
+    with with_f16(tmp_path, written, str) as asked:
+        assert list(asked) == ["f16", "q8_0", "lora"] and is_gguf(asked["f16"])
+    assert not Path(asked["f16"]).exists()
+    for other in ({"lora": "exports/lora.gguf"}, {"f16": "exports/f16.gguf", "q8_0": "exports/q8.gguf"}, {"q8_0": "not written: no"}):
+        with with_f16(tmp_path, other, str) as asked:
+            assert asked == other
+
+
+@pytest.mark.parametrize("asked, least", [(0.54, 0.54), ("dev", 0.5), (None, None)])
+def test_exports_answer_from_the_threshold_of_their_adapter(tmp_path, asked, least):
+    assert answering_from(tiny_config(**{"evaluation.answer_threshold": asked}), tmp_path) == least
 
 
 def test_a_folder_that_is_no_run_and_a_machine_without_converters(tools, tmp_path):

@@ -8,11 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from loopback import listening, model_handler
 from test_package import CORE, EXTRAS
 
 from kwanzaa_nb.core.results import METRICS
@@ -190,54 +189,34 @@ def test_what_needs_more_names_the_smallest_extra_in_one_sentence(core, project,
 # with the extra [server]
 
 
-class Answering(BaseHTTPRequestHandler):
-    "A server of OpenAI's protocol: base writes prose, the adapter a refusal that keeps the contract."
-
-    asked: list = []
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, body))
-        text = "I am not sure." if body["model"] == "plain" and "response_format" not in body else json.dumps({
-            "evidence": [], "answer": {"completeness": "insufficient_data", "text": "The context doesn't say."},
-            "unknowns": {"unsupported_claims": [], "missing_context": ["A source."], "clarifying_questions": []}})
-        data = json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [
-            {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
+def answering(body, _):
+    "Base writes prose, the adapter a refusal that keeps the contract."
+    text = "I am not sure." if body["model"] == "plain" and "response_format" not in body else json.dumps({
+        "evidence": [], "answer": {"completeness": "insufficient_data", "text": "The context doesn't say."},
+        "unknowns": {"unsupported_claims": [], "missing_context": ["A source."], "clarifying_questions": []}})
+    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [
+        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 9, "total_tokens": 10}}
 
 
-@pytest.fixture(scope="module")
-def server():
-    "On loopback; its address, and how to end it."
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    yield listening
-    listening.server_close()
-
-
-def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, project, server):
+def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, project):
     core.install(f"{core.wheel}[server]")
     without_torch(core)
-    settings = {"run.output_dir": "outputs/served", "evaluation.server": f"http://127.0.0.1:{server.server_port}/v1",
+    settings = {"run.output_dir": "outputs/served", "evaluation.server": None,
                 "model.base_model_id": "plain", "evaluation.adapter": "tuned", "evaluation.max_records": 6, "evaluation.grammar": "true",
                 **{f"data.{split}_file": f"data/training/kwanzaa_{split}.jsonl" for split in ("train", "dev", "eval")},
                 "data.max_seq_length": 2048}
-    words = ["run", "evaluate", "--config", "configs/demo.cpu.yaml",
-             *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")]]
-    out, err = core.kwanzaa(*words, folder=project)
+    received = []
+    with listening(model_handler(answering, received)) as address:
+        settings["evaluation.server"] = f"{address}/v1"
+        words = ["run", "evaluate", "--config", "configs/demo.cpu.yaml",
+                 *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")]]
+        out, err = core.kwanzaa(*words, folder=project)
     assert "json_valid_rate" in out and err == ""
-    asked = len(Answering.asked)
-    assert asked >= 4 * 6 and {path for path, _ in Answering.asked} == {"/v1/chat/completions"}
-    assert any("response_format" in body for _, body in Answering.asked)
-    assert {body["messages"][-1]["role"] for _, body in Answering.asked} == {"user"}
+    asked = len(received)
+    assert asked >= 4 * 6 and {one.path for one in received} == {"/v1/chat/completions"}
+    assert any("response_format" in one.body for one in received)
+    assert {one.body["messages"][-1]["role"] for one in received} == {"user"}
     folder = project / "outputs" / "served" / "evaluation"
     measured = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert set(measured["arms"]) == {"base", "base+grammar", "adapter", "adapter+grammar"}
@@ -246,11 +225,10 @@ def test_a_server_is_evaluated_and_its_log_scored_again_without_torch(core, proj
     assert measured["experiment"]["device"] is None and measured["experiment"]["versions"] == {}
     for name in ("outputs.jsonl", "answers.jsonl", "metrics.png", "index.html"):
         assert (folder / name).stat().st_size
-    server.shutdown()  # whoever scores the log again asks nothing
-    (folder / "metrics.json").unlink()
+    assert measured["thresholds"] == {"base": None, "adapter": None}  # this server tells no logprobs
+    (folder / "metrics.json").unlink()  # the server is gone: whoever scores the log again asks nothing
     core.kwanzaa(*words, folder=project)
     assert json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["arms"] == measured["arms"]
-    assert len(Answering.asked) == asked
     assert "evaluate" in core.kwanzaa("verdict", "outputs/served", folder=project)[0]
     gate = core.python("""
 from kwanzaa_nb.core.config import load_config
@@ -279,6 +257,13 @@ def inspect(core, tmp_path_factory):
     return made
 
 
+def _eval_words(inspect, address):
+    "The command that evaluates a model of a server with inspect_ai."
+    told = {"MINE_API_KEY": "none", "MINE_BASE_URL": f"{address}/v1"}
+    return [inspect.bin / "inspect", "eval", "kwanzaa_nb/cited_answers", "--model", "openai-api/mine/tuned", "-T", "records=records.jsonl",
+            "--log-dir", "logs", "--display", "plain", *[word for name, value in told.items() for word in ("--env", f"{name}={value}")]]
+
+
 def test_inspect_asks_a_server_and_reads_our_logs(inspect):
     without_torch(inspect)
     records = (ROOT / "data" / "training" / "kwanzaa_dev.jsonl").read_text(encoding="utf-8").splitlines()[:4]
@@ -287,14 +272,8 @@ def test_inspect_asks_a_server_and_reads_our_logs(inspect):
     (inspect.folder / "mine.jsonl").write_text("".join(
         json.dumps({"id": row["id"], "output": row["messages"][-1]["content"]}) + "\n" for row in rows), encoding="utf-8")
     inspect.kwanzaa("score", "mine.jsonl", "--records", "records.jsonl", "--inspect", "logs")
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    told = {"MINE_API_KEY": "none", "MINE_BASE_URL": f"http://127.0.0.1:{listening.server_port}/v1"}
-    words = [inspect.bin / "inspect", "eval", "kwanzaa_nb/cited_answers", "--model", "openai-api/mine/tuned", "-T", "records=records.jsonl",
-             "--log-dir", "logs", "--display", "plain", *[word for name, value in told.items() for word in ("--env", f"{name}={value}")]]
-    out, err = done(words, inspect.folder)
-    listening.shutdown()
-    listening.server_close()
+    with listening(model_handler(answering, [])) as address:
+        out, err = done(_eval_words(inspect, address), inspect.folder)
     assert "json_valid_rate" in out + err and "Unable to convert" not in out + err
     read = inspect.python("""
 from inspect_ai.log import list_eval_logs, read_eval_log

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browser import axe, resize, start
+from browser import axe, resize
 from made_run import make_run
 
 from kwanzaa_nb.core.record import read_records
@@ -16,13 +16,6 @@ from kwanzaa_nb.report.runs import write_overview, write_run_report
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("report.html", "evaluation.html", "outputs/index.html")
 MODES = ((1280, "light"), (390, "dark"), (390, "light"), (1280, "dark"))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    driver = start(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

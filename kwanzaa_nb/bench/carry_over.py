@@ -21,8 +21,9 @@ from ..core.table import Table
 from ..data.build import with_system_prompt
 from ..data.passages import read_passages
 from ..evaluate.metrics import Scores, read_cases, score_arms
-from ..evaluate.passes import (
-    arms, development_decisions, experiment, passes, sealed_uses, settings_here, settle_threshold)
+from kwanzaa_nb.evaluate.passes import (
+    arms, development_decisions, experiment, passes, sealed_uses, settings_here, settle_threshold,
+    untold_by)
 from ..evaluate.rules import Rules, apply_rules, best_score, fit_rules
 from ..model.backend import generate_pass, is_headline, open_log, read_log
 from ..model.decision import curve
@@ -55,7 +56,7 @@ def model_outputs(
     open_log(log, experiment(config, effective, records, adapter, development))
     for arm, backend in arms(config, effective, adapter):
         decided = development and development_decisions(backend, development, log, arm, print)
-        settled = settle_threshold(config, decided)
+        settled = settle_threshold(config, decided, untold_by(backend, config, log, arm))
         for name, decoding, same_as in passes(settled, arm, effective):
             if not decoding.temperature:
                 generate_pass(backend, records, decoding, log, name, print, same_as)

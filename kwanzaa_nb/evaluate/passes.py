@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['adapter_to_evaluate', 'decodings', 'sampling_fallbacks', 'backend_fallbacks', 'settings_here', 'arms', 'passes',
-           'development_decisions', 'calibration_of', 'settle_threshold', 'grammar_identity', 'experiment',
-           'sealed_uses', 'complete_answers', 'write_jsonl']
+           'development_decisions', 'calibration_of', 'settle_threshold', 'untold_by', 'threshold_fallbacks',
+           'grammar_identity', 'experiment', 'sealed_uses', 'complete_answers', 'write_jsonl']
 
 # %% ../../nbs/evaluate/passes.ipynb #44-002
 import hashlib
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.answer import (
     AnswerError, complete_answer, parse_model_answer, record_schema)
 from ..core.config import Config, Fallback
+from ..core.errors import KwanzaaError
 from ..core.files import write_atomically
 from ..core.manifest import IMPROVED, run_adapter, versions
 from ..core.record import (
@@ -61,7 +62,7 @@ def decodings(
     local = wanted.server is None
     greedy = Decoding(asked.max_new_tokens, wanted.batch_size,
                       stop_invalid_after=_STOP_INVALID_AFTER if local else None,
-                      answer_threshold=wanted.answer_threshold if local else None)
+                      answer_threshold=wanted.answer_threshold)
     sampled = replace(greedy, temperature=asked.temperature, top_p=asked.top_p)
     return [greedy, *(replace(sampled, seed=seed) for seed in wanted.sampling_seeds)]
 
@@ -101,12 +102,10 @@ def backend_fallbacks(
     config: Config,
 ) -> list[Fallback]:
     "List the settings that the backend, or missing development records, leave unused."
-    wanted, key, found = config.evaluation, "evaluation.answer_threshold", []
-    if wanted.server and wanted.answer_threshold is not None:
-        reason = "a server doesn't tell the probability of answering"
-        found.append(Fallback(key, wanted.answer_threshold, None, reason))
-    elif wanted.answer_threshold == "dev" and config.data.dev_file is None:
-        found.append(Fallback(key, "dev", 0.5, "data.dev_file names no development records"))
+    wanted, found = config.evaluation, []
+    if wanted.answer_threshold == "dev" and config.data.dev_file is None:
+        found.append(Fallback("evaluation.answer_threshold", "dev", 0.5,
+                              "data.dev_file names no development records"))
     return found + (_server_fallbacks(config) if wanted.server else [])
 
 # %% ../../nbs/evaluate/passes.ipynb #44-013
@@ -163,6 +162,18 @@ def passes(
         yield f"{arm}+grammar", replace(headline, grammar=True), arm if exact else None
 
 # %% ../../nbs/evaluate/passes.ipynb #44-015
+def _decided(
+    backend: Backend, records: Sequence[Record], outputs: Sequence[dict], arm: str,
+) -> "Iterator[tuple[Any, float]]":  # prompt, probability
+    "Ask for decisions; a server that has written the arm already may be gone."
+    try:
+        yield from backend.p_answer(backend.prompts(records))
+    except KwanzaaError:
+        wrote = any(output["pass"] == f"{arm}, greedy" for output in outputs)
+        if not (hasattr(backend, "untold") and wrote):
+            raise
+
+
 def development_decisions(
     backend: Backend,
     records: Sequence[Record],  # of the development set
@@ -171,14 +182,14 @@ def development_decisions(
     report: Callable[[str], None] = print,  # takes one line of progress
 ) -> list[dict]:  # rows with "p_answer" and "answerable"; none where the backend can't tell
     "Ask for the probability of answering each development record that the log lacks."
-    if not hasattr(backend, "p_answer"):  # only a model in this process has it
+    if not hasattr(backend, "p_answer"):  # not every backend can
         return []
-    name, started = f"{arm}, development", time.monotonic()
-    done = {output["id"]: output for output in read_log(log)[1] if output["pass"] == name}
+    name, started, outputs = f"{arm}, development", time.monotonic(), read_log(log)[1]
+    done = {output["id"]: output for output in outputs if output["pass"] == name}
     known = {record["id"]: record["answerable"] for record in records
              if record.get("answerable") is not None}
     wanted = [record for record in records if record["id"] in known and record["id"] not in done]
-    for prompt, p_answer in backend.p_answer(backend.prompts(wanted)):
+    for prompt, p_answer in _decided(backend, wanted, outputs, arm):
         row = {"id": prompt.record_id, "arm": arm, "pass": name, "prompt_sha256": prompt.digest,
                "p_answer": p_answer, "answerable": known[prompt.record_id]}
         done[prompt.record_id] = row
@@ -203,18 +214,48 @@ def calibration_of(
 def settle_threshold(
     config: Config,
     decisions: Sequence[dict],  # of `development_decisions`, of one arm
-) -> Config:  # with a number for "dev"; with None where a server decides
+    untold: str = "",  # of `untold_by`: why a server tells no probabilities
+) -> Config:  # with a number for "dev"; with None where a server tells no probabilities
     "Choose the answering threshold on the development records; 0.5 unless both kinds are there."
-    if config.evaluation.answer_threshold != "dev":
+    if config.evaluation.answer_threshold != "dev" and not untold:
         return config
     truth = [row["answerable"] for row in decisions]
-    best = None if config.evaluation.server else 0.5
+    best = None if untold else 0.5
     if best and len(set(truth)) == 2:
         found = curve([row["p_answer"] for row in decisions], truth)
         chosen = max(found, key=lambda one: (one.balanced, -abs(one.probability - 0.5)))
         best = min(1.0, chosen.probability)
     evaluation = config.evaluation.model_copy(update={"answer_threshold": best})
     return config.model_copy(update={"evaluation": evaluation})
+
+# %% ../../nbs/evaluate/passes.ipynb #f958d982
+def untold_by(
+    backend: Backend,  # of the arm
+    config: Config,
+    log: "str | Path",  # what is known of a server that is gone
+    arm: str,
+) -> str:  # empty: it tells them, or no threshold asks for them
+    "Say why a server tells no probabilities. Raises `ServerError` where it is gone and never wrote."
+    if config.evaluation.answer_threshold is None or not hasattr(backend, "untold"):
+        return ""
+    try:
+        return backend.untold()
+    except KwanzaaError:
+        rows = [row for row in read_log(log)[1] if row["arm"] == arm and row.get("raw")]
+        if not rows:
+            raise
+        told = any(row.get("p_answer") is not None for row in rows)
+        return "" if told else "what the server wrote came without probabilities"
+
+# %% ../../nbs/evaluate/passes.ipynb #969b4473
+def threshold_fallbacks(
+    config: Config,  # as it was asked
+    untold: str,  # of `untold_by`
+    noted: Iterable[Fallback] = (),  # of other arms, which are not said again
+) -> list[Fallback]:  # empty where the threshold is used
+    "Say why the threshold of an arm is not used."
+    found = Fallback("evaluation.answer_threshold", config.evaluation.answer_threshold, None, untold)
+    return [found] if untold and found not in noted else []
 
 # %% ../../nbs/evaluate/passes.ipynb #44-017
 def _digest(data: "str | bytes") -> str:

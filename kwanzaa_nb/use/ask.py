@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.answer import ModelAnswer
-from ..core.config import load_config
+from ..core.config import load_trained
 from ..core.errors import KwanzaaError
 from ..core.html import Shown
 from ..core.manifest import IMPROVED, MANIFEST, run_adapter
@@ -210,7 +210,7 @@ def _best_of(run: "str | Path", found: Path) -> str:
     "Prefer the improved adapter of a run that is not published, if it was shown to be better."
     if found.name == "publish" or not Path(run, IMPROVED).is_dir():
         return str(found)
-    return str(run_adapter(load_config(found / "training_config.yaml"), run)[0])
+    return str(run_adapter(load_trained(found / "training_config.yaml"), run)[0])
 
 
 def choose_adapter(
@@ -280,15 +280,17 @@ def open_reader(
     from kwanzaa_nb.publish.answerer import load_answerer
 
     documents_of(folder)  # before a model is loaded
-    encode = load_encoder(embeddings) if embeddings else None
     source = None if url and not named else choose_adapter(named, outputs)
+    if source and Path(source, "training_config.yaml").is_file():
+        load_trained(Path(source, "training_config.yaml"))
+    encode = load_encoder(embeddings) if embeddings else None
     report(f"asking {source or url}")
     answerer = load_answerer(source, url=url, grammar=True, **more)
     for one in answerer.fallbacks:
-        report(f"{one.key}: {one.asked} asked, {one.used} used: {one.reason}")
+        report(f"{one.key}: {one.requested} asked, {one.used} used: {one.reason}")
     data = answerer.config.data
     options = CorpusOptions(chunk_words=corpus_options(data).chunk_words)
-    library = open_library(folder, options, encode=encode, report=report)
+    library = open_library(folder, options, encode=encode, model=embeddings or "", report=report)
     for problem in library.problems:
         report(f"left out: {problem}")
     return Reader(library, answerer, data.context_tokens, str(source or url))
