@@ -94,7 +94,8 @@ def stock_arguments(
         lr_scheduler_type=wanted.lr_scheduler, warmup_steps=0, bf16=dtype == "bf16",
         fp16=dtype == "fp16", use_cpu=device == "cpu", logging_steps=1, save_strategy="no",
         report_to="none", disable_tqdm=True, dataloader_pin_memory=device == "cuda",
-        max_length=config.data.max_seq_length, packing=config.data.packing, packing_strategy="bfd", train_sampling_strategy="sequential")
+        max_length=config.data.max_seq_length, packing=config.data.packing,
+        packing_strategy="bfd", train_sampling_strategy="sequential")
 
 # %% ../../nbs/bench/training.ipynb #92-007
 def _characters(records: Sequence[Record]) -> int:

@@ -484,7 +484,8 @@ def _logged(
 ) -> "Callable[[str, int, list[Record]], list[Output]]":
     "Return what asks a model in a pass of some name; what the log has is not asked again."
     open_log(log, {"proposer": proposer(config), "revision": config.base[1],
-                   "server": config.evaluation.server, "four_bit": config.adapter.quantization.load_in_4bit})
+                   "server": config.evaluation.server,
+                   "four_bit": config.adapter.quantization.load_in_4bit})
 
     def ask(name: str, tokens: int, records: list[Record]) -> list[Output]:
         decoding = Decoding(tokens, config.evaluation.batch_size)

@@ -92,7 +92,7 @@ def _other_table(text: str, shown: str) -> "Problem | None":
                        "other_format")
     return None
 
-
+# %% ../../nbs/data/tables.ipynb #6c5fb274
 def _heading_problems(
     number: int, cells: list[str], filled: set[int], shown: str,
 ) -> Iterator[Problem]:
@@ -127,7 +127,7 @@ def _row_problem(cells: list[str], header: list[str], where: str) -> "Problem | 
     count = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}"
     return Problem(where, f"{count}, expected {len(header)}", mend, "ragged_row")
 
-
+# %% ../../nbs/data/tables.ipynb #22bdaf47
 def _header_problems(
     rows: list[tuple[int, list[str]]], filled: set[int], shown: str,
 ) -> list[Problem]:

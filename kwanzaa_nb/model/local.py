@@ -73,7 +73,7 @@ def batches(
     for start in range(0, len(ordered), size):
         yield ordered[start:start + size]
 
-
+# %% ../../nbs/model/local.ipynb #fc14c2c8
 def pad_left(
     batch: Sequence[Prompt],
     pad: int,  # the pad token's id
@@ -453,7 +453,7 @@ def _grammar_of(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast) -> G
     width = model.get_output_embeddings().weight.shape[0]
     return Grammar(tokenizer, width, stop_ids(tokenizer, model.generation_config))
 
-
+# %% ../../nbs/model/local.ipynb #6ddaaebb
 def _as_written(one: GrowingOutput) -> Written:
     "Return an output as a backend does; the token that ended it counts."
     return Written(one.text, one.reason, len(one.tokens) + (one.reason == "stop"),
