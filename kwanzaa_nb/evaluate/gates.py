@@ -22,7 +22,7 @@ def _wants_refusal(case: Case) -> bool:
     "Tell whether a record is right to be refused."
     return case.answerable is False or case.target.kind == "clarification"
 
-
+# %% ../../nbs/evaluate/gates.ipynb #66e763d2
 def _failed_gate(outcome: Outcome) -> "str | None":
     "Return the first gate that an outcome fails."
     codes, refuse = set(outcome.codes), _wants_refusal(outcome.case)

@@ -38,7 +38,7 @@ def score_values(
         "retrieval_groundedness_rate": (outcome.grounded / outcome.claims if outcome.claims
                                         else None)}
 
-
+# %% ../../nbs/evaluate/inspect_log.ipynb #2b033284
 def explain(
     outcome: Outcome,  # of one record
 ) -> str:
@@ -67,7 +67,7 @@ def _writable(text: str) -> str:
     "Escape lone surrogates."
     return text.encode("utf-8", "backslashreplace").decode()
 
-
+# %% ../../nbs/evaluate/inspect_log.ipynb #133fdfc5
 def chat(
     record: Record,
 ) -> "list[ChatMessage]":  # all but the expected answer
@@ -79,7 +79,7 @@ def chat(
     return [kinds[message["role"]](content=_writable(message["content"]))
             for message in prompt_of(record)]
 
-
+# %% ../../nbs/evaluate/inspect_log.ipynb #00bb7462
 def facts(
     record: Record,
 ) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def store(
     path = project_root() / _FOLDER / f"{name}.json"
     return write_atomically(path, strict_json(whole, indent=1) + "\n")
 
-
+# %% ../../nbs/evaluate/instrument.ipynb #e9a27e85
 def stored(
     name: str,  # of the benchmark
 ) -> "dict | None":  # benchmark, measured, hardware, versions; None where nothing is stored
@@ -42,14 +42,14 @@ def _agreement(row: dict) -> list[str]:
             f"others that pass {row['fpr']:.2f}")
     return [f"agreement with people, {row['set']}", told, f"{row['rows']} claims"]
 
-
+# %% ../../nbs/evaluate/instrument.ipynb #636f905c
 def _model_agreement(row: dict) -> list[str]:
     "Describe how far a model that gives second opinions agrees with one set of human labels."
     told = (f"AUROC {row['model_auroc']:.2f}; supported claims that pass {row['model_tpr']:.2f}, "
             f"others that pass {row['model_fpr']:.2f}")
     return [f"agreement with people, {row['set']}, {row['model']}", told, f"{row['rows']} claims"]
 
-
+# %% ../../nbs/evaluate/instrument.ipynb #4392686d
 def instrument() -> list[list[str]]:  # rows: what was measured, result, over how many
     "List what is stored about the scorer, and what was not run."
     people, forged = stored("reliability"), stored("gaming")

@@ -41,7 +41,7 @@ def _text_problems(row: dict) -> list[FieldProblem]:
             found.append(FieldProblem(name, what, mend, "wrong_type"))
     return found
 
-
+# %% ../../nbs/evaluate/score_outputs.ipynb #df3a143a
 def row_problems(
     row: dict,  # a line of a file of outputs
 ) -> list[FieldProblem]:  # empty if it can be scored
@@ -79,7 +79,7 @@ def _quoted(
     return min(same, default=None,
                key=lambda one: abs(one.start - (source.get("quote_start") or 0)))
 
-
+# %% ../../nbs/evaluate/score_outputs.ipynb #270f096d
 def model_output(
     answer: Mapping[str, Any],  # a valid answer_json
     chunks: Iterable[Chunk],  # what was shown to the model, in that order
@@ -139,7 +139,7 @@ def _match_problems(
                              "score it with the records that it answers", "unknown_record")]
     return []
 
-
+# %% ../../nbs/evaluate/score_outputs.ipynb #9e36e07c
 def _read_outputs(
     path: "str | Path",
     records: "tuple[str, set[str]] | None",  # as for `_match_problems`
@@ -165,7 +165,7 @@ class ToScore:
     records: list[Record]
     notes: list[str]  # what a reader should know: what is missing, and what was left out
 
-
+# %% ../../nbs/evaluate/score_outputs.ipynb #81e58d53
 def _missing_notes(outputs: list[dict], records: list[Record]) -> list[str]:
     "Say for each arm which records have no output."
     notes = []
@@ -188,7 +188,7 @@ def _records(path: "str | Path", problems: list[Problem]) -> list[Record]:
         problems.append(Problem(str(path), "not there", "check the path", "missing_file"))
         return []
 
-
+# %% ../../nbs/evaluate/score_outputs.ipynb #5de6f4ee
 def load_outputs(
     outputs: "str | Path",  # JSONL, one output a line; or the log of a run
     records: "str | Path",  # JSONL, one record a line
@@ -237,7 +237,7 @@ def code_meaning(
     meaning = _MEANINGS.get(code, "")
     return f"{meaning[:1].upper()}{meaning[1:].rstrip('.')}." if meaning else ""
 
-
+# %% ../../nbs/evaluate/score_outputs.ipynb #dbd750d4
 def failure_lines(
     scores: Scores,  # of one arm
     most: int = 5,  # codes listed
@@ -270,7 +270,7 @@ def results_of(
         results["controls"] = {name: one.to_dict()["rates"] for name, one in rules.items()}
     return results
 
-
+# %% ../../nbs/evaluate/score_outputs.ipynb #780abdb9
 def results_text(
     results: Results,
     scores: dict[str, Scores],  # by arm, the same

@@ -121,7 +121,7 @@ def _says_something(claim: str) -> bool:
     "Tell whether there is anything to look up."
     return not _WORDLESS.fullmatch(claim) and any(token.weight for token in tokens(claim))
 
-
+# %% ../../nbs/evaluate/testing.ipynb #3d95f6bd
 def _check_text(text: str, texts: list[str], question: str, expected: str) -> AnswerCheck:
     "Check an answer in prose, whose marks name passages."
     claims, problems = [], []
@@ -152,13 +152,13 @@ def _as_chunks(passages: Iterable["str | Chunk"]) -> list[Chunk]:
                        "chunk_id": str(given.get("chunk_id", f"passage-{number}"))})
     return chunks
 
-
+# %% ../../nbs/evaluate/testing.ipynb #df678ad8
 def _shown(chunk: Chunk) -> str:
     "Return a passage under its label, which a model is shown as well: it may name who 'she' is."
     label = chunk.get("citation_label")
     return f"{label}.\n\n{chunk['text']}" if label and isinstance(label, str) else chunk["text"]
 
-
+# %% ../../nbs/evaluate/testing.ipynb #299251f8
 def _parsed(text: str) -> "Mapping[str, Any] | list[str]":  # the object, or what is wrong
     "Read the JSON of an answer."
     try:
@@ -167,7 +167,7 @@ def _parsed(text: str) -> "Mapping[str, Any] | list[str]":  # the object, or wha
         return [str(problem) for problem in error.problems]
     return found if isinstance(found, Mapping) else ["expected an object"]
 
-
+# %% ../../nbs/evaluate/testing.ipynb #d0636bc9
 def _problems_of(outcome: Outcome) -> list[str]:
     "Return what was found wrong beside the support of claims, which is shown apart."
     notes = [note for note in outcome.notes if ": support " not in note]
@@ -225,7 +225,7 @@ def check_answer(
                            "that its JSON holds.")
     return _check_text(answer, [*map(_shown, chunks)], question, expected)
 
-
+# %% ../../nbs/evaluate/testing.ipynb #87c95f28
 def assert_grounded(
     answer: "str | Mapping[str, Any]",  # as for `check_answer`
     passages: "Iterable[str | Chunk]",
