@@ -16,7 +16,8 @@ from kwanzaa_nb.publish.gate import PublishError
 from kwanzaa_nb.publish.gguf import (
     convert_lora, convert_model, find_tool, is_gguf, missing_tools, modelfile, ollama_template)
 from kwanzaa_nb.run.export import (
-    answering_from, base_gguf, compared, export_run, export_table, with_f16, write_formats)
+    _unmeasured, answering_from, base_gguf, compared, export_run, export_table, with_f16,
+    write_formats)
 
 CONVERT = """import json, sys
 words = sys.argv[1:]
@@ -191,3 +192,12 @@ def test_a_folder_that_is_no_run_and_a_machine_without_converters(tools, tmp_pat
     with pytest.raises(PublishError, match="^Nothing was written: convert_hf_to_gguf.py is not here"):
         export_run(tmp_path)
     assert not (tmp_path / "exports").exists()
+
+
+@pytest.mark.parametrize("lacking, said", [
+    (("openai",), "openai is not installed"),
+    (("xllamacpp", "openai"), "xllamacpp and openai are not installed")])
+def test_what_keeps_an_export_from_being_measured_is_said_in_a_whole_sentence(
+        lacking, said, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in lacking else name)
+    assert said in _unmeasured(40)

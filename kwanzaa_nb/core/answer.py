@@ -482,7 +482,7 @@ def _value_problem(value: object) -> str:
         return "" if is_text else "a key is not text"
     return "" if value is None or isinstance(value, list) else f"a {type(value).__name__}"
 
-
+# %% ../../nbs/core/answer.ipynb #b110729a
 def _not_json(value: object) -> list[Problem]:
     "Find whatever JSON can't hold; stop where a value is nested too deeply."
     problems, waiting = [], [("", value, 0)]
@@ -517,7 +517,7 @@ def _answer_json_problems(answer: AnswerJson) -> list[Problem]:
         problems.append(Problem(where, COMPLETION_ERRORS[code], mend, code))
     return problems
 
-
+# %% ../../nbs/core/answer.ipynb #d41020f0
 def validate_answer_json(
     answer: "dict | str | bytes",  # the value, or its text as strict JSON
 ) -> AnswerJson:  # typed; `model_dump(exclude_unset=True)` gives the value back

@@ -243,7 +243,7 @@ def answer_parts(
             "facts": _facts(body), "unknowns": _listed(unknowns), "wrong": wrong,
             "chunks": shown_chunks(chunks, cited, links=links)}
 
-
+# %% ../../nbs/report/answer.ipynb #51f9526a
 def answer_html(
     answer: Mapping,  # of `answer_parts`
     chunks: Iterable,  # of `answer_parts`

@@ -425,7 +425,7 @@ def _asked(command: argparse.ArgumentParser) -> None:
     command.add_argument("--embeddings", metavar="MODEL", help="find passages also by this model of "
                          "sentence-transformers, a Hub id or a folder (default: BM25 alone)")
 
-
+# %% ../../nbs/run/cli.ipynb #300a7e7a
 def _add_ask(commands: Any) -> None:
     "Add the commands that answer from a folder."
     ask = _add(commands, "ask", _ask, "answer a question from a folder of documents",

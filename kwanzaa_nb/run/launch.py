@@ -376,7 +376,7 @@ def _holding(folder: Path, stage: str) -> Iterator[None]:
             raise StageError(f"The stage {stage} failed. {sentence}") from error
         raise
 
-
+# %% ../../nbs/run/launch.ipynb #c8c69898
 def _run_notebook(stage: str, notebook: Path, folder: Path, root: Path, parameters: dict,
                   extra: str, log: Callable[[str], object]) -> Path:
     "Execute a stage's notebook in a folder that is held, and mark the outcome; returns the report."
@@ -409,7 +409,7 @@ def _check_stage(stage: str) -> None:
     if stage not in CHAIN:
         raise StageError(f"There is no stage {stage}: the stages are {', '.join(CHAIN)}.")
 
-
+# %% ../../nbs/run/launch.ipynb #61e4856b
 def run_stage(
     stage: str,  # of `CHAIN`: data, train, …
     config: "str | Path" = "",  # a YAML file; "" is the demo's
