@@ -292,7 +292,7 @@ def keeps_the_layout(question, chunks):
     assert render_user(question, with_ids(again)) == message
     for mine, theirs in zip(sentences, number_sentences(again), strict=True):
         assert (mine.number, mine.place) == (theirs.number, theirs.place)
-        assert theirs.text == shown_text(mine.whole).replace(f"\n{INDENT}", "\n")
+        assert theirs.whole == shown_text(mine.whole).replace(f"\n{INDENT}", "\n")
         bare = ["".join(one.whole.replace("[", "(").replace("]", ")").split())
                 for one in (mine, theirs)]
         assert bare[0] == bare[1], "nothing else is changed"

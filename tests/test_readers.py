@@ -594,8 +594,8 @@ def test_a_prompt_is_read_back_whatever_it_holds(question, chunks):
     before, asked = split_user(user)
     assert asked == question.strip() and f"{before}\n{asked}" == user
     assert [(part["source_org"], part["year"]) for part in read_context(user)] == [(shown_text(chunk["source_org"]), chunk["year"]) for chunk in chunks]
-    assert [shown_text(part["text"][start:end]) for part in read_context(user) for start, end in part["spans"]] == [
-        shown_text(sentence.text) for sentence in number_sentences(chunks)]
+    assert [shown_text(one.whole) for one in number_sentences(named_parts(user))] == [
+        shown_text(one.whole) for one in number_sentences(chunks)]
     assert render_user(question, named_parts(user)) == user
 
 

@@ -98,7 +98,7 @@ def test_any_quote_of_any_text_is_pointed_at_and_keeps_the_contract(text, start,
     numbered = {one.number: one for one in shown_sentences(shown)}
     cited = [numbered[number] for number in answer.evidence]
     assert cited and {one.chunk_id for one in cited} == {"c"}
-    assert "".join(quote.split()) in "".join("".join(one.text.split()) for one in cited)
+    assert "".join(quote.split()) in "".join("".join(one.whole.split()) for one in cited)
 
 
 # ---- refusals

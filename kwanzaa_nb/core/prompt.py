@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .answer import (
     BRACKETED, MODEL_MODES, PERSONAS, ModelAnswer, model_answer_schema)
 from .errors import Problem, ProblemList
-from .sentences import field_of, number_sentences, span_problem
+from .sentences import field_of, heading_end, number_sentences, span_problem
 
 # %% ../../nbs/core/prompt.ipynb #pr-003
 if TYPE_CHECKING:  # `core.record` imports this module
@@ -232,7 +232,7 @@ def _read_chunk(part: str, number: int) -> "Chunk | None":
         return None
     spans, start = [], 0
     for text in texts:
-        spans.append([start, start + len(text)])
+        spans.append([start + heading_end(text), start + len(text)])
         start += len(text) + 1
     return {"source_org": found["source_org"], "year": int(found["year"]),
             "text": "\n".join(texts), "spans": spans}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'blocks', 'sentence_spans', 'field_of', 'SpanError', 'span_problem', 'chunk_spans', 'Sentence',
-           'number_sentences']
+           'number_sentences', 'quoted_spans', 'heading_end']
 
 # %% ../../nbs/core/sentences.ipynb #st-002
 import functools
@@ -207,3 +207,34 @@ def number_sentences(
             lead = above.strip() if _is_heading(above) else ""
             found.append(Sentence(len(found) + 1, place, name, start, end, text[start:end], lead))
     return found
+
+# %% ../../nbs/core/sentences.ipynb #bf71ef25
+def quoted_spans(
+    text: str,  # of a chunk
+    start: int,  # of the quote, in characters
+    end: int,  # of the quote, excluded
+) -> list[tuple[int, int]]:  # of `sentence_spans`, in order
+    "Find the units that a quote overlaps, with the headings above them."
+    found, last = [], 0
+    for left, right in sentence_spans(text):
+        above, first = text[last:left], left
+        if _is_heading(above):
+            first = last + len(above) - len(above.lstrip())
+        if first < end and start < right:
+            found.append((left, right))
+        last = right
+    return found
+
+
+def heading_end(
+    text: str,  # of a unit as a prompt shows it
+) -> int:  # characters of the headings at its beginning; 0 where it has none
+    "Find where the headings above a unit end."
+    end = place = 0
+    for line in text.splitlines(keepends=True)[:-1]:
+        place += len(line)
+        if _HEADING.match(line) and _speaks(line):
+            end = place
+        elif line.strip():
+            break
+    return end

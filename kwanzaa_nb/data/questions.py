@@ -20,7 +20,7 @@ from ..core.answer import BRACKETED
 from ..core.errors import Problem
 from ..core.files import stable_hash
 from ..core.jsonl import DataError, MissingFile, short
-from ..core.sentences import sentence_spans
+from ..core.sentences import quoted_spans, sentence_spans
 from ..core.text import _LIST_MARK, MONTHS
 from .corpus import (
     EXPECTED, Chunk, ChunkStore, CorpusOptions, Prose, Slug, _Line, _nearest, load_rows)
@@ -240,8 +240,7 @@ def _as_it_stands(quote: str, text: str) -> str | None:
 def _quoted_spans(text: str, quote: str) -> list[tuple[int, int]]:
     "Find the sentences, as (start, end), that a quote verbatim in a text overlaps."
     first = text.index(quote)
-    return [(start, end) for start, end in sentence_spans(text)
-            if start < first + len(quote) and first < end]
+    return quoted_spans(text, first, first + len(quote))
 
 
 def _unmarked(text: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core.answer import ModelAnswer, find_marks, number_sentences
+from ..core.sentences import quoted_spans
 from ..core.files import stable_hash
 from .corpus import Chunk
 from .questions import Part, Question, as_said, reply_to, standing
@@ -22,10 +23,11 @@ def _evidence_numbers(question: Question, shown: Sequence[Chunk]) -> dict[int, l
     sentences = number_sentences(shown)
     for place in standing(question, shown):
         item = question.evidence[place]
-        start = texts[item.chunk_id].index(item.quote)
-        end = start + len(item.quote)
+        text = texts[item.chunk_id]
+        start = text.index(item.quote)
+        spans = quoted_spans(text, start, start + len(item.quote))
         numbers[place + 1] = [one.number for one in sentences if one.chunk_id == item.chunk_id
-                              and one.start < end and start < one.end]
+                              and (one.start, one.end) in spans]
     return numbers
 
 
