@@ -8,8 +8,8 @@ from kwanzaa_nb.core.config import load_config
 
 @pytest.mark.parametrize("name", trials.TRIALS)
 def test_the_settings_of_every_trial_are_valid(name):
-    config = load_config("configs/demo.cpu.yaml", trials.trial_settings(name, "outputs/trials", 3))
-    assert config.training.max_steps == config.run.eval_steps == 3
+    config = load_config("configs/demo.cpu.yaml", trials.trial_settings(name, "outputs/trials", 6))
+    assert config.training.max_steps == 2 * config.run.eval_steps == 6
 
 
 def test_trials_write_into_folders_of_their_own():

@@ -43,8 +43,9 @@ def trial_settings(
     changed = TRIALS[name]
     records = {f"data.{key}": str(own / f"data/{key.removesuffix('_file')}.jsonl")
                for key in _RECORDS if any(one.startswith("data.") for one in changed)}
-    return {"run.output_dir": str(own), "training.max_steps": steps, "run.eval_steps": steps,
-            "run.save_steps": steps, "data.dev_max_records": None, **records, **changed}
+    half = max(1, steps // 2)
+    return {"run.output_dir": str(own), "training.max_steps": steps, "run.eval_steps": half,
+            "run.save_steps": half, "data.dev_max_records": None, **records, **changed}
 
 # %% ../../nbs/bench/trials.ipynb #trials11
 def run_trial(
