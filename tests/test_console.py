@@ -120,7 +120,7 @@ def test_other_programs_of_the_package_print_likewise(project, module, words):
 def test_every_program_of_the_package_makes_its_streams_steady():
     started = [path for path in (ROOT / "kwanzaa_nb").rglob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
     programs = {path.parent / {"kwanzaa_nb": "run/cli.py", "train": "command.py"}[path.parent.name] if path.stem == "__main__" else path for path in started}
-    assert {f"{path.parent.name}.{path.stem}" for path in programs} == {"run.cli", "train.command", "bench.benchmarks", "bench.training", "bench.layouts", "bench.carry_over", "bench.gpu"}
+    assert {f"{path.parent.name}.{path.stem}" for path in programs} == {"run.cli", "train.command", "bench.benchmarks", "bench.training", "bench.layouts", "bench.trials", "bench.carry_over", "bench.gpu"}
     for path in programs:
         (start,) = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef) and node.name in ("main", "serve")][:1]
         calls = [node.func.id for node in ast.walk(start) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]

@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from tiny import ROOT, SECTIONS, tiny_config, tiny_model, tiny_tokenizer
 
 import kwanzaa_nb.train.command as command_module
+from kwanzaa_nb.bench import trials
 from kwanzaa_nb.train.resume import last_complete
 from kwanzaa_nb.core.manifest import read_manifest
 from kwanzaa_nb.train.command import (TrainingError, TrainingStopped, open_stage, prepare_reports,
@@ -101,6 +102,13 @@ def whole(home):
     done = run(config_file(home, "whole"))
     assert done.returncode == 0, done.stderr[-3000:]
     return home / "whole"
+
+
+def test_a_trial_is_trained_and_measured(home, monkeypatch):
+    monkeypatch.setitem(trials.TRIALS, "tiny", {"adapter.r": 2})
+    row = trials.run_trial(str(config_file(home, "trial")), "tiny", home / "trials", 2)
+    assert (row["trial"], row["steps"]) == ("tiny", 2)
+    assert 0 <= row["auroc"] <= 1 and row["eval_loss"] > 0 and "valid" in row
 
 
 def test_the_command_does_what_the_stage_does(whole):

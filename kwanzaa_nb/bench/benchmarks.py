@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
            'in_batches', 'continuous', 'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training',
-           'readme_table', 'main', 'slope']
+           'measure_improved', 'readme_table', 'main', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -23,6 +23,7 @@ from .forgeries import PARAPHRASES, forge, forgeable
 from ..core.config import Config, load_config, project_root
 from ..core.console import steady_streams
 from ..core.files import stable_hash, write_atomically
+from ..core.manifest import read_manifest
 from ..core.record import read_records
 from ..core.results import (
     COMPARED_BY, HEADLINES, METRICS, RULES, RateResult, hard_sentence, rules_sentence)
@@ -335,6 +336,19 @@ def measure_training() -> dict[str, Any]:
 
     return measure()
 
+# %% ../../nbs/bench/benchmarks.ipynb #d1914fa2
+def measure_improved(
+    *folders: str,  # of runs whose stage improve has ended
+) -> list[dict[str, Any]]:  # by run: method, verdict, gates, rates, signs, forgeries, training
+    "Collect what the stage improve found. Raises `SystemExit` where a run has not ended it."
+    found = []
+    for folder in folders:
+        entry = read_manifest(project_root() / folder)["stages"].get("improve", {})
+        if entry.get("status") != "done":
+            sys.exit(f"{folder} has not finished the stage improve: kwanzaa run improve does it.")
+        found.append(entry["summary"])
+    return found
+
 # %% ../../nbs/bench/benchmarks.ipynb #90-d02
 _ROWS = {  # of the README's table
     **{name: f"`{name}`" for name in METRICS}, "minimal_pair_accuracy": "minimal pairs, both right",
@@ -365,7 +379,8 @@ SIZES = (1_000, 10_000, 100_000)  # chunks
 _MEASURES = {
     "builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES],
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
-    "reliability": reliability, "demo": measure_demo, "training": measure_training}
+    "reliability": reliability, "demo": measure_demo, "improved": measure_improved,
+    "training": measure_training}
 
 
 def main(
