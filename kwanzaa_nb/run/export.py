@@ -213,7 +213,7 @@ def compared(
                   **{name: one.rates[name].value for name in METRICS}}
             for arm, one in scores.items()}
 
-
+# %% ../../nbs/run/export.ipynb #efe7ffb6
 def export_table(
     written: dict[str, str],  # of `write_formats`
     found: dict[str, dict],  # of `compared`; empty: nothing was asked
