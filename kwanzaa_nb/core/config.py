@@ -460,7 +460,7 @@ def _moved(values: dict, dotted: str, value: Any) -> None:
     if dotted == "model.revision" and value and "@" not in str(values["model"]["base_model_id"]):
         values["model"]["base_model_id"] = f"{values['model']['base_model_id']}@{value}"
 
-
+# %% ../../nbs/core/config.ipynb #9d9a41d9
 def load_trained(
     path: "str | Path",  # of a training's config
     overrides: Mapping | None = None,  # as for `load_config`

@@ -82,7 +82,7 @@ def _beginnings(
         sides |= {one: True for one in ways if _HEAD.fullmatch(one)}  # "[" beside the token "[]"
     return [(one, sides[one], ways[one]) for one in ways if sides[one] is not None]
 
-
+# %% ../../nbs/model/served.ipynb #5317ce1d
 def leaning(
     text: str,  # that the server wrote
     tokens: Sequence[Token],  # of `read_tokens`

@@ -350,7 +350,7 @@ def read_reply(
                       p_answer=leant and leant.p_answer, problem=said)
     return Reply(written, leant.start if leant else "", bool(tokens))
 
-
+# %% ../../nbs/model/server.ipynb #8ea331fb
 def read_completion(
     body: bytes,
     kind: str = "",  # the content type, for the message
@@ -517,7 +517,7 @@ def _with_other_side(
     kept = f"the threshold wants {'an answer' if wanted else 'a refusal'}, but {why}"
     return replace(first, problem="; ".join(filter(None, [first.problem, kept])))
 
-
+# %% ../../nbs/model/server.ipynb #56ac9ee3
 def ask(
     client: openai.OpenAI,
     model: str,  # as the server names it
@@ -644,7 +644,27 @@ def by_length(questions: Iterable[Question], size: int) -> Iterator[list[Questio
 _BRIEF = Decoding(max_new_tokens=32, batch_size=8)  # enough to decide, behind a fence too
 
 
-class ServerBackend:
+class _Telling:
+    "What a `ServerBackend` finds out about decisions."
+
+    def p_answer(self, prompts: Sequence[Question]) -> "Iterator[tuple[Question, float]]":
+        "Yield the probability of answering where it is told; the answers are cut off behind it."
+        for batch in self.batches(prompts, _BRIEF):
+            for question, found in self.each(batch, _BRIEF):
+                if isinstance(found, Written) and found.p_answer is not None:
+                    yield question, found.p_answer
+                elif self.manners.untold:
+                    return
+
+    def untold(self, grammar: bool = False) -> str:  # empty: it tells them
+        "Ask the server for one token, to see whether it tells the likeliest ones; say why not."
+        if not self.manners.tells and not self.manners.untold:
+            hello = Question("hello", ({"role": "user", "content": "Hello."},))
+            ask(self.client, self.model, Decoding(1, 1, grammar=grammar), hello, self.manners)
+        return self.manners.untold
+
+# %% ../../nbs/model/server.ipynb #924c0fb6
+class ServerBackend(_Telling):
     "Writes with a server; `nbs/model/backend.ipynb` tells what the methods are for."
 
     def __init__(
@@ -685,19 +705,3 @@ class ServerBackend:
     def lets_through(self, prompt: Question, tokens: Sequence[int]) -> bool:
         "Return False: a server doesn't tell the ids of its tokens."
         return False
-
-    def p_answer(self, prompts: Sequence[Question]) -> "Iterator[tuple[Question, float]]":
-        "Yield the probability of answering where it is told; the answers are cut off behind it."
-        for batch in self.batches(prompts, _BRIEF):
-            for question, found in self.each(batch, _BRIEF):
-                if isinstance(found, Written) and found.p_answer is not None:
-                    yield question, found.p_answer
-                elif self.manners.untold:
-                    return
-
-    def untold(self, grammar: bool = False) -> str:  # empty: it tells them
-        "Ask the server for one token, to see whether it tells the likeliest ones; say why not."
-        if not self.manners.tells and not self.manners.untold:
-            hello = Question("hello", ({"role": "user", "content": "Hello."},))
-            ask(self.client, self.model, Decoding(1, 1, grammar=grammar), hello, self.manners)
-        return self.manners.untold

@@ -155,6 +155,13 @@ def _written(backend: Backend, decoding: Decoding, record: Record) -> Written:
     return written
 
 
+def _confidence(written: Written, calibration: Calibration) -> dict[str, float]:
+    "Return the confidence of an output by its name; nothing where it is not known."
+    chance = getattr(written, "p_answer", None)
+    known = chance is not None and calibration.records
+    return {"confidence": round(calibration(chance), 4)} if known else {}
+
+
 def _later(before: "Sequence[tuple[str, str]]", asked: Sequence[str]) -> list[Message]:
     "Write the messages after the first question: each output, and what was asked then."
     return [message for (_, written), question in zip(before, asked) for message in (
@@ -220,9 +227,7 @@ class Answerer:
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}
         given |= {} if chunks else {"namespaces": ["unknown"]}
         written = _written(self.backend, self.decoding, record)
-        chance = getattr(written, "p_answer", None)
-        if chunks and chance is not None and self.calibration.records:
-            given["confidence"] = round(self.calibration(chance), 4)
+        given |= _confidence(written, self.calibration) if chunks else {}
         return _completed(written.raw, chunks, **(given | completion))
 
 # %% ../../nbs/publish/answerer.ipynb #55-012

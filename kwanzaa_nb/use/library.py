@@ -154,7 +154,7 @@ def _kept_vectors(path: "Path | None") -> dict[str, np.ndarray]:
         return {}
     return dict(zip(names.tolist(), vectors)) if fits else {}
 
-
+# %% ../../nbs/use/library.ipynb #d209f2ae
 def embedded(
     texts: Sequence[str],
     encode: Encode,
