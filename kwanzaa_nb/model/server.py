@@ -645,7 +645,7 @@ _BRIEF = Decoding(max_new_tokens=32, batch_size=8)  # enough to decide, behind a
 
 
 class _Telling:
-    "What a `ServerBackend` finds out about decisions."
+    "What a `ServerBackend` tells of decisions and tokens."
 
     def p_answer(self, prompts: Sequence[Question]) -> "Iterator[tuple[Question, float]]":
         "Yield the probability of answering where it is told; the answers are cut off behind it."
@@ -662,6 +662,10 @@ class _Telling:
             hello = Question("hello", ({"role": "user", "content": "Hello."},))
             ask(self.client, self.model, Decoding(1, 1, grammar=grammar), hello, self.manners)
         return self.manners.untold
+
+    def lets_through(self, prompt: Question, tokens: Sequence[int]) -> bool:
+        "Return False: a server doesn't tell the ids of its tokens."
+        return False
 
 # %% ../../nbs/model/server.ipynb #924c0fb6
 class ServerBackend(_Telling):
@@ -701,7 +705,3 @@ class ServerBackend(_Telling):
         if found and not any(isinstance(one, Written) for one in found):
             raise found[0]
         return [one if isinstance(one, Written) else not_answered(one) for one in found]
-
-    def lets_through(self, prompt: Question, tokens: Sequence[int]) -> bool:
-        "Return False: a server doesn't tell the ids of its tokens."
-        return False

@@ -202,10 +202,10 @@ class Answerer:
     ):
         self.config, self.backend, self.version = config, backend, version or config.run.name
         self.fallbacks, (chosen, self.calibration) = tuple(fallbacks), measured
-        most = config.evaluation.generation_defaults.max_new_tokens
-        least = config.evaluation.answer_threshold
-        least = chosen if least == "dev" else least  # a published config has the number
-        self.decoding = Decoding(most, 1, grammar=grammar, answer_threshold=least)
+        wanted = config.evaluation  # a published config has a number as its threshold
+        least = chosen if wanted.answer_threshold == "dev" else wanted.answer_threshold
+        self.decoding = Decoding(wanted.generation_defaults.max_new_tokens, 1, grammar=grammar,
+                                 answer_threshold=least)
 
     def __call__(
         self,
@@ -220,9 +220,9 @@ class Answerer:
 
         Raises `PromptError` where they can't be shown, and `AnswerError` where the output is not
         valid; its attribute `raw` holds the output."""
-        chunks, template = list(chunks), self.config.data.system_prompt
-        messages = _conversation(question, chunks, persona, before, template)
-        record = {"id": "question", "messages": messages, "chunks": chunks}
+        chunks = list(chunks)
+        record = {"id": "question", "chunks": chunks, "messages": _conversation(
+            question, chunks, persona, before, self.config.data.system_prompt)}
         given = {"query": question.strip()[:1000], "persona": persona,
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}
         given |= {} if chunks else {"namespaces": ["unknown"]}

@@ -213,27 +213,6 @@ def compared(
                   **{name: one.rates[name].value for name in METRICS}}
             for arm, one in scores.items()}
 
-# %% ../../nbs/run/export.ipynb #efe7ffb6
-def export_table(
-    written: dict[str, str],  # of `write_formats`
-    found: dict[str, dict],  # of `compared`; empty: nothing was asked
-    count: int,  # records
-    folder: Path,  # of the run
-) -> Table:
-    "Show each export with its size, its rates, and how far they are from those of its origin."
-    rows = [["merged", "exports/merged", "", *_shown("merged", found, count)]]
-    beside = {"f16": "not kept"} if "f16" in found and "f16" not in written else {}
-    for kind, place in (beside | written).items():
-        path = folder / place
-        size = f"{path.stat().st_size / 1e6:,.0f}" if path.is_file() else ""
-        rows.append([kind, place, size, *_shown(kind, found, count)])
-    short = [name.removesuffix("_rate").replace("_", " ") for name in METRICS]
-    return Table(["format", "where", "MB", "beside", "same text", *short], rows)
-
-
-For a reader the rates are written in percent, each with its distance from the merged model in
-points. The merged model has no distance to itself, and a format that was not asked has empty cells:
-
 # %% ../../nbs/run/export.ipynb #bf3768ce
 def _shown(kind: str, found: dict[str, dict], count: int) -> list[str]:
     "Write an arm's cells: its origin, its rates in percent, and the differences in points."
