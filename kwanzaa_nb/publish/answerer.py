@@ -223,11 +223,10 @@ class Answerer:
         chunks = list(chunks)
         record = {"id": "question", "chunks": chunks, "messages": _conversation(
             question, chunks, persona, before, self.config.data.system_prompt)}
-        given = {"query": question.strip()[:1000], "persona": persona,
-                 "model_version": self.config.model.base_model_id, "adapter_version": self.version}
-        given |= {} if chunks else {"namespaces": ["unknown"]}
         written = _written(self.backend, self.decoding, record)
-        given |= _confidence(written, self.calibration) if chunks else {}
+        known = _confidence(written, self.calibration) if chunks else {"namespaces": ["unknown"]}
+        given = {"query": question.strip()[:1000], "persona": persona, **known,
+                 "model_version": self.config.model.base_model_id, "adapter_version": self.version}
         return _completed(written.raw, chunks, **(given | completion))
 
 # %% ../../nbs/publish/answerer.ipynb #55-012
