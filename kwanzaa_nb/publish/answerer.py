@@ -216,10 +216,8 @@ class Answerer:
         before: "Sequence[tuple[str, str]]" = (),  # earlier turns: question, output on these chunks
         **completion: Any,  # more arguments of `complete_answer`: scores, generated_at …
     ) -> dict:  # answer_json
-        """Answer from the chunks, or refuse.
-
-        Raises `PromptError` where they can't be shown, and `AnswerError` where the output is not
-        valid; its attribute `raw` holds the output."""
+        """Answer from the chunks, or refuse. Raises `PromptError` where they can't be shown, and
+        `AnswerError` where the output is not valid; its attribute `raw` holds the output."""
         chunks = list(chunks)
         record = {"id": "question", "chunks": chunks, "messages": _conversation(
             question, chunks, persona, before, self.config.data.system_prompt)}
