@@ -5,7 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from test_server import reply, serve  # noqa: F401 - a fixture
+from test_server import reply
 from tiny import tiny_model, tiny_tokenizer
 
 from kwanzaa_nb.core.config import load_config
@@ -285,7 +285,7 @@ def test_a_folder_of_ones_own_is_named_by_its_last_part(given, told):
     assert proposer(config) == told
 
 
-def test_a_server_proposes(serve, config):  # noqa: F811
+def test_a_server_proposes(serve, config):
     def answer(body, _):
         user = body["messages"][-1]["content"]
         found = [OUTPUTS[name] for name, text in TEXTS.items() if user.endswith(text)]
@@ -297,7 +297,7 @@ def test_a_server_proposes(serve, config):  # noqa: F811
     assert asked[0][2]["temperature"] == 0 and asked[0][2]["max_tokens"] == NEW_TOKENS
 
 
-def test_a_passage_that_the_server_refuses_is_counted(serve, config):  # noqa: F811
+def test_a_passage_that_the_server_refuses_is_counted(serve, config):
     def answer(body, _):
         user = body["messages"][-1]["content"]
         found = [OUTPUTS[name] for name, text in TEXTS.items() if user.endswith(text)]
