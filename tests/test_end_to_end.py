@@ -166,10 +166,10 @@ def test_the_run_is_exported_and_llama_cpp_writes_what_the_merged_model_writes(r
     assert is_gguf(exports / "model-q8_0.gguf") and is_gguf(exports / "lora.gguf")
     assert "FROM ./model-q8_0.gguf" in (exports / "Modelfile").read_text(encoding="utf-8")
     kept = json.loads((exports / "exports.json").read_text(encoding="utf-8"))
-    assert kept["records"] == 2 and set(kept["measured"]) == {"merged", "q8_0", "lora"}
+    assert kept["records"] == 2 and set(kept["measured"]) == {"merged", "f16", "q8_0", "lora"}
     texts = {(row["arm"], row["id"]): row["raw"] for row in lines(exports / "outputs.jsonl")[1:]}
     ids = {name for arm, name in texts if arm == "merged"}
-    assert len(ids) == 2 and len(texts) == 6
+    assert len(ids) == 2 and len(texts) == 8
     assert all(texts.values())  # rounding may change a word far into a text, but not every beginning
     assert any(texts["q8_0", name][:12] == texts["merged", name][:12] for name in ids)
     with llama_server(exports / "model-q8_0.gguf") as url:
