@@ -27,10 +27,8 @@ TRIALS: dict[str, dict[str, Any]] = {  # name -> settings beside those of the co
     "rank 16": {"adapter.r": 16, "adapter.alpha": 32},
     "half the learning rate": {"training.learning_rate": 0.0005},
     "twice the learning rate": {"training.learning_rate": 0.002},
-    "quantised once": {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False},
-    "half the context": {"data.context_tokens": 200}}
+    "quantised once": {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False}}
 SEEDS = ("as configured", "seed 1", "seed 2")  # trials that show the spread
-_RECORDS = ("train_file", "dev_file", "eval_file")
 
 # %% ../../nbs/bench/trials.ipynb #trials08
 def trial_settings(
@@ -40,12 +38,9 @@ def trial_settings(
 ) -> dict[str, Any]:  # dotted keys, in place of the config's
     "Return what a trial changes. Raises `KeyError` for an unknown name."
     own = Path(folder) / slug(name)
-    changed = TRIALS[name]
-    records = {f"data.{key}": str(own / f"data/{key.removesuffix('_file')}.jsonl")
-               for key in _RECORDS if any(one.startswith("data.") for one in changed)}
     half = max(1, steps // 2)
     return {"run.output_dir": str(own), "training.max_steps": steps, "run.eval_steps": half,
-            "run.save_steps": half, "data.dev_max_records": None, **records, **changed}
+            "run.save_steps": half, "data.dev_max_records": None, **TRIALS[name]}
 
 # %% ../../nbs/bench/trials.ipynb #trials11
 def run_trial(
@@ -58,11 +53,8 @@ def run_trial(
     settings = trial_settings(name, folder, steps)
     changes = [part for key, value in settings.items()
                for part in ("--set", f"{key}={'null' if value is None else value}")]
-    stages = [["kwanzaa_nb.train"]]
-    if "data.train_file" in settings:
-        stages.insert(0, ["kwanzaa_nb", "run", "data"])
-    for stage in stages:
-        subprocess.run([sys.executable, "-m", *stage, "--config", config, *changes], check=True)
+    subprocess.run([sys.executable, "-m", "kwanzaa_nb.train", "--config", config, *changes],
+                   check=True)
     done = read_manifest(project_root() / settings["run.output_dir"])["stages"]["train"]["summary"]
     (figures,) = done["decision"]
     kept = ("eval_loss", "auroc", "decision", "valid", "covered", "evidence")
