@@ -241,7 +241,7 @@ ollama create kwanzaa -f Modelfile
 
 For Ollama the address is `http://localhost:11434/v1`, with `model="kwanzaa"`. With `grammar=True`
 each question carries a JSON Schema with the numbers of its sentences (`response_format`), which
-all three say they enforce. A server is not told the threshold for answering. Tested: llama.cpp's
+all three say they enforce. `load_answerer` applies the threshold; other clients don't. Tested: llama.cpp's
 server. Not run: vLLM and Ollama.'''
 
 # %% ../../nbs/publish/card.ipynb #50-s02-b
