@@ -58,7 +58,8 @@ def run_trial(
     done = read_manifest(project_root() / settings["run.output_dir"])["stages"]["train"]["summary"]
     (figures,) = done["decision"]
     kept = ("eval_loss", "auroc", "decision", "valid", "covered", "evidence")
-    return {"trial": name, "steps": done["steps"], "minutes": round(done["seconds"] / 60, 1),
+    return {"trial": name, "config": config, "changed": TRIALS[name], "steps": done["steps"],
+            "minutes": round(done["seconds"] / 60, 1),
             **{key: round(figures[key], 3) for key in kept if key in figures}}
 
 # %% ../../nbs/bench/trials.ipynb #trials12
@@ -72,10 +73,10 @@ def main(
                  f"kwanzaa_nb.bench.trials configs/demo.cpu.yaml 60 \"{list(TRIALS)[0]}\". "
                  f"There are: {', '.join(TRIALS)}.")
     config, steps = arguments[0], int(arguments[1])
-    rows = [row for row in (stored("trials") or {"measured": []})["measured"]]
-    known = {(row["trial"], row["steps"]) for row in rows}
+    rows = (stored("trials") or {"measured": []})["measured"]
     for name in arguments[2:] or TRIALS:
-        if (name, steps) not in known:
+        asked = {"trial": name, "config": config, "changed": TRIALS[name], "steps": steps}
+        if not any(asked == {key: row[key] for key in asked} for row in rows):
             rows.append(run_trial(config, name, "outputs/trials", steps))
             store("trials", rows)
             print(rows[-1], flush=True)
