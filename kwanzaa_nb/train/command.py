@@ -51,6 +51,7 @@ from ..model.masking import stop_ids
 from ..model.packing import pack_rows
 from .budget import Estimate, check_budget, estimate_run
 from .extra import settle_extra
+from .practice import PRACTICE, practice_records
 from .lengths import fit_records
 from .live import LiveReport, Moment
 from .resume import (
@@ -186,12 +187,19 @@ def _read_records(stage: Stage) -> tuple[list[Record], list[Record]]:
 
 
 def _encode(stage: Stage, records: Sequence[Record], dev_records: Sequence[Record],
-            tokenizer: PreTrainedTokenizerFast) -> TrainingData:
-    "Fit, tokenise and pack the records. Raises `RecordsError` where some can't be trained on."
+            tokenizer: PreTrainedTokenizerFast, contexts: int = 0) -> TrainingData:
+    """Add practice in so many contexts, then fit, tokenise and pack the records.
+
+    Raises `RecordsError` where some can't be trained on.
+    """
     config, eos_token_ids = stage.config, stop_ids(tokenizer)
     longest, policy = config.data.max_seq_length, config.data.over_length
     records, shortened = fit_records(tokenizer, records, longest, policy)
+    practice = list(practice_records(records, contexts, config.run.seed))
     records = every_answer(records) if config.training.turns == "all" else records
+    records = [*practice, *records]
+    if practice:
+        stage.progress(f"{len(practice)} of the records are practice, which comes first")
     dev_records, dev_shortened = fit_records(tokenizer, dev_records, longest, policy)
     rows, cached = cached_rows(tokenizer, records, config, eos_token_ids)
     dev_rows, _ = cached_rows(tokenizer, dev_records, config, eos_token_ids)
@@ -212,7 +220,8 @@ def encode_training(training: Training) -> None:
         records, dev_records = _read_records(training.stage)
         tokenizer = load_tokenizer(training.config)
         training.note(*template_fallbacks(tokenizer))
-        training.data = _encode(training.stage, records, dev_records, tokenizer)
+        contexts = (training.settled or training.config).training.extra.get(PRACTICE, 0)
+        training.data = _encode(training.stage, records, dev_records, tokenizer, contexts)
 
 # %% ../../nbs/train/command.ipynb #71-007-s
 def _sharded() -> bool:

@@ -20,6 +20,7 @@ from trl import SFTConfig
 
 from ..core.config import Config, Fallback
 from ..core.errors import Problem, ProblemList
+from .practice import PRACTICE
 
 # %% ../../nbs/train/extra.ipynb #ext-011
 _SAME = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_steps", "learning_rate",
@@ -100,7 +101,11 @@ def _extra_problems(extra: Mapping[str, Any]) -> Iterator[Problem]:
     "Find what is wrong with each name and its value."
     for name, value in extra.items():
         where = f"training.extra.{name}"
-        if name in _KEYS:
+        if name == PRACTICE:
+            if type(value) is not int or value < 0:
+                yield Problem(where, f"{value!r} is no number of contexts",
+                              "write a whole number from 0 on", "wrong_value")
+        elif name in _KEYS:
             yield Problem(where, "has a key of its own", f"write {_KEYS[name]}", "own_key")
         elif name in _FIXED:
             yield Problem(where, "can't be set here", _FIXED[name], "fixed")
@@ -151,6 +156,9 @@ def settle_extra(
     if used.get("push_to_hub") and "hub_private_repo" not in used:
         used["hub_private_repo"] = True
         notes.append("hub_private_repo: a new repository is private, and no gate is asked")
+    if used.get(PRACTICE) and config.data.packing:
+        del used[PRACTICE]
+        notes.append("practice: packed rows come in no order, so nothing could come first")
     if not notes:
         return used, ()
     return used, (Fallback("training.extra", _plain(asked), used, "; ".join(notes)),)

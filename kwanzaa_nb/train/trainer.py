@@ -40,6 +40,7 @@ from ..model.fused import fuse_adapter
 from ..model.load import RuntimeSettings
 from ..model.masking import IGNORED, MaskError, check_supervised, encode_chat
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
+from .practice import PRACTICE
 
 # %% ../../nbs/train/trainer.ipynb #33-004
 class TrainingError(KwanzaaError):
@@ -133,7 +134,7 @@ def supervised_loss(
 
 # %% ../../nbs/train/trainer.ipynb #33-012
 class GroupSampler(torch.utils.data.Sampler):
-    "Yield row indices, whole groups at a time, in an order set by the seed and the epoch."
+    "Yield row indices, whole groups at a time, in an order of seed and epoch; practice is first."
 
     def __init__(
         self,
@@ -155,9 +156,12 @@ class GroupSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        groups = list(self.members.values())
-        for place in torch.randperm(len(groups), generator=generator).tolist():
-            yield from groups[place]
+        practice = [name for name in self.members if name.startswith(PRACTICE)]
+        others = [rows for name, rows in self.members.items() if name not in practice]
+        for name in practice:
+            yield from self.members[name]
+        for place in torch.randperm(len(others), generator=generator).tolist():
+            yield from others[place]
         yield from [self.length] * (len(self) - self.length)
 
 # %% ../../nbs/train/trainer.ipynb #33-012-b
@@ -383,7 +387,7 @@ def trainer_arguments(
         per_device_eval_batch_size=wanted.per_device_eval_batch_size,
         gradient_accumulation_steps=wanted.gradient_accumulation_steps,
         gradient_checkpointing=wanted.gradient_checkpointing, ddp_find_unused_parameters=False,
-        **wanted.extra)
+        **{name: value for name, value in wanted.extra.items() if name != PRACTICE})
     # set afterwards: SFTConfig would ask for a save at every evaluation, and only bests are needed
     arguments.load_best_model_at_end = "metric_for_best_model" in saving
     return arguments

@@ -1,0 +1,118 @@
+"Practice records: right numbers, right refusals, first in the order, and only where asked."
+import json
+import random
+
+import pytest
+
+from kwanzaa_nb.core.answer import parse_model_answer, shown_sentences
+from kwanzaa_nb.core.config import load_config, project_root
+from kwanzaa_nb.core.prompt import split_user
+from kwanzaa_nb.core.record import read_records
+from kwanzaa_nb.train.extra import ExtraError, check_extra, settle_extra
+from kwanzaa_nb.train.practice import (
+    PRACTICE, holding, practice_records, practice_turns, words_in_a_row)
+from kwanzaa_nb.train.trainer import GroupSampler
+
+
+@pytest.fixture(scope="module")
+def records():
+    return list(read_records(project_root() / "data/training/kwanzaa_train.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def practice(records):
+    return list(practice_records(records, 60, seed=7))
+
+
+def asked_words(question):
+    "Return the words that a practice question asks for."
+    return question.removeprefix("Where does it say “").removesuffix("”?")
+
+
+def test_each_answer_points_at_the_only_sentence_that_has_the_words(practice):
+    for record in practice:
+        sentences = [one.text for one in shown_sentences(record["chunks"])]
+        answer = parse_model_answer(record["messages"][2]["content"], record["chunks"])
+        question = split_user(record["messages"][1]["content"])[1]
+        places = holding(sentences, asked_words(question))
+        assert answer.evidence == [place + 1 for place in places]
+        assert len(places) == (answer.answer.completeness == "complete")
+        assert bool(answer.unknowns.missing_context) == (not places)
+
+
+def test_there_are_as_many_contexts_as_asked_with_both_sides_in_each(practice):
+    groups = {}
+    for record in practice:
+        groups.setdefault(record["group"], []).append(json.loads(record["messages"][2]["content"]))
+    assert len(groups) == 60
+    for answers in groups.values():
+        refused = sum(not answer["evidence"] for answer in answers)
+        assert refused == len(answers) // 3
+
+
+def test_ids_differ_and_contexts_are_those_of_the_records(records, practice):
+    assert len({record["id"] for record in practice}) == len(practice)
+    known = {json.dumps(record["chunks"]) for record in records}
+    assert {json.dumps(record["chunks"]) for record in practice} <= known
+
+
+def test_practice_records_are_records(practice, tmp_path):
+    file = tmp_path / "practice.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in practice), encoding="utf-8")
+    read = list(read_records(file, targets=True))
+    assert [record["id"] for record in read] == [record["id"] for record in practice]
+
+
+def test_the_seed_decides(records):
+    assert list(practice_records(records, 3, 1)) == list(practice_records(records, 3, 1))
+    assert list(practice_records(records, 3, 1)) != list(practice_records(records, 3, 2))
+
+
+@pytest.mark.parametrize("contexts", [0, 1, 10 ** 6])
+def test_at_most_so_many(records, contexts):
+    found = {record["group"] for record in practice_records(records, contexts)}
+    assert len(found) <= min(contexts, len({record["group"] for record in records}))
+    assert bool(found) == bool(contexts)
+
+
+def test_no_records_give_no_practice():
+    assert list(practice_records([], 5)) == []
+
+
+@pytest.mark.parametrize("source", [
+    "She wrote “come at once” to her brother that very night.", "See note [3] on the opposite page.",
+    "Two mills stood here."])
+def test_what_can_not_be_asked_cleanly_is_not_asked(source):
+    for seed in range(30):
+        turns = practice_turns([source, source], source, random.Random(seed))
+        assert turns is None  # it stands there twice
+
+
+@pytest.mark.parametrize("text", ["a b c d e f", "one two", "", "Die Mühle stand seit 1865 leer, sagt man."])
+def test_taking_words_never_fails(text):
+    for seed in range(20):
+        assert words_in_a_row(text, random.Random(seed)) in text
+
+
+def test_practice_comes_first_in_every_epoch():
+    groups = ["a", "a", "practice 1", "practice 1", "b", "practice 2", "c"]
+    sampler = GroupSampler(groups, seed=1)
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert order[:3] == [2, 3, 5] and sorted(order) == list(range(7))
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "60", True, None])
+def test_what_is_no_number_of_contexts_is_refused(value):
+    with pytest.raises(ExtraError, match="whole number from 0 on"):
+        check_extra({PRACTICE: value})
+
+
+def test_packing_leaves_practice_out_and_says_so():
+    config = load_config("configs/demo.cpu.yaml", {"training.extra": {PRACTICE: 4},
+                                                   "data.packing": True})
+    used, (note,) = settle_extra(config, "cpu")
+    assert used == {} and "no order" in note.reason
+    config = load_config("configs/demo.cpu.yaml", {"training.extra": {PRACTICE: 4}})
+    assert settle_extra(config, "cpu") == ({PRACTICE: 4}, ())
