@@ -8,10 +8,12 @@ from kwanzaa_nb.core.answer import parse_model_answer, shown_sentences
 from kwanzaa_nb.core.config import load_config, project_root
 from kwanzaa_nb.core.prompt import split_user
 from kwanzaa_nb.core.record import read_records
+from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.model.masking import IGNORED, stop_ids
 from kwanzaa_nb.train.extra import ExtraError, check_extra, settle_extra
 from kwanzaa_nb.train.practice import (
     PRACTICE, holding, practice_records, practice_turns, words_in_a_row)
-from kwanzaa_nb.train.trainer import GroupSampler
+from kwanzaa_nb.train.trainer import GroupSampler, encode_records
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,8 @@ def test_no_records_give_no_practice():
 
 
 @pytest.mark.parametrize("source", [
-    "She wrote “come at once” to her brother that very night.", "See note [3] on the opposite page.",
+    "She wrote “come at once” to her brother that very night.",
+    "See note [3] on the opposite page.",
     "Two mills stood here."])
 def test_what_can_not_be_asked_cleanly_is_not_asked(source):
     for seed in range(30):
@@ -88,7 +91,8 @@ def test_what_can_not_be_asked_cleanly_is_not_asked(source):
         assert turns is None  # it stands there twice
 
 
-@pytest.mark.parametrize("text", ["a b c d e f", "one two", "", "Die Mühle stand seit 1865 leer, sagt man."])
+@pytest.mark.parametrize(
+    "text", ["a b c d e f", "one two", "", "Die Mühle stand seit 1865 leer, sagt man."])
 def test_taking_words_never_fails(text):
     for seed in range(20):
         assert words_in_a_row(text, random.Random(seed)) in text
@@ -116,3 +120,16 @@ def test_packing_leaves_practice_out_and_says_so():
     assert used == {} and "no order" in note.reason
     config = load_config("configs/demo.cpu.yaml", {"training.extra": {PRACTICE: 4}})
     assert settle_extra(config, "cpu") == ({PRACTICE: 4}, ())
+
+
+def test_of_practice_only_the_list_of_numbers_is_learned(records, practice):
+    config = load_config("configs/demo.cpu.yaml", {"data.max_seq_length": 2048})
+    tokenizer = load_tokenizer(config)
+    rows = encode_records(tokenizer, practice[:6], config, stop_ids(tokenizer))
+    for record, row in zip(practice, rows):
+        numbers = json.loads(record["messages"][2]["content"])["evidence"]
+        learned = tokenizer.decode([label for label in row["labels"] if label != IGNORED])
+        shown = json.dumps(numbers, separators=(",", ":"))
+        assert learned.startswith(f'{{"evidence":{shown[:-1]}]') and "answer" not in learned
+    whole, = encode_records(tokenizer, records[:1], config, stop_ids(tokenizer))
+    assert "answer" in tokenizer.decode([one for one in whole["labels"] if one != IGNORED])

@@ -24,6 +24,7 @@ TRIALS: dict[str, dict[str, Any]] = {  # name -> settings beside those of the co
     "as configured": {},
     "seed 1": {"run.seed": 1},
     "seed 2": {"run.seed": 2},
+    "practice first": {"training.extra": {"practice": 60}},
     "rank 16": {"adapter.r": 16, "adapter.alpha": 32},
     "half the learning rate": {"training.learning_rate": 0.0005},
     "twice the learning rate": {"training.learning_rate": 0.002},

@@ -63,6 +63,18 @@ def _length_problems(name: str, tokens: int, answer: int, config: Config) -> Ite
                       "raise evaluation.generation_defaults.max_new_tokens", "answer_too_long")
 
 # %% ../../nbs/train/trainer.ipynb #33-0043-b
+def _evidence_alone(tokenizer: PreTrainedTokenizerFast, row: dict) -> dict:
+    "Return a row of which only the answer's first list, the evidence, is learned."
+    places = [place for place, label in enumerate(row["labels"]) if label != IGNORED]
+    learned = [row["labels"][place] for place in places]
+    count = next((count for count in range(1, len(places) + 1)
+                  if "]" in tokenizer.decode(learned[:count])), len(places))
+    labels = [IGNORED] * len(row["labels"])
+    for place in places[:count]:
+        labels[place] = row["labels"][place]
+    return {**row, "labels": labels}
+
+
 def encode_records(
     tokenizer: PreTrainedTokenizerFast,  # with a chat template
     records: Sequence[Record],  # each with an "id"
@@ -80,7 +92,10 @@ def encode_records(
             problems.append(Problem(record["id"], str(error), code="mask"))
             continue
         problems += _length_problems(record["id"], len(row["input_ids"]), learned, config)
-        rows.append({**row, "group": record.get("group") or record["id"]})
+        group = record.get("group") or record["id"]
+        if group.startswith(PRACTICE):
+            row = _evidence_alone(tokenizer, row)
+        rows.append({**row, "group": group})
     if problems:
         raise RecordsError("training records", problems)
     return rows
