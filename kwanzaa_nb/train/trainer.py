@@ -64,13 +64,13 @@ def _length_problems(name: str, tokens: int, answer: int, config: Config) -> Ite
 
 # %% ../../nbs/train/trainer.ipynb #33-0043-b
 def _evidence_alone(tokenizer: PreTrainedTokenizerFast, row: dict) -> dict:
-    "Return a row of which only the answer's first list, the evidence, is learned."
+    "Return a row of which only the answer's first list, the evidence, and its end are learned."
     places = [place for place, label in enumerate(row["labels"]) if label != IGNORED]
     learned = [row["labels"][place] for place in places]
     count = next((count for count in range(1, len(places) + 1)
                   if "]" in tokenizer.decode(learned[:count])), len(places))
     labels = [IGNORED] * len(row["labels"])
-    for place in places[:count]:
+    for place in {*places[:count], places[-1]}:
         labels[place] = row["labels"][place]
     return {**row, "labels": labels}
 
