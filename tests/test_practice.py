@@ -12,7 +12,7 @@ from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.model.masking import IGNORED, stop_ids
 from kwanzaa_nb.train.extra import ExtraError, check_extra, settle_extra
 from kwanzaa_nb.train.practice import (
-    PRACTICE, holding, practice_records, practice_turns, words_in_a_row)
+    PRACTICE, PRACTICE_GROUP, holding, practice_records, practice_turns, words_in_a_row)
 from kwanzaa_nb.train.trainer import GroupSampler, encode_records
 
 
@@ -83,12 +83,33 @@ def test_no_records_give_no_practice():
 
 @pytest.mark.parametrize("source", [
     "She wrote “come at once” to her brother that very night.",
-    "See note [3] on the opposite page.",
-    "Two mills stood here."])
-def test_what_can_not_be_asked_cleanly_is_not_asked(source):
+    "See the third note [3] on the opposite page of the book."])
+def test_words_with_quotes_or_brackets_are_not_asked_for(source):
+    found = [practice_turns([source], source, random.Random(seed)) for seed in range(60)]
+    assert None in found and any(found)
+    for question, _ in filter(None, found):
+        assert question.count("“") == question.count("”") == 1 and "[" not in question
+
+
+def test_words_that_stand_in_two_sentences_are_not_asked_for():
+    sentences = ["Two mills stood by the river.", "Two mills stood by the river then."]
     for seed in range(30):
-        turns = practice_turns([source, source], source, random.Random(seed))
-        assert turns is None  # it stands there twice
+        assert practice_turns(sentences, sentences[0], random.Random(seed)) is None
+
+
+def test_a_context_alone_gives_no_practice(records):
+    first = [record for record in records if record["group"] == records[0]["group"]]
+    assert list(practice_records(first, 5)) == []
+
+
+def test_the_users_own_group_named_practice_is_an_ordinary_one(records):
+    config = load_config("configs/demo.cpu.yaml", {"data.max_seq_length": 2048})
+    tokenizer = load_tokenizer(config)
+    own = {**records[0], "group": "practice 1"}
+    row, = encode_records(tokenizer, [own], config, stop_ids(tokenizer))
+    assert "answer" in tokenizer.decode([one for one in row["labels"] if one != IGNORED])
+    orders = {tuple(GroupSampler(["a", "b", "practice 1"], seed)) for seed in range(20)}
+    assert any(order[0] != 2 for order in orders)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +120,8 @@ def test_taking_words_never_fails(text):
 
 
 def test_practice_comes_first_in_every_epoch():
-    groups = ["a", "a", "practice 1", "practice 1", "b", "practice 2", "c"]
+    one, two = f"{PRACTICE_GROUP}1", f"{PRACTICE_GROUP}2"
+    groups = ["a", "a", one, one, "b", two, "c"]
     sampler = GroupSampler(groups, seed=1)
     for epoch in range(5):
         sampler.set_epoch(epoch)

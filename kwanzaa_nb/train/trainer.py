@@ -40,7 +40,7 @@ from ..model.fused import fuse_adapter
 from ..model.load import RuntimeSettings
 from ..model.masking import IGNORED, MaskError, check_supervised, encode_chat
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
-from .practice import PRACTICE
+from .practice import PRACTICE, PRACTICE_GROUP
 
 # %% ../../nbs/train/trainer.ipynb #33-004
 class TrainingError(KwanzaaError):
@@ -62,7 +62,7 @@ def _length_problems(name: str, tokens: int, answer: int, config: Config) -> Ite
         yield Problem(name, f"its answer has {answer} tokens, over max_new_tokens {answer_limit}",
                       "raise evaluation.generation_defaults.max_new_tokens", "answer_too_long")
 
-# %% ../../nbs/train/trainer.ipynb #33-0043-b
+# %% ../../nbs/train/trainer.ipynb #33-0043-e
 def _evidence_alone(tokenizer: PreTrainedTokenizerFast, row: dict) -> dict:
     "Return a row of which only the answer's first list, the evidence, and its end are learned."
     places = [place for place, label in enumerate(row["labels"]) if label != IGNORED]
@@ -74,7 +74,7 @@ def _evidence_alone(tokenizer: PreTrainedTokenizerFast, row: dict) -> dict:
         labels[place] = row["labels"][place]
     return {**row, "labels": labels}
 
-
+# %% ../../nbs/train/trainer.ipynb #33-0043-b
 def encode_records(
     tokenizer: PreTrainedTokenizerFast,  # with a chat template
     records: Sequence[Record],  # each with an "id"
@@ -93,7 +93,7 @@ def encode_records(
             continue
         problems += _length_problems(record["id"], len(row["input_ids"]), learned, config)
         group = record.get("group") or record["id"]
-        if group.startswith(PRACTICE):
+        if group.startswith(PRACTICE_GROUP):
             row = _evidence_alone(tokenizer, row)
         rows.append({**row, "group": group})
     if problems:
@@ -171,7 +171,7 @@ class GroupSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        practice = [name for name in self.members if name.startswith(PRACTICE)]
+        practice = [name for name in self.members if name.startswith(PRACTICE_GROUP)]
         others = [rows for name, rows in self.members.items() if name not in practice]
         for name in practice:
             yield from self.members[name]
