@@ -58,22 +58,25 @@ def practice_turns(
     return f"Where does it say “{words}”?", target_json(answer)
 
 # %% ../../nbs/train/practice.ipynb #prac-21d7a2fa
+_QUESTIONS = 6  # about a context
+
+
 def _long_sentences(record: Record) -> list[str]:
     "List the sentences of a record's context that are long enough to be asked about."
     return [one.text for one in shown_sentences(record["chunks"])
             if len(one.text.split()) >= _SHORTEST]
 
 
-def _context_turns(record: Record, other: Record, count: int,
+def _context_turns(record: Record, other: Record,
                    chance: random.Random) -> list[tuple[str, str]]:
-    "Make turns about one context; fewer than `count` where it has too few sentences."
+    "Make turns about one context; fewer than wanted where it has too few sentences."
     everything = [one.text for one in shown_sentences(record["chunks"])]
     own = _long_sentences(record)
     foreign = [one for one in _long_sentences(other) if one not in everything]
     chance.shuffle(own)
     chance.shuffle(foreign)
     found: list[tuple[str, str]] = []
-    for sources, most in ((own, count - count // 3), (foreign, count)):
+    for sources, most in ((own, _QUESTIONS - _QUESTIONS // 3), (foreign, _QUESTIONS)):
         for source in sources:
             turns = practice_turns(everything, source, chance) if len(found) < most else None
             found += [turns] if turns else []
@@ -106,9 +109,9 @@ def practice_records(
     for name in names:
         if made == contexts:
             return
-        first, count = groups[name][0], len(groups[name])
-        turns = _context_turns(first, groups[chance.choice(names)][0], count, chance)
-        if len(turns) < count:
+        first = groups[name][0]
+        turns = _context_turns(first, groups[chance.choice(names)][0], chance)
+        if len(turns) < _QUESTIONS:
             continue
         made += 1
         system, user, _ = first["messages"]
