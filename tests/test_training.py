@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import random
 import signal
 import subprocess
 import sys
@@ -28,9 +29,9 @@ from kwanzaa_nb.train.resume import (COMPLETE, Checkpoints, last_complete, remov
                                      training_identity)
 from kwanzaa_nb.core.record import read_records
 from kwanzaa_nb.train.trainer import (GroupSampler, RecordsError, TrainingError, encode_records,
-                                      every_answer, filler_row, keep_start, save_adapter,
-                                      step_budget, supervised_loss, token_lengths, train_adapter,
-                                      trainer_arguments)
+                                      every_answer, filler_row, joined_groups, keep_start,
+                                      save_adapter, step_budget, supervised_loss, token_lengths,
+                                      train_adapter, trainer_arguments)
 
 CPU = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, "sgd")
 ROWS = [row(3 + place, 2 + place % 3, group=f"g{place // 2}", first=11 * place + 3)
@@ -317,6 +318,30 @@ def test_sampler_keeps_groups_and_covers_all(groups):
         orders.append(tuple(order))
     assert len(set(orders)) > 1 or len(set(groups)) == 1
     assert list(GroupSampler(groups, seed=3)) == list(orders[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6, 7, 50])
+@pytest.mark.parametrize("seed", range(4))
+def test_joined_groups_lose_nothing_and_fill_whole_batches(batch, seed):
+    chance, rows = random.Random(seed), iter(range(10 ** 6))
+    groups = [[next(rows) for _ in range(chance.randint(1, 8))] for _ in range(40)]
+    whole, left = joined_groups(groups, batch)
+    assert sorted(sum(whole, []) + left) == sorted(sum(groups, []))
+    assert all(len(one) % batch == 0 and one for one in whole)
+    placed = sum(whole, []) + left
+    for group in groups:
+        start = placed.index(group[0])
+        assert placed[start:start + len(group)] == group
+
+
+def test_a_group_of_another_size_does_not_split_all_that_come_after():
+    groups = [name for place in range(60) for name in [str(place)] * (5 if place % 20 == 1 else 6)]
+    order = list(GroupSampler(groups, seed=1, batch=6))
+    contexts = [len({groups[place] for place in order[start:start + 6]})
+                for start in range(0, len(order), 6)]
+    assert sum(count > 1 for count in contexts) <= 3
+    assert [len({groups[place] for place in list(GroupSampler(groups, seed=1))[start:start + 6]})
+            for start in range(0, len(groups), 6)].count(1) < len(contexts) - 10
 
 
 # records to rows

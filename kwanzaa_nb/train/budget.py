@@ -32,7 +32,7 @@ from ..model.fused import fuse_adapter
 from ..model.load import DTYPES, RuntimeSettings
 from ..model.masking import IGNORED
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
-from .trainer import supervised_loss
+from .trainer import GroupSampler, supervised_loss
 
 # %% ../../nbs/train/budget.ipynb #69685ff7
 class BudgetError(KwanzaaError):
@@ -308,25 +308,35 @@ def check_budget(
 # %% ../../nbs/train/budget.ipynb #56a0d65f
 _UTILISATION = 0.33  # assumed share of the stated TFLOPS
 _BATCHES = 3  # that are measured; the first warms up
+_COUNTED = 100  # batches whose tokens are counted
+
+
+def _spread(batches: Sequence, most: int) -> Sequence:
+    "Take at most so many batches, evenly spread."
+    return batches[::max(1, len(batches) // most)][:most]
 
 
 def _pick_batches(
     rows: Sequence[dict],  # training rows, packed or not
     config: Config,
     effective: RuntimeSettings,
-) -> tuple[list[dict], dict]:  # some batches spread over the rows; the largest one
-    "Make batches as training makes them, in the order of the rows."
+    steps: int,  # of the run
+) -> tuple[list[dict], dict]:  # some batches spread over the run; the largest one
+    "Make batches as training makes them, in its order."
     flatten = flatten_shared if effective.attention == SEGMENTED else flatten_rows
-    size = config.training.per_device_train_batch_size
-    batches = [rows[start:start + size] for start in range(0, len(rows), size)]
-    spread = batches[::max(1, len(batches) // _BATCHES)][:_BATCHES]
+    wanted = config.training
+    size = wanted.per_device_train_batch_size
+    groups = [str(row.get("group", place)) for place, row in enumerate(rows)]
+    order = [rows[place] for place in GroupSampler(groups, config.run.seed, batch=size)]
+    batches = [order[start:start + size] for start in range(0, len(order), size)]
+    batches = batches[:steps * wanted.gradient_accumulation_steps]
 
     def tokens(batch: Sequence[dict]) -> int:  # before prompts are shared
         return sum(len(row["input_ids"]) for row in batch)
 
     longest = map(flatten, sorted(batches, key=tokens, reverse=True)[:8])
     largest = max(longest, key=lambda batch: batch["input_ids"].shape[1])
-    return [flatten(batch) for batch in spread], largest
+    return [flatten(batch) for batch in _spread(batches, _COUNTED)], largest
 
 # %% ../../nbs/train/budget.ipynb #37-e1
 def _tokens_of_run(batches: Sequence[dict], dev_rows: Sequence[dict], config: Config,
@@ -351,7 +361,7 @@ def estimate_run(
 ) -> Estimate:
     "Measure a few steps and estimate the run. Raises `BudgetError` for a GPU without an entry."
     price, priced_by = price_per_hour(config, device_name)
-    batches, largest = _pick_batches(rows, config, effective)
+    batches, largest = _pick_batches(rows, config, effective, planned["steps"])
     tokens = _tokens_of_run(batches, dev_rows, config, planned)
     gpu = config.budget.gpu
     elsewhere = bool(gpu) and gpu_kind(device_name, [gpu]) is None
@@ -359,7 +369,8 @@ def estimate_run(
                             int((largest["labels"] != IGNORED).sum()), elsewhere, planned["steps"])
     if not elsewhere:
         checkpointing = config.training.gradient_checkpointing
-        rate, seconds = measure_steps(model, batches, effective.dtype, checkpointing)
+        rate, seconds = measure_steps(model, _spread(batches, _BATCHES), effective.dtype,
+                                      checkpointing)
         measured = f"{max(1, len(seconds) - 1)} measured steps, {sum(seconds):.0f} seconds"
         return Estimate(rate * tokens, memory, processes * price, priced_by, measured)
     kind = read_gpus().gpus[gpu]
