@@ -322,7 +322,13 @@ def measure_demo(
     controls_found = {arm: short(rates) for arm, rates in found["controls"].items()}
     rules = {arm: controls_found.pop(arm) for arm in RULES if arm in controls_found}
     arms = {arm: short(part["rates"]) for arm, part in found["arms"].items()} | rules
+    stages = read_manifest(project_root() / folder)["stages"]
+    training = stages.get("train", {}).get("summary", {})
+    costs = ("seconds", "predicted_seconds", "peak_bytes", "predicted_bytes", "steps")
     measured = {"records": found["records"], "arms": arms, "controls": controls_found,
+                "seconds": {name: stage["seconds"] for name, stage in stages.items()
+                            if stage.get("seconds")},
+                "training": {name: training[name] for name in costs if name in training},
                 "verdict": rules_sentence(found),
                 "hard": hard_sentence(found), "decisions": found["decisions"],
                 "thresholds": found["thresholds"], "refused_by_kind": found["refused_by_kind"]}
@@ -379,7 +385,8 @@ SIZES = (1_000, 10_000, 100_000)  # chunks
 _MEASURES = {
     "builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES],
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
-    "reliability": reliability, "demo": measure_demo, "improved": measure_improved,
+    "reliability": reliability, "demo": measure_demo, "demo_all": measure_demo,
+    "improved": measure_improved,
     "training": measure_training}
 
 

@@ -24,11 +24,12 @@ TRIALS: dict[str, dict[str, Any]] = {  # name -> settings beside those of the co
     "as configured": {},
     "seed 1": {"run.seed": 1},
     "seed 2": {"run.seed": 2},
-    "practice first": {"training.extra": {"practice": 60}},
+    "no practice": {"training.extra": {}},
+    "half the practice": {"training.extra": {"practice": 30}},
+    "quantised again": {"adapter.method": "qlora", "adapter.quantization.load_in_4bit": True},
     "rank 16": {"adapter.r": 16, "adapter.alpha": 32},
     "half the learning rate": {"training.learning_rate": 0.0005},
-    "twice the learning rate": {"training.learning_rate": 0.002},
-    "quantised once": {"adapter.method": "lora", "adapter.quantization.load_in_4bit": False}}
+    "twice the learning rate": {"training.learning_rate": 0.002}}
 SEEDS = ("as configured", "seed 1", "seed 2")  # trials that show the spread
 
 # %% ../../nbs/bench/trials.ipynb #trials08
@@ -41,7 +42,7 @@ def trial_settings(
     own = Path(folder) / slug(name)
     half = max(1, steps // 2)
     return {"run.output_dir": str(own), "training.max_steps": steps, "run.eval_steps": half,
-            "run.save_steps": half, "data.dev_max_records": None, **TRIALS[name]}
+            "run.save_steps": half, "data.dev_max_records": 75, **TRIALS[name]}
 
 # %% ../../nbs/bench/trials.ipynb #trials11
 def run_trial(

@@ -49,7 +49,7 @@ from ..model.load import (
     load_tokenizer, remote_code, runtime_settings, template_fallbacks)
 from ..model.masking import stop_ids
 from ..model.packing import pack_rows
-from .budget import Estimate, check_budget, estimate_run
+from .budget import Estimate, check_budget, estimate_run, peak_bytes
 from .extra import settle_extra
 from .practice import PRACTICE, practice_records
 from .lengths import fit_records
@@ -457,7 +457,11 @@ def close_training(training: Training) -> "Table | None":  # the stages of the r
                    f"{stage.key(stage.folder / 'adapter')}")
     kept = training.kept.step if training.kept else None
     decided = [row for row in training.result["decision"] if row["step"] == kept]
-    return stage.done(**outcome, decision=decided, kept=str(training.kept or ""))
+    estimate = training.estimate
+    predicted = {} if estimate is None else {
+        "predicted_seconds": estimate.seconds, "predicted_bytes": estimate.memory["peak"]}
+    return stage.done(**outcome, **predicted, peak_bytes=peak_bytes(), decision=decided,
+                      kept=str(training.kept or ""))
 
 # %% ../../nbs/train/command.ipynb #71-019-b
 TRAINING_STEPS: tuple[Callable[[Training], object], ...] = (
