@@ -38,27 +38,32 @@ def holding(
             if words in " ".join(sentence.split())]
 
 # %% ../../nbs/train/practice.ipynb #prac-249734a6
+_TEXTS = ("None of the passages has these words.", "These words stand in one sentence [{}].",
+          "The first words stand in one sentence [{}], the others in another one [{}].")
+
+
 def practice_turns(
     sentences: Sequence[str],  # of the context, in the order of their numbers
-    source: str,  # a sentence, of the context or of another one
+    sources: Sequence[str],  # one or two sentences of the context, or one of another context
     chance: random.Random,
 ) -> "tuple[str, str] | None":  # question and answer; None where the words settle nothing
-    "Ask where words of a sentence stand, and answer with its number, or that they are not there."
-    words, here = words_in_a_row(source, chance), source in sentences
-    numbers = [place + 1 for place in holding(sentences, words)]
-    if len(numbers) != here or re.search(r"[\[\]“”\"]", words):
+    "Ask where words of sentences stand, and answer with their numbers, or that they are not there."
+    words = [words_in_a_row(source, chance) for source in sources]
+    numbers = [place + 1 for one in words for place in holding(sentences, one)]
+    here = [source for source in sources if source in sentences]
+    if not len(set(numbers)) == len(numbers) == len(here) or re.search("[][“”\"]", "".join(words)):
         return None
-    text = (f"These words stand in one sentence [{numbers[0]}]." if here else
-            "None of the passages has these words.")
+    text = _TEXTS[len(numbers)].format(*numbers)
     answer = ModelAnswer.model_validate({
         "evidence": numbers,
         "answer": {"completeness": "complete" if here else "insufficient_data", "text": text},
         "unknowns": {"unsupported_claims": [], "clarifying_questions": [],
                      "missing_context": [] if here else ["a passage with these words"]}})
-    return f"Where does it say “{words}”?", target_json(answer)
+    return f"Where does it say “{'”, and where “'.join(words)}”?", target_json(answer)
 
 # %% ../../nbs/train/practice.ipynb #prac-21d7a2fa
-_QUESTIONS = 6  # about a context
+_QUESTIONS = (1, 1, 2, 2, 0, 0)  # about a context: how many of its sentences each points at
+_TRIES = 8  # words that settle nothing are drawn again so often
 
 
 def _long_sentences(record: Record) -> list[str]:
@@ -73,13 +78,14 @@ def _context_turns(record: Record, other: Record,
     everything = [one.text for one in shown_sentences(record["chunks"])]
     own = _long_sentences(record)
     foreign = [one for one in _long_sentences(other) if one not in everything]
-    chance.shuffle(own)
-    chance.shuffle(foreign)
     found: list[tuple[str, str]] = []
-    for sources, most in ((own, _QUESTIONS - _QUESTIONS // 3), (foreign, _QUESTIONS)):
-        for source in sources:
-            turns = practice_turns(everything, source, chance) if len(found) < most else None
-            found += [turns] if turns else []
+    for count in _QUESTIONS:
+        source = own if count else foreign
+        for _ in range(_TRIES if len(source) >= max(1, count) else 0):
+            turns = practice_turns(everything, chance.sample(source, max(1, count)), chance)
+            if turns and turns[0] not in dict(found):
+                found.append(turns)
+                break
     chance.shuffle(found)
     return found
 
@@ -111,7 +117,7 @@ def practice_records(
             return
         first = groups[name][0]
         turns = _context_turns(first, groups[chance.choice(names)][0], chance)
-        if len(turns) < _QUESTIONS:
+        if len(turns) < len(_QUESTIONS):
             continue
         made += 1
         system, user, _ = first["messages"]

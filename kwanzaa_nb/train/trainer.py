@@ -14,6 +14,7 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -63,14 +64,16 @@ def _length_problems(name: str, tokens: int, answer: int, config: Config) -> Ite
                       "raise evaluation.generation_defaults.max_new_tokens", "answer_too_long")
 
 # %% ../../nbs/train/trainer.ipynb #33-0043-e
-def _evidence_alone(tokenizer: PreTrainedTokenizerFast, row: dict) -> dict:
-    "Return a row of which only the answer's first list, the evidence, and its end are learned."
+def _numbers_alone(tokenizer: PreTrainedTokenizerFast, row: dict) -> dict:
+    "Return a row of which only the evidence, the numbers that are cited and the end are learned."
     places = [place for place, label in enumerate(row["labels"]) if label != IGNORED]
     learned = [row["labels"][place] for place in places]
     count = next((count for count in range(1, len(places) + 1)
                   if "]" in tokenizer.decode(learned[:count])), len(places))
+    cited = [place for place, token in zip(places, learned)
+             if re.search(r"\d", tokenizer.decode([token]))]
     labels = [IGNORED] * len(row["labels"])
-    for place in {*places[:count], places[-1]}:
+    for place in {*places[:count], *cited, *(place + 1 for place in cited), places[-1]}:
         labels[place] = row["labels"][place]
     return {**row, "labels": labels}
 
@@ -94,7 +97,7 @@ def encode_records(
         problems += _length_problems(record["id"], len(row["input_ids"]), learned, config)
         group = record.get("group") or record["id"]
         if group.startswith(PRACTICE_GROUP):
-            row = _evidence_alone(tokenizer, row)
+            row = _numbers_alone(tokenizer, row)
         rows.append({**row, "group": group})
     if problems:
         raise RecordsError("training records", problems)
