@@ -25,7 +25,7 @@ $(STAMP): settings.ini setup.py .ci/constraints.txt
 dev: setup  ## setup, and install git hooks that clean and merge notebooks
 	sh .ci/hooks/install $(BIN)
 
-demo: setup  ## run all four stages on this machine's CPU (an hour or two)
+demo: setup  ## run all four stages on this machine's CPU (twenty minutes on two cores)
 	$(BIN)/kwanzaa run all --config $(CONFIG)
 
 test: setup lint export-check notebooks pytest smoke docs-check  ## run everything that CI runs

@@ -11,8 +11,8 @@ from transformers import (AutoModelForCausalLM, LlamaConfig, MistralConfig, Olmo
                           Phi3Config, Qwen3Config)
 
 from kwanzaa_nb.train import budget
-from kwanzaa_nb.train.budget import (BudgetError, Estimate, activation_bytes, check_budget,
-                                     estimate_run, gpu_kind, measure_steps, predicted_and_measured,
+from kwanzaa_nb.train.budget import (BudgetError, Estimate, activation_bytes, cache_bytes, check_budget,
+                                     estimate_run, gpu_kind, measure_steps, predict_memory, predicted_and_measured,
                                      price_per_hour, read_gpus, weight_bytes)
 from kwanzaa_nb.model.fused import fuse_adapter
 from kwanzaa_nb.model.load import RuntimeSettings
@@ -199,3 +199,22 @@ def test_a_gpus_kind_is_told_by_whole_words(name, kind):
 def test_predicted_against_measured_is_a_ratio():
     lines = predicted_and_measured(an_estimate(seconds=100), 150)
     assert lines[1][1:] == ["1.7 min", "2.5 min", "1.50"]
+
+
+def test_keys_and_values_are_counted_as_a_model_holds_them():
+    model = tiny_model()
+    model.set_attn_implementation("sdpa")
+    held = model(input_ids=torch.arange(3, 15)[None], use_cache=True).past_key_values
+    size = sum(part.numel() * part.itemsize for layer in held.layers
+               for part in (layer.keys, layer.values))
+    assert cache_bytes(model, 12) == size > 0
+
+
+def test_answers_come_on_top_of_the_steps_on_a_cpu_and_in_their_place_on_a_gpu():
+    model = tiny_model()
+    here = [predict_memory(model, tiny_config(), "sgd", 10 ** 6, 10, False, 1, count)
+            for count in (0, 10 ** 7)]
+    assert here[1]["peak"] - here[0]["peak"] > 0.9 * here[1]["answers"]
+    there = [predict_memory(model, tiny_config(), "sgd", 10 ** 6, 10, True, 1, count)
+             for count in (0, 10)]
+    assert there[0]["peak"] == there[1]["peak"] and there[1]["answers"] > 0

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BudgetError', 'Gpu', 'GpuTable', 'read_gpus', 'gpu_kind', 'price_per_hour', 'peak_bytes', 'weight_bytes',
-           'activation_bytes', 'predict_memory', 'measure_steps', 'Estimate', 'check_budget', 'estimate_run',
-           'predicted_and_measured']
+           'activation_bytes', 'cache_bytes', 'predict_memory', 'measure_steps', 'Estimate', 'check_budget',
+           'estimate_run', 'predicted_and_measured']
 
 # %% ../../nbs/train/budget.ipynb #e60a1671
 import contextlib
@@ -196,6 +196,18 @@ def _training_bytes(
             "activations": activation_bytes(model, tokens, width, checkpointing, dropout),
             "logits": 3 * 4 * supervised * vocabulary}  # fp32: logits, softmax, gradient
 
+# %% ../../nbs/train/budget.ipynb #cache-def
+def cache_bytes(
+    model: torch.nn.Module,
+    tokens: int,  # of all prompts and answers that are written at once
+) -> int:
+    "Count the keys and values that a model holds while it writes."
+    sizes = model.config.get_text_config()
+    heads = getattr(sizes, "num_key_value_heads", None) or sizes.num_attention_heads
+    width = getattr(sizes, "head_dim", None) or sizes.hidden_size // sizes.num_attention_heads
+    first = next(weight for weight in model.parameters() if weight.is_floating_point())
+    return 2 * sizes.num_hidden_layers * heads * width * first.dtype.itemsize * tokens
+
 # %% ../../nbs/train/budget.ipynb #e-031e5074
 def predict_memory(
     model: torch.nn.Module,  # with its adapter
@@ -205,6 +217,7 @@ def predict_memory(
     supervised: int,  # of these, tokens with a label
     elsewhere: bool = False,  # for a GPU that is not here, which holds nothing but the model
     steps: int = 1,  # of the whole run
+    answered: int = 0,  # tokens of the answers that are written at once to measure behaviour
 ) -> dict[str, int]:  # bytes by use; "peak" is the most that is held at once
     "Predict what training will need at its peak."
     kept = weight_bytes(model)
@@ -215,8 +228,10 @@ def predict_memory(
     added = _training_bytes(model, config, optim, tokens, supervised)
     on_cpu = next(model.parameters()).device.type == "cpu" and not elsewhere
     added["kept free"] = _kept_free(added["activations"], steps) if on_cpu else 0
+    training, written = sum(added.values()), cache_bytes(model, answered)
+    at_once = training + written if on_cpu else max(training, written + added["optimiser"])
     return {"held before training": held, **{f"of it {name}": size for name, size in kept.items()},
-            **added, "peak": max(before, held + sum(added.values()))}
+            **added, "answers": written, "peak": max(before, held + at_once)}
 
 # %% ../../nbs/train/budget.ipynb #bd4a2434
 def _measured_step(model: torch.nn.Module, batch: dict[str, Any]) -> float:
@@ -358,6 +373,7 @@ def estimate_run(
     planned: Mapping[str, int],  # "steps" and "eval_steps", from `step_budget`
     device_name: str = "",  # of the GPU that is here; "" for a CPU
     processes: int = 1,  # that train together, each on a device of this price
+    answered: int = 0,  # tokens of the answers that are written at once to measure behaviour
 ) -> Estimate:
     "Measure a few steps and estimate the run. Raises `BudgetError` for a GPU without an entry."
     price, priced_by = price_per_hour(config, device_name)
@@ -366,7 +382,8 @@ def estimate_run(
     gpu = config.budget.gpu
     elsewhere = bool(gpu) and gpu_kind(device_name, [gpu]) is None
     memory = predict_memory(model, config, effective.optim, largest["input_ids"].shape[1],
-                            int((largest["labels"] != IGNORED).sum()), elsewhere, planned["steps"])
+                            int((largest["labels"] != IGNORED).sum()), elsewhere, planned["steps"],
+                            answered)
     if not elsewhere:
         checkpointing = config.training.gradient_checkpointing
         rate, seconds = measure_steps(model, _spread(batches, _BATCHES), effective.dtype,

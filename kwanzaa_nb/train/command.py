@@ -279,7 +279,8 @@ def estimate_training(training: Training) -> None:
     gpu = hardware.name if hardware.device == "cuda" else ""
     estimate = estimate_run(
         training.model, data.rows, data.dev_rows, training.config, training.effective,
-        training.planned, gpu, count_processes())
+        training.planned, gpu, count_processes(),
+        training.behaviour.answered_tokens if training.behaviour else 0)
     training.stage.progress(
         f"about {estimate.seconds / 60:.1f} minutes, {estimate.memory['peak'] / 1e9:.1f} GB and "
         f"${estimate.usd:.2f}")

@@ -151,6 +151,12 @@ class Behaviour:
                            _longest(tokenizer, self.asked))
         self.truth = {record["id"]: record["answerable"] for record in decided}
 
+    @property
+    def answered_tokens(self) -> int:
+        "Return the most tokens that are held while the answers are written, all at once."
+        prompt = max((len(one.tokens) for one in self.prompts), default=0)
+        return len(self.prompts) * (prompt + self.longest)
+
     def __call__(
         self,
         model: torch.nn.Module,
