@@ -46,7 +46,7 @@ FENCE, LINK = re.compile(r"^```.*?^```", re.M | re.S), re.compile(r"\[`([^`]+)`\
 
 
 REACHED = (  # what a keyboard or a screen reader needs, and smalldocs does not write
-    (re.compile(r'<(pre|div class="sd-table")(?=[ >])'), r'<\1 tabindex="0"'),  # what scrolls can be reached
+    (re.compile(r'<(pre|div class="sd-table"|table class="caption-top table")(?=[ >])'), r'<\1 tabindex="0"'),  # what scrolls can be reached
     (re.compile(r'role="navigation"(?= aria-expanded)'), 'role="button"'),
     (re.compile(r'<nav class="navbar'), '<nav aria-label="site" class="navbar'),
     (re.compile(r'<nav class="quarto-secondary-nav"'), '<nav aria-label="place" class="quarto-secondary-nav"'),
