@@ -363,7 +363,7 @@ def _tokens_of_run(batches: Sequence[dict], dev_rows: Sequence[dict], config: Co
     watched = evaluations * sum(len(row["input_ids"]) for row in dev_rows)
     return trained + watched * 2 / 3  # loss and decision: two forward passes, a third each
 
-
+# %% ../../nbs/train/budget.ipynb #37-e1-r
 def estimate_run(
     model: torch.nn.Module,  # with its adapter
     rows: Sequence[dict],  # training rows, packed or not
