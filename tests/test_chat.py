@@ -47,7 +47,8 @@ def replied(question, kind="built", confidence=0.9):
                             "clarifying_questions": [f"Which school? {EVIL}"]}}
     answer = complete_answer(ModelAnswer.model_validate(written), CHUNKS, query=question[:1000],
                              confidence=confidence)
-    return SimpleNamespace(question=question, chunks=CHUNKS, answer=answer, seconds=7.3)
+    return SimpleNamespace(question=question, chunks=CHUNKS, answer=answer, seconds=7.3,
+                           doubts=[f"“{EVIL}” stands elsewhere"] if kind == "built" else [])
 
 
 class StandIn:
@@ -77,6 +78,7 @@ def test_all_that_a_model_or_a_document_writes_is_escaped():
         shown = turn_html(replied(f"{EVIL}?", kind))
         assert "<script" not in shown and "<img" not in shown
         assert shown.count("&lt;script&gt;") >= 5
+        assert ("Look at this twice" in shown) == (kind == "built")
 
 
 def test_each_mark_has_its_sentence_and_each_sentence_its_way_back():

@@ -111,7 +111,7 @@ def test_exported_cells_are_short(path):
 ROOMS = {  # a room, and what it may import beside itself
     "core": set(), "model": {"core"}, **{stage: {"core", "model"} for stage in ("data", "train", "evaluate", "publish")},
     "report": {"core", "model", "data", "train", "evaluate", "publish"},
-    "use": {"core", "model", "data", "publish", "report"},
+    "use": {"core", "model", "data", "evaluate", "publish", "report"},
     "run": {"core", "model", "data", "train", "evaluate", "publish", "report", "use"},
     "bench": {"core", "model", "data", "train", "evaluate", "publish", "report", "use", "run"},
 }

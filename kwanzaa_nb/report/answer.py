@@ -247,9 +247,12 @@ def answer_parts(
 def answer_html(
     answer: Mapping,  # of `answer_parts`
     chunks: Iterable,  # of `answer_parts`
+    doubts: Iterable[str] = (),  # what a reader should look at twice
 ) -> Markup:
     "Show an answer as HTML, with each cited sentence highlighted in its chunk."
-    return render_part("answer", **answer_parts(answer, chunks))
+    parts, doubts = answer_parts(answer, chunks), list(doubts)
+    parts["unknowns"] += [("Look twice", doubts)] if doubts else []
+    return render_part("answer", **parts)
 
 
 def show_answer(

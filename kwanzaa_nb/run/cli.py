@@ -242,6 +242,8 @@ def _ask(arguments: argparse.Namespace) -> None:
                        "other words.") from None
     if arguments.json:
         print(strict_json(reply.answer, ensure_ascii=False, indent=2))
+        for doubt in reply.doubts:
+            print(f"Look twice: {doubt}", file=sys.stderr)
     else:
         print_reply(reply)
 

@@ -26,6 +26,7 @@ from ..data.corpus import CorpusOptions, corpus_options
 from ..data.retrieval import AnyRetriever
 from ..report.answer import answer_html, follow_sources
 from ..report.runs import find_runs
+from .doubts import find_doubts
 from .library import Library, documents_of, load_encoder, open_library
 
 # %% ../../nbs/use/ask.ipynb #66-005
@@ -47,7 +48,8 @@ class Reply(Shown):
         answer: dict[str, Any],  # a completed answer_json
         seconds: float,  # that it took
     ):
-        super().__init__(answer_html(answer, chunks))
+        self.doubts = find_doubts(answer, chunks, question)  # what a reader should look at twice
+        super().__init__(answer_html(answer, chunks, self.doubts))
         self.question, self.chunks, self.answer = question, list(chunks), answer
         self.seconds = seconds
 
@@ -187,6 +189,8 @@ def print_reply(
     for name, label in _MISSING.items():
         for text in reply.answer["unknowns"].get(name, []):
             console.print(Text(f"\n{label}: {text}", style="yellow"))
+    for text in reply.doubts:
+        console.print(Text(f"\nLook twice: {text}", style="yellow"))
     if said := sure_words(body.get("confidence")):
         console.print(Text(f"\n{said}", style="dim"))
 

@@ -43,6 +43,7 @@ class Replied(Protocol):
     chunks: Sequence[Chunk]  # that the model was shown, in their order
     answer: dict[str, Any]  # a completed answer_json
     seconds: float  # that it took
+    doubts: Sequence[str]  # what a reader should look at twice
 
 
 Ask = Callable[[str, Sequence[Replied]], Replied]  # of a question and the earlier turns
@@ -78,6 +79,7 @@ def turn_html(
     used = [chunk for chunk in parts["chunks"] if chunk["used"]]
     others = [chunk for chunk in parts["chunks"] if not chunk["used"]]
     unknowns = [(_HEADINGS[label], texts) for label, texts in parts["unknowns"]]
+    unknowns += [("Look at this twice", list(reply.doubts))] if reply.doubts else []
     return render_page("turn", question=reply.question, number=number, said=parts["said"],
                        facts=_facts(reply), wrong=parts["wrong"], unknowns=unknowns, used=used,
                        others=others)
