@@ -79,6 +79,50 @@ def test_stopped_more_than_once(project, words, pause):
     check_runs_again(project)
 
 
+# ---- a training is asked first
+
+
+SAVING = """
+import signal, time
+from pathlib import Path
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+Path("began").touch()
+deadline = time.monotonic() + 60
+while time.monotonic() < deadline and not (asked and {saves}):
+    time.sleep(0.02)
+Path("saved").touch()
+raise KeyboardInterrupt
+"""
+UNREADY = "import time; from pathlib import Path; Path('began').touch(); time.sleep(60)"
+
+
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["train", "improve"])
+def test_a_training_may_save_its_step_before_it_stops(project, stage, word):
+    named(project, stage, SAVING.format(saves=True), "stage.done()")
+    process = kwanzaa(stage, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    until(lambda: Path("began").exists())
+    process.send_signal(word)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err and Path("saved").exists()
+    assert "asked to stop: the step that runs is saved first" in out and "run the same command to resume" in err
+    assert entry_of(project, stage)["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("source, words", [(SAVING.format(saves=False), 2), (UNREADY, 1)])
+def test_a_training_that_does_not_save_is_stopped_all_the_same(project, source, words):
+    named(project, "train", source, "stage.done()")
+    process = kwanzaa("train", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    until(lambda: Path("began").exists())
+    for _ in range(words):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in err and not Path("saved").exists()
+    assert entry_of(project, "train")["status"] == "interrupted"
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_anywhere(project, seed):
     working(project)

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -88,6 +89,37 @@ def _kill(managers: list) -> None:
             process.kill()
             process.wait()
 
+# %% ../../nbs/run/launch.ipynb #60-046-t
+@contextlib.contextmanager
+def _asking_first(managers: list, tell: Callable[[str], object]) -> Iterator[None]:
+    "At the first Ctrl-C or SIGTERM, ask the kernels to save and stop. Raises KeyboardInterrupt."
+    words, asked = (signal.SIGINT, signal.SIGTERM), []
+
+    def ask(*_: object) -> None:
+        for word in words:  # the next one is answered as before
+            signal.signal(word, before[word])
+        asked.append(True)
+        tell("asked to stop: the step that runs is saved first; Ctrl-C again stops at once")
+        for manager in managers:
+            process = getattr(getattr(manager, "provisioner", None), "process", None)
+            if process is not None and process.poll() is None:
+                process.terminate()
+
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+        yield
+        return
+    before = {word: signal.signal(word, ask) for word in words}
+    try:
+        yield
+    except Exception:  # papermill, nbclient and jupyter_client share no base class
+        if not asked:
+            raise
+    finally:
+        for word in words:
+            signal.signal(word, before[word])
+    if asked:
+        raise KeyboardInterrupt
+
 # %% ../../nbs/run/launch.ipynb #60-046-p2
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
@@ -159,6 +191,7 @@ def execute(
     parameters: Mapping[str, Any],  # values for the cell tagged parameters
     root: "str | Path",  # working folder of the kernel
     tell: Callable[[str], object] = print,  # takes a line when a cell starts
+    saves: bool = False,  # whether the notebook saves its work when it gets SIGTERM
 ) -> None:
     "Run a notebook in a fresh kernel. Raises what papermill raises, and KeyboardInterrupt."
     from papermill import execute_notebook
@@ -169,7 +202,8 @@ def execute(
     log.parent.mkdir(parents=True, exist_ok=True)
     announce = _cell_announcer(notebook, tell)
     try:
-        with contextlib.chdir(root), _environment(QUIET), open(log, "wb") as file:
+        with (contextlib.chdir(root), _environment(QUIET), open(log, "wb") as file,
+              _asking_first(started, tell) if saves else contextlib.nullcontext()):
             _replace_whole(os.path.relpath(report))
             execute_notebook(
                 _papermill_source(notebook, root), os.path.relpath(report), dict(parameters),
@@ -388,7 +422,7 @@ def _run_notebook(stage: str, notebook: Path, folder: Path, root: Path, paramete
 
     try:
         with follow(folder / PROGRESS, log):
-            execute(notebook, report, parameters, root, tell)
+            execute(notebook, report, parameters, root, tell, stage in ("train", "improve"))
         sentence = _unfinished(folder, stage, report)
     except KeyboardInterrupt:
         _mark(folder, root, stage, "interrupted", "stopped by the user")
