@@ -95,3 +95,11 @@ def test_a_reply_shows_its_doubts_in_a_notebook_and_in_a_terminal():
     out = io.StringIO()
     print_reply(sure, Console(file=out, width=300))
     assert "Look twice" not in out.getvalue() and "Look twice" not in sure._repr_html_()
+
+
+@pytest.mark.parametrize("text", ["The context does not say who painted it. [1]", "These passages say nothing about that. [1]",
+                                  "I cannot tell from these sources who painted it. [1]"])
+def test_a_complete_answer_that_says_what_is_missing_is_told_so(text):
+    (doubt,) = find_doubts(answered(text, 1), CHUNKS)
+    assert doubt.endswith("says that something is missing, though the answer is called complete")
+    assert find_doubts(answered(text, 1, completeness="partial"), CHUNKS) == []

@@ -151,7 +151,7 @@ def test_the_difference_to_the_merged_model_is_in_points():
                for record, raw in zip(records, texts)]
     found = compared(outputs, records)
     assert found["merged"]["same"] == 4 and found["q8_0"]["same"] == 3
-    table = str(export_table({"q8_0": "exports/model-q8_0.gguf"}, found, 4, ROOT))
+    table = str(export_table({"q8_0": "exports/model-q8_0.gguf"}, found, 4, {}))
     assert "3 of 4" in table and "75.0 (-25.0)" in table and "100.0" in table
 
 
@@ -164,8 +164,8 @@ def test_a_rounded_model_is_compared_with_the_same_in_16_bits(tools, tmp_path):
     found = compared(outputs, records)
     assert {arm: one["same"] for arm, one in found.items()} == {"merged": 4, "f16": 3, "q8_0": 4, "lora": 4}
     written = {"q8_0": "exports/model-q8_0.gguf", "lora": "exports/lora.gguf"}
-    rows = {row[0]: row for row in export_table(written, found, 4, tmp_path).rows}
-    assert list(rows) == ["merged", "f16", "q8_0", "lora"] and rows["f16"][1] == "not kept"
+    rows = {row[0]: row for row in export_table(written, found, 4, {"q8_0": 145.2}).rows}
+    assert list(rows) == ["merged", "f16", "q8_0", "lora"] and rows["f16"][1] == "not kept" and [row[2] for row in rows.values()] == ["", "", "145", ""]
     assert [row[3:6] for row in rows.values()] == [["", "", "100.0"], ["merged", "3 of 4", "75.0 (-25.0)"],
                                                    ["f16", "4 of 4", "75.0 (+0.0)"], ["merged", "4 of 4", "100.0 (+0.0)"]]
     tools("convert_hf_to_gguf.py", CONVERT)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
            'in_batches', 'continuous', 'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training',
-           'measure_improved', 'readme_table', 'main', 'slope']
+           'measure_improved', 'measure_exports', 'readme_table', 'main', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -355,6 +355,17 @@ def measure_improved(
         found.append(entry["summary"])
     return found
 
+# %% ../../nbs/bench/benchmarks.ipynb #3d2fdb3c
+def measure_exports(
+    folder: str = "outputs/kwanzaa-demo-cpu",  # of a run that kwanzaa export has measured
+) -> dict[str, Any]:  # records, written, measured, megabytes, told
+    "Collect what the exports of a run measured. Raises `SystemExit` where none were."
+    path = project_root() / folder / "exports" / "exports.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not found.get("measured"):
+        sys.exit(f"{folder} has no measured exports: kwanzaa export {folder} makes them.")
+    return found
+
 # %% ../../nbs/bench/benchmarks.ipynb #90-d02
 _ROWS = {  # of the README's table
     **{name: f"`{name}`" for name in METRICS}, "minimal_pair_accuracy": "minimal pairs, both right",
@@ -386,7 +397,7 @@ _MEASURES = {
     "builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES],
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
     "reliability": reliability, "demo": measure_demo, "demo_all": measure_demo,
-    "improved": measure_improved,
+    "improved": measure_improved, "exports": measure_exports,
     "training": measure_training}
 
 

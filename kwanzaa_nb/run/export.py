@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -231,14 +231,13 @@ def export_table(
     written: dict[str, str],  # of `write_formats`
     found: dict[str, dict],  # of `compared`; empty: nothing was asked
     count: int,  # records
-    folder: Path,  # of the run
+    megabytes: Mapping[str, float],  # by format: size of its file
 ) -> Table:
     "Show each export with its size, its rates, and how far they are from those of its origin."
     rows = [["merged", "exports/merged", "", *_shown("merged", found, count)]]
     beside = {"f16": "not kept"} if "f16" in found and "f16" not in written else {}
     for kind, place in (beside | written).items():
-        path = folder / place
-        size = f"{path.stat().st_size / 1e6:,.0f}" if path.is_file() else ""
+        size = f"{megabytes[kind]:,.0f}" if kind in megabytes else ""
         rows.append([kind, place, size, *_shown(kind, found, count)])
     short = [name.removesuffix("_rate").replace("_", " ") for name in METRICS]
     return Table(["format", "where", "MB", "beside", "same text", *short], rows)
@@ -295,7 +294,10 @@ def export_run(
         told = (f"Rates in percent on {len(records)} evaluation records"
                 f"{_threshold_words(answering_from(config, adapter))}; in brackets the difference "
                 "in points to the model that the column beside names.")
-    kept = {"records": len(records) if found else 0, "written": written, "measured": found}
+    sizes = {kind: (folder / place).stat().st_size / 1e6 for kind, place in written.items()
+             if (folder / place).is_file()}
+    kept = {"records": len(records) if found else 0, "written": written, "measured": found,
+            "megabytes": sizes, "told": told}
     write_atomically(folder / "exports" / "exports.json",
                      strict_json(kept, ensure_ascii=False, indent=1) + "\n")
-    return export_table(written, found, len(records), folder), told
+    return export_table(written, found, len(records), sizes), told

@@ -59,10 +59,17 @@ def _absent(claim: str, texts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 # %% ../../nbs/use/doubts.ipynb #doubts12
+_LACKS = re.compile(r"(?:the|these|those|my) (?:context|passages?|sources?|texts?|documents?)\b.*"
+                    r"\b(?:not|nothing|no)\b|I (?:cannot|can't|could not) (?:tell|find|say)", re.I)
+
+
 def _doubts_of(claim: Claim, answer: Mapping[str, Any], chunks: Sequence[Chunk]) -> list[str]:
     "Say what a reader should look at in one claim, but for what stands nowhere."
     led = follow_sources(answer["sources"], chunks)
     cited = [one for mark in claim.marks if isinstance(one := led.get(f"[{mark}]"), Sentence)]
+    if _LACKS.match(claim.text):
+        whole = answer["answer"]["completeness"] == "complete"
+        return [f"“{claim.text}” says that something is missing, though the answer is called complete"] if whole else []
     titles = {chunk["chunk_id"]: chunk.get("citation_label", "") for chunk in chunks}
     marks = "".join(f"[{mark}]" for mark in claim.marks)
     if not cited:
