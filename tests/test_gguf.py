@@ -1,5 +1,6 @@
 "GGUF by llama.cpp's converters: which are found, what they are asked, and when they are believed."
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -16,8 +17,8 @@ from kwanzaa_nb.publish.gate import PublishError
 from kwanzaa_nb.publish.gguf import (
     convert_lora, convert_model, find_tool, is_gguf, missing_tools, modelfile, ollama_template)
 from kwanzaa_nb.run.export import (
-    _unmeasured, answering_from, base_gguf, compared, export_run, export_table, with_f16,
-    write_formats)
+    _unmeasured, answering_from, base_gguf, compared, export_run, export_table,
+    llama_server, with_f16, write_formats)
 
 CONVERT = """import json, sys
 words = sys.argv[1:]
@@ -155,6 +156,14 @@ def test_the_difference_to_the_merged_model_is_in_points():
     assert "3 of 4" in table and "75.0 (-25.0)" in table and "100.0" in table
 
 
+def test_a_model_that_llama_cpp_can_t_load_is_a_sentence(tmp_path):
+    pytest.importorskip("xllamacpp", reason="not run: no xllamacpp")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))
+    for name in ("broken.gguf", "absent.gguf"):
+        with pytest.raises(StageError, match=f"can't be started with .*{name} .*: export the run again"), llama_server(tmp_path / name):
+            pass
+
+
 def test_a_rounded_model_is_compared_with_the_same_in_16_bits(tools, tmp_path):
     records = read_records(ROOT / "data/training/kwanzaa_dev.jsonl")[:4]
     right = [record["messages"][-1]["content"] for record in records]
@@ -171,8 +180,10 @@ def test_a_rounded_model_is_compared_with_the_same_in_16_bits(tools, tmp_path):
     tools("convert_hf_to_gguf.py", CONVERT)
     (tmp_path / "exports" / "merged").mkdir(parents=True)
     with with_f16(tmp_path, written, str) as asked:
-        assert list(asked) == ["f16", "q8_0", "lora"] and is_gguf(asked["f16"])
-    assert not Path(asked["f16"]).exists()
+        assert list(asked) == ["f16", "q8_0", "lora"] and is_gguf(tmp_path / asked["f16"])
+    assert not (tmp_path / asked["f16"]).exists()
+    with contextlib.chdir(tmp_path.parent), with_f16(Path(tmp_path.name), written, str) as asked:  # as one names a run
+        assert is_gguf(Path(tmp_path.name) / asked["f16"])
     for other in ({"lora": "exports/lora.gguf"}, {"f16": "exports/f16.gguf", "q8_0": "exports/q8.gguf"}, {"q8_0": "not written: no"}):
         with with_f16(tmp_path, other, str) as asked:
             assert asked == other

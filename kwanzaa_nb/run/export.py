@@ -36,7 +36,9 @@ def llama_server(
     lora: "str | Path | None" = None,  # an adapter in GGUF, to lay over it
     context: int = 2048,  # most tokens of a prompt and its answer
 ) -> Iterator[str]:  # its address, up to /v1
-    "Run llama.cpp's server with a model. Raises `ModuleNotFoundError` without xllamacpp."
+    """Run llama.cpp's server with a model.
+
+    Raises `ModuleNotFoundError` without xllamacpp, and `StageError` where it can't load the model."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -46,7 +48,12 @@ def llama_server(
     params.cpuparams.n_threads = len(affinity(0)) if affinity else os.cpu_count()
     if lora:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(lora), 1.0)]
-    server = xllamacpp.Server(params)
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise StageError(f"llama.cpp's server can't be started with {gguf}"
+                         f"{f' and {lora}' if lora else ''} ({error}): export the run again, and "
+                         "see whether there is memory for it.") from None
     try:
         yield f"{server.listening_address}/v1"
     finally:
@@ -143,7 +150,7 @@ def with_f16(
     with tempfile.TemporaryDirectory(prefix=".f16-", dir=folder / "exports") as work:
         report("writing f16, to compare with")
         place = convert_model(folder / "exports" / "merged", Path(work, "model-f16.gguf"), "f16")
-        yield {"f16": str(place)} | written
+        yield {"f16": os.path.relpath(place, folder)} | written
 
 # %% ../../nbs/run/export.ipynb #ex-009
 def merged_backend(config: Config, folder: Path) -> Backend:

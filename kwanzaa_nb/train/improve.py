@@ -283,9 +283,12 @@ def choose(work: Improvement) -> None:
     "Choose what is learned. Raises `ImproveError` where the samples give too little."
     tell = work.stage.progress
     if work.method == "rejection":
-        work.chosen = choose_answers(work.records, work.verdicts)
-        tell(f"{len(work.chosen)} answers are learned, {refused_share(work.chosen):.0%} of them "
-             f"refusals, as {refused_share(work.records):.0%} of the records are")
+        work.chosen = choose_answers(work.records, work.verdicts, bool(work.extra["targets"]))
+        own = {record["id"]: record["messages"] for record in work.records}
+        kept = sum(record["messages"] == own[record["id"]] for record in work.chosen)
+        tell(f"{len(work.chosen)} answers are learned, {kept} of them as the records have them; "
+             f"{refused_share(work.chosen):.0%} are refusals, as {refused_share(work.records):.0%} "
+             "of the records are")
     if work.method == "dpo":
         work.pairs = make_pairs(work.records, work.verdicts, bool(work.extra["targets"]))
         refused = sum(target_refuses(pair.record) for pair in work.pairs) / len(work.pairs)

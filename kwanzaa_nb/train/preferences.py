@@ -61,8 +61,8 @@ def keep_share(
         if part > 0 and not side:
             raise ImproveError(
                 f"no sample of the records that want {kind} can be learned from, so the others "
-                "alone would teach one decision for everything: raise improve.extra.samples, or train "
-                "longer before")
+                "alone would teach one decision for everything: raise improve.extra.samples, write "
+                "targets: true into improve.extra, or train longer before")
     if not 0 < share < 1:
         return list(items)
     answers = _evenly(sides[0], max(1, round(len(sides[1]) * (1 - share) / share)))
@@ -90,16 +90,18 @@ def by_record(
 def choose_answers(
     records: Sequence[Record],
     verdicts: Sequence[Verdict],  # of all samples
+    targets: bool = False,  # whether a record that no sample passed keeps its own target
 ) -> list[Record]:  # with the best sample as their target
     "Make training records of the best samples. Raises `ImproveError` where too little passed."
     found = [(record, best_of(samples)) for record, samples in by_record(records, verdicts)]
-    chosen = [(record, best) for record, best in found if best]
+    chosen = [(record, best) for record, best in found if best or targets]
     if not chosen:
         raise ImproveError(f"none of {len(verdicts)} samples passes all gates, so there is nothing "
-                           "to train on: raise improve.extra.samples, or train longer before")
+                           "to train on: raise improve.extra.samples, write targets: true into "
+                           "improve.extra, or train longer before")
     kept = keep_share(chosen, lambda one: target_refuses(one[0]), refused_share(records))
     return [{**record, "messages": [*record["messages"][:-1],
-                                    {"role": "assistant", "content": best.raw}]}
+                                    {"role": "assistant", "content": best.raw}]} if best else record
             for record, best in kept]
 
 # %% ../../nbs/train/preferences.ipynb #pf-041
