@@ -24,8 +24,8 @@ from kwanzaa_nb.evaluate.metrics import controls, score_arms
 from kwanzaa_nb.model.load import add_adapter, load_adapter, load_base, load_tokenizer
 from kwanzaa_nb.run.launch import run_all
 from kwanzaa_nb.train.command import Training, TrainingStopped, settle_settings
-from kwanzaa_nb.train.preferences import (ImproveError, best_of, keep_share, make_pairs,
-                                          refused_share, target_refuses)
+from kwanzaa_nb.train.preferences import (ImproveError, best_of, choose_answers, keep_share,
+                                          make_pairs, refused_share, target_refuses)
 from kwanzaa_nb.train.rewards import GateRewards
 from kwanzaa_nb.train.trainer import save_adapter
 
@@ -245,6 +245,17 @@ def test_refusals_keep_their_share():
         assert abs(refused - share * wanted) <= 1, (items.count(True), len(items), share)
     with pytest.raises(ImproveError, match="want answers can be learned from"):
         keep_share([1, 1], bool, 0.5)
+
+
+def test_what_no_sample_passed_keeps_its_target_where_that_is_asked_for():
+    records = some_records("dev", 8)
+    passing = {record["id"] for record in records[::3]}
+    verdicts = [Verdict(one["id"], f"said {turn}", None if turn and one["id"] in passing else "support") for one in records for turn in range(3)]
+    targets = {record["id"]: record["messages"][-1]["content"] for record in records}
+    learned = {one["id"]: one["messages"][-1]["content"] for one in choose_answers(records, verdicts, targets=True)}
+    assert learned == {name: "said 1" if name in passing else target for name, target in targets.items()}
+    assert {record["id"]: record["messages"][-1]["content"] for record in records} == targets  # theirs are left alone
+    assert choose_answers(records, [], targets=True) == records
 
 
 def test_share_is_kept_of_what_passed_unevenly():
