@@ -149,13 +149,9 @@ class Behaviour:
         self.prompts = encode_prompts(tokenizer, self.asked)
         self.longest = min(config.evaluation.generation_defaults.max_new_tokens,
                            _longest(tokenizer, self.asked))
+        longest = max((len(one.tokens) for one in self.prompts), default=0) + self.longest
+        self.answered_tokens = len(self.prompts) * longest  # held while all answers are written
         self.truth = {record["id"]: record["answerable"] for record in decided}
-
-    @property
-    def answered_tokens(self) -> int:
-        "Return the most tokens that are held while the answers are written, all at once."
-        prompt = max((len(one.tokens) for one in self.prompts), default=0)
-        return len(self.prompts) * (prompt + self.longest)
 
     def __call__(
         self,
