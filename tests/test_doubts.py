@@ -46,6 +46,7 @@ def test_a_mark_on_any_other_sentence_is_told_with_the_right_one(said, right):
     ("A plot measures 30 square meters. [1]", 1, None),
     ("A plot measures 35 square meters. [1]", 1, "35"),
     ("Every member, Joan Baker too, has a key. [1]", 3, "Joan Baker"),
+    ("In 1998, Ada Hill, who was 98, gave the shed. [1]", 4, "98"),  # and not as a part of 1998
     ("In 1999, Ada Hill gave the shed. [1]", 4, "1999"),
     ("Ada Hills's gift was the shed, in 1998. [1]", 4, None),
     ("Water is turned off until 5 April. [1]", 6, None),

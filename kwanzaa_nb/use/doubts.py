@@ -49,7 +49,8 @@ def _absent(claim: str, texts: Sequence[str]) -> list[str]:
     known = {token.stem for text in texts for part in sentences(text) for token in tokens(part)}
     roots = {one[:_ROOT] for one in known if len(one) >= _ROOT}
     names = {token.stem for token in tokens(claim) if token.name and not token.stem.startswith("#")}
-    found = [one for one in _NUMERAL.findall(claim) if not any(one in text for text in texts)
+    written = {one for text in texts for one in _NUMERAL.findall(text)}
+    found = [one for one in _NUMERAL.findall(claim) if one not in written
              and not {token.stem for token in tokens(one)} <= known]
     words = re.findall(r"[\w'’-]+", claim)[1:]
     strange = [any(one not in known and one[:_ROOT] not in roots
@@ -69,7 +70,8 @@ def _doubts_of(claim: Claim, answer: Mapping[str, Any], chunks: Sequence[Chunk])
     cited = [one for mark in claim.marks if isinstance(one := led.get(f"[{mark}]"), Sentence)]
     if _LACKS.match(claim.text):
         whole = answer["answer"]["completeness"] == "complete"
-        return [f"“{claim.text}” says that something is missing, though the answer is called complete"] if whole else []
+        told = "says that something is missing, though the answer is called complete"
+        return [f"“{claim.text}” {told}"] if whole else []
     titles = {chunk["chunk_id"]: chunk.get("citation_label", "") for chunk in chunks}
     marks = "".join(f"[{mark}]" for mark in claim.marks)
     if not cited:
@@ -77,7 +79,7 @@ def _doubts_of(claim: Claim, answer: Mapping[str, Any], chunks: Sequence[Chunk])
     told = _misplaced(claim.text, cited, number_sentences(chunks), titles)
     return [f"“{claim.text}” {marks} {told}"] if told else []
 
-
+# %% ../../nbs/use/doubts.ipynb #doubts12-t
 def find_doubts(
     answer: Mapping[str, Any],  # a completed answer_json
     chunks: Sequence[Chunk],  # that the model was shown
