@@ -8,10 +8,9 @@ from test_corpus import CHUNK, QUESTION
 from test_own_corpus import DEFAULTS, ROOT, as_csv, as_jsonl, put
 
 from kwanzaa_nb.core.config import load_config
-from kwanzaa_nb.core.jsonl import LONGEST_PARAGRAPH, DataError
+from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.data import documents
 from kwanzaa_nb.data.corpus import CorpusOptions, corpus_paths
-from kwanzaa_nb.data.documents import _join_pages
 from kwanzaa_nb.data.questions import load_corpus
 
 HEADING = '<w:p><w:pPr><w:pStyle w:val="Heading1"/></w:pPr><w:r><w:t>{}</w:t></w:r></w:p>'
@@ -91,15 +90,8 @@ def test_a_pdf_is_read_like_a_text(tmp_path, installed):
     pages = ["Seven candles burn. It was", "first held in", ""], ["1966.", "Second."]
     chunks, [question] = load(tmp_path, a_pdf=pdf(*pages))
     assert list(chunks) == ["a-01"] and chunks["a-01"].citation_label == "a"
-    assert chunks["a-01"].text == "Seven candles burn. It was\nfirst held in\n1966.\nSecond."
+    assert chunks["a-01"].text == "Seven candles burn. It was\nfirst held in\n1966.\n\nSecond."
     assert question.evidence[0].quote == "first held in\n1966"
-
-
-def test_a_sentence_goes_on_over_pages_but_no_paragraph_grows_without_end():
-    assert _join_pages(["One", "two.", " ", "Three."]) == "One\ntwo.\n\nThree."
-    text = _join_pages(["word " * 900] * 30)
-    assert max(map(len, text.split("\n\n"))) < LONGEST_PARAGRAPH
-    assert text.split() == ["word"] * 27_000
 
 
 def test_pages_without_text_are_named(tmp_path, installed):

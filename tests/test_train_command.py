@@ -20,8 +20,8 @@ import kwanzaa_nb.train.command as command_module
 from kwanzaa_nb.bench import trials
 from kwanzaa_nb.train.resume import last_complete
 from kwanzaa_nb.core.manifest import read_manifest
-from kwanzaa_nb.train.command import (TrainingError, TrainingStopped, open_stage, prepare_reports,
-                                      report_failure, explain_early_end)
+from kwanzaa_nb.train.command import (SaveWhenAsked, TrainingError, TrainingStopped, explain_early_end,
+                                      open_stage, prepare_reports, report_failure)
 from kwanzaa_nb.core.record import read_records
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -33,6 +33,11 @@ SETTINGS = {"run": {"seed": 3, "logging_steps": 1, "save_steps": 2, "eval_steps"
                          "lr_scheduler": "cosine", "warmup_ratio": 0.1},
             "data": {"max_seq_length": 4096},
             "evaluation": {"generation_defaults": {"max_new_tokens": 2000}}}
+
+
+def heeds_ctrl_c():
+    "Undo in a child that Ctrl-C is ignored, as it is in the background of a script."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def some_records(split, count):
@@ -167,25 +172,58 @@ def test_killed_anywhere_and_run_again_it_ends_with_the_same_bytes(home, whole):
                                                                                       "eval_loss")
 
 
-def test_a_scheduler_that_ends_the_job_loses_no_step(home, whole):
-    "SIGTERM saves the step that is running, which no interval asked for, and stops."
-    path = config_file(home, "asked", run={"save_steps": 100})
+@pytest.mark.parametrize("word", [signal.SIGINT, signal.SIGTERM])
+def test_a_scheduler_or_a_person_that_ends_the_job_loses_no_step(home, whole, word):
+    "The first signal saves the step that is running, which no interval asked for, and stops."
+    name = f"asked-{word.name}"
+    path = config_file(home, name, run={"save_steps": 100})
     process = subprocess.Popen(command(path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+                               stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
     for line in process.stdout:
         if line.startswith("step 4 of 18"):
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(word)
             break
     said, error = process.communicate(timeout=300)
-    assert process.returncode == 130, error
-    saved = int(re.search(r"asked to stop \(SIGTERM\): step (\d+) is saved first", said)[1])
+    assert process.returncode == 130 and "Traceback" not in error, error
+    assert ("once more stops at once" in error) is (word == signal.SIGINT)
+    saved = int(re.search(r"asked to stop: step (\d+) is saved first", said)[1])
     assert 4 <= saved <= 8 and f"run the same again: it resumes from step {saved}" in error
-    assert read_manifest(home / "asked")["stages"]["train"]["status"] == "interrupted"
+    assert read_manifest(home / name)["stages"]["train"]["status"] == "interrupted"
     again = run(path)
     assert again.returncode == 0 and f"resumes from step {saved}" in again.stdout
     resumed, expected = ((folder / "adapter" / "adapter_model.safetensors").read_bytes()
-                         for folder in (home / "asked", whole))
+                         for folder in (home / name, whole))
     assert resumed == expected
+
+
+def test_the_second_ctrl_c_stops_at_once(home):
+    path = config_file(home, "twice", run={"save_steps": 100})
+    process = subprocess.Popen(command(path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c)
+    for line in process.stdout:
+        if line.startswith("step 4 of 18"):
+            process.send_signal(signal.SIGINT)
+            for line in process.stderr:
+                if "once more stops at once" in line:
+                    break
+            process.send_signal(signal.SIGINT)
+            break
+    said, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error, error
+    assert "training was stopped" in error and read_manifest(
+        home / "twice")["stages"]["train"]["status"] == "interrupted"
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with SaveWhenAsked(print) as saving:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not saving.asked
+            assert signal.getsignal(signal.SIGTERM) == saving._ask
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_without_development_records_the_last_step_is_kept_and_that_is_said(home):

@@ -23,6 +23,7 @@ from ..core.errors import Problem
 from ..core.files import other_format
 from ..core.jsonl import LONGEST_PARAGRAPH, _content
 from ..core.sentences import sentence_spans
+from .pdf import text_of_pages
 from .tables import read_utf8
 
 # %% ../../nbs/data/documents.ipynb #20-017
@@ -155,19 +156,6 @@ def split_front_matter(
         values = {}
     return values, "\n".join(lines[ends[0] + 1:]), ends[0] + 2
 
-# %% ../../nbs/data/documents.ipynb #27-011
-_SENTENCE_ENDS = (".", "!", "?", ":", "…", '"', "”", "’", ")", "]")
-
-
-def _join_pages(pages: list[str]) -> str:
-    "Join pages; one that ends within a sentence goes on without a blank line."
-    text = ""
-    for page in filter(None, map(str.strip, pages)):
-        length = len(text) - text.rfind("\n\n") + len(page)  # of the paragraph, if it goes on
-        goes_on = not text.endswith(_SENTENCE_ENDS) and length < LONGEST_PARAGRAPH
-        text += ("\n" if goes_on else "\n\n") + page if text else page
-    return text
-
 # %% ../../nbs/data/documents.ipynb #27-014
 class _Refused(Exception):
     "A document that cannot be read: what is wrong, the mend, and the code of the problem."
@@ -192,7 +180,7 @@ def _pdf_text(content: bytes, shown: str) -> str:
         numbers = f"{', '.join(map(str, blank[:10]))}{' …' if len(blank) > 10 else ''}"
         warnings.warn(f"{shown}: no text on page {numbers}, which is skipped; a scanned page needs "
                       "text recognition first", stacklevel=2)
-    return _join_pages(pages)
+    return text_of_pages(pages)
 
 # %% ../../nbs/data/documents.ipynb #27-016
 _TRACKED = re.compile(rb"<w:(?:ins|del|moveFrom|moveTo)\b")

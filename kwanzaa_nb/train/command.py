@@ -315,24 +315,28 @@ def explain_early_end(
 
 # %% ../../nbs/train/command.ipynb #71-011-q
 class SaveWhenAsked(TrainerCallback):
-    "At SIGTERM, finish the step, save a checkpoint and stop. To be used with `with`."
+    "At Ctrl-C or SIGTERM, finish the step, save a checkpoint and stop. To be used with `with`."
 
     def __init__(self, tell: Callable[[str], object]):
-        self.tell, self.asked, self.stops, self.before = tell, False, False, None
+        self.tell, self.asked, self.stops, self.before = tell, False, False, {}
 
     def __enter__(self) -> "SaveWhenAsked":
         if threading.current_thread() is threading.main_thread():  # only that one gets signals
-            self.before = signal.signal(signal.SIGTERM, self._ask)
+            for word in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(word) not in (signal.SIG_IGN, None):
+                    self.before[word] = signal.signal(word, self._ask)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        for word, handler in self.before.items():
+            signal.signal(word, handler)
 
-    def _ask(self, *_: Any) -> None:
-        "Note the first SIGTERM; the next one is answered as before."
-        signal.signal(signal.SIGTERM, self.before)
+    def _ask(self, word: int, _frame: Any) -> None:
+        "Note the first signal; the next one is answered as before."
+        self.__exit__()
         self.asked = True
+        if word == signal.SIGINT:  # not by print(), which may be interrupted in the middle of a line
+            os.write(2, b"\nCtrl-C: the step that runs is saved first; once more stops at once\n")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                     **_: Any) -> None:
@@ -342,7 +346,7 @@ class SaveWhenAsked(TrainerCallback):
             torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
         if asked.item():
             self.stops = control.should_save = True
-            self.tell(f"asked to stop (SIGTERM): step {state.global_step} is saved first")
+            self.tell(f"asked to stop: step {state.global_step} is saved first")
 
     def on_save(self, *_: Any, **__: Any) -> None:
         "Stop once the checkpoint is written and marked."
