@@ -156,6 +156,12 @@ def test_the_difference_to_the_merged_model_is_in_points():
     assert "3 of 4" in table and "75.0 (-25.0)" in table and "100.0" in table
 
 
+def test_the_table_keeps_narrow_where_a_format_was_not_written_and_nothing_measured():
+    written = {"q8_0": "exports/model-q8_0.gguf", "q4_k_m": "not written: llama-quantize is not here; it comes with llama.cpp"}
+    table = export_table(written, {}, 0, {"q8_0": 145.2})
+    assert list(table.columns) == ["format", "where", "MB"] and table.rows[-1] == ["q4_k_m", "not written", ""]
+
+
 def test_a_model_that_llama_cpp_can_t_load_is_a_sentence(tmp_path):
     pytest.importorskip("xllamacpp", reason="not run: no xllamacpp")
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(64))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kwanzaa_nb import load_answerer
 from kwanzaa_nb.core.answer import record_schema
+from kwanzaa_nb.core.manifest import MANIFEST
 from kwanzaa_nb.core.results_file import save_results
 from kwanzaa_nb.core.record import prompt_of, read_records
 from kwanzaa_nb.evaluate.passes import (
@@ -16,6 +17,7 @@ from kwanzaa_nb.evaluate.passes import (
 from kwanzaa_nb.model.backend import Decoding, generate_pass, open_log, read_log
 from kwanzaa_nb.model.served import Token, leaning, read_tokens, side, wanted_side
 from kwanzaa_nb.model.server import ServerBackend, ServerError, read_completion
+from kwanzaa_nb.use.ask import open_reader
 from test_serving import CHUNK, QUESTION, RIGHT, UNKNOWNS, trained
 from tiny import ROOT, tiny_config
 
@@ -179,6 +181,24 @@ def test_the_threshold_and_the_confidence_of_the_evaluation_hold_behind_a_server
     assert found["answer"]["text"] == "Two minutes. [1]" and found["answer"]["confidence"] == round(1.5 ** 0.5 / (1 + 1.5 ** 0.5), 4)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"other weights")
     assert "confidence" not in load_answerer(tmp_path, url=url, grammar=True)(QUESTION, [CHUNK])["answer"]
+
+
+def test_whoever_asks_a_server_hears_that_its_adapter_was_not_named(serve, tmp_path):
+    (tmp_path / "tea").mkdir()
+    (tmp_path / "tea/tea.md").write_text("Green tea: two minutes.", encoding="utf-8")
+    run, told = tmp_path / "outputs/run", []
+    (run / "publish").mkdir(parents=True)
+    url, _ = serve(model(LEANS))
+    for expected in ("by --adapter", f"by --adapter, such as {run / 'publish'}"):
+        open_reader(tmp_path / "tea", url=url, report=told.append, outputs=tmp_path / "outputs")
+        assert told[0].startswith(f"asking {url} without an adapter's threshold") and told[0].endswith(expected)
+        told.clear()
+        (run / MANIFEST).write_text("{}")
+        trained(run / "publish")
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            (run / "publish" / name).write_text("{}")
+    open_reader(tmp_path / "tea", str(run), url=url, report=told.append)
+    assert told[0] == f"asking {run / 'publish'}"
 
 
 # what tokens tell

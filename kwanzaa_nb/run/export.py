@@ -241,13 +241,14 @@ def export_table(
     megabytes: Mapping[str, float],  # by format: size of its file
 ) -> Table:
     "Show each export with its size, its rates, and how far they are from those of its origin."
+    short = [name.removesuffix("_rate").replace("_", " ") for name in METRICS]
+    columns = ["format", "where", "MB", *(["beside", "same text", *short] if found else [])]
     rows = [["merged", "exports/merged", "", *_shown("merged", found, count)]]
     beside = {"f16": "not kept"} if "f16" in found and "f16" not in written else {}
     for kind, place in (beside | written).items():
         size = f"{megabytes[kind]:,.0f}" if kind in megabytes else ""
-        rows.append([kind, place, size, *_shown(kind, found, count)])
-    short = [name.removesuffix("_rate").replace("_", " ") for name in METRICS]
-    return Table(["format", "where", "MB", "beside", "same text", *short], rows)
+        rows.append([kind, place.partition(":")[0], size, *_shown(kind, found, count)])
+    return Table(columns, [row[:len(columns)] for row in rows])
 
 # %% ../../nbs/run/export.ipynb #ex-014
 def _run_config(folder: Path) -> Config:
@@ -303,6 +304,7 @@ def export_run(
                 "in points to the model that the column beside names.")
     sizes = {kind: (folder / place).stat().st_size / 1e6 for kind, place in written.items()
              if (folder / place).is_file()}
+    told += "".join(f" {kind} was {place}." for kind, place in written.items() if ": " in place)
     kept = {"records": len(records) if found else 0, "written": written, "measured": found,
             "megabytes": sizes, "told": told}
     write_atomically(folder / "exports" / "exports.json",

@@ -270,6 +270,16 @@ class Reader:
                    room=self.limits.fits)
 
 # %% ../../nbs/use/ask.ipynb #66-021-s
+def _unnamed(outputs: "str | Path") -> str:
+    "Say that a server's adapter was not named, and how to name it."
+    try:
+        example = f", such as {choose_adapter(outputs=outputs)}"
+    except AskError:
+        example = ""
+    return (" without an adapter's threshold and confidence; to have them, name the adapter that it "
+            f"serves by --adapter{example}")
+
+
 def open_reader(
     folder: "str | Path",  # of documents
     named: "str | None" = None,  # of `choose_adapter`; None with url: nothing but the server's model
@@ -288,7 +298,7 @@ def open_reader(
     if source and Path(source, "training_config.yaml").is_file():
         load_trained(Path(source, "training_config.yaml"))
     encode = load_encoder(embeddings) if embeddings else None
-    report(f"asking {source or url}")
+    report(f"asking {source or url}{_unnamed(outputs) if source is None else ''}")
     answerer = load_answerer(source, url=url, grammar=True, **more)
     for one in answerer.fallbacks:
         report(f"{one.key}: {one.requested} asked, {one.used} used: {one.reason}")
