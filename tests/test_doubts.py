@@ -73,6 +73,18 @@ def test_what_makes_no_claim_is_left_alone():
     assert find_doubts(partial, CHUNKS) == []
 
 
+@pytest.mark.parametrize(("said", "closest"), [("It costs forty dollars a year.", 2), ("Every member has a key.", 3)])
+def test_a_refusal_that_says_what_a_passage_says_is_told(said, closest):
+    (doubt,) = find_doubts(answered(said, completeness="insufficient_data", missing_context=["the price"]), CHUNKS)
+    assert doubt == f"“{said}” is given as missing, and yet a passage says: “{SHOWN[closest - 1].text}”"
+    assert find_doubts(answered(said, completeness="insufficient_data"), []) == []
+
+
+@pytest.mark.parametrize("text", ["The passages do not say what a plot costs a year.", "What Ada Hill gave in March is not told.", "", "[1]"])
+def test_a_refusal_that_says_what_is_missing_is_left_alone(text):
+    assert find_doubts(answered(text, completeness="insufficient_data"), CHUNKS) == []
+
+
 def test_a_claim_that_names_no_source_is_told():
     assert find_doubts(answered("Ada Hill gave the shed in 1998."), CHUNKS) == ["“Ada Hill gave the shed in 1998.” names no source"]
 
@@ -83,7 +95,7 @@ def test_a_claim_that_names_no_source_is_told():
 def test_whatever_is_written_is_looked_over(text, numbers, question, completeness):
     told = find_doubts(answered(text, *numbers, completeness=completeness), CHUNKS, question)
     assert all(isinstance(doubt, str) and doubt.strip() for doubt in told)
-    assert completeness != "insufficient_data" or not told
+    assert completeness != "insufficient_data" or all("given as missing" in doubt for doubt in told)
 
 
 def test_a_reply_shows_its_doubts_in_a_notebook_and_in_a_terminal():
