@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kwanzaa_nb import load_answerer
-from kwanzaa_nb.core.answer import record_schema
+from kwanzaa_nb.core.answer import AnswerError, record_schema
 from kwanzaa_nb.core.manifest import MANIFEST
 from kwanzaa_nb.core.results_file import save_results
 from kwanzaa_nb.core.record import prompt_of, read_records
@@ -181,6 +181,21 @@ def test_the_threshold_and_the_confidence_of_the_evaluation_hold_behind_a_server
     assert found["answer"]["text"] == "Two minutes. [1]" and found["answer"]["confidence"] == round(1.5 ** 0.5 / (1 + 1.5 ** 0.5), 4)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"other weights")
     assert "confidence" not in load_answerer(tmp_path, url=url, grammar=True)(QUESTION, [CHUNK])["answer"]
+
+
+@pytest.mark.parametrize("grammar, wrong, requests", [(True, 0, 1), (True, 1, 2), (True, 2, 3), (True, 3, 3), (False, 1, 1)])
+def test_what_a_schema_can_t_say_is_asked_for_again_by_sampling(serve, grammar, wrong, requests):
+    unmarked = ANSWER.replace('"evidence":[2]', '"evidence":[1,2]')  # 1 has no mark in the text
+    url, asked = serve(lambda body, _: (200, reply(unmarked if len(asked) <= wrong else ANSWER)))
+    answer = load_answerer(url=url, model="m", grammar=grammar)
+    asked.clear()
+    if wrong < requests:
+        assert answer(QUESTION, [CHUNK])["answer"]["text"] == "Two minutes. [1]"
+    else:
+        with pytest.raises(AnswerError) as error:
+            answer(QUESTION, [CHUNK])
+        assert error.value.raw == unmarked
+    assert [(one.body["temperature"], one.body.get("seed")) for one in asked] == [(0.0, None), (0.7, 1), (0.7, 2)][:requests]
 
 
 def test_whoever_asks_a_server_hears_that_its_adapter_was_not_named(serve, tmp_path):

@@ -159,6 +159,7 @@ def test_no_torch_is_needed_to_ask_a_server_and_its_lack_is_said_otherwise(serve
 def test_llama_cpp_answers_under_the_schema_of_each_question(llama):
     records = read_records(ROOT / "data/training/kwanzaa_dev.jsonl")
     answer = load_answerer(url=llama, grammar=True)
+    answer.tries = 1  # this model has learned nothing, and would break the rules again
     assert isinstance(answer.backend, ServerBackend) and answer.backend.model
     read = []
     for record in islice((one for one in records if one["chunks"]), 2):

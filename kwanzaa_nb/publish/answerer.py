@@ -188,6 +188,11 @@ def _conversation(
     return messages + _later(before, asked[1:])
 
 # %% ../../nbs/publish/answerer.ipynb #55-011
+def _tries(decoding: Decoding, count: int) -> list[Decoding]:
+    "Return how the outputs for a question are written, one after the other: sampled from the second."
+    return [decoding, *(replace(decoding, temperature=0.7, seed=seed) for seed in range(1, count))]
+
+
 class Answerer:
     "A loaded adapter; call it with a question and the chunks that were retrieved for it."
 
@@ -199,8 +204,10 @@ class Answerer:
         version: str = "",  # of the adapter, for the answer's provenance; "": its run's name
         fallbacks: Sequence[Fallback] = (),  # settings that the backend leaves unused, with why
         measured: "tuple[float | None, Calibration]" = (0.5, Calibration()),  # of `measured_on`
+        tries: int = 1,  # most outputs for a question while none is valid; all but one are sampled
     ):
         self.config, self.backend, self.version = config, backend, version or config.run.name
+        self.tries = tries
         self.fallbacks, (chosen, self.calibration) = tuple(fallbacks), measured
         wanted = config.evaluation  # a published config has a number as its threshold
         least = chosen if wanted.answer_threshold == "dev" else wanted.answer_threshold
@@ -221,11 +228,17 @@ class Answerer:
         chunks = list(chunks)
         record = {"id": "question", "chunks": chunks, "messages": _conversation(
             question, chunks, persona, before, self.config.data.system_prompt)}
-        written = _written(self.backend, self.decoding, record)
-        known = _confidence(written, self.calibration) if chunks else {"namespaces": ["unknown"]}
-        given = {"query": question.strip()[:1000], "persona": persona, **known,
+        given = {"query": question.strip()[:1000], "persona": persona,
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}
-        return _completed(written.raw, chunks, **(given | completion))
+        for decoding in (tries := _tries(self.decoding, self.tries)):
+            written = _written(self.backend, decoding, record)
+            known = (_confidence(written, self.calibration) if chunks
+                     else {"namespaces": ["unknown"]})
+            try:
+                return _completed(written.raw, chunks, **(given | known | completion))
+            except AnswerError:
+                if decoding is tries[-1]:
+                    raise
 
 # %% ../../nbs/publish/answerer.ipynb #55-012
 def _loaded_here(
@@ -277,7 +290,8 @@ def _served(
     version = f"{config.run.name} ({backend.model})" if folder else backend.model
     why = backend.untold(grammar) if config.evaluation.answer_threshold else ""
     measured = {"measured": measured_on(folder)} if folder else {}
-    return Answerer(config, backend, grammar, version, _unread(config, why), **measured)
+    tries = 3 if grammar else 1  # a schema can't hold all rules
+    return Answerer(config, backend, grammar, version, _unread(config, why), **measured, tries=tries)
 
 # %% ../../nbs/publish/answerer.ipynb #55-s04
 def load_answerer(
