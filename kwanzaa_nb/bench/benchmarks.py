@@ -325,10 +325,13 @@ def measure_demo(
     stages = read_manifest(project_root() / folder)["stages"]
     training = stages.get("train", {}).get("summary", {})
     costs = ("seconds", "predicted_seconds", "peak_bytes", "predicted_bytes", "steps")
+    log = project_root() / folder / "adapter" / "training_log.json"
+    curve = json.loads(log.read_text(encoding="utf-8"))["decision"] if log.is_file() else []
     measured = {"records": found["records"], "arms": arms, "controls": controls_found,
                 "seconds": {name: stage["seconds"] for name, stage in stages.items()
                             if stage.get("seconds")},
                 "training": {name: training[name] for name in costs if name in training},
+                "curve": curve,
                 "verdict": rules_sentence(found),
                 "hard": hard_sentence(found), "decisions": found["decisions"],
                 "thresholds": found["thresholds"], "refused_by_kind": found["refused_by_kind"]}
@@ -397,7 +400,7 @@ _MEASURES = {
     "builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES],
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
     "reliability": reliability, "demo": measure_demo, "demo_all": measure_demo,
-    "improved": measure_improved, "exports": measure_exports,
+    "quality": measure_demo, "improved": measure_improved, "exports": measure_exports,
     "training": measure_training}
 
 

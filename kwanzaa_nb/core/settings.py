@@ -28,7 +28,7 @@ from typing_extensions import TypedDict
 
 from .errors import Problem, ProblemList
 from .prompt import PromptError, fill_system_prompt
-from .results import GATES, METRICS
+from .results import DEFAULT_GATES, METRICS
 
 # %% ../../nbs/core/settings.ipynb #settings-006
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -410,7 +410,8 @@ class PublishingSection(Section):
         "base model's, where the project knows that.", None)
     gates: _Gates = setting(
         "Lowest value, from 0 to 1, that the lower end of a metric's 95 % confidence interval may "
-        "have; below one of them nothing is published.", default_factory=lambda: FrozenMap(GATES))
+        "have; below one of them nothing is published.",
+        default_factory=lambda: FrozenMap(DEFAULT_GATES))
     force_reason: _Text | None = setting(
         "Reason to publish although a gate is not reached, or the adapter is not shown to beat the "
         "best rule without a model; the card repeats it. null does not publish.", None)
