@@ -10,7 +10,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,12 +187,26 @@ def _conversation(
     messages = render_prompt(asked[0], chunks, persona, system_prompt=template)
     return messages + _later(before, asked[1:])
 
-# %% ../../nbs/publish/answerer.ipynb #55-011
+# %% ../../nbs/publish/answerer.ipynb #0a2d7cc5
 def _tries(decoding: Decoding, count: int) -> list[Decoding]:
-    "Return how the outputs for a question are written, one after the other: sampled from the second."
+    "Return how the outputs for a question are written, one after the other."
     return [decoding, *(replace(decoding, temperature=0.7, seed=seed) for seed in range(1, count))]
 
 
+def _first_valid(
+    backend: Backend, decodings: Sequence[Decoding], record: Record,
+    complete: Callable[[Written], dict],
+) -> dict:
+    "Return the first valid answer; raises the `AnswerError` of the last output where none is."
+    for decoding in decodings:
+        written = _written(backend, decoding, record)
+        try:
+            return complete(written)
+        except AnswerError:
+            if decoding is decodings[-1]:
+                raise
+
+# %% ../../nbs/publish/answerer.ipynb #55-011
 class Answerer:
     "A loaded adapter; call it with a question and the chunks that were retrieved for it."
 
@@ -230,15 +244,13 @@ class Answerer:
             question, chunks, persona, before, self.config.data.system_prompt)}
         given = {"query": question.strip()[:1000], "persona": persona,
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}
-        for decoding in (tries := _tries(self.decoding, self.tries)):
-            written = _written(self.backend, decoding, record)
+
+        def complete(written: Written) -> dict:
             known = (_confidence(written, self.calibration) if chunks
                      else {"namespaces": ["unknown"]})
-            try:
-                return _completed(written.raw, chunks, **(given | known | completion))
-            except AnswerError:
-                if decoding is tries[-1]:
-                    raise
+            return _completed(written.raw, chunks, **(given | known | completion))
+
+        return _first_valid(self.backend, _tries(self.decoding, self.tries), record, complete)
 
 # %% ../../nbs/publish/answerer.ipynb #55-012
 def _loaded_here(
