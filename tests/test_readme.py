@@ -130,6 +130,13 @@ def test_the_demo_table_and_its_first_sentence_are_those_of_the_stored_figures()
     assert f"**{told}.**" in text and difference.removeprefix("The difference is ").partition(",")[0] in " ".join(text.split())
 
 
+def test_the_sentence_on_the_longer_training_is_of_the_stored_figures():
+    from kwanzaa_nb.bench.benchmarks import quality_sentence
+    from kwanzaa_nb.evaluate.instrument import stored
+
+    assert quality_sentence(stored("quality")["measured"]) in " ".join(read("README.md").split())
+
+
 def test_the_table_takes_the_best_rule_of_each_row():
     from kwanzaa_nb.bench.benchmarks import _ROWS, readme_table
     from kwanzaa_nb.core.results import RULES

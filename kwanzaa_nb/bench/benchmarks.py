@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
            'in_batches', 'continuous', 'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training',
-           'measure_improved', 'measure_exports', 'readme_table', 'main', 'slope']
+           'measure_improved', 'measure_exports', 'readme_table', 'main', 'quality_sentence', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -416,6 +416,19 @@ def main(
         sys.exit(f"Name what to measure, one of {', '.join(_MEASURES)}: "
                  "python -m kwanzaa_nb.bench.benchmarks scoring.")
     print(store(arguments[0], _MEASURES[arguments[0]](*arguments[1:])))
+
+# %% ../../nbs/bench/benchmarks.ipynb #9519fbdb
+def quality_sentence(
+    measured: dict[str, Any],  # of `measure_demo`, for a run of configs/quality.cpu.yaml
+) -> str:
+    "Write the README's sentence on the longer training."
+    arms, minutes = measured["arms"], measured["training"]["seconds"] / 60
+    rates, best = arms["adapter"], max(arms[rule][COMPARED_BY]["value"] for rule in RULES)
+    shown = [f"`{name}` {rates[name]['value']:.2f} [{rates[name]['low']:.2f}, "
+             f"{rates[name]['high']:.2f}]" for name in METRICS]
+    return (f"After {minutes:.0f} minutes of training (`configs/quality.cpu.yaml`) the same model has, "
+            f"on {measured['records']} evaluation records, {', '.join(shown)}, and a mean of "
+            f"{rates[COMPARED_BY]['value']:.2f} against {best:.2f} of the best rule.")
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-016-b
 def slope(
