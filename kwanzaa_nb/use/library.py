@@ -62,7 +62,7 @@ def read_document_chunks(
     return chunks, [replace(one, where=f"{below}{one.where}") for one in problems]
 
 # %% ../../nbs/use/library.ipynb #lib-012
-_FORM = 1  # of the cache's content
+_FORM = 2  # of the cache's content; one more where a reader gives another text than before
 
 
 def _fingerprint(path: Path, options: CorpusOptions) -> str:
