@@ -7,6 +7,7 @@ __all__ = ['drop_running_lines', 'join_words', 'split_paragraphs', 'join_pages',
 
 # %% ../../nbs/data/pdf.ipynb #a86d2597
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -20,9 +21,15 @@ _PAGE = "\n"  # marks an outline with a number that would be the page's
 def _outlines(line: str, page: int) -> set[str]:
     "Return what a line would share with those of other pages, if it were a running one."
     line = " ".join(line.split())
-    numbers = [one for one in re.finditer(r"\b\d{1,4}\b", line) if not 1500 <= int(one[0]) <= 2100]
-    return {line} | {f"{_PAGE}{line[:one.start()]}{int(one[0]) - page:+d}{line[one.end():]}"
-                     for one in numbers}
+    found = {line}
+    for one in re.finditer(r"\b\d{1,4}\b", line):
+        before, after = line[:one.start()], line[one.end():]
+        words = re.findall(r"[^\W\d_]+", before + after)
+        at_end = not re.search(r"\w", before) or not re.search(r"\w", after)
+        is_page = words[:1] and words[0].casefold() in ("page", "p", "seite")
+        if not 1500 <= int(one[0]) <= 2100 and (is_page or (at_end and len(words) != 1)):
+            found.add(f"{_PAGE}{before}{int(one[0]) - page:+d}{after}")
+    return found
 
 
 def _edges(page: Sequence[str], number: int) -> dict[int, set[str]]:
@@ -43,15 +50,16 @@ def drop_running_lines(
             for page, edge in zip(pages, edges)]
 
 # %% ../../nbs/data/pdf.ipynb #368b3c43
-_LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"}
-_PARTED = re.compile(r"(?<![\w-])(\w+)[-\N{SOFT HYPHEN}\N{HYPHEN}]\n([a-zà-ÿ]\w*)")
+_SOFT = re.compile("\N{SOFT HYPHEN}\n?")  # shown only where a word is parted
+_PARTED = re.compile(r"(?<![\w-])(\w+)[-\N{HYPHEN}]\n([a-zà-ÿ]\w*)")
 
 
 def join_words(
     text: str,  # with "\n" as line end
 ) -> str:
     "Write ligatures as letters, and join words that were parted at the end of a line."
-    text = re.sub("[ﬀ-ﬆ]", lambda found: _LIGATURES[found[0]], text)
+    text = re.sub("[ﬀ-ﬆ]", lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    text = _SOFT.sub("", text)
     known = set(re.findall(r"\w+", text.casefold()))
 
     def joined(found: re.Match) -> str:

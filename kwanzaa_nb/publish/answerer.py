@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +170,15 @@ def _later(before: "Sequence[tuple[str, str]]", asked: Sequence[str]) -> list[Me
         {"role": "user", "content": f"{INSTRUCTION_HEADING}\n{question.strip()}"})]
 
 
-def _completed(raw: str, chunks: "list[Chunk]", **given: Any) -> dict:
+def _completed(
+    written: Written, chunks: "list[Chunk]", calibration: Calibration, **given: Any,
+) -> dict:
     "Complete an output to an answer_json; an `AnswerError` gets the output as `raw`."
+    known = _confidence(written, calibration) if chunks else {"namespaces": ["unknown"]}
     try:
-        return complete_answer(parse_model_answer(raw, chunks), chunks, **given)
+        return complete_answer(parse_model_answer(written.raw, chunks), chunks, **(known | given))
     except AnswerError as error:
-        error.raw = raw
+        error.raw = written.raw
         raise
 
 # %% ../../nbs/publish/answerer.ipynb #b202367e
@@ -244,13 +248,8 @@ class Answerer:
             question, chunks, persona, before, self.config.data.system_prompt)}
         given = {"query": question.strip()[:1000], "persona": persona,
                  "model_version": self.config.model.base_model_id, "adapter_version": self.version}
-
-        def complete(written: Written) -> dict:
-            known = (_confidence(written, self.calibration) if chunks
-                     else {"namespaces": ["unknown"]})
-            return _completed(written.raw, chunks, **(given | known | completion))
-
-        return _first_valid(self.backend, _tries(self.decoding, self.tries), record, complete)
+        return _first_valid(self.backend, _tries(self.decoding, self.tries), record, partial(
+            _completed, chunks=chunks, calibration=self.calibration, **(given | completion)))
 
 # %% ../../nbs/publish/answerer.ipynb #55-012
 def _loaded_here(

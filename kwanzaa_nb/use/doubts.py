@@ -71,11 +71,13 @@ def _contradiction(
 ) -> list[str]:
     "Say that a sentence of a refusal stands in a passage."
     shown = number_sentences(chunks)
-    found = [(claim.text, closest) for claim in split_claims(text)
-             for closest in [max(shown, key=lambda one: _share(claim.text, [one]), default=None)]
-             if closest and _share(claim.text, [closest]) >= STATED]
-    return [f"“{claim}” is given as missing, and yet a passage says: “{closest.text}”"
-            for claim, closest in found]
+    told = []
+    for claim in split_claims(text):
+        closest = max(shown, key=lambda one: _share(claim.text, [one]), default=None)
+        if closest and _share(claim.text, [closest]) >= STATED:
+            told.append(f"“{claim.text}” is given as missing, and yet a passage says: "
+                        f"“{closest.text}”")
+    return told
 
 
 def _doubts_of(claim: Claim, answer: Mapping[str, Any], chunks: Sequence[Chunk]) -> list[str]:
