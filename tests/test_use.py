@@ -86,6 +86,16 @@ def test_only_what_changed_is_read_again(folder):
     assert sorted(path.name for path in folder.rglob("*")) == ["2024", "club.md"]
 
 
+def test_what_other_code_has_read_is_read_again(folder, monkeypatch):
+    told = []
+    open_library(folder)
+    open_library(folder, report=told.append)
+    assert not told
+    monkeypatch.setattr("kwanzaa_nb.use.library._readers", lambda: "other code")
+    open_library(folder, report=told.append)
+    assert told
+
+
 @pytest.mark.parametrize("kept", ["", "{", "[]", '{"club.md": {}}', '{"club.md": {"fingerprint": 1, "chunks": ["x"], "problems": []}}'])
 def test_a_damaged_cache_is_made_anew(folder, kept):
     whole = list(open_library(folder).chunks)

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from ..core.errors import KwanzaaError, Problem
 from ..core.files import cache_folder, write_atomically
 from ..core.jsonl import DataError
+from ..data import documents, pdf, tables
 from ..data.corpus import Chunk, CorpusOptions, load_rows, slug
 from ..data.retrieval import AnyRetriever, Retriever, best_first
 
@@ -62,12 +64,16 @@ def read_document_chunks(
     return chunks, [replace(one, where=f"{below}{one.where}") for one in problems]
 
 # %% ../../nbs/use/library.ipynb #lib-012
-_FORM = 2  # of the cache's content; one more where a reader gives another text than before
+@cache
+def _readers() -> str:
+    "Return a hash of the code that reads documents, since other code may read other text."
+    code = b"".join(Path(one.__file__).read_bytes() for one in (documents, pdf, tables))
+    return hashlib.sha256(code).hexdigest()
 
 
 def _fingerprint(path: Path, options: CorpusOptions) -> str:
     "Return a hash of a document and of how it is read."
-    digest = hashlib.sha256(repr((_FORM, options)).encode())
+    digest = hashlib.sha256(repr((_readers(), options)).encode())
     with open(path, "rb") as file:
         while part := file.read(1 << 20):
             digest.update(part)
