@@ -1,5 +1,6 @@
 "The estimate of memory, time and money: it changes nothing, and stops a run over budget."
 
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -179,6 +180,14 @@ def test_development_records_and_processes_count():
     assert estimated(model, budget__gpu="H100", processes=3).usd == pytest.approx(3 * alone.usd)
     assert "measured" in estimated(model, budget__gpu="H100",
                                    device_name="NVIDIA H100 80GB HBM3").seconds_by
+
+
+@pytest.mark.parametrize(("idle", "told"), [(0, True), (1000, False)])
+def test_an_estimate_tells_that_others_used_the_processors(monkeypatch, idle, told):
+    Times = namedtuple("Times", "user system idle")
+    times = iter([Times(0, 0, 0), Times(900, 100, idle)])
+    monkeypatch.setattr("psutil.cpu_times", lambda: next(times))
+    assert ("other programs" in estimated(adapted()).seconds_by) is told
 
 
 def test_a_gpu_that_is_too_small_stops_it():

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
            'in_batches', 'continuous', 'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training',
-           'measure_improved', 'measure_exports', 'readme_table', 'main', 'quality_sentence', 'slope']
+           'measure_improved', 'measure_exports', 'measure_estimates', 'best_rule', 'readme_table', 'main',
+           'quality_sentence', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -369,11 +370,39 @@ def measure_exports(
         sys.exit(f"{folder} has no measured exports: kwanzaa export {folder} makes them.")
     return found
 
+# %% ../../nbs/bench/benchmarks.ipynb #bb9a069a
+_COSTS = ("predicted_seconds", "seconds", "predicted_bytes", "peak_bytes")
+
+
+def measure_estimates(
+    *folders: str,  # of runs whose stage train has ended
+) -> list[dict[str, Any]]:  # by run: run, steps, time and memory, each predicted and measured
+    "Collect what trainings took. Raises `SystemExit` where one has not ended, or had no estimate."
+    found = []
+    for folder in folders:
+        entry = read_manifest(project_root() / folder)["stages"].get("train", {})
+        told = entry.get("summary") or {}
+        if entry.get("status") != "done" or "predicted_bytes" not in told:
+            sys.exit(f"{folder} has no finished training with an estimate: kwanzaa run train "
+                     "makes one.")
+        found.append({"run": entry["config"]["run"]["name"], "steps": told["steps"],
+                      **{name: told[name] for name in _COSTS}})
+    return found
+
 # %% ../../nbs/bench/benchmarks.ipynb #90-d02
 _ROWS = {  # of the README's table
     **{name: f"`{name}`" for name in METRICS}, "minimal_pair_accuracy": "minimal pairs, both right",
     "hard_negative_accuracy": "hard negatives, and what is answerable",
     COMPARED_BY: "mean of coverage and refusal"}
+
+
+def best_rule(
+    arms: dict[str, dict[str, RateResult]],  # of `measure_demo`
+    metric: str,
+) -> RateResult:
+    "Return the highest rate that a rule without a model reaches at a metric."
+    return max((arms[rule][metric] for rule in RULES if rule in arms),
+               key=lambda rate: rate["value"])
 
 
 def readme_table(
@@ -388,9 +417,8 @@ def readme_table(
     heads = ["metric", *(arm.replace("+", " under ") for arm in models), "best rule"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, shown in _ROWS.items():
-        best = max((arms[rule][name] for rule in RULES if rule in arms),
-                   key=lambda rate: rate["value"])
-        cells = (cell(rate) for rate in (*(arms[arm][name] for arm in models), best))
+        cells = (cell(rate) for rate in (*(arms[arm][name] for arm in models),
+                                         best_rule(arms, name)))
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -401,7 +429,7 @@ _MEASURES = {
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
     "reliability": reliability, "demo": measure_demo, "demo_all": measure_demo,
     "quality": measure_demo, "improved": measure_improved, "exports": measure_exports,
-    "training": measure_training}
+    "estimates": measure_estimates, "training": measure_training}
 
 
 def main(
@@ -423,7 +451,7 @@ def quality_sentence(
 ) -> str:
     "Write the README's sentence on the longer training."
     arms, minutes = measured["arms"], measured["training"]["seconds"] / 60
-    rates, best = arms["adapter"], max(arms[rule][COMPARED_BY]["value"] for rule in RULES)
+    rates, best = arms["adapter"], best_rule(arms, COMPARED_BY)["value"]
     shown = [f"`{name}` {rates[name]['value']:.2f} [{rates[name]['low']:.2f}, "
              f"{rates[name]['high']:.2f}]" for name in METRICS]
     return (f"After {minutes:.0f} minutes of training (`configs/quality.cpu.yaml`) the same model has, "

@@ -20,6 +20,7 @@ from typing import Any
 
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 
+import psutil
 import torch
 from peft.tuners.lora import LoraLayer
 from pydantic import Field, ValidationError
@@ -363,6 +364,24 @@ def _tokens_of_run(batches: Sequence[dict], dev_rows: Sequence[dict], config: Co
     watched = evaluations * sum(len(row["input_ids"]) for row in dev_rows)
     return trained + watched * 2 / 3  # loss and decision: two forward passes, a third each
 
+# %% ../../nbs/train/budget.ipynb #adbc27c8
+def _worked() -> tuple[float, float, float]:
+    "Return seconds so far: of this process, of all programs, and of all processors, idle or not."
+    spent = psutil.cpu_times()
+    idle = spent.idle + getattr(spent, "iowait", 0.0)  # waiting for a disk is counted on Linux only
+    return time.process_time(), sum(spent) - idle, sum(spent)
+
+
+def _shared_with(
+    before: tuple[float, float, float],  # of `_worked`
+    after: tuple[float, float, float],
+) -> str:  # "" where the processors had time left, or were hardly used by others
+    "Say that a process had to share the processors."
+    own, busy, there = (later - sooner for sooner, later in zip(before, after))
+    if busy < 0.9 * there or own > 0.8 * busy:
+        return ""
+    return ", while other programs used the processors too: without them it takes less"
+
 # %% ../../nbs/train/budget.ipynb #37-e1-r
 def estimate_run(
     model: torch.nn.Module,  # with its adapter
@@ -386,9 +405,12 @@ def estimate_run(
                             answered)
     if not elsewhere:
         checkpointing = config.training.gradient_checkpointing
+        before = _worked()
         rate, seconds = measure_steps(model, _spread(batches, _BATCHES), effective.dtype,
                                       checkpointing)
         measured = f"{max(1, len(seconds) - 1)} measured steps, {sum(seconds):.0f} seconds"
+        if effective.device == "cpu":
+            measured += _shared_with(before, _worked())
         return Estimate(rate * tokens, memory, processes * price, priced_by, measured)
     kind = read_gpus().gpus[gpu]
     weights = sum(weight.numel() * (2 if weight.dtype == torch.uint8 else 1)

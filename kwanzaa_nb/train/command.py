@@ -282,8 +282,8 @@ def estimate_training(training: Training) -> None:
         training.planned, gpu, count_processes(),
         training.behaviour.answered_tokens if training.behaviour else 0)
     training.stage.progress(
-        f"about {estimate.seconds / 60:.1f} minutes, {estimate.memory['peak'] / 1e9:.1f} GB and "
-        f"${estimate.usd:.2f}")
+        f"about {estimate.seconds / 60:.1f} minutes (from {estimate.seconds_by}), "
+        f"{estimate.memory['peak'] / 1e9:.1f} GB and ${estimate.usd:.2f}")
     check_budget(estimate, training.config)
     training.estimate = estimate
 

@@ -459,7 +459,7 @@ def estimate(
         scores = 8 * batch * longest * work.model.config.vocab_size  # with their gradient, fp32
         memory = found.memory | {"scores of pairs": scores, "peak": found.memory["peak"] + scores}
         found = replace(found, seconds=found.seconds * 4 / 3, memory=memory)
-    work.stage.progress(f"about {found.seconds / 60:.1f} minutes, "
+    work.stage.progress(f"about {found.seconds / 60:.1f} minutes (from {found.seconds_by}), "
                         f"{found.memory['peak'] / 1e9:.1f} GB and ${found.usd:.2f}")
     check_budget(found, config)
     work.estimate = found

@@ -464,13 +464,18 @@ def keep_freed_memory() -> bool:  # whether the C library could be told
 
 
 class _ReturnMemory(TrainerCallback):
-    "Give free memory back every ten steps."
+    "Give free memory back every ten steps, and what an evaluation held."
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState,
                     control: TrainerControl, **_: Any) -> None:
         "Called by the trainer after each step."
         if state.global_step % 10 == 0:
             give_memory_back()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState,
+                    control: TrainerControl, **_: Any) -> None:
+        "Called by the trainer after each evaluation."
+        give_memory_back()
 
 # %% ../../nbs/train/trainer.ipynb #33-024-b
 def count_processes() -> int:
