@@ -300,8 +300,10 @@ class TrainingSection(Section):
         None)
     extra: Annotated[dict[_Text, Any], AfterValidator(_frozen)] = setting(
         "Further arguments of TRL's SFTConfig, by the names that they have there, such as "
-        "neftune_noise_alpha: 5; and the project's own practice, the number of contexts in which "
-        "a small model first learns to point (0).", default_factory=FrozenMap)
+        "neftune_noise_alpha: 5; and the project's own: practice, the number of contexts in which "
+        "a small model first learns to point (0), and evidence_weight, how many times as much as "
+        "another token a number of the evidence counts in the loss (1).",
+        default_factory=FrozenMap)
 
 # %% ../../nbs/core/settings.ipynb #settings-imp
 class ImproveSection(Section):

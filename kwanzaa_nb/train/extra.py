@@ -9,6 +9,7 @@ __all__ = ['ExtraError', 'check_extra', 'settle_extra']
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
@@ -21,6 +22,7 @@ from trl import SFTConfig
 from ..core.config import Config, Fallback
 from ..core.errors import Problem, ProblemList
 from .practice import PRACTICE
+from .weights import EVIDENCE_WEIGHT
 
 # %% ../../nbs/train/extra.ipynb #ext-011
 _SAME = ("per_device_train_batch_size", "per_device_eval_batch_size", "max_steps", "learning_rate",
@@ -105,6 +107,10 @@ def _extra_problems(extra: Mapping[str, Any]) -> Iterator[Problem]:
             if type(value) is not int or value < 0:
                 yield Problem(where, f"{value!r} is no number of contexts",
                               "write a whole number from 0 on", "wrong_value")
+        elif name == EVIDENCE_WEIGHT:
+            if type(value) not in (int, float) or not 1 <= value < math.inf:
+                yield Problem(where, f"{value!r} is no weight", "write a number from 1 on",
+                              "wrong_value")
         elif name in _KEYS:
             yield Problem(where, "has a key of its own", f"write {_KEYS[name]}", "own_key")
         elif name in _FIXED:

@@ -42,6 +42,7 @@ from ..model.load import RuntimeSettings
 from ..model.masking import IGNORED, MaskError, check_supervised, encode_chat
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared
 from .practice import PRACTICE, PRACTICE_GROUP
+from .weights import EVIDENCE_WEIGHT, EvidenceWeights
 
 # %% ../../nbs/train/trainer.ipynb #33-004
 class TrainingError(KwanzaaError):
@@ -134,6 +135,7 @@ def supervised_loss(
     model: torch.nn.Module,
     batch: dict[str, Any],  # from `flatten_rows`: one flat row, tensors of shape (1, tokens)
     allow_empty: bool = False,  # return a loss of 0 where nothing is learned, instead of raising
+    weigh: "Callable[[torch.Tensor], torch.Tensor] | None" = None,  # as `EvidenceWeights`
 ) -> tuple[torch.Tensor, int]:  # summed negative log likelihood in nats; number of learned tokens
     "Sum the cross entropy over the learned tokens. Raises `TrainingError` where there are none."
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -146,9 +148,11 @@ def supervised_loss(
                                 "the records' answers")
         places = places.new_zeros(1)  # an ignored target: a loss of 0 that still has a gradient
     logits = model(**inputs, use_cache=False, logits_to_keep=places).logits[0].float()
-    loss = torch.nn.functional.cross_entropy(
-        logits, targets[places].to(logits.device), reduction="sum", ignore_index=IGNORED)
-    return loss, count
+    losses = torch.nn.functional.cross_entropy(
+        logits, targets[places].to(logits.device), reduction="none", ignore_index=IGNORED)
+    if weigh is not None:
+        losses = losses * weigh(targets)[places].to(logits.device)
+    return losses.sum(), count
 
 # %% ../../nbs/train/trainer.ipynb #join-groups
 def joined_groups(
@@ -259,12 +263,13 @@ class SupervisedTrainer(CheckpointTrainer):
     "A trainer whose loss, in training and in evaluation, is the mean over the learned tokens."
 
     seen: "torch.Tensor | None" = None  # during an evaluation: summed loss, learned tokens
+    weigh: "Callable[[torch.Tensor], torch.Tensor] | None" = None  # of tokens, in training only
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False,
                      num_items_in_batch: "torch.Tensor | int | None" = None) -> Any:
         "Return the mean loss over the learned tokens of the whole step, of all processes."
         fillers = self.args.world_size > 1 and bool(num_items_in_batch)
-        total, count = supervised_loss(model, inputs, allow_empty=fillers)
+        total, count = supervised_loss(model, inputs, fillers, self.weigh)
         if not torch.isfinite(total):
             raise TrainingError(
                 f"the loss is {total.item()} at step {self.state.global_step}: lower "
@@ -435,7 +440,8 @@ def trainer_arguments(
         per_device_eval_batch_size=wanted.per_device_eval_batch_size,
         gradient_accumulation_steps=wanted.gradient_accumulation_steps,
         gradient_checkpointing=wanted.gradient_checkpointing, ddp_find_unused_parameters=False,
-        **{name: value for name, value in wanted.extra.items() if name != PRACTICE})
+        **{name: value for name, value in wanted.extra.items()
+           if name not in (PRACTICE, EVIDENCE_WEIGHT)})
     # set afterwards: SFTConfig would ask for a save at every evaluation, and only bests are needed
     arguments.load_best_model_at_end = "metric_for_best_model" in saving
     return arguments
@@ -526,6 +532,8 @@ def train_adapter(
         eval_dataset=_as_dataset(dev_rows) if dev_rows else None, dev_count=len(dev_rows),
         groups=[str(place) if packed else row["group"] for place, row in enumerate(rows)],
         callbacks=[*own, *callbacks], behaviour=behaviour)
+    if (weight := config.training.extra.get(EVIDENCE_WEIGHT, 1)) != 1:
+        trainer.weigh = EvidenceWeights(tokenizer, weight)
     trainer.remove_callback(PrinterCallback)  # `LiveReport` prints the same, once
     outcome = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     supervised = sum(label != IGNORED for row in rows for label in row["labels"])
