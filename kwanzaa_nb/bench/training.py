@@ -69,7 +69,8 @@ def arm_config(
         "adapter.method": "qlora" if arm.four_bit else "lora",
         "adapter.quantization.load_in_4bit": arm.four_bit,
         "training.max_steps": steps, "training.gradient_accumulation_steps": rows,
-        "training.lr_scheduler": "constant", "training.warmup_ratio": 0}
+        "training.lr_scheduler": "constant", "training.warmup_ratio": 0,
+        "training.extra": {}}  # without weights, as TRL has no such loss
     if arm.alone:
         changes["training.per_device_train_batch_size"] = 1
     return load_config("configs/demo.cpu.yaml", RECORDS | changes)
