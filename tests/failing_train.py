@@ -9,8 +9,8 @@ import kwanzaa_nb.train.trainer as training
 inner, seen = training.supervised_loss, []
 
 
-def failing(model, batch, allow_empty=False):
-    total, count = inner(model, batch, allow_empty)
+def failing(model, batch, **more):
+    total, count = inner(model, batch, **more)
     seen.append(count)
     fails = len(seen) == 3 and os.environ["RANK"] == os.environ["RANK_THAT_FAILS"]
     return (total * float("nan") if fails else total), count

@@ -31,7 +31,7 @@ EXTRAS = {
     "publish.export": {"eval"},  # a model that writes
     **dict.fromkeys(("model.fused", "bench.training", *(f"train.{name}" for name in (
         "__main__", "budget", "command", "extra", "improve", "live", "resume", "rewards", "selection",
-        "token_cache", "trainer"))),
+        "token_cache", "trainer", "weights"))),
                     {"train"}),  # a model that is trained
     # these train, and ask what was trained: no single extra will do
     **dict.fromkeys(("bench.layouts", "bench.gpu"), set()),

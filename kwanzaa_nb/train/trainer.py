@@ -269,7 +269,7 @@ class SupervisedTrainer(CheckpointTrainer):
                      num_items_in_batch: "torch.Tensor | int | None" = None) -> Any:
         "Return the mean loss over the learned tokens of the whole step, of all processes."
         fillers = self.args.world_size > 1 and bool(num_items_in_batch)
-        total, count = supervised_loss(model, inputs, fillers, self.weigh)
+        total, count = supervised_loss(model, inputs, allow_empty=fillers, weigh=self.weigh)
         if not torch.isfinite(total):
             raise TrainingError(
                 f"the loss is {total.item()} at step {self.state.global_step}: lower "
