@@ -17,6 +17,13 @@ def test_trials_write_into_folders_of_their_own():
     assert len(folders) == len(trials.TRIALS)
 
 
+def test_trials_leave_out_a_part_of_the_demos_recipe():
+    demo = dict(load_config("configs/demo.cpu.yaml").training.extra)
+    once, without = (trials.TRIALS[name]["training.extra"]
+                     for name in ("evidence counts once", "no practice"))
+    assert {**once, **without} == demo and set(once) == {"practice"} != set(without)
+
+
 def test_a_wrong_call_names_the_trials():
     with pytest.raises(SystemExit, match="as configured.*There are: as configured, seed 1"):
         trials.main(["configs/demo.cpu.yaml", "60", "no such trial"])
