@@ -12,7 +12,7 @@ from hub_server import TOKEN, Hub
 from huggingface_hub import HfApi
 from tiny import ROOT, short_spoken, tiny_config, tiny_tokenizer
 
-from kwanzaa_nb.core.answer import AnswerError, find_marks, validate_answer_json
+from kwanzaa_nb.core.answer import LATER_OUTPUT, AnswerError, find_marks, validate_answer_json
 from kwanzaa_nb.publish.answerer import (
     Answerer, AnswererError, answerer_config, fetch, load_answerer)
 from kwanzaa_nb.publish.card import usage
@@ -22,6 +22,7 @@ from kwanzaa_nb.model.load import ModelError, add_adapter
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.publish.staging import stage_publication
 from kwanzaa_nb.train.trainer import save_adapter
+from kwanzaa_nb.use.doubts import find_doubts
 
 QUESTION = "How long is green tea steeped?"
 CHUNK = {"chunk_id": "tea-01", "doc_id": "tea", "citation_label": "Tea Board, 1998",
@@ -178,6 +179,26 @@ def test_what_breaks_the_contract_is_an_error_that_holds_it(raw, code):
     with pytest.raises(AnswerError) as error:
         Answerer(tiny_config(), Told(raw))(QUESTION, CHUNKS)
     assert error.value.raw == raw and code in {problem.code for problem in error.value.problems}
+
+
+class Hesitant(Told):
+    "Writes one output after the other."
+
+    def write(self, batch, decoding):
+        self.decodings.append(decoding)
+        return [Told(self.raw[len(self.decodings) - 1])]
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_an_answer_that_is_not_the_first_output_says_so_and_the_reader_is_told(wrong):
+    told = Hesitant([output([4], "complete", "Two. [4]")] * wrong + [output([2], "complete", "Two minutes. [2]")])
+    found = Answerer(tiny_config(), told, tries=3)(QUESTION, CHUNKS, safety_flags=["looked at"])
+    validate_answer_json(found)
+    assert [decoding.temperature > 0 for decoding in told.decodings] == [False, True, True][:wrong + 1]
+    assert found["integrity"]["safety_flags"] == ["looked at", LATER_OUTPUT][:1 + bool(wrong)]
+    assert any("asked again" in doubt for doubt in find_doubts(found, CHUNKS, QUESTION)) == bool(wrong)
+    with pytest.raises(AnswerError):
+        Answerer(tiny_config(), Hesitant(["{"] * 3), tries=3)(QUESTION, CHUNKS)
 
 
 def test_only_where_nothing_was_retrieved_no_probability_is_enough():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from kwanzaa_nb.core.answer import LATER_OUTPUT
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.use.ask import Reply, print_reply
 from kwanzaa_nb.use.doubts import find_doubts
@@ -96,6 +97,14 @@ def test_whatever_is_written_is_looked_over(text, numbers, question, completenes
     told = find_doubts(answered(text, *numbers, completeness=completeness), CHUNKS, question)
     assert all(isinstance(doubt, str) and doubt.strip() for doubt in told)
     assert completeness != "insufficient_data" or all("given as missing" in doubt for doubt in told)
+
+
+@pytest.mark.parametrize("completeness", ["complete", "insufficient_data"])
+def test_an_answer_that_its_model_had_to_write_again_is_told_first(completeness):
+    answer = answered("Ada Hill gave the shed in 1998. [1]", completeness=completeness)
+    for integrity, flagged in ((None, False), ({"safety_flags": ["other"]}, False), ({"safety_flags": [LATER_OUTPUT]}, True)):
+        told = find_doubts(answer | {"integrity": integrity}, CHUNKS)
+        assert len(told) == 1 + flagged and told[0].startswith("The model's first answer broke a rule") == flagged
 
 
 def test_a_reply_shows_its_doubts_in_a_notebook_and_in_a_terminal():

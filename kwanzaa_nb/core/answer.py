@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RULE_ERRORS', 'COMPLETION_ERRORS', 'ERROR_STAGES', 'ANSWER_VERSION', 'PERSONAS', 'MODEL_MODES', 'COMPLETENESS', 'Uri',
-           'BRACKETED', 'AnswerError', 'ModelAnswerText', 'ModelUnknowns', 'ModelAnswer', 'Toggles', 'AnswerText',
-           'Source', 'Result', 'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson', 'find_marks',
-           'shown_sentences', 'rule_problems', 'parse_model_answer', 'validate_answer_json', 'renumbered',
+           'BRACKETED', 'LATER_OUTPUT', 'AnswerError', 'ModelAnswerText', 'ModelUnknowns', 'ModelAnswer', 'Toggles',
+           'AnswerText', 'Source', 'Result', 'RetrievalSummary', 'Unknowns', 'Integrity', 'Provenance', 'AnswerJson',
+           'find_marks', 'shown_sentences', 'rule_problems', 'parse_model_answer', 'validate_answer_json', 'renumbered',
            'AnswerDetails', 'complete_answer', 'model_answer_schema', 'answer_json_schema', 'record_schema',
            'write_schemas', 'contract_table', 'error_table']
 
@@ -683,7 +683,7 @@ class AnswerDetails(TypedDict, total=False):
     embedding_model: "str | None"  # None for retrieval by words
     retrieval_confidence: "str | None"  # high, medium, low, none; none if nothing shown
     fallback_behavior: "str | None"  # default: from the answer
-    safety_flags: "list[str] | None"  # what a safety check found
+    safety_flags: "list[str] | None"  # what a safety check found, or `LATER_OUTPUT`
     generated_at: "datetime | str | None"  # default: now; give it for the same bytes again
     retrieval_run_id: "str | None"  # UUID
     assistant_message_id: "str | None"  # UUID
@@ -692,6 +692,7 @@ class AnswerDetails(TypedDict, total=False):
     adapter_version: "str | None"  # name or hash of the adapter
 
 
+LATER_OUTPUT = "later_output"  # flag of an answer whose first output was not valid
 _IDS = ("retrieval_run_id", "assistant_message_id", "session_id", "model_version",
         "adapter_version")
 

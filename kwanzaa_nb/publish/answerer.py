@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..core.answer import AnswerError, complete_answer, parse_model_answer
+from ..core.answer import (
+    LATER_OUTPUT, AnswerError, complete_answer, parse_model_answer)
 from ..core.config import Config, Fallback, load_trained, resolve_config
 from ..core.errors import KwanzaaError
 from ..core.manifest import StageError
@@ -201,14 +202,21 @@ def _first_valid(
     backend: Backend, decodings: Sequence[Decoding], record: Record,
     complete: Callable[[Written], dict],
 ) -> dict:
-    "Return the first valid answer; raises the `AnswerError` of the last output where none is."
+    """Return the first valid answer, flagged `LATER_OUTPUT` if it is not of the first output.
+
+    Raises the `AnswerError` of the last output where none is valid."""
     for decoding in decodings:
         written = _written(backend, decoding, record)
         try:
-            return complete(written)
+            answer = complete(written)
         except AnswerError:
             if decoding is decodings[-1]:
                 raise
+            continue
+        if decoding is not decodings[0]:
+            flags = answer["integrity"].get("safety_flags", [])
+            answer["integrity"]["safety_flags"] = [*flags, LATER_OUTPUT]
+        return answer
 
 # %% ../../nbs/publish/answerer.ipynb #55-011
 class Answerer:

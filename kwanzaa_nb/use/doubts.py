@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from ..core.answer import LATER_OUTPUT
 from ..core.record import Chunk
 from ..core.sentences import Sentence, number_sentences
 from ..core.text import Claim, sentences, split_claims, tokens
@@ -96,6 +97,13 @@ def _doubts_of(claim: Claim, answer: Mapping[str, Any], chunks: Sequence[Chunk])
     return [f"“{claim.text}” {marks} {told}"] if told else []
 
 # %% ../../nbs/use/doubts.ipynb #doubts12-t
+def _asked_again(answer: Mapping[str, Any]) -> list[str]:
+    "Say that the model's first output was not valid."
+    later = LATER_OUTPUT in ((answer.get("integrity") or {}).get("safety_flags") or [])
+    return ["The model's first answer broke a rule of the contract, so it was asked again: this one "
+            "was drawn at random"] if later else []
+
+
 def find_doubts(
     answer: Mapping[str, Any],  # a completed answer_json
     chunks: Sequence[Chunk],  # that the model was shown
@@ -104,11 +112,12 @@ def find_doubts(
     "Say which claims of an answer are hard to find in what they cite."
     body, unknowns = answer["answer"], answer.get("unknowns") or {}
     if body.get("completeness") == "insufficient_data":
-        return _contradiction(body["text"], chunks)
+        return _asked_again(answer) + _contradiction(body["text"], chunks)
     missing = unknowns.get("missing_context") or []
     claims = [one for one in split_claims(body["text"]) if not is_remark(one, missing)]
     texts = [question, *(chunk.get("citation_label") or "" for chunk in chunks),
              *(chunk["text"] for chunk in chunks)]
     absent = dict.fromkeys(word for claim in claims for word in _absent(claim.text, texts))
     told = [doubt for claim in claims for doubt in _doubts_of(claim, answer, chunks)]
-    return told + ([f"No passage has {', '.join(absent)}"] if absent else [])
+    told += [f"No passage has {', '.join(absent)}"] if absent else []
+    return _asked_again(answer) + told
