@@ -173,6 +173,15 @@ def test_an_estimate_of_a_run_here_and_of_one_on_a_gpu_that_is_not_here():
     assert here.memory["peak"] >= parts
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 99, 100, 101, 164, 199, 200, 5000])
+@pytest.mark.parametrize("most", [3, 100])
+def test_batches_are_taken_from_the_whole_run(count, most):
+    taken = list(budget._spread(range(count), most))
+    assert len(taken) == min(count, most) and taken[0] == 0
+    gaps = {later - sooner for sooner, later in zip([*taken, count], [*taken[1:], count]) if later > sooner}
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
 def test_development_records_and_processes_count():
     model = adapted()
     alone = estimated(model, budget__gpu="H100")

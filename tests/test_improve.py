@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from kwanzaa_nb.evaluate.metrics import controls, score_arms
 from kwanzaa_nb.model.load import add_adapter, load_adapter, load_base, load_tokenizer
 from kwanzaa_nb.run.launch import run_all
 from kwanzaa_nb.train.command import Training, TrainingStopped, settle_settings
+from kwanzaa_nb.train.extra import ExtraError
 from kwanzaa_nb.train.preferences import (ImproveError, best_of, choose_answers, keep_share,
                                           make_pairs, refused_share, target_refuses)
 from kwanzaa_nb.train.rewards import GateRewards
@@ -149,6 +151,7 @@ def test_a_stopped_training_resumes_to_the_same_adapter(home, method, monkeypatc
     again = work_of(home, f"stopped-{method}", method, **limits)
     improve.train(again, prepared(again))
     assert again.outcome["steps"] == 3
+    assert again.outcome["loss"] == pytest.approx(whole.outcome["loss"], abs=1e-4), "of all steps"
     one, other = (weights_of(work.stage.folder / improve.IMPROVED) for work in (whole, again))
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
@@ -230,6 +233,46 @@ def test_wrong_settings_are_one_sentence(home, changes, message):
     with pytest.raises(ImproveError, match=message):
         improve.settle_improve(config)
     assert work.method == "dpo"
+
+
+@pytest.mark.parametrize("method, extra, message", [
+    ("rejection", {"lr_scheduler_type": "cosine"}, "improve.extra.lr_scheduler_type"),
+    ("rejection", {"weight_decay": "much"}, "improve.extra.weight_decay"),
+    ("dpo", {"loss_type": ["sigmoid"], "loss_weights": [1, 2]}, "TRL refuses"),
+    ("grpo", {"loss_type": "grpo", "epsilon": "wide"}, "TRL refuses|epsilon"),
+    ("dpo", {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps can't be set")])
+def test_values_are_refused_before_anything_is_sampled(home, method, extra, message):
+    work_of(home, "values", "dpo")
+    config = resolve_config(home / "values.yaml", {"improve.method": method, "improve.extra": extra})
+    work = improve.Improvement(Stage("improve", config, home / "values.yaml"), halves)
+    with pytest.raises((ImproveError, ExtraError), match=message):
+        improve.settle(work)
+        improve.check_arguments(work)
+
+
+def test_rejection_keeps_what_training_was_asked_for_without_practice_and_pushing(home):
+    asked = {"practice": 3, "evidence_weight": 6, "adam_beta1": 0.8, "adam_beta2": 0.9,
+             "push_to_hub": True, "hub_model_id": "ada/shed"}
+    work = work_of(home, "kept", "rejection", **{
+        "training.extra": asked, "improve.extra": {"adam_beta2": 0.95}})
+    improve.settle(work)
+    assert dict(improve.rejection_config(work).training.extra) == {
+        "evidence_weight": 6, "adam_beta1": 0.8, "adam_beta2": 0.95}
+
+
+def test_answers_that_are_all_too_long_are_one_sentence(home):
+    work = work_of(home, "long", "rejection", **{"data.max_seq_length": 40})
+    with pytest.raises(ImproveError, match="answers have with their prompts over 40 tokens"):
+        prepared(work)
+
+
+def test_an_estimate_knows_the_price_of_the_gpu_that_is_here_and_counts_both_of_a_pair(home):
+    work = work_of(home, "priced", "dpo", **{"improve.extra": {"max_steps": 2}})
+    rows = prepared(work)
+    assert improve.estimate(work, rows).usd_per_hour == 0
+    assert improve.counted_config(work).training.per_device_train_batch_size == 2
+    work.hardware = replace(work.hardware, device="cuda", name="NVIDIA H100 80GB HBM3")
+    assert improve.estimate(work, rows).usd_per_hour > 0
 
 
 def test_refusals_keep_their_share():

@@ -2,6 +2,7 @@
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,9 @@ from kwanzaa_nb.core.prompt import split_user
 from kwanzaa_nb.core.record import read_records
 from kwanzaa_nb.model.load import load_tokenizer
 from kwanzaa_nb.model.masking import IGNORED, stop_ids
+from kwanzaa_nb.train import command
 from kwanzaa_nb.train.extra import ExtraError, check_extra, settle_extra
+from kwanzaa_nb.train.lengths import record_tokens
 from kwanzaa_nb.train.practice import (
     PRACTICE, PRACTICE_GROUP, holding, practice_records, practice_turns, words_in_a_row)
 from kwanzaa_nb.train.trainer import GroupSampler, encode_records
@@ -96,6 +99,21 @@ def test_words_that_stand_in_two_sentences_are_not_asked_for():
     sentences = ["Two mills stood by the river.", "Two mills stood by the river then."]
     for seed in range(30):
         assert practice_turns(sentences, sentences[:1], random.Random(seed)) is None
+
+
+def test_contexts_with_a_question_that_is_too_long_are_left_out_and_that_is_told(records):
+    tokenizer, told = load_tokenizer(load_config("configs/demo.cpu.yaml")), []
+    sizes = {}
+    for one in practice_records(records, 8, load_config("configs/demo.cpu.yaml").run.seed):
+        sizes[one["group"]] = max(sizes.get(one["group"], 0), record_tokens(tokenizer, one))
+    for limit in (max(sizes.values()), sorted(sizes.values())[3], min(sizes.values()) - 1):
+        config = load_config("configs/demo.cpu.yaml", {"data.max_seq_length": limit})
+        stage = SimpleNamespace(config=config, progress=told.append)
+        found = command._practice(stage, records, tokenizer, 8)
+        fitting = [name for name, size in sizes.items() if size <= limit]
+        assert [one["group"] for one in found] == [name for name in fitting for _ in range(6)]
+        assert told[-1].startswith(f"{6 * len(fitting)} of the records are practice in {len(fitting)} contexts")
+        assert ("8 were asked" in told[-1]) == (len(fitting) < 8)
 
 
 def test_a_context_alone_gives_no_practice(records):

@@ -24,6 +24,14 @@ def test_trials_leave_out_a_part_of_the_demos_recipe():
     assert {**once, **without} == demo and set(once) == {"practice"} != set(without)
 
 
+def test_only_trials_of_one_config_and_length_are_compared():
+    rows = [{"trial": "seed 1", "config": config, "steps": steps, "auroc": steps / 100}
+            for config in ("a.yaml", "b.yaml") for steps in (60, 90)]
+    (own,) = trials.of_length(rows, "b.yaml", 60)
+    assert (own["config"], own["steps"]) == ("b.yaml", 60)
+    assert ["AUROC", "1", "0.60", "0.60"] in trials.seed_spread([own]).rows
+
+
 def test_a_wrong_call_names_the_trials():
     with pytest.raises(SystemExit, match="as configured.*There are: as configured, seed 1"):
         trials.main(["configs/demo.cpu.yaml", "60", "no such trial"])

@@ -349,14 +349,14 @@ def measure_training() -> dict[str, Any]:
 # %% ../../nbs/bench/benchmarks.ipynb #d1914fa2
 def measure_improved(
     *folders: str,  # of runs whose stage improve has ended
-) -> list[dict[str, Any]]:  # by run: method, verdict, gates, rates, signs, forgeries, training
+) -> list[dict[str, Any]]:  # by run: method, extra, verdict, gates, rates, signs, forgeries …
     "Collect what the stage improve found. Raises `SystemExit` where a run has not ended it."
     found = []
     for folder in folders:
         entry = read_manifest(project_root() / folder)["stages"].get("improve", {})
         if entry.get("status") != "done":
             sys.exit(f"{folder} has not finished the stage improve: kwanzaa run improve does it.")
-        found.append(entry["summary"])
+        found.append({**entry["summary"], "extra": entry["config"]["improve"]["extra"]})
     return found
 
 # %% ../../nbs/bench/benchmarks.ipynb #3d2fdb3c

@@ -301,8 +301,8 @@ class TrainingSection(Section):
     extra: Annotated[dict[_Text, Any], AfterValidator(_frozen)] = setting(
         "Further arguments of TRL's SFTConfig, by the names that they have there, such as "
         "neftune_noise_alpha: 5; and the project's own: practice, the number of contexts in which "
-        "a small model first learns to point (0), and evidence_weight, how many times as much as "
-        "another token a number of the evidence counts in the loss (1).",
+        "a small model first learns to point (default 0), and evidence_weight, how many times as "
+        "much as another token a number of the evidence counts in the loss (default 1).",
         default_factory=FrozenMap)
 
 # %% ../../nbs/core/settings.ipynb #settings-imp
@@ -314,8 +314,9 @@ class ImproveSection(Section):
         "samples of every step, rewarded gate by gate (grpo); null leaves the stage out.", None)
     extra: Annotated[dict[_Text, Any], AfterValidator(_frozen)] = setting(
         "Further arguments of the method's config in TRL (SFTConfig, DPOConfig or GRPOConfig), and "
-        "the project's own: records (at most so many; all), samples for each (4), their "
-        "temperature, grammar: true, targets: true.",
+        "the project's own: records (at most so many; default all), samples of each (4), their "
+        "temperature (0.8 for rejection, else 1.0), grammar (whether they are held to the form; "
+        "false), targets (whether a record's own answer stands in where none passes; false).",
         default_factory=FrozenMap)
 
 # %% ../../nbs/core/settings.ipynb #settings-041

@@ -167,10 +167,9 @@ def _kept_free(
 ) -> int:
     """Estimate the bytes that the C library keeps on a CPU although they were given back.
 
-    Fitted on one run of the demo, 300 steps; a run of 360 on another processor took 1.08 of the
-    peak predicted so. With products in bf16 on a CPU more is kept the longer it goes on (such a
-    run took 10.5 GB where 5.9 were predicted), which this does not predict. On a GPU, PyTorch's
-    own allocator keeps what it has, and nothing is added.
+    Fitted on one run of the demo. With products in bf16 on a CPU more is kept the longer it goes
+    on, which this does not predict. On a GPU, PyTorch's own allocator keeps what it has, and
+    nothing is added.
     """
     return int(activations * _GROWN_SHARE * min(1, steps / _GROWN_AFTER))
 
@@ -306,7 +305,7 @@ def check_budget(
     estimate: Estimate,
     config: Config,
 ) -> None:
-    "Raise `BudgetError` over budget.max_usd, or over the memory of the GPU that budget.gpu names."
+    "Raise `BudgetError` over budget.max_usd, or over the memory of an absent GPU in budget.gpu."
     most, peak = config.budget.max_usd, estimate.memory["peak"]
     if estimate.usd > most:
         hours = f"{estimate.seconds / 3600:.1f} hours at ${estimate.usd_per_hour:.2f}"
@@ -329,7 +328,8 @@ _COUNTED = 100  # batches whose tokens are counted
 
 def _spread(batches: Sequence, most: int) -> Sequence:
     "Take at most so many batches, evenly spread."
-    return batches[::max(1, len(batches) // most)][:most]
+    count = min(most, len(batches))
+    return [batches[place * len(batches) // count] for place in range(count)]
 
 
 def _pick_batches(

@@ -185,7 +185,23 @@ def _read_records(stage: Stage) -> tuple[list[Record], list[Record]]:
         dev_records = spread(found, data.dev_max_records)
     return records, dev_records
 
+# %% ../../nbs/train/command.ipynb #71-007-q
+def _practice(stage: Stage, records: Sequence[Record], tokenizer: PreTrainedTokenizerFast,
+              contexts: int) -> list[Record]:
+    "Make practice in so many contexts, but for those where a question would be too long."
+    longest = stage.config.data.max_seq_length
+    made = list(practice_records(records, contexts, stage.config.run.seed))
+    fitting = {one["id"] for one in fit_records(tokenizer, made, longest, "drop_records")[0]}
+    too_long = {one["group"] for one in made if one["id"] not in fitting}
+    found = [one for one in made if one["group"] not in too_long]
+    used = len({one["group"] for one in found})
+    fewer = (f"; {contexts} were asked, and others have too few sentences, or over {longest} tokens "
+             "with a question" if used < contexts else "")
+    stage.progress(f"{len(found)} of the records are practice in {used} contexts, which comes "
+                   f"first{fewer}")
+    return found
 
+# %% ../../nbs/train/command.ipynb #71-007-r
 def _encode(stage: Stage, records: Sequence[Record], dev_records: Sequence[Record],
             tokenizer: PreTrainedTokenizerFast, contexts: int = 0) -> TrainingData:
     """Add practice in so many contexts, then fit, tokenise and pack the records.
@@ -195,11 +211,9 @@ def _encode(stage: Stage, records: Sequence[Record], dev_records: Sequence[Recor
     config, eos_token_ids = stage.config, stop_ids(tokenizer)
     longest, policy = config.data.max_seq_length, config.data.over_length
     records, shortened = fit_records(tokenizer, records, longest, policy)
-    practice = list(practice_records(records, contexts, config.run.seed))
+    practice = _practice(stage, records, tokenizer, contexts) if contexts else []
     records = every_answer(records) if config.training.turns == "all" else records
     records = [*practice, *records]
-    if practice:
-        stage.progress(f"{len(practice)} of the records are practice, which comes first")
     dev_records, dev_shortened = fit_records(tokenizer, dev_records, longest, policy)
     rows, cached = cached_rows(tokenizer, records, config, eos_token_ids)
     dev_rows, _ = cached_rows(tokenizer, dev_records, config, eos_token_ids)

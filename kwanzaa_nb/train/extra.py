@@ -99,10 +99,10 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
 
 # %% ../../nbs/train/extra.ipynb #ext-013-b
-def _extra_problems(extra: Mapping[str, Any]) -> Iterator[Problem]:
+def _extra_problems(extra: Mapping[str, Any], key: str) -> Iterator[Problem]:
     "Find what is wrong with each name and its value."
     for name, value in extra.items():
-        where = f"training.extra.{name}"
+        where = f"{key}.{name}"
         if name == PRACTICE:
             if type(value) is not int or value < 0:
                 yield Problem(where, f"{value!r} is no number of contexts",
@@ -124,16 +124,17 @@ def _extra_problems(extra: Mapping[str, Any]) -> Iterator[Problem]:
                 wrong = error.errors()[0]["msg"]
                 yield Problem(where, f"{value!r} does not fit: {wrong}", code="wrong_value")
     if extra.get("push_to_hub") and not extra.get("hub_model_id"):
-        yield Problem("training.extra.hub_model_id", "is missing, so nobody knows where to push",
+        yield Problem(f"{key}.hub_model_id", "is missing, so nobody knows where to push",
                       "write hub_model_id: owner/name", "no_repository")
 
 
 def check_extra(
     extra: Mapping[str, Any],  # training.extra
+    key: str = "training.extra",  # where they stand in the config
 ) -> None:
     "Raise `ExtraError` with every problem of the names and values."
-    if problems := list(_extra_problems(extra)):
-        raise ExtraError("training.extra", problems)
+    if problems := list(_extra_problems(extra, key)):
+        raise ExtraError(key, problems)
 
 # %% ../../nbs/train/extra.ipynb #ext-021
 def _no_liger(device: str) -> str:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NOT_ESTIMATED', 'settle_improve', 'Improvement', 'settle', 'read', 'load', 'sample', 'end_token', 'pair_rows',
-           'choose', 'rejection_config', 'trl_arguments', 'PairTrainer', 'GroupTrainer', 'make_trainable',
-           'counted_config', 'estimate', 'learning_rows', 'train']
+           'choose', 'rejection_config', 'trl_arguments', 'check_arguments', 'PairTrainer', 'GroupTrainer',
+           'make_trainable', 'counted_config', 'estimate', 'learning_rows', 'train']
 
 # %% ../../nbs/train/improve.ipynb #iv-003
 import dataclasses
@@ -18,13 +18,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, set_seed
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig
 
@@ -38,21 +39,24 @@ from ..core.settings import TrainingSection, split_revision
 from ..core.stage import Stage
 from ..model.backend import Decoding, generate_pass, open_log
 from ..model.fused import fuse_adapter
-from ..model.load import (
-    RuntimeSettings, detect_hardware, load_adapter, load_base, load_tokenizer, runtime_settings)
+from kwanzaa_nb.model.load import (
+    Hardware, RuntimeSettings, detect_hardware, load_adapter, load_base, load_tokenizer,
+    runtime_settings)
 from ..model.local import LocalBackend
 from ..model.masking import IGNORED, encode_chat, stop_ids
 from ..model.packing import pack_rows
 from .budget import Estimate, check_budget, estimate_run
 from .command import SaveWhenAsked, explain_early_end
-from .extra import check_extra
+from .extra import check_extra, settle_extra
 from .lengths import fit_records
 from .live import LiveReport
+from .practice import PRACTICE
 from .preferences import (
     ImproveError, Pair, choose_answers, make_pairs, pair_kinds, refused_share, target_refuses)
 from .resume import Checkpoints, remove_checkpoints
 from .rewards import GateRewards, Judge, Rollouts
-from .trainer import encode_records, save_adapter, step_budget, train_adapter
+from .trainer import (
+    count_processes, encode_records, mean_loss, save_adapter, step_budget, train_adapter)
 
 # %% ../../nbs/train/improve.ipynb #iv-011
 _CONFIGS = {"rejection": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
@@ -67,7 +71,8 @@ _FIXED = {
     "remove_unused_columns", "max_length", "max_completion_length", "num_generations", "use_vllm",
     "generation_batch_size", "steps_per_generation", "reward_weights", "load_best_model_at_end",
     "dataset_kwargs", "push_to_hub", "hub_token", "model_init_kwargs", "resume_from_checkpoint",
-    "precompute_ref_log_probs", "sync_ref_model", "auto_find_batch_size", "top_p", "top_k"}
+    "precompute_ref_log_probs", "sync_ref_model", "auto_find_batch_size", "top_p", "top_k",
+    "per_device_train_batch_size", "gradient_accumulation_steps"}
 
 # %% ../../nbs/train/improve.ipynb #iv-012
 def _name_problem(method: str, name: str) -> str:  # empty where the method can use it
@@ -98,18 +103,36 @@ def _value_problem(name: str, value: Any) -> str:  # empty for a value that can 
     return ""
 
 # %% ../../nbs/train/improve.ipynb #7792f4b8
+def _type_problem(method: str, name: str, value: Any) -> str:  # empty where it fits
+    "Say why a value can't be an argument of TRL's config."
+    wanted = get_type_hints(_CONFIGS[method]).get(name, Any)
+    try:
+        TypeAdapter(wanted).validate_python(value)
+    except ValidationError as error:
+        return f"improve.extra.{name} is {value!r}: {error.errors()[0]['msg']}"
+    return ""
+
+
+def _for_sft(extra: Mapping[str, Any]) -> dict[str, Any]:
+    "Return what `rejection` hands to SFTConfig and has no key of its own."
+    keys = {*_OWN, "num_train_epochs", *TrainingSection.model_fields}
+    return {name: value for name, value in extra.items() if name not in keys}
+
+
 def _check_extra(method: str, extra: Mapping[str, Any]) -> None:
     "Raise `ImproveError` with every name and value that the method can't use."
     problems = [_name_problem(method, name) or _value_problem(name, value)
-                for name, value in extra.items()]
+                or _type_problem(method, name, value) for name, value in extra.items()]
     if any(problems):
         raise ImproveError("; ".join(filter(None, problems)))
+    if method == "rejection":
+        check_extra(_for_sft(extra), "improve.extra")
 
 # %% ../../nbs/train/improve.ipynb #iv-012-b
 def settle_improve(
     config: Config,
 ) -> tuple[dict[str, Any], tuple[Fallback, ...]]:  # what is used of improve.extra; what differs
-    "Complete `improve.extra` by usual values. Raises `ImproveError`."
+    "Complete `improve.extra` by usual values. Raises `ImproveError`, or `ExtraError` of TRL's names."
     method = config.improve.method
     if method is None:
         raise ImproveError("improve.method is null, so there is nothing to do: set it to "
@@ -143,6 +166,7 @@ class Improvement:
     stage: Stage
     gate_judge: Callable[[Sequence[Record]], Judge]  # given: of the room evaluate
     extra: dict[str, Any] = field(default_factory=dict)  # settle: improve.extra as it is used
+    hardware: "Hardware | None" = None  # settle
     effective: "RuntimeSettings | None" = None  # settle
     tokenizer: "PreTrainedTokenizerFast | None" = None  # read
     records: list[Record] = field(default_factory=list)  # read
@@ -166,9 +190,10 @@ class Improvement:
 
 # %% ../../nbs/train/improve.ipynb #00ddcccc
 def settle(work: Improvement) -> None:
-    "Settle the settings on this machine. Raises `ImproveError`."
+    "Settle the settings on this machine. Raises `ImproveError` and `ExtraError`."
     config = work.config
-    work.effective = runtime_settings(config, detect_hardware(config.run.device))
+    work.hardware = detect_hardware(config.run.device)
+    work.effective = runtime_settings(config, work.hardware)
     work.extra, changed = settle_improve(config)
     work.stage.note_fallbacks(*work.effective.fallbacks, *changed)
     for one in changed:
@@ -182,13 +207,16 @@ def read(work: Improvement) -> None:
     work.start = stage.read(stage.folder / ADAPTER, made_by="train")
     records = read_records(file, shown=file.name, targets=True)
     known = [record for record in records if record.get("answerable") is not None]
+    if not known:
+        raise ImproveError(f"{file.name} has no record whose answerability is known, so nothing "
+                           "can be judged: write answerable into its records")
     known = spread(known, work.extra["records"])
     work.tokenizer = load_tokenizer(config)
     work.records, shortened = fit_records(
         work.tokenizer, known, config.data.max_seq_length, config.data.over_length)
     if not work.records:
-        raise ImproveError(f"{file.name} has no record whose answerability is known, so nothing "
-                           "can be judged: write answerable into its records")
+        raise ImproveError(f"all {len(known)} records have over {config.data.max_seq_length} tokens: "
+                           "raise data.max_seq_length, or show fewer passages")
     stage.progress(f"{len(work.records)} of {len(records)} records, {len(shortened)} shortened; "
                    f"{refused_share(work.records):.0%} of them want a refusal")
 
@@ -215,14 +243,19 @@ def _sampling(work: Improvement) -> Decoding:
         stop_invalid_after=None if grammar else _STOP_INVALID_AFTER)
 
 # %% ../../nbs/train/improve.ipynb #c43acaf8
+def _prompts_sum(records: Sequence[Record]) -> str:
+    "Return the SHA-256 of the ids and the prompts of records."
+    prompts = json.dumps([[one["id"], prompt_of(one)] for one in records])
+    return hashlib.sha256(prompts.encode()).hexdigest()
+
+
 def _log_header(work: Improvement, decoding: Decoding) -> dict[str, Any]:
     "List everything that samples depend on."
-    prompts = json.dumps([[one["id"], prompt_of(one)] for one in work.records])
     weights = file_record(work.start / "adapter_model.safetensors")["sha256"]
     libraries = versions(("torch", "transformers", "peft", "bitsandbytes", "llguidance"))
     return {"model": list(work.config.base),
             "adapter_sha256": weights, "samples": work.extra["samples"],
-            "prompts_sha256": hashlib.sha256(prompts.encode()).hexdigest(),
+            "prompts_sha256": _prompts_sum(work.records),
             "decoding": vars(decoding), "versions": libraries,
             "numbers": [work.effective.device, work.effective.dtype, work.effective.four_bit]}
 
@@ -297,14 +330,24 @@ def choose(work: Improvement) -> None:
 
 # %% ../../nbs/train/improve.ipynb #iv-061
 def rejection_config(work: Improvement) -> Config:
-    "Return the config with what supervised training uses here."
-    given = {name: value for name, value in work.extra.items() if name not in _OWN}
-    own = {"epochs": given.pop("num_train_epochs"), "max_steps": given.pop("max_steps", None),
-           "select_by": None, "early_stopping_patience": None, "warmup_ratio": 0.0}
-    own |= {name: given.pop(name) for name in [*given] if name in TrainingSection.model_fields}
-    check_extra(given)
-    training = work.config.training.model_copy(update={**own, "extra": given})
-    return work.config.model_copy(update={"training": training})
+    """Return the config with what supervised training uses here.
+
+    Of training.extra, practice and pushing are left out. Raises `ImproveError`."""
+    before, given = work.config.training, work.extra
+    kept = {name: value for name, value in before.extra.items()
+            if name not in (PRACTICE, "push_to_hub") and not name.startswith("hub_")}
+    own = {"epochs": given["num_train_epochs"], "max_steps": None, "select_by": None,
+           "early_stopping_patience": None, "warmup_ratio": 0.0,
+           **{name: given[name] for name in given if name in TrainingSection.model_fields},
+           "extra": kept | _for_sft(given)}
+    try:
+        training = TrainingSection.model_validate(before.model_dump() | own)
+    except ValidationError as error:
+        wrong = [f"improve.extra.{one['loc'][0]}: {one['msg']}" for one in error.errors()]
+        raise ImproveError("; ".join(wrong)) from None
+    config = work.config.model_copy(update={"training": training})
+    used, _ = settle_extra(config, work.effective.device)
+    return config.model_copy(update={"training": training.model_copy(update={"extra": used})})
 
 # %% ../../nbs/train/improve.ipynb #5d8f809d
 def _accumulation(work: Improvement) -> int:
@@ -355,6 +398,14 @@ def trl_arguments(
     except (ValueError, TypeError) as error:
         raise ImproveError(f"TRL refuses these values of improve: {error}") from error
 
+# %% ../../nbs/train/improve.ipynb #21c10008
+def check_arguments(work: Improvement) -> None:
+    "Raise `ImproveError` or `ExtraError` for values that the trainer would refuse later."
+    if work.method == "rejection":
+        rejection_config(work)
+    else:
+        trl_arguments(work, 1, work.stage.folder / "checkpoints")
+
 # %% ../../nbs/train/improve.ipynb #iv-071
 class _WholeCheckpoints:
     "Let `Checkpoints` alone remove older checkpoints, once the new one is complete."
@@ -389,8 +440,10 @@ def _identity(work: Improvement, rows: Sequence[Any]) -> str:  # 16 hexadecimal 
                 for name in ("model", "adapter", "training", "improve")]
     weights = file_record(work.start / "adapter_model.safetensors")["sha256"]
     limits = config.evaluation.generation_defaults.max_new_tokens, config.evaluation.batch_size
-    numbers = [used.device, used.dtype, used.four_bit, used.optim, config.run.seed, limits]
-    whole = json.dumps([settings, work.extra, weights, numbers, rows], sort_keys=True)
+    numbers = [used.device, used.dtype, used.compute_dtype, used.attention, used.four_bit,
+               used.optim, config.run.seed, count_processes(), limits]
+    whole = json.dumps([settings, work.extra, weights, numbers, _prompts_sum(work.records), rows],
+                       sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 # %% ../../nbs/train/improve.ipynb #1f7e44f1
@@ -433,8 +486,10 @@ def counted_config(work: Improvement) -> Config:
     "Return the config by which steps are counted."
     if work.method == "rejection":
         return rejection_config(work)
-    section = work.config.training.model_copy(update={
-        "epochs": work.extra["num_train_epochs"], "max_steps": work.extra.get("max_steps")})
+    before = work.config.training
+    section = before.model_copy(update={
+        "epochs": work.extra["num_train_epochs"], "max_steps": work.extra.get("max_steps"),
+        "per_device_train_batch_size": 2 * before.per_device_train_batch_size})  # both of a pair
     return work.config.model_copy(update={"training": section})
 
 # %% ../../nbs/train/improve.ipynb #iv-081-t
@@ -452,10 +507,11 @@ def estimate(
     attention = work.effective.attention if work.method == "rejection" else "sdpa"
     work.model.set_attn_implementation(attention)
     found = estimate_run(work.model, learned, [], config,
-                         replace(work.effective, attention=attention), planned)
+                         replace(work.effective, attention=attention), planned,
+                         work.hardware.name if work.hardware.device == "cuda" else "")
     if work.method == "dpo":
         longest = max(len(row["input_ids"]) for row in learned)
-        batch = 2 * config.training.per_device_train_batch_size
+        batch = config.training.per_device_train_batch_size
         scores = 8 * batch * longest * work.model.config.vocab_size  # with their gradient, fp32
         memory = found.memory | {"scores of pairs": scores, "peak": found.memory["peak"] + scores}
         found = replace(found, seconds=found.seconds * 4 / 3, memory=memory)
@@ -467,12 +523,15 @@ def estimate(
 
 # %% ../../nbs/train/improve.ipynb #iv-091
 def _answer_rows(work: Improvement) -> list[dict]:
-    "Turn chosen answers into rows; those over data.max_seq_length are left out."
+    "Turn chosen answers into rows without those that are too long. Raises `ImproveError`."
     config, longest = work.config, work.config.data.max_seq_length
     fitting, left_out = fit_records(work.tokenizer, work.chosen, longest, "drop_records")
     if left_out:
         work.stage.progress(f"{len(left_out)} answers are left out: with their prompts they have "
                             f"over {longest} tokens")
+    if not fitting:
+        raise ImproveError(f"all {len(work.chosen)} answers have with their prompts over {longest} "
+                           "tokens: raise data.max_seq_length, or show fewer passages")
     limits = config.evaluation.generation_defaults.model_copy(update={"max_new_tokens": longest})
     evaluation = config.evaluation.model_copy(update={"generation_defaults": limits})
     freely = config.model_copy(update={"evaluation": evaluation})  # samples ended by themselves
@@ -481,7 +540,9 @@ def _answer_rows(work: Improvement) -> list[dict]:
 
 # %% ../../nbs/train/improve.ipynb #198f7a04
 def learning_rows(work: Improvement) -> list[dict]:
-    "Turn what was chosen into rows of token ids; for grpo, the records' ids."
+    """Turn what was chosen into rows of token ids; for grpo, the records' ids.
+
+    Raises `ImproveError` where everything is over data.max_seq_length."""
     config = work.config
     if work.method == "dpo":
         return pair_rows(work)
@@ -528,8 +589,8 @@ def _train_trl(work: Improvement, rows: list[dict], folder: Path,
     done = trainer.train(resume_from_checkpoint=str(last) if last else None)
     if "ref" in work.model.peft_config:
         work.model.delete_adapter("ref")
-    return {"steps": trainer.state.global_step, "rows": len(rows), "loss": done.training_loss,
-            "seconds": done.metrics["train_runtime"], "log": trainer.state.log_history}
+    return {"steps": trainer.state.global_step, "rows": len(rows),
+            "loss": mean_loss(trainer.state.log_history), "seconds": done.metrics["train_runtime"], "log": trainer.state.log_history}
 
 # %% ../../nbs/train/improve.ipynb #f91b5ef3
 def _save(work: Improvement) -> Path:

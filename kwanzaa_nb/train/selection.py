@@ -251,12 +251,14 @@ class Kept:
         step = f"Step {self.step} of {self.steps}{', the last trained,' if is_last else ''}"
         if self.value is None:
             return f"{step} was kept: {self.why or 'training.select_by is null'}."
-        said = (f"{step} was kept: its {FIGURES[self.by]} is {self.value:.3f}, the best of "
-                f"{self.evaluations} evaluation{'s' if self.evaluations > 1 else ''}")
+        among = (f"the best of {self.evaluations} evaluations" if self.evaluations > 1 else
+                 "by the only evaluation")
+        said = f"{step} was kept: its {FIGURES[self.by]} is {self.value:.3f}, {among}"
         if not is_last and self.last_value is not None:
             said += f"; step {self.last}, the last, has {self.last_value:.3f}"
         if self.patience:
-            said += (f". Training stopped early, as {self.patience} in a row were no better "
+            worse = "one was" if self.patience == 1 else f"{self.patience} in a row were"
+            said += (f". Training stopped early, as {worse} no better "
                      "(training.early_stopping_patience)")
         return f"{said}."
 

@@ -23,7 +23,7 @@ class EvidenceWeights:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
-        weight: float,  # of a number of the evidence, where other tokens have 1
+        weight: float,  # of a number of the evidence, at least 1, where other tokens have 1
     ):
         texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
         self.weight = weight
