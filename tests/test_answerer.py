@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from kwanzaa_nb.publish.answerer import (
     Answerer, AnswererError, answerer_config, fetch, load_answerer)
 from kwanzaa_nb.publish.card import usage
 from kwanzaa_nb.core.config import config_to_yaml
-from kwanzaa_nb.publish.hub import Destination, upload
+from kwanzaa_nb.publish.hub import Destination, explain, upload
 from kwanzaa_nb.model.load import ModelError, add_adapter
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.publish.staging import stage_publication
@@ -228,6 +229,15 @@ def test_the_snippet_of_the_card_runs(run):
     exec(local, names)
     validate_answer_json(names["found"])
     assert names["found"]["retrieval_summary"]["results"][0]["chunk_id"] == "tea-01"
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500])
+def test_who_downloads_is_not_told_how_to_publish(status):
+    error = RuntimeError("refused")
+    error.response = SimpleNamespace(status_code=status)
+    told = explain(error, "https://hub.example.org", reading=True)
+    assert "stage publish" not in told and "write access" not in told
+    assert told != explain(error, "https://hub.example.org")
 
 
 def test_what_is_missing_is_said(run, tmp_path):

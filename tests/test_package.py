@@ -200,6 +200,13 @@ def test_what_is_installed_or_can_be_done_without_is_not_asked_for():
     check_installed(["publish"], settings(), ABSENT)
 
 
+def test_cards_and_uploads_need_the_hubs_client_alone(monkeypatch):
+    monkeypatch.setattr("kwanzaa_nb.run.launch._is_installed", lambda package: False)
+    wanted = ['torch; extra == "eval"', 'huggingface_hub>=1; extra == "eval"']
+    with pytest.raises(StageError, match="^huggingface_hub is not installed"):
+        check_installed(["publish"], settings(), wanted)
+
+
 def test_ranges_end_before_what_is_announced_to_break():
     ends = {Requirement(word).name: str(Requirement(word).specifier)
             for extra in ("train", "eval", "server") for word in listed(extra)}

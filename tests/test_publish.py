@@ -118,6 +118,13 @@ def test_exactly_the_listed_files_are_staged(project, tmp_path):
     assert (training.run.output_dir, training.model.base_model_id) == ("outputs/tiny", ".../smol")
 
 
+@pytest.mark.parametrize("weights, least", [(WEIGHTS, 0.7), (b"of another training", 0.5)])
+def test_the_threshold_that_is_published_is_that_of_these_weights(project, weights, least):
+    results = METRICS_FILE | {"thresholds": {"adapter": 0.7}, "inputs": {"adapter_sha256": hashlib.sha256(weights).hexdigest()}}
+    (project / "outputs/tiny/evaluation/metrics.json").write_text(json.dumps(results), encoding="utf-8")
+    assert staging._chosen(project / "outputs/tiny", project / "outputs/tiny/adapter") == least
+
+
 def test_a_list_of_one(project):
     staging.stage_publication(config_of(publishing__include=["adapter_config.json"]), project / "outputs/tiny")
     assert staged_names(project) == ["adapter_config.json"]

@@ -33,6 +33,7 @@ def written(project, values):
 
 @pytest.mark.parametrize("change, words", [({"grids": {}}, "unknown key"), ({"grid": {}}, "empty"),
                                            ({"grid": {"adapter.r": 8}}, "expected a list"),
+                                           ({"grid": {"run.seed": [1, 2, 1]}}, "value twice"),
                                            ({"stages": ["publish"]}, "publish"),
                                            ({"select": "luck"}, "no metric"),
                                            ({"overrides": {"data.eval_file": "x"}},

@@ -61,14 +61,24 @@ def test_documents_of_all_folders_become_passages_with_a_source(folder):
     (folder / ".git" / "hidden.md").write_text("not read", encoding="utf-8")
     (folder / "photo.jpg").write_bytes(b"\xff\xd8")
     library = open_library(folder)
+    minutes = library.chunks[0].doc_id
     assert [chunk.chunk_id for chunk in library.chunks] == [
-        "2024-minutes.txt-1", "club.md-1", "club.md-2"]
+        f"{minutes}-1", "club.md-1", "club.md-2"]
     assert library.documents == 2 and not library.problems
     chunk = library.by_id["club.md-2"]
     assert chunk.citation_label == "The garden club: Lending" and chunk.source_org == "notes"
     assert chunk.canonical_url == (folder / "club.md").as_uri() and "saw" in chunk.text
     [(best, _)] = library.search("Who wants a wheelbarrow?", 1)
-    assert best.doc_id == "2024-minutes.txt"
+    assert best.doc_id == minutes and minutes.startswith("2024-minutes.txt-")
+
+
+def test_no_two_documents_have_one_id_whatever_their_alphabet(folder):
+    names = ["Протокол.md", "Отчёт.md", "議事録.txt", "記録.txt", "2024-minutes.txt", "my notes.md", "my-notes.md"]
+    for name in names:
+        (folder / name).write_text(f"This is {name} and nothing else.", encoding="utf-8")
+    library = open_library(folder)
+    assert library.documents == len(names) + 2 and not library.problems
+    assert len({chunk.doc_id for chunk in library.chunks}) == len(names) + 2
 
 
 def test_only_what_changed_is_read_again(folder):
@@ -297,6 +307,8 @@ def test_the_newest_run_with_an_adapter_is_asked(tmp_path):
         os.utime(run / MANIFEST, (time, time))
     assert choose_adapter(outputs=tmp_path) == str(new / "publish")
     assert choose_adapter(str(old)) == str(old / "adapter")
+    (new / "adapter" / "adapter_model.safetensors").write_text("trained again", encoding="utf-8")
+    assert choose_adapter(outputs=tmp_path) == str(new / "adapter"), "what was published is older"
     assert choose_adapter("owner/name", tmp_path) == "owner/name"
     with pytest.raises(AskError, match="has no adapter yet"):
         choose_adapter(str(bare))
@@ -309,6 +321,8 @@ def test_errors_of_the_command_are_one_sentence_each(folder, tmp_path, monkeypat
     for words, said in (
             (["gone", "Who?"], "gone is not there"), ([str(folder), " "], "The question is empty"),
             ([str(folder), "Who?"], "There is no adapter below outputs"),
+            ([str(folder), "Who?", "--model", "m"], "--model names a model on a server"),
+            ([str(folder), "Who?", "--base", "b", "--url", "http://127.0.0.1:9/v1"], "--base names a model to load here"),
             ([str(folder), "Who?", "--adapter", "no such"], "neither a folder nor a repository"),
             ([str(folder), "Who?", "--url", "http://127.0.0.1:9/v1"], "127.0.0.1:9")):
         assert main(["ask", *words]) == 2

@@ -328,11 +328,13 @@ def data_files(
 def slug(
     name: str,  # a file's name
 ) -> str:  # letters, digits, . _ and -; at most 150 characters
-    "Return a name as an id."
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    plain = re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-._")[:150]
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-    return plain or f"text-{digest[:8]}"
+    "Return a name as an id; where letters are lost, as of other alphabets, a hash tells it apart."
+    parts = unicodedata.normalize("NFKD", name)
+    plain = re.sub(r"[^A-Za-z0-9._]+", "-", parts.encode("ascii", "ignore").decode())
+    plain = plain.strip("-._")[:150]
+    lost = any(sign.isalnum() and not sign.isascii() for sign in parts)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain[:140] or 'text'}-{digest}" if lost or not plain else plain
 
 # %% ../../nbs/data/corpus.ipynb #20-037-b
 def _text_pieces(

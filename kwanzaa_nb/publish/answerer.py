@@ -80,7 +80,8 @@ def _download(
         return snapshot_download(repo, revision=revision, token=token or find_token(),
                                  allow_patterns=wanted)
     except Exception as error:  # the Hub's client raises errors of several libraries
-        raise AnswererError(f"{repo} can't be downloaded: {explain(error, ENDPOINT)}.") from None
+        why = explain(error, ENDPOINT, reading=True)
+        raise AnswererError(f"{repo} can't be downloaded: {why}.") from None
 
 # %% ../../nbs/publish/answerer.ipynb #55-007
 def _installed(package: str) -> bool:

@@ -234,7 +234,7 @@ llama.cpp and Ollama read GGUF, which `kwanzaa export RUN` writes into `RUN/expo
 
 ```
 llama-server -m {gguf} --alias kwanzaa -c {context} --port 8080
-ollama create kwanzaa -f Modelfile
+ollama create kwanzaa -f Modelfile   # while ollama serve runs
 ```
 
 {asked_llama}

@@ -71,17 +71,20 @@ def records_licence(
     return licence if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", licence) else "other"
 
 # %% ../../nbs/publish/dataset.ipynb #58-005
-_INTRODUCTION = f"""\
+_INTRODUCTION = """\
 Records that teach an instruct model to answer from retrieved chunks, to name the sentences that
 carry its claims, and to refuse when the evidence is not there. Each line is a JSON object with
 `messages` (system, user, assistant; in a conversation several turns, of which the last is the
 target), the `chunks` that were shown with their provenance, and whether the question is
-`answerable` from them; null where half of an answer or a question back is right. They were built
-with {PROJECT}."""
+`answerable` from them; null where half of an answer or a question back is right."""
+_BUILT = f"They were built with {PROJECT}."
 _LIMITS = """\
-- Adapters are judged by the `test` split: training on it makes every published number worthless.
+- Adapters are judged by the `test` split: training on it makes every published number worthless."""
+_APART = """\
 - Splits are kept apart by document and by pair, so a question with and without its evidence stays
   in one split."""
+_BROUGHT = """\
+- The records were brought ready-made; how far their splits share documents is not known here."""
 _SEALED = """\
 - A fourth file, of sealed records, is kept back: whoever measures with it can be sure that no
   adapter was trained on it."""
@@ -109,8 +112,10 @@ def dataset_card(
     evaluated = config.data.eval_file
     sealed = is_sealed(evaluated) or config.path(sealed_beside(evaluated)).is_file()
     machine_made = any(row[_COLUMNS.index("machine-made")] for row in rows)
-    more = [*([_SEALED] if sealed else []), *([_MACHINE_MADE] if machine_made else [])]
-    parts = [f"# Records of {name}, {version}", _INTRODUCTION,
+    built = bool(config.data.corpus)
+    more = [_APART if built else _BROUGHT, *([_SEALED] if sealed else []),
+            *([_MACHINE_MADE] if machine_made else [])]
+    parts = [f"# Records of {name}, {version}", f"{_INTRODUCTION} {_BUILT}" if built else _INTRODUCTION,
              "## Splits", Table(_COLUMNS, rows)._repr_markdown_(),
              "## Limits", "\n".join([_LIMITS, *more])]
     body = "\n\n".join(parts)

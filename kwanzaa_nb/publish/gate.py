@@ -171,4 +171,4 @@ def gate_verdict(
     if force_reason:
         return f"The gate was forced. Not met: {why}. Reason given: {force_reason}"
     return (f"Not published: {why}. To publish all the same, give a reason: "
-            "kwanzaa run publish --force \"REASON\".")
+            "kwanzaa run publish --config YOUR-CONFIG --force \"REASON\".")

@@ -72,6 +72,13 @@ _STATUS_MENDS = {
     413: "the Hub finds a file too large",
     429: "the Hub's rate limit is reached: run the stage publish again in some minutes",
 }
+_READ_MENDS = {  # for who downloads
+    401: "it is private, or not there: check the name, or log in with hf auth login",
+    403: ("it is gated or private: ask for access on its page, and log in with hf auth login as "
+          "one who has it"),
+    404: "it is not there, or you may not see it: check the name, or log in with hf auth login",
+    429: "the Hub's rate limit is reached: try again in some minutes",
+}
 
 # %% ../../nbs/publish/hub.ipynb #51-009-b
 def _chain(error: "BaseException | None") -> Iterator[BaseException]:
@@ -90,17 +97,19 @@ def _answer(error: BaseException) -> Any:
 def explain(
     error: BaseException,  # of the Hub's client
     endpoint: str,  # address of the Hub
+    reading: bool = False,  # whether something was to be downloaded, not published
 ) -> str:  # half a sentence
     "Say why a request to the Hub failed, and what to do."
+    again = "try again" if reading else "run the stage publish again"
     if (answer := _answer(error)) is not None:
-        status = answer.status_code
-        return _STATUS_MENDS.get(status, f"the Hub answers {status}, an error of its own: run the "
-                                         "stage publish again later")
+        status, mends = answer.status_code, _READ_MENDS if reading else {}
+        return (_STATUS_MENDS | mends).get(
+            status, f"the Hub answers {status}, an error of its own: {again} later")
     for one in _chain(error):
         kinds = [kind.__name__ for kind in type(one).__mro__]
         if isinstance(one, ConnectionError) or "TransportError" in kinds:  # TransportError: httpx
             return (f"no connection to {endpoint}, or it was cut ({kinds[0]}): check the network, "
-                    "then run the stage publish again")
+                    f"then {again}")
     first = (str(error).splitlines() or [""])[0][:300]
     return f"{type(error).__name__}: {first}"
 

@@ -346,6 +346,15 @@ def _text(path: Path) -> str:
         raise PublishError(message) from error
 
 # %% ../../nbs/publish/staging.ipynb #706187e6
+def _chosen(folder: Path, adapter: Path) -> float:
+    "Return the threshold that the evaluation of these very weights chose; 0.5 without one."
+    results = load_results(folder) or {}
+    weights = file_record(adapter / "adapter_model.safetensors")["sha256"]
+    if results.get("inputs", {}).get("adapter_sha256") != weights:
+        return 0.5
+    return (results.get("thresholds") or {}).get("adapter", 0.5)
+
+
 def stage_publication(
     config: Config,  # of the run
     folder: "str | Path",  # the run folder, with an adapter and evaluation/metrics.json
@@ -366,8 +375,7 @@ def stage_publication(
         if name == ADAPTER_CONFIG:
             return public_adapter_config(_text(path), base, root)
         if name == TRAINING_CONFIG:
-            chosen = ((load_results(folder) or {}).get("thresholds") or {}).get("adapter", 0.5)
-            return public_training_config(_text(path), base, root, chosen)
+            return public_training_config(_text(path), base, root, _chosen(folder, adapter))
         public = {".ipynb": public_notebook, ".json": public_json}.get(path.suffix)
         return public(_text(path), root) if public and "/" in name else path
 

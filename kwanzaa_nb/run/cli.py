@@ -30,7 +30,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if not arguments.config and not Path(project_root(), DEFAULT_CONFIG).exists():
         raise StageError(f"There is no {DEFAULT_CONFIG} here: name a file with --config, or start "
                          "a project with kwanzaa init FOLDER.")
-    stages = STAGES if "all" in arguments.stages else arguments.stages
+    stages = set(arguments.stages)
+    if "all" in stages:
+        stages = {*STAGES, *stages} - {"all"}
     settings = dict(arguments.set)
     if arguments.force is not None:
         settings["publishing.force_reason"] = arguments.force
@@ -41,6 +43,7 @@ def _run(arguments: argparse.Namespace) -> None:
 # %% ../../nbs/run/cli.ipynb #70-009-s
 def _sweep(arguments: argparse.Namespace) -> int:
     "Run what is left of a sweep; status 1 where a run failed."
+    from kwanzaa_nb.core.config import project_root
     from kwanzaa_nb.run.sweeps import (
         choose, read_sweep, run_sweep, sweep_rows, sweep_table, write_sweep)
 
@@ -52,10 +55,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     for row in rows:
         failed = f"{row['run']} failed: {row['problem']}"
         print(failed if row["problem"] else f"{row['run']}: {row['status']}")
-    config = quote(f"{written.parent.name}/RUN/config.yaml")
-    place = quote(str(written.parent.parent))
-    print("\nTo evaluate the run that you choose: "
-          f"cd {place} && kwanzaa run evaluate --config {config}\n{written}")
+    print(f"\nTo evaluate the run that you choose: cd {quote(str(project_root()))} && kwanzaa run "
+          f"evaluate --config {quote(f'{written.parent}/RUN/config.yaml')}\n{written}")
     return int(any(row["problem"] for row in rows))
 
 # %% ../../nbs/run/cli.ipynb #e6c61584
@@ -157,7 +158,6 @@ def _written(
     given: Any,  # of `load_outputs`
     scores: "dict[str, Any]",  # by arm
     rules: "dict[str, Any]",  # by rule
-    text: str,  # what was measured, for the head of the page
 ) -> "list[Path]":
     "Write the page and the logs that are asked for."
     from kwanzaa_nb.core.files import write_atomically
@@ -203,7 +203,7 @@ def _score(arguments: argparse.Namespace) -> None:
     text = results_text(results, scores, given.notes)
     print(strict_json(results, ensure_ascii=False, indent=1) if arguments.json else text)
     beside = sys.stderr if arguments.json else sys.stdout  # what is not JSON
-    for path in _written(arguments, given, scores, rules, text):
+    for path in _written(arguments, given, scores, rules):
         print(path, file=beside)
     if arguments.json and given.notes:
         print(*given.notes, sep="\n", file=beside)
@@ -501,6 +501,8 @@ def _install_hint(error: ModuleNotFoundError) -> str:
 STOPPED = ("Stopped. Completed stages are kept; run the same command to resume: training resumes "
            "from its last checkpoint, an evaluation from its last output, other stages start anew; "
            "a sweep skips what is done.")
+_STOPPED = {_run: STOPPED, _sweep: STOPPED, _export: "Stopped. The same command goes on with the "
+            "answers that are kept."}  # by command; else one word
 
 
 def main(
@@ -526,7 +528,7 @@ def main(
     except KeyboardInterrupt:
         if arguments is None:  # a second Ctrl-C while Python ends leaves no traceback
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(STOPPED, file=sys.stderr)
+        print(_STOPPED.get(given.command, "Stopped."), file=sys.stderr)
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -8,8 +8,10 @@ __all__ = ['llama_server', 'base_gguf', 'write_formats', 'answering_from', 'with
 
 # %% ../../nbs/run/export.ipynb #ex-002
 import gc
+import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +21,9 @@ from pathlib import Path
 
 from ..core.config import Config, load_trained
 from ..core.files import file_record, strict_json, write_atomically
+from ..core.lock import at_work
 from ..core.manifest import StageError, run_adapter
-from ..core.record import Record, read_records, spread
+from ..core.record import Record, prompt_of, read_records, spread
 from ..core.results import METRICS
 from ..core.table import Table
 from ..evaluate.metrics import Scores, score_arms
@@ -182,18 +185,20 @@ def ask_exports(
     least = answering_from(config, adapter)
     decoding = Decoding(most.max_new_tokens, 8, answer_threshold=least)
     weights = file_record(adapter / "adapter_model.safetensors")["sha256"]
+    asked = json.dumps([[record["id"], prompt_of(record)] for record in records])
+    files = {kind: folder / place for kind, place in written.items() if place.endswith(".gguf")}
     open_log(log, {"adapter_sha256": weights, "max_new_tokens": most.max_new_tokens,
                    "answer_threshold": least,
+                   "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+                   "files": {kind: file_record(path)["sha256"] for kind, path in files.items()},
                    "engine": f"xllamacpp {importlib.metadata.version('xllamacpp')}"})
     generate_pass(merged_backend(config, folder), records, decoding, log, "merged", report)
-    for kind, place in written.items():
-        if not place.endswith(".gguf"):
-            continue
-        model = base_gguf(config, folder / "exports") if kind == "lora" else folder / place
-        lora = folder / place if kind == "lora" else None
-        context = config.data.max_seq_length + most.max_new_tokens
-        with llama_server(model, lora, context) as url:
-            generate_pass(ServerBackend(url, None), records, decoding, log, kind, report)
+    context = config.data.max_seq_length + most.max_new_tokens
+    for kind, path in files.items():
+        with tempfile.TemporaryDirectory(prefix=".base-", dir=folder / "exports") as work:
+            model, lora = (base_gguf(config, Path(work)), path) if kind == "lora" else (path, None)
+            with llama_server(model, lora, context) as url:
+                generate_pass(ServerBackend(url, None), records, decoding, log, kind, report)
     known = {record["id"] for record in records}
     return [row for row in read_log(log)[1]
             if row["id"] in known and row["arm"] in ("merged", *written)]
@@ -270,24 +275,12 @@ def _unmeasured(count: int) -> str:
             "'kwanzaa_nb[gguf,server]' brings llama.cpp's server and its client."
             if lacking else "")
 
-# %% ../../nbs/run/export.ipynb #ex-014-b
-def export_run(
-    folder: "str | Path",  # of a run that was trained
-    formats: Sequence[str] = ("q8_0", "q4_k_m", "lora"),  # some of `FORMATS`
-    count: int = 40,  # evaluation records to measure on; 0: nothing is measured
-    report: Callable[[str], object] = print,  # takes one line of progress
-) -> "tuple[Table, str]":  # what was written and measured, and a sentence on it
-    """Export a run in GGUF, and measure each file against what it came from.
-
-    Raises `StageError` where the folder is no trained run, and `PublishError` where nothing that
-    was asked for can be written here or a converter fails."""
-    folder = Path(folder)
-    config, lacking = _run_config(folder), {kind: missing_tools(kind) for kind in formats}
+# %% ../../nbs/run/export.ipynb #ex-014-d
+def _exported(config: Config, folder: Path, formats: Sequence[str], count: int,
+              report: Callable[[str], object]) -> "tuple[Table, str]":
+    "Do what `export_run` does, in a folder that no other process works in."
     from kwanzaa_nb.publish.export import export_merged  # torch, once the config can be read
-    from kwanzaa_nb.publish.gate import PublishError
 
-    if all(lacking.values()):
-        raise PublishError(f"Nothing was written: {next(iter(lacking.values()))}.")
     path = config.path(config.data.eval_file)
     every = read_records(path, shown=path.name)
     adapter, which = run_adapter(config, folder)
@@ -310,3 +303,25 @@ def export_run(
     write_atomically(folder / "exports" / "exports.json",
                      strict_json(kept, ensure_ascii=False, indent=1) + "\n")
     return export_table(written, found, len(records), sizes), told
+
+# %% ../../nbs/run/export.ipynb #ex-014-b
+def export_run(
+    folder: "str | Path",  # of a run that was trained
+    formats: Sequence[str] = ("q8_0", "q4_k_m", "lora"),  # some of `FORMATS`
+    count: int = 40,  # evaluation records to measure on; 0: nothing is measured
+    report: Callable[[str], object] = print,  # takes one line of progress
+) -> "tuple[Table, str]":  # what was written and measured, and a sentence on it
+    """Export a run in GGUF, and measure each file against what it came from.
+
+    Raises `StageError` where the folder is no trained run, `PublishError` where nothing that was
+    asked for can be written here or a converter fails, and `FolderInUse` where another process
+    works in the folder."""
+    folder = Path(folder)
+    config = _run_config(folder)
+    lacking = {kind: _unfit(config, kind) or missing_tools(kind) for kind in formats}
+    from kwanzaa_nb.publish.gate import PublishError
+
+    if all(lacking.values()):
+        raise PublishError(f"Nothing was written: {next(iter(lacking.values()))}.")
+    with at_work(folder, "an export"):
+        return _exported(config, folder, formats, count, report)

@@ -211,7 +211,7 @@ def execute(
                 progress_bar=False, on_cell_start=announce)
     finally:
         _kill(started)
-        if not log.stat().st_size:
+        if log.exists() and not log.stat().st_size:
             log.unlink()
 
 # %% ../../nbs/run/launch.ipynb #60-052
@@ -317,10 +317,11 @@ def check_installed(
     "Raise `StageError` where packages are missing that the stages can't do without."
     needed, brought = {}, _packages_by_extra(wanted)
     for stage in stages:
-        if stage == "publish" and not config.publishing.exports:
-            continue  # staging and uploading need little of the extra
         extra = extra_of(stage, config)
-        lacking = [name for name in brought.get(extra, ())
+        packages = brought.get(extra, ())
+        if stage == "publish" and not config.publishing.exports:  # cards and uploads need one alone
+            packages = [name for name in packages if _normal(name) == "huggingface_hub"]
+        lacking = [name for name in packages
                    if name not in _OPTIONAL and not _is_installed(name)]
         if lacking:
             needed[extra] = lacking

@@ -81,6 +81,8 @@ def _value_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     for key, those in values["grid"].items():
         if not isinstance(those, list) or not those:
             yield Problem(f"grid, {key}", "expected a list of values that is not empty")
+        elif any(one in those[:place] for place, one in enumerate(those)):
+            yield Problem(f"grid, {key}", "has a value twice", "write each once")
     if not values["grid"]:
         yield Problem("grid", "it is empty", "name a setting and its values")
     for stage in values.get("stages", []):

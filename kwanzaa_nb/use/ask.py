@@ -7,6 +7,7 @@ __all__ = ['LONGEST_QUESTION', 'Answer', 'MOST_PASSAGES', 'AskError', 'Reply', '
            'sure_words', 'print_reply', 'run_adapter_folder', 'choose_adapter', 'Reader', 'open_reader']
 
 # %% ../../nbs/use/ask.ipynb #66-003
+import filecmp
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -195,7 +196,8 @@ def print_reply(
         console.print(Text(f"\n{said}", style="dim"))
 
 # %% ../../nbs/use/ask.ipynb #66-018
-_NEEDED = ("adapter_config.json", "adapter_model.safetensors", "training_config.yaml")
+_WEIGHTS = "adapter_model.safetensors"
+_NEEDED = ("adapter_config.json", _WEIGHTS, "training_config.yaml")
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -206,8 +208,13 @@ def _is_adapter(folder: Path) -> bool:
 def run_adapter_folder(
     run: "str | Path",  # folder of a run
 ) -> "Path | None":  # None where it has no adapter
-    "Find the adapter of a run: the published files, or else the trained ones."
-    return next(filter(_is_adapter, (Path(run, "publish"), Path(run, "adapter"))), None)
+    "Find the adapter of a run: the published files, unless it was trained again since then."
+    published, trained, better = (Path(run, name) for name in ("publish", "adapter", IMPROVED))
+    if _is_adapter(published) and _is_adapter(trained):
+        ways = [one / _WEIGHTS for one in (trained, better) if (one / _WEIGHTS).is_file()]
+        if not any(filecmp.cmp(published / _WEIGHTS, way, shallow=False) for way in ways):
+            return trained
+    return next(filter(_is_adapter, (published, trained)), None)
 
 # %% ../../nbs/use/ask.ipynb #fb544be8
 def _best_of(run: "str | Path", found: Path) -> str:
@@ -291,6 +298,12 @@ def open_reader(
     **more: Any,  # of `load_answerer`: model, base, device, revision
 ) -> Reader:
     "Load an adapter and open a library. Raises the errors of both."
+    if url is None and more.get("model"):
+        raise AskError("--model names a model on a server, and there is none: add --url, or name "
+                       "another base model by --base.")
+    if url is not None and more.get("base"):
+        raise AskError("--base names a model to load here, and a server answers: leave out --base "
+                       "or --url.")
     from kwanzaa_nb.publish.answerer import load_answerer
 
     documents_of(folder)  # before a model is loaded

@@ -46,6 +46,12 @@ def _defaults(path: Path, folder: Path) -> dict[str, Any]:
             "canonical_url": path.resolve().as_uri()}
 
 # %% ../../nbs/use/library.ipynb #49f6e33f
+def _document_id(name: str) -> str:
+    "Return an id that no other path in the folder has."
+    plain, digest = slug(name), hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    return name if plain == name else f"{plain.removesuffix(f'-{digest}')}-{digest}"
+
+
 def read_document_chunks(
     path: "str | Path",  # of the document
     folder: "str | Path",  # the library; ids are made of the path below it
@@ -57,7 +63,7 @@ def read_document_chunks(
     options = replace(options, defaults=own | dict(options.defaults))
     chunks = [chunk for _, chunk in load_rows(path, Chunk, problems, options)]
     if path.suffix.lower() in _SPLIT:
-        document = slug(name)
+        document = _document_id(name)
         chunks = [chunk.model_copy(update={"doc_id": document, "chunk_id": f"{document}-{place}"})
                   for place, chunk in enumerate(chunks, 1)]
     below = name.removesuffix(path.name)
