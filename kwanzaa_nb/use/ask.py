@@ -287,6 +287,17 @@ def _unnamed(outputs: "str | Path") -> str:
             f"serves by --adapter{example}")
 
 
+def _check_place(url: "str | None", model: "str | None" = None, base: "str | None" = None,
+                 **others: Any) -> None:
+    "Raise `AskError` for a name that would not be used where the model answers."
+    if url is None and model:
+        raise AskError("--model names a model on a server, and there is none: add --url, or name "
+                       "another base model by --base.")
+    if url is not None and base:
+        raise AskError("--base names a model to load here, and a server answers: leave out --base "
+                       "or --url.")
+
+# %% ../../nbs/use/ask.ipynb #66-021-o
 def open_reader(
     folder: "str | Path",  # of documents
     named: "str | None" = None,  # of `choose_adapter`; None with url: nothing but the server's model
@@ -298,12 +309,7 @@ def open_reader(
     **more: Any,  # of `load_answerer`: model, base, device, revision
 ) -> Reader:
     "Load an adapter and open a library. Raises the errors of both."
-    if url is None and more.get("model"):
-        raise AskError("--model names a model on a server, and there is none: add --url, or name "
-                       "another base model by --base.")
-    if url is not None and more.get("base"):
-        raise AskError("--base names a model to load here, and a server answers: leave out --base "
-                       "or --url.")
+    _check_place(url, **more)
     from kwanzaa_nb.publish.answerer import load_answerer
 
     documents_of(folder)  # before a model is loaded
