@@ -214,6 +214,12 @@ def test_a_gpus_kind_is_told_by_whole_words(name, kind):
     assert gpu_kind(name, read_gpus().gpus) == kind
 
 
+def test_a_gpu_that_is_here_is_warned_of_and_not_refused():
+    plan = Estimate(3600.0, {"peak": 17 * 10**9}, 0.0, "", "")
+    assert budget.memory_warning(plan, None) == budget.memory_warning(plan, 18 * 10**9) == ""
+    assert "17.0 GB are predicted, and this GPU has 15.8" in budget.memory_warning(plan, int(15.8e9))
+
+
 def test_predicted_against_measured_is_a_ratio():
     lines = predicted_and_measured(an_estimate(seconds=100), 150)
     assert lines[1][1:] == ["1.7 min", "2.5 min", "1.50"]

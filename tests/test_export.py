@@ -1,5 +1,7 @@
 "A merged model is exported only if it writes the same text as base and adapter."
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import chat, tiny_config, tiny_model, tiny_tokenizer
@@ -49,8 +51,25 @@ def test_the_merged_model_writes_the_same_and_not_what_the_base_writes(tmp_path,
     assert greedy_texts(merged, tiny_tokenizer(), RECORDS, 24) != greedy_texts(plain, tiny_tokenizer(), RECORDS, 24)
 
 
-def test_another_text_and_nothing_is_exported(tmp_path, monkeypatch):
+def computing_in(monkeypatch, dtype):
+    "Let exports compute in a number format that this machine would not choose."
+    chosen = export.runtime_settings
+    monkeypatch.setattr(export, "runtime_settings", lambda *given: replace(chosen(*given), dtype=dtype))
+
+
+def test_in_16_bits_the_merged_model_must_find_the_texts_as_probable(tmp_path, monkeypatch):
     config, adapter = made(tmp_path)
+    computing_in(monkeypatch, "bf16")
+    sentence = export_merged(config, adapter, tmp_path / "exports/merged", RECORDS, 24, report=str)
+    assert "in bf16; the same greedy text for" in sentence
+    if "for 3 of 3" not in sentence:
+        assert "nats a token more or less probable to it: bf16 rounds the merged weights" in sentence
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_another_text_and_nothing_is_exported(tmp_path, monkeypatch, dtype):
+    config, adapter = made(tmp_path)
+    computing_in(monkeypatch, dtype)
     monkeypatch.setattr(export, "merged_model",
                         lambda config, effective, adapter, quantised: load_base(config, effective))
     with pytest.raises(PublishError, match="the same greedy text for 0 of 3 prompts only"):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, chat, short_spoken, tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, MistralConfig, Olmo3Config
 from transformers.cache_utils import DynamicLayer
 
 import kwanzaa_nb.model.local as local
@@ -801,6 +802,55 @@ def test_under_a_grammar_the_tokens_are_those_of_transformers_own_generation(tok
         assert list(written.tokens) == [token for token in wanted
                                         if token != tokenizer.eos_token_id]
         assert (written.reason == "stop") == (wanted[-1] == tokenizer.eos_token_id)
+
+
+COMMON = {"vocab_size": 272, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+          "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+LOCAL = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize("kind", [lambda: Olmo3Config(**COMMON, **LOCAL), lambda: MistralConfig(**COMMON, sliding_window=16),
+                                  lambda: Gemma3TextConfig(**COMMON, **LOCAL, head_dim=16)], ids=["Olmo 3", "Mistral", "Gemma 3"])
+def test_a_sliding_window_shorter_than_what_prompts_share_changes_nothing(tokenizer, kind):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind()).eval()
+    model.set_attn_implementation("sdpa")
+    model.generation_config.eos_token_id = None
+    draw = torch.Generator().manual_seed(1)
+    ids = [torch.randint(3, 272, (count,), generator=draw).tolist() for count in (30, 5, 20, 40, 3)]
+    prompts = [Prompt(str(place), (*ids[0], *rest)) for place, rest in enumerate(ids[1:])]
+    outputs = generate_batch(model, tokenizer, prompts, Decoding(24, 4))
+    for prompt, output in zip(prompts, outputs):
+        (theirs,) = model.generate(torch.tensor([prompt.tokens]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+        assert len(output.tokens) == 24 and theirs[len(prompt.tokens):].tolist() == output.tokens
+    read = local.Prefill()
+    for prompt in prompts:
+        read, shared = local.prefill(model, prompt.tokens, read)
+        _, alone = local.prefill(model, prompt.tokens, local.Prefill())
+        assert torch.allclose(shared, alone, atol=1e-4)
+
+
+def test_a_batch_that_memory_does_not_hold_is_written_in_parts(model, tokenizer, monkeypatch):
+    prompts, sizes, real = encode_prompts(tokenizer, RECORDS), [], generate_batch
+    whole = [one.raw for one in LocalBackend(model, tokenizer).write(prompts, GREEDY)]
+
+    def small(model, tokenizer, batch, *more):
+        sizes.append(len(batch))
+        if len(batch) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, tokenizer, batch, *more)
+
+    monkeypatch.setattr(local, "generate_batch", small)
+    backend, most = LocalBackend(model, tokenizer), 2
+    with pytest.warns(UserWarning, match="at most 3 are written at once"), pytest.warns(UserWarning, match="at most 1 "):
+        assert [one.raw for one in backend.write(prompts, GREEDY)] == whole
+    assert sizes[:2] == [7, 3] and sizes[2:] == [1] * 7
+    backend.write(prompts, GREEDY)
+    assert sizes[9:] == [1] * 7, "what did not fit is not tried again"
+    most = 0
+    with pytest.raises(GenerationError, match="does not hold one prompt of"):
+        backend.write(prompts[:1], GREEDY)
 
 
 @settings(max_examples=60, deadline=None)

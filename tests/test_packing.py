@@ -328,6 +328,19 @@ def test_masks_are_made_once_a_row_and_are_gone_with_it():
     assert list(segments.masks) == [(2, 5, None, torch.float32)] and Segments(segments).masks == {}
 
 
+def test_what_spreads_batches_over_gpus_leaves_the_segments_what_they_are():
+    from torch.distributed.utils import _to_kwargs  # of DDP and FSDP, where a device is named
+    from torch.utils.data._utils.pin_memory import pin_memory
+    from accelerate.utils import send_to_device
+
+    batch = flatten_shared(random_records(torch.Generator().manual_seed(2), 4))
+    _, (spread,) = _to_kwargs((), batch, torch.device("cpu"), False)
+    for moved in (spread, send_to_device(batch, "cpu")):
+        assert isinstance(moved["segments"], Segments) and list(moved["segments"]) == list(batch["segments"])
+    if torch.cuda.is_available():
+        assert isinstance(pin_memory(batch)["segments"], Segments)
+
+
 def test_shares_count_room_and_supervised_tokens():
     packed = pack_rows([row(3, 3), row(4, 4)], 16)
     shares = row_shares(packed, 16)

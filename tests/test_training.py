@@ -683,6 +683,36 @@ def test_the_kinds_learn_differently(tmp_path):
     assert largest_difference(weights["plain"], weights["rslora"]) > 1e-6
 
 
+@pytest.mark.parametrize("gpus", [0, 1, 2, 8])
+def test_one_process_keeps_to_one_gpu(gpus):
+    arguments = SimpleNamespace(n_gpu=gpus, _n_gpu=gpus)
+    assert training.on_one_gpu(arguments)._n_gpu == min(gpus, 1)
+
+
+def test_what_trl_does_to_trained_weights_is_undone(monkeypatch, tmp_path):
+    "Over a base in four bits TRL rounds them to bf16; an adapter that is trained further must start as it was."
+    _, _, whole = train(tmp_path / "whole")
+    made = training.SFTTrainer.__init__
+
+    def rounding(self, *args, **options):
+        for one in options["model"].parameters():
+            one.data = one.data.to(torch.bfloat16) if one.requires_grad else one.data
+        made(self, *args, **options)
+
+    monkeypatch.setattr(training.SFTTrainer, "__init__", rounding)
+    _, _, rounded = train(tmp_path / "rounded")
+    assert largest_difference(whole, rounded) == 0
+
+
+def test_states_that_were_paged_are_ordinary_once_they_are_read(monkeypatch):
+    monkeypatch.setattr("transformers.Trainer._load_optimizer_and_scheduler", lambda self, checkpoint: None)
+    state, trainer = torch.zeros(3), object.__new__(training.CheckpointTrainer)
+    state.is_paged = True
+    trainer.optimizer = SimpleNamespace(state={"weight": {"state1": state, "step": 3}})
+    trainer._load_optimizer_and_scheduler("checkpoint")
+    assert state.is_paged is False
+
+
 def test_freed_memory_is_kept_and_given_back_on_request():
     "In a process of its own, since nothing undoes it."
     script = """

@@ -46,10 +46,10 @@ from ..model.load import (
 from ..model.local import LocalBackend
 from ..model.masking import IGNORED, stop_ids
 from ..model.packing import SEGMENTED, flatten_rows, flatten_shared, pack_rows
-from ..train.budget import estimate_run, peak_bytes
+from ..train.budget import cache_bytes, estimate_run, peak_bytes
 from ..train.selection import Behaviour
 from ..train.trainer import (
-    encode_records, save_adapter, step_budget, supervised_loss, train_adapter)
+    encode_records, on_one_gpu, save_adapter, step_budget, supervised_loss, train_adapter)
 
 # %% ../../nbs/bench/gpu.ipynb #gpu-011
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _train_theirs(model: Any, tokenizer: Any, rows: list[dict], config: Config, 
                   folder: Path, steps: Steps) -> dict[str, Any]:
     "Train by TRL's own trainer."
     columns = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
-    arguments = stock_arguments(config, folder, effective.dtype, effective.device)
+    arguments = on_one_gpu(stock_arguments(config, folder, effective.dtype, effective.device))
     arguments.optim = effective.optim
     trainer = SFTTrainer(model=model, args=arguments, processing_class=tokenizer,
                          callbacks=[steps], train_dataset=Dataset.from_list(columns))
@@ -278,8 +278,7 @@ def measure_large_training(sizes: Sizes, folder: Path) -> Iterator[dict]:
             found = train(model, tokenizer, rows, config, effective, folder / "trained", steps)
             seconds = median(steps.seconds[1:])
             a_row = learned / laid  # learned tokens, on average
-            yield {"what": name, "attention": attention, "isolated": ours or "flash" in attention
-                   or not packed, "seconds_a_step": seconds, "peak_gb": peak_bytes() / 1e9,
+            yield {"what": name, "attention": attention, "seconds_a_step": seconds, "peak_gb": peak_bytes() / 1e9,
                    "tokens_per_second": a_row * sizes.accumulate / seconds, **found}
         except (RuntimeError, ValueError, ImportError) as error:
             yield {"what": name, "status": "failed", "reason": f"{type(error).__name__}: {error}"}
@@ -307,6 +306,18 @@ def _writers(model: Any, tokenizer: Any, sizes: Sizes) -> dict[str, Callable]:
     return found
 
 # %% ../../nbs/bench/gpu.ipynb #gpu-041-t
+_SPARE = 0.5  # share of the free memory that keys and values may take
+
+
+def _fitting(model: Any, prompts: Sequence[Any], sizes: Sizes) -> int:
+    "Return how many prompts are written at once: those asked for, or as many as a GPU holds."
+    if model.device.type != "cuda":
+        return sizes.batch
+    longest = max(len(prompt.tokens) for prompt in prompts) + sizes.new_tokens
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(sizes.batch, int(_SPARE * free / cache_bytes(model, longest))))
+
+
 def measure_writing(sizes: Sizes, folder: Path, large: bool) -> Iterator[dict]:
     "Time each way to write, with the large model or with the small one."
     config = bench_config(sizes, folder, large)
@@ -314,6 +325,7 @@ def measure_writing(sizes: Sizes, folder: Path, large: bool) -> Iterator[dict]:
     model, tokenizer = load_base(config, effective, "sdpa"), load_tokenizer(config)
     asked = spread(read_records(config.path(config.data.eval_file)), sizes.records)
     prompts, size = LocalBackend(model, tokenizer).prompts(asked), "large" if large else "small"
+    sizes = replace(sizes, batch=_fitting(model, prompts, sizes))
     for name, write in _writers(model, tokenizer, sizes).items():
         try:
             write(prompts[:2])  # warms up
@@ -321,7 +333,8 @@ def measure_writing(sizes: Sizes, folder: Path, large: bool) -> Iterator[dict]:
             texts = write(prompts)
             seconds = time.perf_counter() - started
             tokens = sum(len(tokenizer(text)["input_ids"]) for text in texts)
-            yield {"what": f"{size}: {name}", "records": len(texts), "seconds": seconds,
+            yield {"what": f"{size}: {name}", "records": len(texts), "batch": sizes.batch,
+                   "seconds": seconds,
                    "records_per_second": len(texts) / seconds, "dtype": effective.dtype,
                    "tokens_per_second": tokens / seconds}
         except (RuntimeError, ValueError, ImportError, TypeError) as error:

@@ -11,13 +11,14 @@ __all__ = ['States', 'Prompt', 'encode_prompts', 'batches', 'pad_left', 'Growing
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerFast
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import TopPLogitsWarper
 
 from ..core.answer import record_schema
@@ -182,10 +183,13 @@ def _put_row(layer: RoomyLayer, row: int, rows: int, longest: int, states: State
 def roomy_cache(
     config: Any,  # of the model
 ) -> DynamicCache:
-    "Return an empty cache; layers with a sliding window of their own keep transformers' class."
+    """Return an empty cache, whose layers keep all tokens.
+
+    So do those with a sliding window, whose masks hide what is out of sight: a prompt that others
+    begin like must be whole. Layers of other kinds keep transformers' class."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer
-                    for layer in cache.layers]
+    cache.layers = [RoomyLayer() if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+                    else layer for layer in cache.layers]
     if cache.layer_class_to_replicate is DynamicLayer:
         cache.layer_class_to_replicate = RoomyLayer
     return cache
@@ -460,12 +464,19 @@ def _as_written(one: GrowingOutput) -> Written:
                    tuple(one.tokens), one.p_answer, one.died_at)
 
 # %% ../../nbs/model/local.ipynb #e-c7f349e9
+_TOO_LARGE = ("The GPU's memory does not hold one prompt of {} tokens and its answer: load the model "
+              "in 4 bits, lower evaluation.generation_defaults.max_new_tokens, or show fewer passages.")
+_HALVED = ("The GPU's memory does not hold {} prompts and their answers, so at most {} are written at "
+           "once from now on: set evaluation.batch_size to that to spare the failed tries.")
+
+
 class LocalBackend:
     "Writes with a model of transformers; `nbs/model/backend.ipynb` tells what the methods are for."
 
     def __init__(self, model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast):
         self.model, self.tokenizer = model, tokenizer
         self._grammar: "Grammar | None" = None
+        self.most: "int | None" = None  # prompts that the GPU's memory holds at once; None: all yet
 
     def prompts(self, records: Sequence[Record]) -> list[Prompt]:
         "Render and tokenise records. Raises `TemplateRefusal`."
@@ -484,7 +495,25 @@ class LocalBackend:
         return self._grammar.matcher(prompt.chunks, prompt.uncited)
 
     def write(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        "Return the outputs of a batch. Raises `GenerationError` and `GrammarError`."
+        """Return the outputs of a batch, in parts where the GPU's memory does not hold it.
+
+        Raises `GenerationError` and `GrammarError`."""
+        size = min(len(batch), self.most or len(batch))
+        if size < len(batch):
+            return [one for start in range(0, len(batch), size)
+                    for one in self.write(batch[start:start + size], decoding)]
+        try:
+            return self._written(batch, decoding)
+        except torch.OutOfMemoryError:
+            if size < 2:
+                raise GenerationError(_TOO_LARGE.format(len(batch[0].tokens))) from None
+        self.most = size // 2
+        warnings.warn(_HALVED.format(size, self.most), stacklevel=2)
+        torch.cuda.empty_cache()
+        return self.write(batch, decoding)
+
+    def _written(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
+        "Return the outputs of a batch that is written at once."
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
         matchers = [self.matcher(prompt) for prompt in batch] if decoding.grammar else None

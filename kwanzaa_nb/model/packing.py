@@ -7,7 +7,7 @@ __all__ = ['SEGMENTED', 'flatten_rows', 'Segments', 'checked_segments', 'causal_
            'share_prompts', 'split_packed', 'flatten_shared', 'pack_rows', 'row_shares']
 
 # %% ../../nbs/model/packing.ipynb #32-002
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -37,12 +37,17 @@ def flatten_rows(
     }
 
 # %% ../../nbs/model/packing.ipynb #32-007
-class Segments(list):
-    "Segments (start, stop, flat ranges seen before) of one flat row; layers share its masks."
+class Segments:
+    """Segments (start, stop, flat ranges seen before) of one flat row; layers share its masks.
 
-    def __init__(self, *segments: Any):
-        super().__init__(*segments)
+    It is no list, since what spreads batches over GPUs (DDP, FSDP) makes plain lists of lists."""
+
+    def __init__(self, segments: Iterable[tuple[int, int, list]]):
+        self.segments = list(segments)
         self.masks: dict[tuple, torch.Tensor] = {}
+
+    def __iter__(self) -> Iterator[tuple[int, int, list]]:
+        return iter(self.segments)
 
     @classmethod
     def of(cls, starts: torch.Tensor) -> "Segments":
@@ -108,6 +113,9 @@ def segmented_attention(
 ) -> tuple[torch.Tensor, None]:  # [1, tokens, heads, head size], and no weights
     "Compute causal attention inside each segment of a flat row, by PyTorch's SDPA."
     segments = checked_segments(attention_mask, cu_seq_lens_q, segments, unused)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.is_cuda:  # with a mask, CUDA has no fast kernel for grouped heads
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     places = [(start, stop) for start, stop, _ in segments]
     lengths = [stop - start for start, stop in places]
     queries, *known = (tensor.split(lengths, dim=2) for tensor in (query, key, value))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BudgetError', 'Gpu', 'GpuTable', 'read_gpus', 'gpu_kind', 'price_per_hour', 'peak_bytes', 'weight_bytes',
-           'activation_bytes', 'cache_bytes', 'predict_memory', 'measure_steps', 'Estimate', 'check_budget',
-           'estimate_run', 'predicted_and_measured']
+           'activation_bytes', 'cache_bytes', 'predict_memory', 'measure_steps', 'Estimate', 'memory_warning',
+           'check_budget', 'estimate_run', 'predicted_and_measured']
 
 # %% ../../nbs/train/budget.ipynb #e60a1671
 import contextlib
@@ -301,6 +301,19 @@ class Estimate:
                 ["price", price, self.priced_by], ["cost", f"${self.usd:.2f}", ""]]
 
 # %% ../../nbs/train/budget.ipynb #06802fff-b
+def memory_warning(
+    estimate: Estimate,
+    there: "int | None",  # bytes of the GPU that is here; None: none is
+) -> str:  # "" where it fits, by the prediction
+    "Say that a training may not fit. A GPU that is here decides by itself, so nothing is refused."
+    peak = estimate.memory["peak"]
+    if there is None or peak <= there:
+        return ""
+    return (f"it may not fit: {peak / 1e9:.1f} GB are predicted, and this GPU has {there / 1e9:.1f}. "
+            "If its memory runs out, lower training.per_device_train_batch_size or "
+            "data.max_seq_length, or set training.gradient_checkpointing")
+
+
 def check_budget(
     estimate: Estimate,
     config: Config,

@@ -49,7 +49,8 @@ from ..model.load import (
     load_tokenizer, remote_code, runtime_settings, template_fallbacks)
 from ..model.masking import stop_ids
 from ..model.packing import pack_rows
-from .budget import Estimate, check_budget, estimate_run, peak_bytes
+from .budget import (
+    Estimate, check_budget, estimate_run, memory_warning, peak_bytes)
 from .extra import settle_extra
 from .practice import PRACTICE, practice_records
 from .lengths import fit_records
@@ -298,6 +299,9 @@ def estimate_training(training: Training) -> None:
     training.stage.progress(
         f"about {estimate.seconds / 60:.1f} minutes (from {estimate.seconds_by}), "
         f"{estimate.memory['peak'] / 1e9:.1f} GB and ${estimate.usd:.2f}")
+    there = torch.cuda.get_device_properties(training.model.device).total_memory if gpu else None
+    if warning := memory_warning(estimate, there):
+        training.stage.progress(warning)
     check_budget(estimate, training.config)
     training.estimate = estimate
 

@@ -55,8 +55,9 @@ from .preferences import (
     ImproveError, Pair, choose_answers, make_pairs, pair_kinds, refused_share, target_refuses)
 from .resume import Checkpoints, remove_checkpoints
 from .rewards import GateRewards, Judge, Rollouts
-from .trainer import (
-    count_processes, encode_records, mean_loss, save_adapter, step_budget, train_adapter)
+from kwanzaa_nb.train.trainer import (
+    count_processes, encode_records, mean_loss, on_one_gpu, save_adapter, step_budget,
+    train_adapter)
 
 # %% ../../nbs/train/improve.ipynb #iv-011
 _CONFIGS = {"rejection": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
@@ -394,7 +395,7 @@ def trl_arguments(
         common |= {"num_generations": work.extra["samples"], "max_completion_length":
                    config.evaluation.generation_defaults.max_new_tokens}
     try:
-        return _CONFIGS[work.method](**(common | extra))
+        return on_one_gpu(_CONFIGS[work.method](**(common | extra)))
     except (ValueError, TypeError) as error:
         raise ImproveError(f"TRL refuses these values of improve: {error}") from error
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainingError', 'RecordsError', 'encode_records', 'every_answer', 'token_lengths', 'supervised_loss', 'joined_groups',
            'GroupSampler', 'filler_row', 'disk_is_full', 'CheckpointTrainer', 'SupervisedTrainer', 'BestTrainer',
-           'AdapterTrainer', 'step_budget', 'trainer_arguments', 'give_memory_back', 'keep_freed_memory',
+           'AdapterTrainer', 'step_budget', 'on_one_gpu', 'trainer_arguments', 'give_memory_back', 'keep_freed_memory',
            'count_processes', 'mean_loss', 'train_adapter', 'keep_start', 'save_adapter']
 
 # %% ../../nbs/train/trainer.ipynb #33-002
@@ -237,6 +237,14 @@ def disk_is_full(
 class CheckpointTrainer(SFTTrainer):
     "TRL's trainer, whose checkpoints are complete or absent."
 
+    def _load_optimizer_and_scheduler(self, checkpoint: "str | None") -> None:
+        "Load them; paged states become ordinary ones, as which they were read, whatever they say."
+        super()._load_optimizer_and_scheduler(checkpoint)
+        for states in (getattr(self.optimizer, "state", None) or {}).values():
+            for state in states.values():
+                if getattr(state, "is_paged", False):
+                    state.is_paged = False
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         "Write a checkpoint; `Checkpoints` removes older ones once this one is complete."
         step, limit = self.state.global_step, self.args.save_total_limit
@@ -365,12 +373,16 @@ class AdapterTrainer(BestTrainer):
             batch=wanted.train_batch_size)
         attention = getattr(options["model"].config, "_attn_implementation", "")
         collator = flatten_shared if attention == SEGMENTED else flatten_rows
+        trained = {name: parameter.detach().clone().float()
+                   for name, parameter in options["model"].named_parameters()
+                   if parameter.requires_grad}
         super().__init__(*args, data_collator=collator, **options)
         self.loss_is_scaled_for_ga = True
         self.add_callback(_TellEpoch(self.order))
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:  # TRL has rounded them to bf16 where the base has 4 bits
+                kept = trained.get(name, parameter.data.float())
+                parameter.data = kept.to(parameter.device)
         fuse_adapter(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
@@ -406,6 +418,15 @@ def step_budget(
     return budget, tuple(lowered)
 
 # %% ../../nbs/train/trainer.ipynb #33-019
+def on_one_gpu(
+    arguments: Any,  # `TrainingArguments`
+) -> Any:  # the same
+    "Keep a process to one GPU; in several, transformers would copy the model, which TRL refuses."
+    if arguments.n_gpu > 1:  # processes that accelerate has started see one each
+        arguments._n_gpu = 1
+    return arguments
+
+
 def trainer_arguments(
     config: Config,  # with `select_by` and `extra` as they are used
     effective: RuntimeSettings,
@@ -444,7 +465,7 @@ def trainer_arguments(
            if name not in (PRACTICE, EVIDENCE_WEIGHT)})
     # set afterwards: SFTConfig would ask for a save at every evaluation, and only bests are needed
     arguments.load_best_model_at_end = "metric_for_best_model" in saving
-    return arguments
+    return on_one_gpu(arguments)
 
 # %% ../../nbs/train/trainer.ipynb #33-022c
 def give_memory_back() -> bool:  # whether the C library could be asked
