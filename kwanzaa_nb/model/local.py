@@ -463,13 +463,30 @@ def _as_written(one: GrowingOutput) -> Written:
     return Written(one.text, one.reason, len(one.tokens) + (one.reason == "stop"),
                    tuple(one.tokens), one.p_answer, one.died_at)
 
-# %% ../../nbs/model/local.ipynb #e-c7f349e9
+# %% ../../nbs/model/local.ipynb #45-023-p
 _TOO_LARGE = ("The GPU's memory does not hold one prompt of {} tokens and its answer: load the model "
               "in 4 bits, lower evaluation.generation_defaults.max_new_tokens, or show fewer passages.")
 _HALVED = ("The GPU's memory does not hold {} prompts and their answers, so at most {} are written at "
            "once from now on: set evaluation.batch_size to that to spare the failed tries.")
 
 
+def _in_parts(backend: Any, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
+    "Write a batch of a `LocalBackend` in parts where the GPU's memory does not hold it."
+    size = min(len(batch), backend.most or len(batch))
+    if size < len(batch):
+        return [one for start in range(0, len(batch), size)
+                for one in _in_parts(backend, batch[start:start + size], decoding)]
+    try:
+        return backend.write_at_once(batch, decoding)
+    except torch.OutOfMemoryError:
+        if size < 2:
+            raise GenerationError(_TOO_LARGE.format(len(batch[0].tokens))) from None
+    backend.most = size // 2
+    warnings.warn(_HALVED.format(size, backend.most), stacklevel=3)
+    torch.cuda.empty_cache()
+    return _in_parts(backend, batch, decoding)
+
+# %% ../../nbs/model/local.ipynb #e-c7f349e9
 class LocalBackend:
     "Writes with a model of transformers; `nbs/model/backend.ipynb` tells what the methods are for."
 
@@ -495,25 +512,11 @@ class LocalBackend:
         return self._grammar.matcher(prompt.chunks, prompt.uncited)
 
     def write(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        """Return the outputs of a batch, in parts where the GPU's memory does not hold it.
+        "Return the outputs of a batch. Raises `GenerationError` and `GrammarError`."
+        return _in_parts(self, batch, decoding)
 
-        Raises `GenerationError` and `GrammarError`."""
-        size = min(len(batch), self.most or len(batch))
-        if size < len(batch):
-            return [one for start in range(0, len(batch), size)
-                    for one in self.write(batch[start:start + size], decoding)]
-        try:
-            return self._written(batch, decoding)
-        except torch.OutOfMemoryError:
-            if size < 2:
-                raise GenerationError(_TOO_LARGE.format(len(batch[0].tokens))) from None
-        self.most = size // 2
-        warnings.warn(_HALVED.format(size, self.most), stacklevel=2)
-        torch.cuda.empty_cache()
-        return self.write(batch, decoding)
-
-    def _written(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        "Return the outputs of a batch that is written at once."
+    def write_at_once(self, batch: Sequence[Prompt], decoding: Decoding) -> list[Written]:
+        "Return the outputs of a batch that the memory holds. Raises as `write`, and torch's error."
         if decoding.seed is not None:
             torch.manual_seed(decoding.seed)
         matchers = [self.matcher(prompt) for prompt in batch] if decoding.grammar else None

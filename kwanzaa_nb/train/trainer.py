@@ -417,7 +417,7 @@ def step_budget(
                                     f"the run has {total} steps, so {asked} is too rare"))
     return budget, tuple(lowered)
 
-# %% ../../nbs/train/trainer.ipynb #33-019
+# %% ../../nbs/train/trainer.ipynb #33-019-g
 def on_one_gpu(
     arguments: Any,  # `TrainingArguments`
 ) -> Any:  # the same
@@ -426,7 +426,7 @@ def on_one_gpu(
         arguments._n_gpu = 1
     return arguments
 
-
+# %% ../../nbs/train/trainer.ipynb #33-019
 def trainer_arguments(
     config: Config,  # with `select_by` and `extra` as they are used
     effective: RuntimeSettings,
