@@ -164,9 +164,11 @@ def test_an_estimate_of_a_run_here_and_of_one_on_a_gpu_that_is_not_here():
                                                        for weight in model.parameters())
     assert there.memory_gb == 80
     assert any("$" in line[1] for line in there.rows())
-    for plan, steps in ((here, 10), (estimated(model, 50), 50), (longer, 100)):
+    for plan, steps in ((here, 10), (estimated(model, 50), 50), (estimated(model, 100), 100)):
         expected = plan.memory["activations"] / 3 * steps / 100
         assert plan.memory["kept free"] == pytest.approx(expected, abs=1)
+    grown = [estimated(model, steps).memory["kept free"] for steps in (100, 1_000, 10_000)]
+    assert grown[0] < grown[1] < grown[2] < 2 * grown[1], "ever more slowly"
     assert there.memory["kept free"] == 0
     parts = sum(here.memory[name] for name in ("held before training", "gradients", "optimiser",
                                                "activations", "logits", "kept free"))
