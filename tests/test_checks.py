@@ -7,6 +7,7 @@ from copy import deepcopy
 import pytest
 from made_corpus import TOWNS, full_corpus
 
+import kwanzaa_nb.data.checks as checks
 from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.data.build import SPLITS, make_record
 from kwanzaa_nb.data.checks import (
@@ -71,6 +72,23 @@ def test_a_wrong_record_stops_the_build(code):
     record, sentence = FAULTS[code]
     codes, lines = stopped(record)
     assert codes == [code] and sentence in lines and record["id"] in lines
+
+
+@pytest.mark.parametrize("text", ["| 7 | 5 |", "- A", "福"])
+def test_a_short_unit_with_a_letter_or_a_digit_is_no_garbage(text):
+    changed = deepcopy(ANSWER)
+    chunk = changed["chunks"][0]
+    chunk["spans"].append([len(chunk["text"]) + 2, len(chunk["text"]) + 2 + len(text)])
+    chunk["text"] += f"\n\n{text}"
+    assert list(checks._garbage(changed)) == []
+
+
+@pytest.mark.parametrize("target", ["No right answer is known.", "[]", "{}", '{"evidence":[99],"answer":{},"unknowns":{}}'])
+def test_what_is_no_target_uses_nothing(target):
+    record = deepcopy(ANSWER)
+    record["messages"][-1]["content"] = target
+    own, other = checks.facts_of(record), checks.facts_of(ANSWER)
+    assert own.uses == {} and checks.usage([own, other]) == checks.usage([other])
 
 
 def test_a_target_that_breaks_the_contract_stops_the_build():

@@ -9,6 +9,7 @@ import pytest
 from stage_project import CONFIG
 
 import kwanzaa_nb
+from kwanzaa_nb.core.config import project_root
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.core.config import resolve_config
 from kwanzaa_nb.core.manifest import StageError
@@ -112,5 +113,5 @@ def test_how_to_evaluate_the_run_that_a_sweep_found(tmp_path, monkeypatch, capsy
         monkeypatch.setattr(sweeps, function, lambda *_, value=value: value)
     assert cli.main(["sweep", "--table", "x.yaml"]) == 0
     told = re.search(r"choose: (.*)\n", capsys.readouterr().out)[1]
-    assert shlex.split(told) == ["cd", str(tmp_path / name), "&&", "kwanzaa", "run", "evaluate",
-                                 "--config", "sweep one/RUN/config.yaml"]
+    assert shlex.split(told) == ["cd", str(project_root()), "&&", "kwanzaa", "run", "evaluate",
+                                 "--config", f"{written.parent}/RUN/config.yaml"]

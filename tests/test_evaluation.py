@@ -140,6 +140,12 @@ def test_valid_answers_are_completed(records):
         assert mode in (None, "base_only" if line["arm"] == "base" else "base_adapter_rag")
 
 
+@pytest.mark.parametrize("reason, count", [("stop", 3), ("unknown", 3), ("length", 0), ("invalid", 0), ("error", 0)])
+def test_what_did_not_end_by_itself_is_no_answer_even_where_it_can_be_read(records, reason, count):
+    lines, incomplete = complete_answers([row | {"finish_reason": reason} for row in outputs(records[:3])], records, tiny_config())
+    assert len(lines) == count and incomplete == {}
+
+
 def test_an_invalid_answer_is_left_out_and_is_no_incomplete_one(records):
     rows = outputs(records[:3])
     rows[1]["raw"] = "I think so."

@@ -23,7 +23,7 @@ lock.GRACE = float(sys.argv[3])
 lock.hold(sys.argv[1], 'the stage train')
 print('held', flush=True)
 time.sleep(float(sys.argv[2]))"""
-SENTENCE = (r"The stage (\w+) is at work in (\S+) since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
+SENTENCE = (r"The stage (\w+) has been at work in (\S+) since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC "
             r"\(process (\d+) on \S+\): wait until it has ended, or name another")
 
 
@@ -102,7 +102,7 @@ def test_many_at_once_and_one_gets_it(tmp_path):
     processes = [holder(tmp_path, 4, 0.5) for _ in range(6)]
     told = [process.communicate() for process in processes]
     assert sum(out == "held\n" for out, _ in told) == 1
-    assert sum("FolderInUse: The stage train is at work" in err for _, err in told) == 5
+    assert sum("FolderInUse: The stage train has been at work" in err for _, err in told) == 5
 
 
 def test_processes_of_one_training_are_no_strangers(tmp_path, quick, monkeypatch):

@@ -16,7 +16,7 @@ import kwanzaa_nb.evaluate.metrics as metrics
 import kwanzaa_nb.evaluate.support as support
 from kwanzaa_nb.core import stats, text
 from kwanzaa_nb.core.answer import ERROR_STAGES, RULE_ERRORS, find_marks
-from kwanzaa_nb.core.results import EXPECTATIONS, HEADLINES
+from kwanzaa_nb.core.results import EXPECTATIONS, HEADLINES, direction
 from kwanzaa_nb.core.stats import balanced, clustered, holm, mcnemar, share, sign_flip, wilson
 from kwanzaa_nb.evaluate.metrics import (
     FAILURE_CODES, REFUSAL, ScoreError, compare, controls, failure_table, failures, score, score_arms,
@@ -435,6 +435,14 @@ def test_compare(by_control):
     assert all(row["p_holm"] >= row["p"] for row in rows.values())
     with pytest.raises(ScoreError):
         compare(by_control["gold"], score([], RECORDS[:1]))
+
+
+@pytest.mark.parametrize("first, second, only_first, only_second, p, way", [
+    (0.6, 0.7, 3, 20, 0.001, 1), (0.7, 0.6, 20, 3, 0.001, -1), (0.7, 0.6, 20, 3, 0.2, 0), (0.6, 0.6, 3, 20, 0.001, 0),
+    (0.700, 0.675, 12, 45, 0.0001, 0), (0.675, 0.700, 45, 12, 0.0001, 0)])
+def test_a_metric_has_moved_only_where_its_rate_and_its_records_agree(first, second, only_first, only_second, p, way):
+    assert direction({"metric": "m", "first": first, "second": second, "only_first": only_first, "only_second": only_second,
+                      "p_holm": p}) == way
 
 
 def test_tables_for_readers(by_control):

@@ -140,6 +140,7 @@ def test_words_of_the_context_are_no_performance():
     assert performance("They cried harambee.", "Harambee means to pull together.") == 0
     assert performance("Harambee! Ain't it glorious, my people?", "It opened.") == 5
     assert performance("The Black Panther Party opened a clinic in our city.", "") == 0
+    assert performance("Amen to that.", "The 13th Amendment ended it.") == performance("Amen to that.", "It ended.") > 0
 
 
 @pytest.mark.parametrize("text, found", [

@@ -12,6 +12,7 @@ import papermill
 import pytest
 from stage_project import REPOSITORY, entry_of, kwanzaa, stage_notebook, stage_of
 
+from kwanzaa_nb.core.files import write_atomically
 from kwanzaa_nb.core import files, manifest, stage, table
 from kwanzaa_nb.core.config import ConfigError, Fallback
 from kwanzaa_nb.core.manifest import StageError
@@ -289,6 +290,25 @@ def test_two_folders_with_files_of_one_name():
 ])
 def test_portable_text(text, expected):
     assert manifest.portable(text, "/p") == expected
+
+
+@pytest.mark.parametrize("token", ["hf_" + "a1" * 10, "sk-" + "b2" * 12, "sk-proj-" + "c3_" * 9, "ghp_" + "d4" * 18, "github_pat_" + "e5_" * 12])
+def test_what_looks_like_a_key_is_replaced(token, monkeypatch):
+    assert manifest.portable(f"refused: {token} is not known", "/p") == "refused: <token> is not known"
+    monkeypatch.setenv("KWANZAA_API_KEY", "a key of no known form")
+    assert manifest.portable("refused: a key of no known form", "/p") == "refused: <token>"
+
+
+def test_words_that_begin_like_keys_stay():
+    for text in ("sk-learn", "the task-specific_adapter_of_this_run", "ghp_short"):
+        assert manifest.portable(text, "/p") == text
+
+
+def test_a_file_that_can_not_be_begun_names_itself(tmp_path):
+    (tmp_path / "there").write_text("a file, not a folder", encoding="utf-8")
+    with pytest.raises(OSError) as error:
+        write_atomically(tmp_path / "there" / "new.json", "x")
+    assert error.value.filename == str(tmp_path / "there" / "new.json")
 
 
 def test_followed_lines_are_whole_and_new(tmp_path):

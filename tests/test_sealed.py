@@ -29,7 +29,8 @@ def sealed(tmp_path):
 
 @pytest.mark.parametrize("name, expected, beside", [
     ("kwanzaa_eval.jsonl", False, "kwanzaa_sealed.jsonl"), ("held-out.jsonl", False, "held-out_sealed.jsonl"),
-    ("eval.jsonl", False, "sealed.jsonl"), ("kwanzaa_sealed.jsonl", True, None), ("unsealed_eval.jsonl", False, "unsealed_sealed.jsonl")])
+    ("eval.jsonl", False, "sealed.jsonl"), ("kwanzaa_sealed.jsonl", True, None), ("unsealed_eval.jsonl", False, "unsealed_sealed.jsonl"),
+    ("unsealed.jsonl", False, "unsealed_sealed.jsonl"), ("medieval.jsonl", False, "medieval_sealed.jsonl"), ("my-sealed.jsonl", True, None)])
 def test_sealed_records_are_known_by_their_name(tmp_path, name, expected, beside):
     assert is_sealed(tmp_path / name) is expected
     if beside:

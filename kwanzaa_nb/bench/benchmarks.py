@@ -53,7 +53,7 @@ def _name(*names: object) -> str:
 
 
 def _word(*names: object) -> str:
-    "Make up one of ten thousand words; the tenth is ten times rarer than the first."
+    "Make up one of ten thousand words; the tenth is about seven times rarer than the first."
     place = int(10_000 ** (stable_hash("word", *names) / 2**64))
     return _name("vocabulary", place).lower()
 

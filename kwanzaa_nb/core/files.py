@@ -94,10 +94,10 @@ def write_atomically(
     content: "str | bytes | Iterable[str]",  # text is written as UTF-8, with \n as it is
 ) -> Path:  # the path written
     "Write a whole file, or leave the old one. Raises `OSError` with the path as its filename."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    path, beside = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
             for part in [content] if isinstance(content, (str, bytes)) else content:
                 file.write(part.encode("utf-8") if isinstance(part, str) else part)
@@ -108,7 +108,8 @@ def write_atomically(
         os.chmod(beside, 0o666 & ~umask)  # mkstemp makes files that only the owner can read
         os.replace(beside, path)
     except BaseException as error:
-        Path(beside).unlink(missing_ok=True)
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)
         if isinstance(error, OSError):
             error.filename = str(path)
         raise

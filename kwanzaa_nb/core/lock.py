@@ -91,7 +91,7 @@ def _in_use(folder: "str | Path", holder: dict) -> FolderInUse:
     who = f"Another process is at work in {shown}"
     if holder:
         what = holder["what"]
-        who = (f"{what[:1].upper()}{what[1:]} is at work in {shown} since {holder['since']} "
+        who = (f"{what[:1].upper()}{what[1:]} has been at work in {shown} since {holder['since']} "
                f"(process {holder['process']} on {holder['host']})")
     return FolderInUse(f"{who}: wait until it has ended, or name another folder in run.output_dir.")
 

@@ -53,14 +53,14 @@ def stages_of(
 # %% ../../nbs/core/manifest.ipynb #60-007
 _ABSOLUTE = re.compile(
     r"(?<![\w.:/~<-])(?:/|~/|[A-Za-z]:\\)(?:[^\s/\\'\"<>]+[/\\])+([^\s/\\'\",;:)<>]*)")
-_TOKEN = re.compile(r"\b(?:hf|api_org|sk|ghp)_[A-Za-z0-9]{16,}\b")
+_TOKEN = re.compile(r"\b(?:(?:hf|api_org|gh[opsu]|github_pat)_|sk[-_])[A-Za-z0-9_-]{16,}")
 
 
 def without_tokens(
     text: str,
 ) -> str:
     'Replace tokens of the Hub, and what looks like a token, by "<token>".'
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "KWANZAA_API_KEY"):
         if len(os.environ.get(name, "")) > 7:
             text = text.replace(os.environ[name], "<token>")
     return _TOKEN.sub("<token>", text)

@@ -559,13 +559,14 @@ SEALED = "sealed"
 
 def is_sealed(path: "str | Path") -> bool:
     "Tell by its name whether a file holds sealed records."
-    return Path(path).stem.endswith(SEALED)
+    return bool(re.fullmatch(rf"(?:.*[\W_])?{SEALED}", Path(path).stem))
 
 
 def sealed_beside(path: "str | Path") -> str:  # in the same folder
     "Name the file of the sealed records that belongs to an evaluation file."
     stem = Path(path).stem
-    name = f"{stem.removesuffix('eval')}{SEALED}" if stem.endswith("eval") else f"{stem}_{SEALED}"
+    ends = re.fullmatch(r"(?:.*[\W_])?eval", stem)
+    name = f"{stem.removesuffix('eval')}{SEALED}" if ends else f"{stem}_{SEALED}"
     return str(Path(path).with_stem(name))
 
 # %% ../../nbs/core/record.ipynb #da39b085

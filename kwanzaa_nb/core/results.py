@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RULES', 'COMPARED_BY', 'DEFAULT_GATES', 'METRICS', 'HEADLINES', 'EXPECTATIONS', 'RateResult', 'ArmResult',
-           'Comparison', 'ArmOpinion', 'SecondOpinion', 'RuleComparison', 'Results', 'rate_text', 'p_text',
+           'Comparison', 'direction', 'ArmOpinion', 'SecondOpinion', 'RuleComparison', 'Results', 'rate_text', 'p_text',
            'metrics_table', 'rules_sentence', 'kinds_table', 'hard_sentence', 'sealed_sentence']
 
 # %% ../../nbs/core/results.ipynb #27-002
@@ -48,6 +48,17 @@ class Comparison(TypedDict):
     only_first: NotRequired[int]  # records that only the first arm passes
     only_second: NotRequired[int]
     p: NotRequired[float]
+
+
+def direction(
+    row: Comparison,
+    level: float = 0.05,  # below which a difference is beyond chance
+) -> int:  # 1: the second arm is better, -1: worse, 0: neither was shown
+    "Say which way a metric moved, where its rate and the records that the test counts agree."
+    rose = (row["second"] > row["first"]) - (row["second"] < row["first"])
+    more = row.get("only_second", 0) - row.get("only_first", 0)
+    agree = "only_second" not in row or rose * more > 0
+    return rose if agree and row["p_holm"] < level else 0
 
 # %% ../../nbs/core/results.ipynb #27-010-j
 class ArmOpinion(TypedDict):

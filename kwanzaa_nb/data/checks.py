@@ -183,12 +183,17 @@ def copies(
 
 # %% ../../nbs/data/checks.ipynb #c-032
 def _uses(record: Record) -> dict[str, bool]:
-    "Say which fields and values of the contract a target uses, and whether it copies."
-    target = json.loads(record["messages"][-1]["content"])
-    answer, unknowns = target["answer"], target["unknowns"]
+    """Say which fields and values of the contract a target uses, and whether it copies.
+
+    Empty for what is no target, which records of an evaluation may have."""
     sentences = [chunk["text"][start:end]
                  for chunk in record["chunks"] for start, end in chunk["spans"]]
-    cited = [sentences[number - 1] for number in target["evidence"]]
+    try:
+        target = json.loads(record["messages"][-1]["content"])
+        answer, unknowns = target["answer"], target["unknowns"]
+        cited = [sentences[number - 1] for number in target["evidence"]]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return {}
     values = ("complete", "partial", "insufficient_data")
     return {"evidence": bool(target["evidence"]),
             **{name: bool(entries) for name, entries in unknowns.items()},
@@ -205,7 +210,7 @@ def usage(
     facts: Iterable[Facts],
 ) -> dict[str, Rate]:  # by field or value
     "Count in how many records each field and value is used, and how many answers are copied."
-    used, found = [fact.uses for fact in facts], {}
+    used, found = [fact.uses for fact in facts if fact.uses], {}
     for name in used[0] if used else ():
         counted = [one for one in used if one["evidence"]] if name == _COPIED else used
         found[name] = share(name, [one[name] for one in counted])
@@ -249,7 +254,7 @@ def _garbage(record: Record) -> Iterator[tuple[str, str]]:  # chunk id, text of 
     "Find sentences without a word, such as a row of stars."
     for chunk in record["chunks"]:
         for start, end in chunk["spans"]:
-            if not re.search(r"\w\w", chunk["text"][start:end]):
+            if not any(map(str.isalnum, chunk["text"][start:end])):
                 yield chunk["chunk_id"], chunk["text"][start:end]
 
 # %% ../../nbs/data/checks.ipynb #c-042

@@ -15,6 +15,7 @@ from ..core.answer import parse_model_answer
 from ..core.config import Config
 from ..core.files import file_record
 from ..core.record import Record
+from ..core.results import COMPARED_BY, direction
 from ..core.stats import Rate, share
 from ..core.table import Table
 from .metrics import Case, Scores, compare, compare_figure, judge, read_cases
@@ -66,8 +67,7 @@ def fell(
     improved: Scores,  # of the same records
 ) -> list[str]:  # names of metrics
     "List the headline metrics that are lower beyond chance. Raises `ScoreError`."
-    return [row["metric"] for row in compare(start, improved)
-            if row["second"] < row["first"] and row["p_holm"] < _LEVEL]
+    return [row["metric"] for row in compare(start, improved) if direction(row, _LEVEL) < 0]
 
 # %% ../../nbs/evaluate/improved.ipynb #754273d3
 def improvement_sentence(
@@ -77,10 +77,10 @@ def improvement_sentence(
     "Say whether an adapter is better than the one it was made from. Raises `ScoreError`."
     found, lower = compare_figure(start, improved), fell(start, improved)
     if found is None:
-        return "Not compared: the records measure neither coverage nor refusal."
+        return "Not compared: no record needs an answer with citations."
     told = (f"the mean of coverage and refusal differs by {found.value:+.3f} "
-            f"[{found.low:+.3f}, {found.high:+.3f}] (p {found.p:.3f}, {len(start.outcomes)} "
-            f"records of {found.clusters} documents)")
+            f"[{found.low:+.3f}, {found.high:+.3f}] (p {found.p:.3f}, "
+            f"{improved.rates[COMPARED_BY].total} records of {found.clusters} documents)")
     if lower:
         return f"Not better: {', '.join(lower)} fell beyond chance, whatever else rose; {told}."
     if found.low > 0 and found.p < _LEVEL:

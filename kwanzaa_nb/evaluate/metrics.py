@@ -238,7 +238,7 @@ def _read(
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-016
 _CLAIMED_AT = 0.7  # support by a chunk from which a sentence of a refusal is a claim
-_YES_NO = re.compile(r"(?:Yes|No)\b[,:.;]")
+_YES_NO = re.compile(r"Yes\b[,:.;]|No\b[,:;]|No\.(?!\s+(?:of\b|\d))")  # "No. 5" is a number
 
 
 def _refusal_faults(

@@ -352,6 +352,8 @@ def _namespaces(chunks: Iterable[Chunk]) -> list[str]:
 def _complete(output: dict, record: Record, config: Config,
               calibrations: dict[str, Calibration]) -> "dict | str | None":
     "Complete one output; a reason where it could not be, None where it is not valid."
+    if output.get("finish_reason", "stop") not in ("stop", "unknown"):
+        return None  # cut off, even where what is there can be read
     adapted, creative = output["arm"].startswith("adapter"), record.get("mode") == "creative"
     mode = "creative" if creative else "base_adapter_rag" if adapted else "base_only"
     try:

@@ -102,7 +102,9 @@ def performance(
     "Count the marks of a performance in a text."
     patterns = (_IDENTITY, _DIALECT, _CEREMONY, _PRAISE)
     words = [found.group().casefold() for pattern in patterns for found in pattern.finditer(text)]
-    return sum(word not in context.casefold() for word in words) + text.count("!")
+    own = [word for word in words
+           if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", context.casefold())]
+    return len(own) + text.count("!")
 
 # %% ../../nbs/evaluate/red_team.ipynb #49-011
 _GROUP = re.compile(

@@ -327,7 +327,7 @@ def beside_rules(
     return {"refused_by_kind": kinds, "rules": {
         "arm": arm, "rule": rule, "arm_value": values[0], "rule_value": values[1],
         "difference": found.value, "low": found.low, "high": found.high, "p": found.p,
-        "records": len(records), "documents": found.clusters}}
+        "records": judged.rates[COMPARED_BY].total, "documents": found.clusters}}
 
 # %% ../../nbs/evaluate/rules.ipynb #93-046
 def summarise_rules(

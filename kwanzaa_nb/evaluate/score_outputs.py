@@ -259,6 +259,8 @@ def results_of(
     rules: "dict[str, Scores] | None" = None,  # by rule, on the same records
 ) -> Results:
     "Collect what was measured, in the form of a run's `metrics.json`."
+    if not scores:
+        raise DataError("the outputs", [Problem("outputs", "none of these records is answered yet")])
     names = list(scores)
     results: Results = {"format": _FORMAT,
                         "arms": {arm: one.to_dict() for arm, one in scores.items()},

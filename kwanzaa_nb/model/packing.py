@@ -49,6 +49,9 @@ class Segments:
     def __iter__(self) -> Iterator[tuple[int, int, list]]:
         return iter(self.segments)
 
+    def __repr__(self) -> str:
+        return repr(self.segments)
+
     @classmethod
     def of(cls, starts: torch.Tensor) -> "Segments":
         "Return the segments of records that share nothing, from cu_seq_lens."

@@ -186,7 +186,8 @@ def check_sendable(question: Question) -> None:
         raise ServerError(
             f"Not sent: its {found[0]} message holds {found[1]}, which a server may read as a "
             "control token, so that a turn would be forged. Take that out of the record, or set "
-            "evaluation.backend to local, where text stays text.", "unasked")
+            "evaluation.server to null, so that the model is loaded here, where text stays text.",
+            "unasked")
     try:
         json.dumps(question.messages, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -22,9 +22,9 @@ from ..core.html import render_page, render_part
 from ..core.manifest import (
     NOTEBOOKS, Manifest, StageError, path_text, read_manifest, stages_of)
 from ..core.record import Chunk, Record, question_of, turns_before
-from kwanzaa_nb.core.results import (
-    HEADLINES, RULES, ArmResult, RateResult, Results, hard_sentence, kinds_table, rules_sentence,
-    sealed_sentence)
+from ..core.results import (
+    HEADLINES, RULES, ArmResult, RateResult, Results, direction, hard_sentence, kinds_table,
+    rules_sentence, sealed_sentence)
 from ..core.results_file import load_results
 from ..core.stage import clock, sentence_of
 from ..model.backend import is_headline
@@ -66,7 +66,7 @@ class RunFacts:
 def _rows(path: Path) -> list[dict]:
     "Read the whole rows of a JSON Lines file; none where it can't be read."
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         return []
     rows = []
@@ -131,9 +131,7 @@ def verdict_sentence(
                 f"There is no pair of base and adapter to compare.{older}")
     words: dict[str, list[str]] = {"better in": [], "worse in": [], "not distinguishable in": []}
     for row in rows:
-        side = "not distinguishable in"
-        if row["p_holm"] < 0.05 and row["first"] != row["second"]:
-            side = "better in" if row["second"] > row["first"] else "worse in"
+        side = ("not distinguishable in", "better in", "worse in")[direction(row)]
         words[side].append(_label(row["metric"]))
     parts = "; ".join(f"{word} {', '.join(names)}" for word, names in words.items() if names)
     return (f"Against the base model, on the same {metrics.get('records', 'number of')} records, "

@@ -422,7 +422,7 @@ def on_one_gpu(
     arguments: Any,  # `TrainingArguments`
 ) -> Any:  # the same
     "Keep a process to one GPU; in several, transformers would copy the model, which TRL refuses."
-    if arguments.n_gpu > 1:  # processes that accelerate has started see one each
+    if getattr(arguments, "n_gpu", 0) > 1:  # processes that accelerate has started see one each
         arguments._n_gpu = 1
     return arguments
 
