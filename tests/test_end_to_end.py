@@ -85,7 +85,7 @@ def test_samples_metrics_and_answers_agree(run):
         for name, rate in scores.rates.items():
             assert metrics["arms"][arm]["rates"][name]["value"] == pytest.approx(rate.value)
     assert metrics["controls"]["gold"]["json_valid_rate"]["value"] == 1.0
-    assert set(RULES) <= set(metrics["controls"]) and metrics["rules"]["arm"] == "adapter" and metrics["rules"]["records"] == asked
+    assert set(RULES) <= set(metrics["controls"]) and metrics["rules"]["arm"] == "adapter" and metrics["rules"]["records"] == metrics["arms"]["adapter"]["rates"]["coverage_and_refusal"]["total"]
     verdicts = [(run / "report.html").read_text(encoding="utf-8"), (run / "publish" / "README.md").read_text(encoding="utf-8"),
                 (run / "evaluation" / "index.html").read_text(encoding="utf-8"), verdict(run)]
     told = rules_sentence(metrics).partition(".")[0]
