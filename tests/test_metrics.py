@@ -2,6 +2,7 @@
 
 import ast
 import json
+from itertools import permutations
 from math import comb
 from pathlib import Path
 
@@ -437,12 +438,34 @@ def test_compare(by_control):
         compare(by_control["gold"], score([], RECORDS[:1]))
 
 
+def test_what_is_tested_is_the_difference_of_the_rate_itself(by_control):
+    "Refusing is the mean of two sides: with unequal sides, counts of records may point the other way."
+    for first, second in permutations(by_control.values(), 2):
+        for row in compare(first, second):
+            if row["metric"] != "retrieval_groundedness_rate":
+                assert row["difference"] == pytest.approx(row["second"] - row["first"]), (first.arm, second.arm)
+
+
+def test_more_records_do_not_win_against_the_smaller_side():
+    "Always refusing gets ten more of forty refusals right and loses all four answers: by records it wins, by the rate it loses."
+    answerable, refusable = (next(one for one in RECORDS if one["answerable"] is there) for there in (True, False))
+    records = [{**one, "id": f"{one['id']}-{place}", "chunks": [{**shown, "doc_id": f"{one['id']}-{place}"} for shown in one["chunks"]]}
+               for one, count in ((answerable, 4), (refusable, 40)) for place in range(count)]
+    right = score([{"id": one["id"], "raw": one["messages"][-1]["content"] if place < 34 else cited("It cost six cents. [1]")}
+                   for place, one in enumerate(records)], records)
+    refusing = score([{"id": one["id"], "raw": REFUSAL} for one in records], records)
+    row = next(one for one in compare(right, refusing) if one["metric"] == "refusal_correctness_rate")
+    assert (row["only_first"], row["only_second"], row["difference"]) == (4, 10, pytest.approx(-0.375))
+    assert direction({**row, "p_holm": 0.01}) == -1
+
+
 @pytest.mark.parametrize("first, second, only_first, only_second, p, way", [
     (0.6, 0.7, 3, 20, 0.001, 1), (0.7, 0.6, 20, 3, 0.001, -1), (0.7, 0.6, 20, 3, 0.2, 0), (0.6, 0.6, 3, 20, 0.001, 0),
     (0.700, 0.675, 12, 45, 0.0001, 0), (0.675, 0.700, 45, 12, 0.0001, 0)])
 def test_a_metric_has_moved_only_where_its_rate_and_its_records_agree(first, second, only_first, only_second, p, way):
-    assert direction({"metric": "m", "first": first, "second": second, "only_first": only_first, "only_second": only_second,
-                      "p_holm": p}) == way
+    row = {"metric": "m", "first": first, "second": second, "only_first": only_first, "only_second": only_second, "p_holm": p}
+    assert direction(row) == way
+    assert direction({**row, "difference": second - first}) == (way or (p < 0.05) * ((second > first) - (second < first)))
 
 
 def test_tables_for_readers(by_control):

@@ -343,3 +343,8 @@ def test_the_test_by_document_is_the_exact_one_where_a_single_share_counts():
     assert by_document.p == pytest.approx(0.5) and by_document.clusters == 2
     swapped = paired_difference([(0.5, [1, 1, 0], "abc"), (0.5, [-1, 0, 0], "abd")])
     assert swapped.p == pytest.approx(sign_flip([0, 1]))
+
+
+def test_sums_that_are_equal_tie():
+    moves, documents = [1, 1, -1, -1, 1, 1, 1], [0, 0, 1, 1, 2, 3, 4]
+    assert paired_difference([(1.0, moves, documents)]).p == pytest.approx(sign_flip([2, -2, 1, 1, 1]))

@@ -47,6 +47,7 @@ class Comparison(TypedDict):
     second: NotRequired[float]
     only_first: NotRequired[int]  # records that only the first arm passes
     only_second: NotRequired[int]
+    difference: NotRequired[float]  # that was tested; of groundedness, in grounded answers
     p: NotRequired[float]
 
 
@@ -54,10 +55,10 @@ def direction(
     row: Comparison,
     level: float = 0.05,  # below which a difference is beyond chance
 ) -> int:  # 1: the second arm is better, -1: worse, 0: neither was shown
-    "Say which way a metric moved, where its rate and the records that the test counts agree."
+    "Say which way a metric moved, where its rate and the difference that was tested agree."
     rose = (row["second"] > row["first"]) - (row["second"] < row["first"])
-    more = row.get("only_second", 0) - row.get("only_first", 0)
-    agree = "only_second" not in row or rose * more > 0
+    net = row.get("only_second", 0) - row.get("only_first", 0)  # older results have no difference
+    agree = "only_second" not in row or rose * row.get("difference", net) > 0
     return rose if agree and row["p_holm"] < level else 0
 
 # %% ../../nbs/core/results.ipynb #27-010-j

@@ -10,9 +10,10 @@ __all__ = ['Part', 'wilson', 'Rate', 'design_effect', 'share', 'balanced', 'forg
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import compress
-from math import sqrt
+from math import gcd, lcm, sqrt
 from typing import TYPE_CHECKING
 
 from .errors import KwanzaaError
@@ -227,7 +228,7 @@ Part = tuple[float, Sequence[int], Sequence[Hashable]]
 
 
 def weighted_interval(
-    parts: Sequence[Part],  # at least one, each with a record; weights add up to 1
+    parts: Sequence[Part],  # each with a record; weights add up to 1; without parts all is open
 ) -> tuple[float, float, float]:  # the difference, and the bounds of its interval
     "Estimate a difference of weighted shares, with a 95 % interval by cluster."
     value = middle = 0.0
@@ -257,15 +258,25 @@ class Difference:
     clusters: int
 
 # %% ../../nbs/core/stats.ipynb #stats-d06-t
-def _flipped(moved: Sequence[float]) -> float:
+_COUNTED = 100_000  # most units that the differences of a test may have together
+
+
+def _units(moved: Sequence[Fraction]) -> list[int]:
+    "Return differences in whole units, exactly where there are few enough of them."
+    common = lcm(*(one.denominator for one in moved))
+    exact = [int(one * common) for one in moved]
+    largest = gcd(*exact) or 1
+    if sum(map(abs, exact)) // largest <= _COUNTED:
+        return [one // largest for one in exact]
+    steps = Fraction(max(2000, 8 * len(moved))) / sum(map(abs, moved))
+    return [round(steps * one) for one in moved]
+
+
+def _flipped(moved: Sequence[Fraction]) -> float:
     "Return the share of all choices of signs whose sum is at least as far from 0."
     import numpy as np
 
-    whole = sum(map(abs, moved))
-    if not whole:
-        return 1.0
-    steps = max(2000, 8 * len(moved))
-    units = [round(steps * one / whole) for one in moved]
+    units = _units(moved)
     reach = sum(map(abs, units))
     chance = np.zeros(2 * reach + 1)  # of each sum, from -reach to reach
     chance[reach] = 1.0
@@ -285,8 +296,9 @@ def paired_difference(
     "Test a difference of weighted shares, record by record and by cluster."
     moved: Counter = Counter()
     for weight, moves, clusters in parts:
+        each = Fraction(weight).limit_denominator(1000) / max(1, len(moves))
         for move, cluster in zip(moves, clusters, strict=True):
-            moved[cluster] += weight * move / len(moves)
+            moved[cluster] += move * each
     return Difference(*weighted_interval(parts), _flipped([*moved.values()]), len(moved))
 
 # %% ../../nbs/core/stats.ipynb #41-0381

@@ -12,7 +12,7 @@ import gc
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -26,7 +26,7 @@ from ..core.results import (
     EXPECTATIONS, HEADLINES, METRICS, ArmResult, Comparison, RateResult)
 from ..core.sentences import Sentence, number_sentences
 from ..core.stats import (
-    Rate, balanced, clustered, forget_resamples, holm, share, sign_flip)
+    Rate, balanced, clustered, forget_resamples, holm, share)
 from ..core.strict_json import parse_strict_json
 from ..core.text import sentences, split_claims, tokens
 from .answers import Beside, forget_answers, tells
@@ -552,17 +552,28 @@ def hard_negatives(
 _Share = tuple[float, list[Outcome], Callable[[Outcome], bool]]  # weight, of what, what passes
 
 
-def _shares(outcomes: list[Outcome]) -> list[_Share]:
-    "Return the shares of which `coverage_and_refusal` is made; none where it is not measured."
-    cited = [one for one in outcomes if one.case.answerable and one.case.needs_citations]
+def _tested(outcomes: Iterable[Outcome]) -> dict[str, list[_Share]]:
+    "Return the shares of records of which each metric is made; none where it counts no record."
+    outcomes = list(outcomes)
+    answerable = [one for one in outcomes if one.case.answerable]
+    cited = [one for one in answerable if one.case.needs_citations]
     sides = [[one for one in outcomes if one.case.answerable is False],
-             [one for one in outcomes if one.case.answerable and one.case.is_plain]]
-    sides = [side for side in sides if side]
-    if not cited:
-        return []
-    each = 0.5 / max(1, len(sides))
-    refusing: list[_Share] = [(each, side, lambda one: one.refusal_right) for side in sides]
-    return [(0.5 if sides else 1.0, cited, lambda one: one.covered), *refusing]
+             [one for one in answerable if one.case.is_plain]]
+    count = max(1, sum(map(bool, sides)))
+    found: dict[str, list[_Share]] = {
+        _VALID: [(1.0, outcomes, lambda one: one.valid)],
+        _COVERED: [(1.0, cited, lambda one: one.covered)],
+        _DECIDED: [(1 / count, side, lambda one: one.refusal_right) for side in sides],
+        _GROUNDED: [(1.0, answerable, lambda one: one.grounded_answer)]}
+    return {name: [part for part in parts if part[1]] for name, parts in found.items()}
+
+
+def _shares(outcomes: Iterable[Outcome]) -> list[_Share]:
+    "Return the shares of which `coverage_and_refusal` is made; none where it is not measured."
+    of = _tested(outcomes)
+    halves = [of[name] for name in (_COVERED, _DECIDED) if of[name]]
+    return [(weight / len(halves), counted, passes) for half in halves
+            for weight, counted, passes in half] if of[_COVERED] else []
 
 # %% ../../nbs/evaluate/metrics.ipynb #014f000b
 def _part(one: _Share, other: "list[Outcome] | None" = None) -> Part:
@@ -810,15 +821,9 @@ def refused_target(
     return [": ".join(filter(None, [", ".join(outcome.codes), "; ".join(outcome.notes)]))]
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-037
-def _passes(outcome: Outcome) -> "dict[str, bool | None]":
-    "Tell by metric whether a record passed; None where the metric does not count it."
-    case = outcome.case
-    cited = case.answerable and case.needs_citations
-    return {_VALID: outcome.valid,
-            _COVERED: outcome.covered if cited else None,
-            _DECIDED: outcome.refusal_right if case.is_plain and case.answerable is not None
-            else None,
-            _GROUNDED: outcome.grounded_answer if case.answerable else None}
+def _moved(first: list[_Share], second: list[_Share]) -> list[Part]:
+    "Return what each record moves where the same shares were reached by two arms."
+    return [_part(own, other) for own, (_, other, _) in zip(second, first)]
 
 # %% ../../nbs/evaluate/metrics.ipynb #b4a29d42
 def _check_same(first: Scores, second: Scores) -> None:
@@ -838,18 +843,15 @@ def compare(
     Raises `ScoreError` where the arms met different records.
     """
     _check_same(first, second)
-    both = [(_passes(one), _passes(other)) for one, other in zip(first.outcomes, second.outcomes)]
-    documents = _documents(list(first.outcomes))
+    earlier, later = _tested(first.outcomes), _tested(second.outcomes)
     rows: list[dict[str, Any]] = []
     for metric in METRICS:
-        pairs = Counter((one[metric], other[metric]) for one, other in both)
-        only_first, only_second = pairs[True, False], pairs[False, True]
-        differences: Counter = Counter()  # of each document
-        for (one, other), document in zip(both, documents):
-            differences[document] += (other[metric] or 0) - (one[metric] or 0)
+        parts = _moved(earlier[metric], later[metric])
+        moves = Counter(move for _, side, _ in parts for move in side)
+        found = paired_difference(parts)
         rows.append({"metric": metric, "first": first.rates[metric].value,
-                     "second": second.rates[metric].value, "only_first": only_first,
-                     "only_second": only_second, "p": sign_flip(differences.values())})
+                     "second": second.rates[metric].value, "only_first": moves[-1],
+                     "only_second": moves[1], "difference": found.value, "p": found.p})
     adjusted = holm([row["p"] for row in rows])
     return [{**row, "p_holm": p_holm} for row, p_holm in zip(rows, adjusted)]
 
@@ -863,8 +865,7 @@ def compare_figure(
     Raises `ScoreError` where the arms met different records.
     """
     _check_same(first, second)
-    shares = zip(_shares(list(second.outcomes)), _shares(list(first.outcomes)))
-    parts = [_part(own, other) for own, (_, other, _) in shares]
+    parts = _moved(_shares(first.outcomes), _shares(second.outcomes))
     return paired_difference(parts) if parts else None
 
 # %% ../../nbs/evaluate/metrics.ipynb #42-041
