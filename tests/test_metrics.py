@@ -429,6 +429,11 @@ def test_mcnemar_and_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
+def test_a_rate_of_nothing_is_no_nought():
+    assert str(share("a", [])) == str(clustered("a", [])) == str(balanced("a", share("b", []))) == "not measured"
+    assert str(share("a", [False])).startswith("0.00 [0.00, ")
+
+
 def test_compare(by_control):
     rows = {row["metric"]: row for row in compare(by_control["always_refuse"], by_control["gold"])}
     assert (rows["citation_coverage_rate"]["only_first"], rows["citation_coverage_rate"]["only_second"]) == (0, 4)

@@ -58,6 +58,8 @@ class Rate:
         return self.passed / self.total if self.total else 0.0
 
     def __str__(self) -> str:
+        if not self.total:
+            return "not measured"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}] n={self.total}"
 
 # %% ../../nbs/core/stats.ipynb #stats-c02
