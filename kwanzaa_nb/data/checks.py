@@ -12,15 +12,16 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core.errors import Problem
-from ..core.record import Record, target_problems
+from ..core.files import stable_hash
+from ..core.record import Chunk, Record, target_problems
 from ..core.stats import Rate, share
 from .build import SPLITS
-from .questions import Question, holds
+from .questions import Question, _plain_words, holds
 
 # %% ../../nbs/data/checks.ipynb #c-005
 _NEAR = 0.8  # Jaccard similarity of two questions' words from which they count as one
@@ -42,25 +43,30 @@ def _near(words: frozenset[str], others: frozenset[str]) -> bool:
     return len(words & others) >= _NEAR * len(words | others)
 
 
-def _documents(record: Record) -> set[str]:
-    "Return the documents that a record shows."
-    return {chunk.get("doc_id", chunk["chunk_id"]) for chunk in record["chunks"]}
+def _wording(chunk: Chunk) -> int:
+    "Return a number that passages of the same words have in common."
+    return stable_hash("passage", _plain_words(chunk["text"]))
 
 # %% ../../nbs/data/checks.ipynb #c-009
 class LeakIndex:
-    "The questions and documents of records, to find them in other records."
+    "The questions, documents and passages of records, to find them in other records."
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.documents: set[str] = set()
         self.questions: dict[str, frozenset[str]] = {}  # words by question id
+        self._wordings: dict[int, bool] = {}  # of passages: whether one says no document
         self._having: dict[str, list[str]] = defaultdict(list)  # question ids by telling word
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, Any]] = set()
         for record in records:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        "Remember a record's question and the documents that it shows."
-        self.documents |= _documents(record)
+        "Remember a record's question, and the documents and passages that it shows."
+        for chunk in record["chunks"]:
+            wording, document = _wording(chunk), chunk.get("doc_id")
+            self._wordings[wording] = self._wordings.get(wording, False) or document is None
+            if document is not None:
+                self.documents.add(document)
         name = record["question_id"]
         if name not in self.questions:
             self.questions[name] = _words(record["question"])
@@ -75,15 +81,26 @@ class LeakIndex:
         near = (other for other in candidates if _near(words, self.questions[other]))
         return list(dict.fromkeys([*same, *near]))
 
+    def _shared(self, record: Record) -> dict[tuple[str, Any], str]:
+        "Return where a record shows what others show too, by what that is known by."
+        shared: dict[tuple[str, Any], str] = {}
+        for chunk in record["chunks"]:
+            document, wording = chunk.get("doc_id"), _wording(chunk)
+            if document in self.documents:
+                shared["document", document] = f"document {document}"
+            elif self._wordings.get(wording) or (document is None and wording in self._wordings):
+                shared["passage", wording] = f"{record['id']}, passage {chunk['chunk_id']}"
+        return shared
+
     def leaks(self, record: Record, name: str) -> Iterator[Problem]:
         "Find what a held-out record shares with the others."
         question = ("question", record["question_id"])
         for other in [] if question in self._told else self._twins(record):
             yield Problem(f"{name}, {record['id']}", f"its question is trained on as {other}",
                           "ask it otherwise, or delete one of them", "leak")
-        shared = {("document", one) for one in _documents(record) & self.documents}
-        for _, document in sorted(shared - self._told):
-            yield Problem(f"{name}, document {document}", "it is shown in training too",
+        shared = self._shared(record)
+        for what in sorted(shared[known_by] for known_by in shared.keys() - self._told):
+            yield Problem(f"{name}, {what}", "it is shown in training too",
                           "show it on one side alone", "leak")
         self._told |= {question, *shared}
 
@@ -93,7 +110,7 @@ def leaks(
     held_out: Iterable[Record],
     name: str,  # of the held-out split, for messages
 ) -> list[Problem]:  # empty where nothing leaks
-    "List the questions and documents that stand on both sides."
+    "List the questions, documents and passages that stand on both sides."
     index = LeakIndex(train)
     return [problem for record in held_out for problem in index.leaks(record, name)]
 
