@@ -506,7 +506,7 @@ def corpus_paths(
         elif not address.startswith("hf://"):
             paths.append(config.path(address))
         elif found := _HUB.fullmatch(address):
-            named = "--".join(filter(None, found.groupdict().values())).replace("/", "--")
+            named = address.removeprefix("hf://").replace("/", "--")
             paths.append(Path(folder) / f"{named}.parquet")
             problems += filter(None, [_fetch_rows(address, found.groupdict(), paths[-1])])
         else:
