@@ -348,6 +348,15 @@ def test_headings_begin_chunks_and_paragraphs_are_kept():
         (16, "C", "```\n# code\n\nmore\n```"), (21, "D", "# D")]
 
 
+@pytest.mark.parametrize("text, headings", [
+    ("1. Candles\n=====\nThey burn.", ["1. Candles"]),
+    ("Lead.\n\n 2) Red\n---\nA.", ["", "2) Red"]),
+    ("1. red\n2. green\n---\nThey burn.", [""]), ("- red\n=====\nThey burn.", [""]),
+    ("1.\n---\nThey burn.", [""])])
+def test_a_number_before_a_line_with_a_rule_below_makes_no_item_of_it(text, headings):
+    assert [piece.heading for piece in split_text(text, 8)] == headings
+
+
 def test_a_long_paragraph_is_parted_between_sentences():
     sentences = ["Dr. King spoke in 1963.", "He wrote letters, too.",
                  "This sentence alone is longer than the limit is.", "End."]
