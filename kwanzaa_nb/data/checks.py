@@ -43,18 +43,46 @@ def _near(words: frozenset[str], others: frozenset[str]) -> bool:
     return len(words & others) >= _NEAR * len(words | others)
 
 
+# %% ../../nbs/data/checks.ipynb #c1cb3349
 def _wording(chunk: Chunk) -> int:
     "Return a number that passages of the same words have in common."
     return stable_hash("passage", _plain_words(chunk["text"]))
+
+
+class _Shown:
+    "The documents and passages that records show."
+
+    def __init__(self) -> None:
+        self.documents: set[str] = set()
+        self.wordings: dict[int, bool] = {}  # of passages: whether one says no document
+
+    def add(self, record: Record) -> None:
+        "Remember what a record shows."
+        for chunk in record["chunks"]:
+            wording, document = _wording(chunk), chunk.get("doc_id")
+            self.wordings[wording] = self.wordings.get(wording, False) or document is None
+            if document is not None:
+                self.documents.add(document)
+
+    def shared(self, record: Record) -> dict[tuple[str, Any], str]:
+        "Return where a record shows what others show too, by what that is known by."
+        found: dict[tuple[str, Any], str] = {}
+        for chunk in record["chunks"]:
+            document, wording = chunk.get("doc_id"), _wording(chunk)
+            if document in self.documents:
+                found["document", document] = f"document {document}"
+            elif self.wordings.get(wording) or (document is None and wording in self.wordings):
+                found["passage", wording] = f"{record['id']}, passage {chunk['chunk_id']}"
+        return found
 
 # %% ../../nbs/data/checks.ipynb #c-009
 class LeakIndex:
     "The questions, documents and passages of records, to find them in other records."
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self.documents: set[str] = set()
+        self._shown = _Shown()
+        self.documents = self._shown.documents
         self.questions: dict[str, frozenset[str]] = {}  # words by question id
-        self._wordings: dict[int, bool] = {}  # of passages: whether one says no document
         self._having: dict[str, list[str]] = defaultdict(list)  # question ids by telling word
         self._told: set[tuple[str, Any]] = set()
         for record in records:
@@ -62,11 +90,7 @@ class LeakIndex:
 
     def add(self, record: Record) -> None:
         "Remember a record's question, and the documents and passages that it shows."
-        for chunk in record["chunks"]:
-            wording, document = _wording(chunk), chunk.get("doc_id")
-            self._wordings[wording] = self._wordings.get(wording, False) or document is None
-            if document is not None:
-                self.documents.add(document)
+        self._shown.add(record)
         name = record["question_id"]
         if name not in self.questions:
             self.questions[name] = _words(record["question"])
@@ -81,24 +105,13 @@ class LeakIndex:
         near = (other for other in candidates if _near(words, self.questions[other]))
         return list(dict.fromkeys([*same, *near]))
 
-    def _shared(self, record: Record) -> dict[tuple[str, Any], str]:
-        "Return where a record shows what others show too, by what that is known by."
-        shared: dict[tuple[str, Any], str] = {}
-        for chunk in record["chunks"]:
-            document, wording = chunk.get("doc_id"), _wording(chunk)
-            if document in self.documents:
-                shared["document", document] = f"document {document}"
-            elif self._wordings.get(wording) or (document is None and wording in self._wordings):
-                shared["passage", wording] = f"{record['id']}, passage {chunk['chunk_id']}"
-        return shared
-
     def leaks(self, record: Record, name: str) -> Iterator[Problem]:
         "Find what a held-out record shares with the others."
         question = ("question", record["question_id"])
         for other in [] if question in self._told else self._twins(record):
             yield Problem(f"{name}, {record['id']}", f"its question is trained on as {other}",
                           "ask it otherwise, or delete one of them", "leak")
-        shared = self._shared(record)
+        shared = self._shown.shared(record)
         for what in sorted(shared[known_by] for known_by in shared.keys() - self._told):
             yield Problem(f"{name}, {what}", "it is shown in training too",
                           "show it on one side alone", "leak")

@@ -294,7 +294,7 @@ def _too_large(file: Path, shown: str) -> Problem | None:
     mend = "split it into documents" if suffix in TEXTS else "save it as JSON Lines"
     return Problem(shown, f"{size:,.0f} MB, expected at most {most} MB", mend, "too_large")
 
-# %% ../../nbs/data/corpus.ipynb #20-036-c
+# %% ../../nbs/data/corpus.ipynb #d8b28d4e
 def _visible(folder: Path) -> list[tuple[Path, str]]:  # each with its name below the folder
     "List what a folder holds at any depth, except what is hidden, in order of name."
     named = [(path, path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
@@ -317,7 +317,7 @@ def links_left_out(
                                  "broken_link"))
     return found
 
-
+# %% ../../nbs/data/corpus.ipynb #20-036-c
 def data_files(
     path: "str | Path",  # a file or a folder
     suffixes: tuple[str, ...],  # what can be read, such as `_TABLES`
