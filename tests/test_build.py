@@ -128,6 +128,49 @@ def test_documents_joined_by_a_question_are_never_parted(seed):
     assert len({where[name] for name in ("d3", "d4", "d11")}) == 1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_conversation_is_never_parted(seed):
+    chunks = {f"c{place}": passage(f"c{place}", "Candles.", f"d{place}") for place in range(24)}
+    after = [asked(f"q{place}", f"c{place}").model_copy(
+        update={"after": f"q{place - 8}"} if place >= 8 else {}) for place in range(24)]
+    where = split_documents(chunks, after, seed)
+    assert all(where[f"d{place}"] == where[f"d{place % 8}"] for place in range(24))
+    assert set(where.values()) == set(SPLITS)
+
+
+def test_a_held_out_conversation_begins_with_its_first_question():
+    chunks, questions = full_corpus(16)
+    again = [question.model_copy(update={"question_id": f"{question.question_id}-again",
+                                         "question": f"{question.question} Say it again.",
+                                         "after": question.question_id})
+             for question in questions if question.after]
+    made = by_split(generate_records(chunks, [*questions, *again]))
+    turns = {row["question_id"].partition("-")[2]: len(row["messages"]) // 2
+             for split in SPLITS[1:] for row in made[split] if row["kind"] == "follow_up"}
+    assert turns == {"then": 2, "then-again": 3}
+
+
+def test_a_question_that_follows_is_asked_in_its_conversation_alone():
+    chunks, questions = full_corpus(16)
+    questions = [question.model_copy(update={"after": f"{question.question_id[:-3]}-opened"})
+                 if question.type == "ambiguous" else question for question in questions]
+    made = [row for _, row in generate_records(chunks, questions)
+            if row["question_id"].endswith("-it")]
+    assert {len(row["messages"]) for row in made} == {5}
+
+
+def test_no_conversation_is_made_where_an_earlier_turn_is_open():
+    "A further passage of its document may settle the question that fits two things."
+    chunks, questions = full_corpus(16)
+    towns = [question.question_id[:-3] for question in questions if question.type == "ambiguous"]
+    questions = [question.model_copy(update={"about": question.about[:2]})
+                 if question.type == "ambiguous" else question for question in questions]
+    gates = [question.model_copy(update={"question_id": f"{town}-then-gate", "after": f"{town}-it"})
+             for town in towns for question in questions if question.question_id == f"{town}-gate"]
+    made = list(generate_records(chunks, [*questions, *gates]))
+    assert made and not any(record["question_id"].endswith("-then-gate") for _, record in made)
+
+
 def test_namespaces_are_split_alike_and_unwanted_splits_are_trained_on():
     chunks = {f"c{place}": passage(f"c{place}", "Candles.", namespace=f"n{place % 2}")
               for place in range(88)}

@@ -137,7 +137,8 @@ def test_empty_splits_are_told_in_one_sentence(wanted, told):
 # ---- leaks
 
 def asked(name, question, *documents):
-    chunks = [{"chunk_id": f"{document}-1", "doc_id": document} for document in documents]
+    chunks = [{"chunk_id": f"{document}-1", "doc_id": document, "text": f"Of {document}."}
+              for document in documents]
     return {"id": f"r-{name}", "question_id": name, "question": question, "chunks": chunks}
 
 
@@ -154,6 +155,25 @@ TRAINED = asked("a", "On which day was it held in Los Angeles?", "d1", "d2")
 def test_leaks_are_found_by_question_near_question_and_document(record, told):
     assert [problem.what for problem in leaks([TRAINED], [record], "eval")] == told
     assert {problem.code for problem in leaks([TRAINED], [record], "eval")} <= {"leak"}
+
+
+def shown(text, place=1, **more):
+    chunk = {"chunk_id": f"passage-{place}", "text": text, **more}
+    return {"id": text, "question_id": text, "question": text, "chunks": [chunk]}
+
+
+TEXT = "It cost [1] dollar.\nFew paid it."
+
+
+@pytest.mark.parametrize("train, held_out, places", [
+    (shown(TEXT), shown("It cost (1) dollar. Few paid it.", 2), ["eval, later, passage passage-2"]),
+    (shown(TEXT, doc_id="d"), shown(TEXT, 2), ["eval, later, passage passage-2"]),
+    (shown(TEXT), shown(TEXT, 2, doc_id="d"), ["eval, later, passage passage-2"]),
+    (shown(TEXT, doc_id="d"), shown(TEXT, doc_id="e"), []),  # a corpus says what is a document
+    (shown(TEXT), shown("It rained for days."), [])])  # ids may count the passages of a record
+def test_a_passage_without_a_document_is_known_by_its_words(train, held_out, places):
+    held_out = {**held_out, "id": "later", "question_id": "other", "question": "Who?"}
+    assert [problem.where for problem in leaks([train], [held_out], "eval")] == places
 
 
 def test_each_leak_is_told_once():

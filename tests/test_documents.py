@@ -170,10 +170,23 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_data_set_is_read_like_a_table(hub):
     paths = corpus_paths(config_of("hf://ada/chunks", "hf://ada/asked#test"), hub / "run/hub")
-    assert [path.name for path in paths] == ["ada--chunks.parquet", "ada--asked--test.parquet"]
+    assert [path.name for path in paths] == ["ada--chunks.parquet", "ada--asked#test.parquet"]
     options = CorpusOptions({"question": "ask"}, ignore_fields=("question",))
     chunks, [question] = load_corpus(*paths, options)
     assert chunks["c-1"].text == CHUNK["text"] and question.chunk_ids == ("c-1",)
+
+
+@pytest.mark.parametrize("corpus, questions", [
+    ("hf://ada/letters/test", "hf://ada/letters#test"),
+    ("hf://ada/letters@test", "hf://ada/letters#test"),
+    ("hf://ada/letters/test", "hf://ada/letters@test")])
+def test_subset_split_and_revision_of_one_name_are_kept_apart(
+        tmp_path, monkeypatch, corpus, questions):
+    fetched = []
+    monkeypatch.setattr("kwanzaa_nb.data.corpus._fetch_rows",
+                        lambda address, parts, path: fetched.append(path))
+    paths = corpus_paths(config_of(corpus, questions), tmp_path)
+    assert list(paths) == fetched and paths[0] != paths[1]
 
 
 def test_columns_that_are_no_fields_are_named_with_the_key_to_set(hub):

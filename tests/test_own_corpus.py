@@ -296,6 +296,26 @@ def test_files_that_cannot_be_read_are_told(tmp_path):
         load_corpus(put(tmp_path / "notes.xls", b""), tmp_path / "questions" / "q.csv")
 
 
+def test_links_to_folders_and_to_nothing_are_told(tmp_path):
+    elsewhere, corpus = tmp_path / "elsewhere", tmp_path / "corpus"
+    put(elsewhere / "more.txt", HELD)
+    put(corpus / "deep" / "one.txt", HELD)
+    (corpus / "one.txt").symlink_to(elsewhere / "more.txt")  # read like any file
+    (corpus / "deep" / "more").symlink_to(elsewhere)
+    (corpus / "round").symlink_to(corpus)
+    (corpus / "self").symlink_to("self")
+    (corpus / ".hidden").symlink_to(elsewhere)
+    with pytest.raises(DataError) as error:
+        load_corpus(corpus, None)
+    assert {one.where: one.code for one in error.value.problems if one.code.endswith("link")
+            or one.code == "linked_folder"} == {
+        "deep/more": "linked_folder", "round": "linked_folder", "self": "broken_link"}
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "more").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="more: a link to a folder, which is not followed"):
+        load_corpus(tmp_path / "links", None)
+
+
 def test_a_file_too_large_to_be_read_at_once_is_told_unread(tmp_path):
     with put(tmp_path / "corpus" / "b.txt", "").open("wb") as file:
         file.truncate(25_000_000)
@@ -326,6 +346,15 @@ def test_headings_begin_chunks_and_paragraphs_are_kept():
         (1, "", "Lead."), (3, "B", "# A\n\n## B\n\nOne two. Three four."),
         (9, "B", "Five six seven."), (11, "C", "C\n===\n- x\n- y"),
         (16, "C", "```\n# code\n\nmore\n```"), (21, "D", "# D")]
+
+
+@pytest.mark.parametrize("text, headings", [
+    ("1. Candles\n=====\nThey burn.", ["1. Candles"]),
+    ("Lead.\n\n 2) Red\n---\nA.", ["", "2) Red"]),
+    ("1. red\n2. green\n---\nThey burn.", [""]), ("- red\n=====\nThey burn.", [""]),
+    ("1.\n---\nThey burn.", [""])])
+def test_a_number_before_a_line_with_a_rule_below_makes_no_item_of_it(text, headings):
+    assert [piece.heading for piece in split_text(text, 8)] == headings
 
 
 def test_a_long_paragraph_is_parted_between_sentences():

@@ -264,6 +264,20 @@ def test_a_question_that_follows_a_bad_one_is_not_blamed(tmp_path):
     assert list(faults(tmp_path, bad, next_one)) == ["line 1, persona"]
 
 
+@pytest.mark.parametrize("after, whats", [
+    (["q-1"], ["names the question itself"]),
+    (["q-2", "q-1"], ["leads back to it through q-2", "leads back to it through q-1"]),
+    (["q-2", "q-3", "q-2"], [None, "leads back to it through q-3", "leads back to it through q-2"])])
+def test_a_conversation_has_a_first_question(tmp_path, after, whats):
+    rows = [{**ROW, "question_id": f"q-{number}", **({"after": name} if name else {})}
+            for number, name in enumerate(after, 1)]
+    found = faults(tmp_path, *rows)
+    assert {where: problem.what for where, problem in found.items()} == {
+        f"line {number}, after": what for number, what in enumerate(whats, 1) if what}
+    assert {problem.code for problem in found.values()} == {"circular_after"}
+    assert all("name the question" in problem.mend for problem in found.values())
+
+
 def test_no_question_is_blamed_for_a_chunk_that_could_not_be_read(tmp_path):
     with pytest.raises(DataError) as error:
         load(tmp_path, ROW, {**ROW, "question_id": "q-2", "evidence": [{"quote": "six"}]},

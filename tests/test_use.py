@@ -162,6 +162,25 @@ def test_a_folder_that_is_no_library_says_so(tmp_path, monkeypatch):
     assert "scan.pdf" in str(error.value) and "empty.txt" in str(error.value)
 
 
+def test_links_to_folders_are_named_and_not_followed(folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "more.md").write_text("A ladder was lent.", encoding="utf-8")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "more").symlink_to(elsewhere)
+    (folder / "round").symlink_to(folder)
+    (folder / "old.md").symlink_to("gone.md")
+    (folder / ".hidden").symlink_to(elsewhere)
+    library = open_library(folder)
+    assert {problem.where: problem.code for problem in library.problems} == {
+        "deep/more": "linked_folder", "old.md": "broken_link", "round": "linked_folder"}
+    assert library.documents == 2 and all(problem.mend for problem in library.problems)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "more").symlink_to(elsewhere)
+    with pytest.raises(LibraryError, match="more: a link to a folder"):
+        open_library(tmp_path / "links")
+
+
 def test_embeddings_are_fused_with_words(folder):
     def encode(texts):
         return np.array([[float("saw" in text or "tool" in text), 1.0] for text in texts])

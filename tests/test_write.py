@@ -6,6 +6,7 @@ import pytest
 from made_corpus import full_corpus, small_corpus
 
 from kwanzaa_nb.core.jsonl import DataError
+from kwanzaa_nb.core.prompt import render_user
 from kwanzaa_nb.core.record import read_records
 from kwanzaa_nb.core.settings import DataSection
 from kwanzaa_nb.data.build import generate_records
@@ -122,3 +123,20 @@ def test_leaks_between_files_of_bare_messages_are_found(tmp_path):
     train = file("a.jsonl", "When?")
     assert leaks(train, file("b.jsonl", "Who made the seven candles?"), "eval") == []
     assert len(leaks(train, file("c.jsonl", "Who made the seven candles?", "When?"), "eval")) == 1
+
+
+def test_a_passage_of_bare_messages_is_found_wherever_it_stands(tmp_path):
+    "Bare messages name no passage, so its name is made of its text and its place."
+    def file(name, question, *passages):
+        chunks = [{"chunk_id": text, "source_org": "A library", "year": 1966, "text": text}
+                  for text in passages]
+        row = {"messages": [{"role": "system", "content": "Be exact."},
+                            {"role": "user", "content": render_user(question, chunks)},
+                            {"role": "assistant", "content": "Then."}]}
+        return read_records(write_records([row], tmp_path / name))
+
+    train = file("a.jsonl", "When?", "It holds seven candles.", "Three are red.")
+    held_out = file("b.jsonl", "Which colour?", "Three are red.")
+    [problem] = leaks(train, held_out, "eval")
+    assert problem.where.startswith("eval, line-1, passage ")
+    assert leaks(train, file("c.jsonl", "Which colour?", "Three are green."), "eval") == []

@@ -57,13 +57,16 @@ _PATTERN = ("train", "train", "eval", "dev", "eval", "eval", "train", "sealed", 
 
 def split_documents(
     chunks: Mapping[str, Chunk],  # by chunk id
-    questions: Sequence[Question],  # those on several documents join them
+    questions: Sequence[Question],  # those on several documents join them, as conversations do
     seed: int = 42,  # another seed gives another split
     wanted: Iterable[str] = SPLITS,  # documents of any other split are trained on
 ) -> dict[str, str]:  # document id -> one of `SPLITS`
     "Assign documents to splits, evenly over namespaces; a question never parts its documents."
     space = {chunk.doc_id: chunk.namespace for chunk in chunks.values()}
-    asked = [{chunks[name].doc_id for name in question.chunk_ids} for question in questions]
+    about = {question.question_id: {chunks[name].doc_id for name in question.chunk_ids}
+             for question in questions}
+    asked = [about[question.question_id] | about.get(question.after, set())
+             for question in questions]
     leader = _leaders(space, asked)
     with_questions = {leader[document] for together in asked for document in together}
     groups = sorted(set(leader.values()), key=lambda group: (
@@ -289,15 +292,16 @@ class Pool:
 def _earlier_turns(
     question: Question,
     by_id: Mapping[str, Question],
-    shown: Sequence[Chunk],
-) -> list[Question] | None:  # first to last; None where one of them can't be replied to
+    shown: Sequence[Chunk] | None = None,  # the context; None: it is not known yet
+) -> list[Question] | None:  # first to last; None where the context can't reply to one of them
     "List the turns that a question follows."
     turns, seen = [], {question.question_id}
     while question.after in by_id and question.after not in seen:
         question = by_id[question.after]
         seen.add(question.question_id)
         turns.insert(0, question)
-    return turns if all(reply_to(turn, shown) for turn in turns) else None
+    settled = shown is None or all(reply_to(turn, shown) for turn in turns)
+    return turns if settled else None
 
 # %% ../../nbs/data/build.ipynb #c-042
 _SPECIAL = ("half", "conflict", "premise", "one_side")
@@ -491,8 +495,8 @@ def one_record(
     pool: Pool,
     limits: Limits,
     name: str,  # of the slice
-    before: Sequence[Question] = (),  # earlier turns
-) -> list[Record]:  # one; none where the passages don't fit or the reply is not settled
+    before: Sequence[Question] = (),  # earlier turns, first to last
+) -> list[Record]:  # one; none where the passages don't fit or a reply is not settled
     "Ask a question in one context."
     group = f"{question.question_id}.{name}"
     wanted = [pool.retriever.by_id[chunk_id] for chunk_id in ids]
@@ -503,7 +507,7 @@ def one_record(
 
     shown = context_around(wanted, question.question, pool.retriever, limits, group,
                            allowed=allowed, least=1)
-    if not shown or not reply_to(question, shown):
+    if not shown or not all(reply_to(turn, shown) for turn in (*before, question)):
         return []
     request = Request(kind="follow_up" if before else None)
     return [make_record(question, shown, group, request, before=before)]
@@ -570,7 +574,7 @@ def _singles(
     hard = [question for question in _shuffled(pool.questions, "hard")
             if question.type in UNANSWERED and not question.after]
     special = [question for question in pool.questions
-               if question.type in ("conflict", "ambiguous")]
+               if question.type in ("conflict", "ambiguous") and not question.after]
     for question in [*hard[:plan.hard], *special]:
         yield "one", question, question.chunk_ids, ()
     for question in pairs:
@@ -578,10 +582,9 @@ def _singles(
             ids = [question.evidence[place].chunk_id for place in part.evidence]
             yield "half", question, ids, ()
     for question in pool.questions:
-        if question.after in pool.by_id:
-            first = pool.by_id[question.after]
-            ids = dict.fromkeys([*first.chunk_ids, *question.chunk_ids])
-            yield "turn", question, ids, [first]
+        if turns := _earlier_turns(question, pool.by_id):
+            ids = dict.fromkeys(name for turn in (*turns, question) for name in turn.chunk_ids)
+            yield "turn", question, ids, turns
 
 # %% ../../nbs/data/build.ipynb #c-071
 def _plan_held_out(

@@ -12,15 +12,16 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..core.errors import Problem
-from ..core.record import Record, target_problems
+from ..core.files import stable_hash
+from ..core.record import Chunk, Record, target_problems
 from ..core.stats import Rate, share
 from .build import SPLITS
-from .questions import Question, holds
+from .questions import Question, _plain_words, holds
 
 # %% ../../nbs/data/checks.ipynb #c-005
 _NEAR = 0.8  # Jaccard similarity of two questions' words from which they count as one
@@ -42,25 +43,54 @@ def _near(words: frozenset[str], others: frozenset[str]) -> bool:
     return len(words & others) >= _NEAR * len(words | others)
 
 
-def _documents(record: Record) -> set[str]:
-    "Return the documents that a record shows."
-    return {chunk.get("doc_id", chunk["chunk_id"]) for chunk in record["chunks"]}
+# %% ../../nbs/data/checks.ipynb #c1cb3349
+def _wording(chunk: Chunk) -> int:
+    "Return a number that passages of the same words have in common."
+    return stable_hash("passage", _plain_words(chunk["text"]))
+
+
+class _Shown:
+    "The documents and passages that records show."
+
+    def __init__(self) -> None:
+        self.documents: set[str] = set()
+        self.wordings: dict[int, bool] = {}  # of passages: whether one says no document
+
+    def add(self, record: Record) -> None:
+        "Remember what a record shows."
+        for chunk in record["chunks"]:
+            wording, document = _wording(chunk), chunk.get("doc_id")
+            self.wordings[wording] = self.wordings.get(wording, False) or document is None
+            if document is not None:
+                self.documents.add(document)
+
+    def shared(self, record: Record) -> dict[tuple[str, Any], str]:
+        "Return where a record shows what others show too, by what that is known by."
+        found: dict[tuple[str, Any], str] = {}
+        for chunk in record["chunks"]:
+            document, wording = chunk.get("doc_id"), _wording(chunk)
+            if document in self.documents:
+                found["document", document] = f"document {document}"
+            elif self.wordings.get(wording) or (document is None and wording in self.wordings):
+                found["passage", wording] = f"{record['id']}, passage {chunk['chunk_id']}"
+        return found
 
 # %% ../../nbs/data/checks.ipynb #c-009
 class LeakIndex:
-    "The questions and documents of records, to find them in other records."
+    "The questions, documents and passages of records, to find them in other records."
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
-        self.documents: set[str] = set()
+        self._shown = _Shown()
+        self.documents = self._shown.documents
         self.questions: dict[str, frozenset[str]] = {}  # words by question id
         self._having: dict[str, list[str]] = defaultdict(list)  # question ids by telling word
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[tuple[str, Any]] = set()
         for record in records:
             self.add(record)
 
     def add(self, record: Record) -> None:
-        "Remember a record's question and the documents that it shows."
-        self.documents |= _documents(record)
+        "Remember a record's question, and the documents and passages that it shows."
+        self._shown.add(record)
         name = record["question_id"]
         if name not in self.questions:
             self.questions[name] = _words(record["question"])
@@ -81,9 +111,9 @@ class LeakIndex:
         for other in [] if question in self._told else self._twins(record):
             yield Problem(f"{name}, {record['id']}", f"its question is trained on as {other}",
                           "ask it otherwise, or delete one of them", "leak")
-        shared = {("document", one) for one in _documents(record) & self.documents}
-        for _, document in sorted(shared - self._told):
-            yield Problem(f"{name}, document {document}", "it is shown in training too",
+        shared = self._shown.shared(record)
+        for what in sorted(shared[known_by] for known_by in shared.keys() - self._told):
+            yield Problem(f"{name}, {what}", "it is shown in training too",
                           "show it on one side alone", "leak")
         self._told |= {question, *shared}
 
@@ -93,7 +123,7 @@ def leaks(
     held_out: Iterable[Record],
     name: str,  # of the held-out split, for messages
 ) -> list[Problem]:  # empty where nothing leaks
-    "List the questions and documents that stand on both sides."
+    "List the questions, documents and passages that stand on both sides."
     index = LeakIndex(train)
     return [problem for record in held_out for problem in index.leaks(record, name)]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Slug', 'Prose', 'DEFAULTED', 'EXPECTED', 'Chunk', 'field_names', 'CorpusOptions', 'corpus_options', 'Row',
-           'data_files', 'slug', 'read_text', 'load_rows', 'corpus_paths', 'ChunkStore', 'ChunkList']
+           'links_left_out', 'data_files', 'slug', 'read_text', 'load_rows', 'corpus_paths', 'ChunkStore', 'ChunkList']
 
 # %% ../../nbs/data/corpus.ipynb #20-002
 import difflib
@@ -294,6 +294,29 @@ def _too_large(file: Path, shown: str) -> Problem | None:
     mend = "split it into documents" if suffix in TEXTS else "save it as JSON Lines"
     return Problem(shown, f"{size:,.0f} MB, expected at most {most} MB", mend, "too_large")
 
+# %% ../../nbs/data/corpus.ipynb #d8b28d4e
+def _visible(folder: Path) -> list[tuple[Path, str]]:  # each with its name below the folder
+    "List what a folder holds at any depth, except what is hidden, in order of name."
+    named = [(path, path.relative_to(folder)) for path in sorted(folder.rglob("*"))]
+    return [(path, name.as_posix()) for path, name in named
+            if not any(part.startswith(".") for part in name.parts)]
+
+
+def links_left_out(
+    folder: "str | Path",
+) -> list[Problem]:
+    "List the links in a folder that are not followed: those to folders, and those to nothing."
+    found = []
+    for path, shown in _visible(Path(folder)):
+        if path.is_symlink() and path.is_dir():
+            found.append(Problem(shown, "a link to a folder, which is not followed",
+                                 "copy that folder to its place, or delete the link",
+                                 "linked_folder"))
+        elif path.is_symlink() and not path.exists():
+            found.append(Problem(shown, "a link to what is not there", "mend or delete it",
+                                 "broken_link"))
+    return found
+
 # %% ../../nbs/data/corpus.ipynb #20-036-c
 def data_files(
     path: "str | Path",  # a file or a folder
@@ -303,22 +326,20 @@ def data_files(
     "Find the data files of a path. Raises `MissingFile` where there is none."
     path = Path(path)
     words, found = f"{', '.join(suffixes[:-1])} or {suffixes[-1]}", [(path, path.name)]
+    left_out = links_left_out(path) if path.is_dir() else []
     if not path.exists():
         raise MissingFile(f"{path.name} is not there: check the path in the config")
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        named = [(file, file.relative_to(path)) for file in files]
-        found = [(file, name.as_posix()) for file, name in named
-                 if not any(part.startswith(".") for part in name.parts)]
+        found = [(file, name) for file, name in _visible(path) if file.is_file()]
     known = [item for item in found if item[0].suffix.lower() in suffixes]
-    if path.is_dir() and not known:
+    if path.is_dir() and not known and not left_out:
         raise MissingFile(f"{path.name} holds no {words} file: "
                           "name another folder in data.corpus or data.questions")
     problems += [Problem(item[1], f"a file that can't be read, expected {words}",
                          "convert it, or move it elsewhere", "unknown_format")
                  for item in found if item not in known]
     large = {shown: found for file, shown in known if (found := _too_large(file, shown))}
-    problems += large.values()
+    problems += [*left_out, *large.values()]
     if {file.suffix.lower() in TEXTS for file, _ in known} == {True, False}:
         problems.append(Problem(path.name, "texts beside tables, expected one or the other",
                                 "give them folders of their own", "mixed_folder"))
@@ -506,7 +527,7 @@ def corpus_paths(
         elif not address.startswith("hf://"):
             paths.append(config.path(address))
         elif found := _HUB.fullmatch(address):
-            named = "--".join(filter(None, found.groupdict().values())).replace("/", "--")
+            named = address.removeprefix("hf://").replace("/", "--")
             paths.append(Path(folder) / f"{named}.parquet")
             problems += filter(None, [_fetch_rows(address, found.groupdict(), paths[-1])])
         else:

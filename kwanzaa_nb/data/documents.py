@@ -30,6 +30,7 @@ from .tables import read_utf8
 _HEADING = re.compile(r"[ ]{0,3}#{1,6}[ \t]+(?P<title>\S.*?)(?:[ \t]+#+)?[ \t]*$")
 _UNDERLINE = re.compile(r"[ ]{0,3}(={2,}|-{2,})[ \t]*$")
 _ITEM = re.compile(r"\s*(?:[-*•|#>]|\d{1,2}[.)])(?:\s|$)")
+_NUMBERED = re.compile(r"[ ]{0,3}\d{1,2}[.)][ \t]+\S")
 _FENCE = re.compile(r"[ ]{0,3}(```|~~~)")
 
 
@@ -51,15 +52,17 @@ def _blocks(
     held: list[str] = []  # lines of the current paragraph
     first, start, fence = 1, 0, ""  # first line and character of the current block; its fence
     place = 0  # first character of the current line
-    for number, line in enumerate([*text.split("\n"), ""], start=1):
+    lines = [*text.split("\n"), ""]
+    for number, line in enumerate(lines, start=1):
         opened = _FENCE.match(line) if markdown else None
         heading = _HEADING.match(line) if markdown and not fence else None
         is_underline = markdown and len(held) == 1 and _UNDERLINE.match(line)
+        alone = first == 1 or not lines[first - 2].strip()  # the block, behind a blank line
         if fence:
             if opened and opened[1] == fence or place > len(text):
                 yield _Block(first, "code", start, min(place + len(line), len(text)))
                 fence = ""
-        elif is_underline and not _ITEM.match(held[0]):
+        elif is_underline and (not _ITEM.match(held[0]) or alone and _NUMBERED.match(held[0])):
             yield _Block(first, "heading", start, place + len(line), held.pop().strip())
         else:
             if held and (not line.strip() or heading or opened or _ITEM.match(line)):

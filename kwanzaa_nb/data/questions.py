@@ -534,6 +534,28 @@ def _load_chunks(
                                     "split it", "long_chunk"))
     return chunks, places
 
+# %% ../../nbs/data/questions.ipynb #50cb4f82
+def _after_problems(
+    question: Question,
+    after: Mapping[str, str | None],  # what each good question follows
+    known: Iterable[str],  # ids of all questions, of bad ones too
+    where: str,
+) -> Iterator[Problem]:
+    "Find what keeps a conversation from having a first question."
+    name, turns = question.after, {}
+    if name and name not in known:
+        yield Problem(f"{where}, after", f"no question {short(name)}", _nearest(name, known),
+                      "unknown_question_id")
+    while name and name != question.question_id and name not in turns:
+        turns[name] = None
+        name = after.get(name)
+    if name == question.question_id:
+        through = ", ".join([*turns][:5])
+        what = f"leads back to it through {through}" if turns else "names the question itself"
+        yield Problem(f"{where}, after", what,
+                      "name the question that is asked before it, or delete the field",
+                      "circular_after")
+
 # %% ../../nbs/data/questions.ipynb #c-070
 def _load_questions(
     path: str | Path, options: CorpusOptions, problems: list[Problem],
@@ -546,14 +568,13 @@ def _load_questions(
         return complete_question(values, where, chunks, problems)
 
     asked = list(load_rows(path, Question, problems, options, complete, seen))
+    after = {question.question_id: question.after for _, question in asked}
     for where, question in asked:
         in_bad_rows = any(name in places and name not in chunks for name in question.chunk_ids)
         problems += [Problem(f"{where}, {name}", what, mend, code)
                      for name, what, mend, code in check_question(question, chunks)
                      if not (in_bad_rows and code in ("unknown_chunk_id", "shape"))]
-        if question.after and question.after not in seen:
-            problems.append(Problem(f"{where}, after", f"no question {short(question.after)}",
-                                    _nearest(question.after, seen), "unknown_question_id"))
+        problems += _after_problems(question, after, seen, where)
     return [question for _, question in asked]
 
 # %% ../../nbs/data/questions.ipynb #c-071

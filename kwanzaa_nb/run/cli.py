@@ -253,7 +253,7 @@ def _chat(arguments: argparse.Namespace) -> None:
     from kwanzaa_nb.use.chat import (
         address_of, chat_page, is_answering, is_loopback, listen, serve_chat)
 
-    sockets = listen(arguments.host, arguments.port)  # a taken port is told before a model loads
+    sockets = listen(arguments.host, arguments.port)  # before a model loads: it may be taken
     reader = _reader(arguments)
     if not is_loopback(arguments.host):
         print("Whoever reaches this address can ask, and read the passages.", file=sys.stderr)

@@ -26,7 +26,7 @@ from ..core.errors import KwanzaaError, Problem
 from ..core.files import cache_folder, write_atomically
 from ..core.jsonl import DataError
 from ..data import documents, pdf, tables
-from ..data.corpus import Chunk, CorpusOptions, load_rows, slug
+from ..data.corpus import Chunk, CorpusOptions, links_left_out, load_rows, slug
 from ..data.retrieval import AnyRetriever, Retriever, best_first
 
 # %% ../../nbs/use/library.ipynb #lib-007
@@ -230,7 +230,7 @@ class Library:
     folder: Path
     retriever: AnyRetriever
     documents: int  # that passages were taken from
-    problems: tuple[Problem, ...] = ()  # of documents, which were left out in whole or in part
+    problems: tuple[Problem, ...] = ()  # of documents and links, left out in whole or in part
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -262,6 +262,8 @@ def documents_of(
     found = sorted(path for path in folder.rglob("*") if path.is_file()
                    and path.suffix.lower() in DOCUMENTS
                    and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    if not found and (left_out := links_left_out(folder)):
+        raise LibraryError(str(DataError(f"{folder}, which holds no document", left_out)))
     if not found:
         raise LibraryError(f"{folder} holds no document: put {', '.join(DOCUMENTS[:3])} or "
                            f"{DOCUMENTS[3]} files into it.")
@@ -319,7 +321,8 @@ def open_library(
     known = _read_all(folder, options, report)
     found = list(_unique(known))
     chunks = [one for one in found if isinstance(one, Chunk)]
-    problems = [problem for one in known.values() for problem in one["problems"]]
+    problems = links_left_out(folder)
+    problems += [problem for one in known.values() for problem in one["problems"]]
     problems += [one for one in found if isinstance(one, Problem)]
     if not chunks:
         raise LibraryError(str(DataError(f"{folder}, of which no document can be used", problems)))
