@@ -392,7 +392,7 @@ def measure_estimates(
 # %% ../../nbs/bench/benchmarks.ipynb #90-d02
 _ROWS = {  # of the README's table
     **{name: f"`{name}`" for name in METRICS}, "minimal_pair_accuracy": "minimal pairs, both right",
-    "hard_negative_accuracy": "hard negatives, and what is answerable",
+    "hard_negative_accuracy": "hard negatives refused, the answerable answered",
     COMPARED_BY: "mean of coverage and refusal"}
 
 

@@ -450,7 +450,8 @@ def _read_rows(
     if not {columns.get(name, name) for name in field_names(kind)} & {*names}:
         mend = "map them in data.fields, such as data.fields.text: body"
         if suffix == ".csv":
-            mend = "its first row names the columns; map those that have other names in data.fields"
+            mend = ("its first row names the columns; give them our names, such as text, or map "
+                    "them in data.fields")
         problems.append(Problem(
             shown, f"none of its columns is a field of a {kind.__name__.lower()}: {_listed(names)}",
             mend, "no_heading"))
