@@ -18,7 +18,7 @@ from kwanzaa_nb.train.budget import (BudgetError, Estimate, activation_bytes, ca
 from kwanzaa_nb.model.fused import fuse_adapter
 from kwanzaa_nb.model.load import RuntimeSettings
 from kwanzaa_nb.model.packing import SEGMENTED, flatten_rows, flatten_shared
-from kwanzaa_nb.train.trainer import supervised_loss
+from kwanzaa_nb.train.trainer import step_budget, supervised_loss
 
 RECORDS = random_records(torch.Generator().manual_seed(0), 12)
 
@@ -146,8 +146,9 @@ def estimated(model, steps=10, optim="adamw_torch", watched=(), device_name="", 
               **settings):
     rows = [{**record, "group": "g"} for record in RECORDS]
     effective = RuntimeSettings("cpu", "fp32", "fp32", SEGMENTED, False, optim)
-    return estimate_run(model, rows, watched, tiny_config(**settings), effective,
-                        {"steps": steps, "eval_steps": 5}, device_name, processes)
+    config = tiny_config(**settings)
+    planned = {**step_budget(config, len(rows), processes)[0], "steps": steps, "eval_steps": 5}
+    return estimate_run(model, rows, watched, config, effective, planned, device_name, processes)
 
 
 def test_an_estimate_of_a_run_here_and_of_one_on_a_gpu_that_is_not_here():
@@ -188,7 +189,28 @@ def test_development_records_and_processes_count():
     model = adapted()
     alone = estimated(model, budget__gpu="H100")
     assert estimated(model, budget__gpu="H100", watched=RECORDS).seconds > alone.seconds
-    assert estimated(model, budget__gpu="H100", processes=3).usd == pytest.approx(3 * alone.usd)
+    single = {"budget__gpu": "H100", "training__gradient_accumulation_steps": 1, "training__per_device_train_batch_size": 1}
+    assert estimated(model, processes=3, **single).usd == pytest.approx(3 * estimated(model, **single).usd)
+
+
+def test_a_step_that_is_not_full_takes_less():
+    "Twelve records in steps of eight are two steps, of which the second has four."
+    model, full = adapted(), {"budget__gpu": "H100", "training__per_device_train_batch_size": 1}
+    uneven = estimated(model, steps=2, **full, training__gradient_accumulation_steps=8)
+    even = estimated(model, steps=2, **full, training__gradient_accumulation_steps=6)
+    assert uneven.seconds == pytest.approx(even.seconds)
+
+
+def test_a_gpu_without_a_price_says_so():
+    plan = estimated(adapted(), device_name="NVIDIA H999")
+    assert plan.usd == 0 and plan.cost == "an unknown price" and ["cost", "an unknown price", ""] in plan.rows()
+    note, = budget.unchecked_budget(plan, tiny_config(budget__max_usd=5))
+    assert (note.key, note.requested, note.used) == ("budget.max_usd", 5, None) and "NVIDIA H999" in note.reason
+    assert budget.unchecked_budget(estimated(adapted()), tiny_config()) == ()
+
+
+def test_a_gpu_that_is_here_is_measured():
+    model = adapted()
     assert "measured" in estimated(model, budget__gpu="H100",
                                    device_name="NVIDIA H100 80GB HBM3").seconds_by
 
@@ -206,7 +228,9 @@ def test_a_gpu_that_is_too_small_stops_it():
     config = tiny_config(budget__gpu="T4")
     check_budget(estimate, config)
     with pytest.raises(BudgetError, match="T4 has 16: .*gradient_checkpointing"):
-        check_budget(replace(estimate, memory={"peak": 17 * 10**9}), config)
+        check_budget(replace(estimate, memory={"held before training": 17 * 10**9, "peak": 17 * 10**9}), config)
+    answers = {"held before training": 5 * 10**9, "answers": 12 * 10**9, "peak": 17 * 10**9}
+    check_budget(replace(estimate, memory=answers), config)  # they are written in smaller batches there
 
 
 @pytest.mark.parametrize(("name", "kind"), [("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4"),
@@ -217,7 +241,7 @@ def test_a_gpus_kind_is_told_by_whole_words(name, kind):
 
 
 def test_a_gpu_that_is_here_is_warned_of_and_not_refused():
-    plan = Estimate(3600.0, {"peak": 17 * 10**9}, 0.0, "", "")
+    plan = Estimate(3600.0, {"held before training": 17 * 10**9, "peak": 17 * 10**9}, 0.0, "", "")
     assert budget.memory_warning(plan, None) == budget.memory_warning(plan, 18 * 10**9) == ""
     assert "17.0 GB are predicted, and this GPU has 15.8" in budget.memory_warning(plan, int(15.8e9))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_train_command import config_file, some_records
-from tiny import ROOT, tiny_model, tiny_tokenizer
+from tiny import ROOT, tiny_config, tiny_model, tiny_tokenizer
 
 import kwanzaa_nb.train.improve as improve
 from kwanzaa_nb.bench.forgeries import FORGERIES, REFUSALS, forge
@@ -156,6 +156,38 @@ def test_a_stopped_training_resumes_to_the_same_adapter(home, method, monkeypatc
     assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
 
 
+@pytest.mark.parametrize("method", ["rejection", "dpo"])
+def test_a_training_that_ended_before_its_first_checkpoint_begins_anew_where_it_began(home, method, monkeypatch):
+    "The cell is run again, with the model that has learned a step already."
+    limits = {"improve.extra": {"max_steps": 2}}
+    whole = work_of(home, f"at-once-{method}", method, **limits)
+    improve.train(whole, prepared(whole))
+    broken = work_of(home, f"broken-{method}", method, **limits)
+    rows = prepared(broken)
+
+    class Stop(improve.LiveReport):
+        def on_step_end(self, *_, **__):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(improve, "LiveReport", Stop)
+        with pytest.raises(TrainingStopped, match="it starts anew"):
+            improve.train(broken, rows)
+    assert list(broken.model.peft_config) == ["default"]
+    improve.train(broken, rows)
+    one, other = (weights_of(work.stage.folder / improve.IMPROVED) for work in (whole, broken))
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_settings_that_a_method_leaves_out_are_named():
+    changes = {"training__max_steps": 9, "training__extra": {"adam_beta2": 0.9}}
+    for method, left_out in (("dpo", {"training.max_steps", "training.extra"}), ("rejection", {"training.max_steps"})):
+        _, notes = improve.settle_improve(tiny_config(improve__method=method, **changes))
+        assert left_out == {one.key for one in notes} & {"training.max_steps", "training.extra"}
+    _, notes = improve.settle_improve(tiny_config(improve__method="dpo", improve__extra={"max_steps": 3}, **changes))
+    assert "training.max_steps" not in {one.key for one in notes}
+
+
 def test_samples_are_not_drawn_twice_and_follow_the_adapter(home):
     work = work_of(home, "sampled", "dpo")
     prepared(work)
@@ -179,7 +211,7 @@ def test_a_policy_of_zero_steps_is_its_reference(home):
     rows = prepared(work)
     kept = improve.make_trainable(work.model)
     trainer = improve._trl_trainer(work, rows, home / "unused", [])
-    improve._put_back(work.model, kept, True)
+    improve._undo_rounding(work.model, kept, True)
     batch = trainer.data_collator(rows[:2])
     loss = trainer.compute_loss(work.model, batch)
     assert loss.item() == pytest.approx(0.6931, abs=1e-4)  # log 2: both are equally likely

@@ -20,8 +20,8 @@ import kwanzaa_nb.train.command as command_module
 from kwanzaa_nb.bench import trials
 from kwanzaa_nb.train.resume import last_complete
 from kwanzaa_nb.core.manifest import read_manifest
-from kwanzaa_nb.train.command import (SaveWhenAsked, TrainingError, TrainingStopped, explain_early_end,
-                                      open_stage, prepare_reports, report_failure)
+from kwanzaa_nb.train.command import (TRAINING_STEPS, SaveWhenAsked, Training, TrainingError, TrainingStopped, explain_early_end,
+                                      open_stage, prepare_reports, report_failure, run_training)
 from kwanzaa_nb.core.record import read_records
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -114,6 +114,57 @@ def test_a_trial_is_trained_and_measured(home, monkeypatch):
     row = trials.run_trial(str(config_file(home, "trial")), "tiny", home / "trials", 2)
     assert (row["trial"], row["steps"]) == ("tiny", 2)
     assert 0 <= row["auroc"] <= 1 and row["eval_loss"] > 0 and "valid" in row
+
+
+def staged(home, name, **changes):
+    "A training in this process, ready to run."
+    training = Training(open_stage(config_file(home, name, **changes)))
+    for step in TRAINING_STEPS[:-2]:
+        step(training)
+    return training
+
+
+def adapter_of(training):
+    return (training.stage.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_cell_that_is_run_again_trains_from_where_the_first_began(home):
+    "It ended before its first checkpoint, so the model in the notebook has learned a few steps already."
+    short = {"training": {"max_steps": 3}, "run": {"save_steps": 3, "eval_steps": 3}}
+    once, twice = staged(home, "once", **short), staged(home, "twice", **short)
+    run_training(once)
+
+    def stop(moment):
+        raise KeyboardInterrupt
+
+    with pytest.raises(TrainingStopped, match="it starts anew"):
+        run_training(twice, stop)
+    run_training(twice)
+    assert adapter_of(once) == adapter_of(twice)
+
+
+def test_an_estimate_after_an_interruption_counts_what_is_left(home):
+    name, most = "interrupted", {"training": {"max_steps": 4}, "run": {"save_steps": 2, "eval_steps": 4}}
+    training = staged(home, name, **most)
+
+    def stop_later(moment):
+        if moment.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingStopped, match="resumes from step 2"):
+        run_training(training, stop_later)
+    again = staged(home, name, **most)
+    assert "up to step 2, then" in again.estimate.seconds_by
+    assert "up to step" not in training.estimate.seconds_by
+    run_training(again)
+
+
+def test_records_that_are_all_too_long_are_named(home):
+    small = {"data": {"max_seq_length": 40, "over_length": "drop_records"}, "evaluation": {"generation_defaults": {"max_new_tokens": 20}}}
+    with pytest.raises(TrainingError, match="all training records have over 40 tokens: raise data.max_seq_length"):
+        staged(home, "too-long", **small)
+    told = (home / "too-long" / "progress.log").read_text(encoding="utf-8")
+    assert "22 training and 5 development records had over 40 tokens, so data.over_length (drop_records)" in told
 
 
 def test_the_command_does_what_the_stage_does(whole):

@@ -4,16 +4,18 @@ import json
 import math
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import LAST_TURN, ROOT, chat, row, tiny_config, tiny_model, tiny_tokenizer
-from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerState, set_seed
 
 import kwanzaa_nb.train.trainer as training
 from kwanzaa_nb.core.config import load_config
@@ -262,6 +264,31 @@ def test_an_older_checkpoint_goes_only_when_the_new_one_is_complete(tmp_path):
     assert seen == [[3], [3], [3, 6], [6], [6, 8], [8]]
 
 
+def test_a_resumed_training_saves_as_often_as_is_asked_now(tmp_path):
+    saved = []
+
+    class Looker(TrainerCallback):
+        def on_save(self, args, state, control, **_):
+            saved.append(state.global_step)
+
+    train(tmp_path, callbacks=[Checkpoints(tmp_path)], **{**RESUMED, "training.max_steps": 24, "run.save_steps": 10})
+    for step in (20, 24):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    checkpoints = Checkpoints(tmp_path)
+    train(tmp_path, callbacks=[checkpoints, Looker()], resume_from=checkpoints.last, **{**RESUMED, "training.max_steps": 24, "run.save_steps": 4})
+    assert saved == [12, 16, 20, 24]
+
+
+def test_what_was_judged_otherwise_is_no_best_step(tmp_path):
+    train(tmp_path, callbacks=[Checkpoints(tmp_path, "four answers")], **{**RESUMED, "training.epochs": 1.0})
+    for judged_by, kept in (("four answers", 6), ("eight answers", None)):
+        state = TrainerState(best_metric=0.9, best_global_step=6)
+        checkpoints = Checkpoints(tmp_path, judged_by)
+        checkpoints.on_train_begin(SimpleNamespace(logging_steps=1, eval_steps=1, save_steps=1), state, None)
+        assert state.best_global_step == kept and (state.best_metric is None) == (kept is None)
+        assert bool(state.best_model_checkpoint) == bool(kept)
+
+
 def test_a_checkpoint_that_misses_a_file_is_not_complete(tmp_path):
     train(tmp_path, callbacks=[Checkpoints(tmp_path)], **{**RESUMED, "training.epochs": 1.0})
     checkpoint = last_complete(tmp_path)
@@ -332,6 +359,41 @@ def test_joined_groups_lose_nothing_and_fill_whole_batches(batch, seed):
     for group in groups:
         start = placed.index(group[0])
         assert placed[start:start + len(group)] == group
+
+
+def naively_joined(groups, batch):
+    "What `joined_groups` finds, by looking at all that wait."
+    whole, waiting = [], []
+    for rows in groups:
+        other = next((one for one in waiting if (len(one) + len(rows)) % batch == 0), None)
+        if len(rows) % batch == 0:
+            whole.append(rows)
+        elif other is not None:
+            waiting.remove(other)
+            whole.append(other + rows)
+        else:
+            waiting.append(rows)
+    left = []
+    for rows in waiting:
+        left = left + rows
+        if len(left) % batch == 0:
+            whole.append(left)
+            left = []
+    return whole, left
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_are_joined_in_the_same_way_without_looking_at_all_that_wait(seed):
+    chance, rows = random.Random(seed), iter(range(10 ** 6))
+    groups = [[next(rows) for _ in range(chance.randint(1, 9))] for _ in range(chance.randint(0, 60))]
+    for batch in range(1, 12):
+        assert joined_groups(groups, batch) == naively_joined(groups, batch)
+
+
+def test_many_groups_are_joined_soon():
+    started = time.process_time()
+    joined_groups([[place] for place in range(50_000)], 8)
+    assert time.process_time() - started < 5  # seconds; by looking at all that wait it took over a minute
 
 
 def test_a_group_of_another_size_does_not_split_all_that_come_after():
@@ -415,6 +477,18 @@ def test_steps(rows, batch, accumulation, epochs, most, steps):
     assert step_budget(config, rows)[0]["steps"] == steps
 
 
+@pytest.mark.parametrize("steps, ratio, warmup", [(1, 0.03, 0), (17, 0.03, 0), (33, 0.03, 0), (34, 0.03, 2), (164, 0.05, 9), (10, 0.0, 0)])
+def test_a_warm_up_of_less_than_a_step_is_none(steps, ratio, warmup):
+    "Its first step learns nothing, and would be the only one of the shortest trainings."
+    assert step_budget(tiny_config(training__max_steps=steps, training__warmup_ratio=ratio), 1000)[0]["warmup_steps"] == warmup
+
+
+def test_a_training_of_one_step_learns(tmp_path):
+    before = adapter_weights(add_adapter(tiny_model(), tiny_config(**STEADY)))
+    _, _, after = train(tmp_path, **{"training.max_steps": 1, "training.warmup_ratio": 0.03, "training.lr_scheduler": "cosine"})
+    assert any(not torch.equal(before[name], after[name]) for name in before if "lora_B" in name)
+
+
 def test_intervals_are_lowered_and_that_is_said():
     config = tiny_config(run__logging_steps=50, run__eval_steps=200, run__save_steps=3,
                          training__max_steps=40, training__warmup_ratio=0.03)
@@ -425,7 +499,7 @@ def test_intervals_are_lowered_and_that_is_said():
             for item in fallbacks] == [("run.logging_steps", 50, 4), ("run.eval_steps", 200, 20)]
     assert all("40 steps" in item.reason for item in fallbacks)
     single, _ = step_budget(tiny_config(training__max_steps=1), 1000)
-    assert min(single.values()) >= 1
+    assert min({**single, "warmup_steps": 1}.values()) >= 1
     unchanged = tiny_config(run__logging_steps=4, run__eval_steps=20, run__save_steps=20,
                             training__max_steps=40)
     assert step_budget(unchanged, 1000)[1] == ()

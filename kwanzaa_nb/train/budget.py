@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BudgetError', 'Gpu', 'GpuTable', 'read_gpus', 'gpu_kind', 'price_per_hour', 'peak_bytes', 'weight_bytes',
            'activation_bytes', 'cache_bytes', 'predict_memory', 'measure_steps', 'Estimate', 'memory_warning',
-           'check_budget', 'estimate_run', 'predicted_and_measured']
+           'unchecked_budget', 'check_budget', 'estimate_run', 'predicted_and_measured']
 
 # %% ../../nbs/train/budget.ipynb #e60a1671
 import contextlib
@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from ..core.config import Config, Section, project_root
+from ..core.config import Config, Fallback, Section, project_root
 from ..core.errors import KwanzaaError
 from ..model.fused import fuse_adapter
 from ..model.load import DTYPES, RuntimeSettings
@@ -80,6 +80,9 @@ def gpu_kind(
     return next((kind for kind in table if words.issuperset(kind.split("-"))), None)
 
 # %% ../../nbs/train/budget.ipynb #a850ff52-b
+_NO_PRICE = "no price is known"
+
+
 def price_per_hour(
     config: Config,
     device_name: str = "",  # of the GPU that is here; "" for a CPU
@@ -92,7 +95,7 @@ def price_per_hour(
     if kind := wanted.gpu or gpu_kind(device_name, table):
         return table[kind].usd_per_hour, f"{kind} in configs/gpus.yaml"
     if device_name:
-        return 0.0, f"no price is known for {device_name}: add it to configs/gpus.yaml"
+        return 0.0, f"{_NO_PRICE} for {device_name}: add it to configs/gpus.yaml"
     return 0.0, "this computer's own time"
 
 # %% ../../nbs/train/budget.ipynb #aea37ebe
@@ -272,7 +275,8 @@ def measure_steps(
     fuse_adapter(model)
     training = model.training
     model.train()
-    with torch.random.fork_rng(), _as_trained(model, dtype, checkpointing):
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), _as_trained(model, dtype, checkpointing):
         seconds = [_measured_step(model, batch) for batch in batches]
     model.train(training)
     tokens = [batch["input_ids"].shape[1] for batch in batches]
@@ -292,23 +296,37 @@ class Estimate:
 
     @property
     def usd(self) -> float:
-        "Return the cost in dollars."
+        "Return the cost in dollars; 0 where no price is known."
         return self.seconds / 3600 * self.usd_per_hour
+
+    @property
+    def cost(self) -> str:
+        "Return the cost in words."
+        return "an unknown price" if self.priced_by.startswith(_NO_PRICE) else f"${self.usd:.2f}"
 
     def rows(self) -> list[list[str]]:
         "Return the lines of a table: what, how much, from what."
         parts = [[name, f"{size / 1e9:.2f} GB", ""] for name, size in self.memory.items()]
         price = f"${self.usd_per_hour:.2f} an hour"
         return [*parts, ["time", f"{self.seconds / 3600:.2f} hours", self.seconds_by],
-                ["price", price, self.priced_by], ["cost", f"${self.usd:.2f}", ""]]
+                ["price", price, self.priced_by], ["cost", self.cost, ""]]
 
 # %% ../../nbs/train/budget.ipynb #06802fff-b
+def _training_peak(
+    memory: Mapping[str, int],  # from `predict_memory`
+) -> int:  # bytes
+    "Return the peak without answers, which are written in smaller batches where memory runs out."
+    uses = {name: size for name, size in memory.items()
+            if name not in ("answers", "peak") and not name.startswith("of it ")}
+    return min(memory["peak"], sum(uses.values()))
+
+
 def memory_warning(
     estimate: Estimate,
     there: "int | None",  # bytes of the GPU that is here; None: none is
 ) -> str:  # "" where it fits, by the prediction
     "Say that a training may not fit. A GPU that is here decides by itself, so nothing is refused."
-    peak = estimate.memory["peak"]
+    peak = _training_peak(estimate.memory)
     if there is None or peak <= there:
         return ""
     return (f"it may not fit: {peak / 1e9:.1f} GB are predicted, and this GPU has {there / 1e9:.1f}. "
@@ -316,12 +334,22 @@ def memory_warning(
             "data.max_seq_length, or set training.gradient_checkpointing")
 
 
+def unchecked_budget(
+    estimate: Estimate,
+    config: Config,
+) -> tuple[Fallback, ...]:
+    "Note that a GPU without a price leaves budget.max_usd unchecked."
+    known = not estimate.priced_by.startswith(_NO_PRICE)
+    asked = config.budget.max_usd
+    return () if known else (Fallback("budget.max_usd", asked, None, estimate.priced_by),)
+
+
 def check_budget(
     estimate: Estimate,
     config: Config,
 ) -> None:
     "Raise `BudgetError` over budget.max_usd, or over the memory of an absent GPU in budget.gpu."
-    most, peak = config.budget.max_usd, estimate.memory["peak"]
+    most, peak = config.budget.max_usd, _training_peak(estimate.memory)
     if estimate.usd > most:
         hours = f"{estimate.seconds / 3600:.1f} hours at ${estimate.usd_per_hour:.2f}"
         raise BudgetError(
@@ -370,11 +398,13 @@ def _pick_batches(
     return [flatten(batch) for batch in _spread(batches, _COUNTED)], largest
 
 # %% ../../nbs/train/budget.ipynb #37-e1
-def _tokens_of_run(batches: Sequence[dict], dev_rows: Sequence[dict], config: Config,
-                   planned: Mapping[str, int]) -> float:
-    "Estimate the tokens of all steps, in units of a forward and a backward pass."
+def _tokens_of_run(batches: Sequence[dict], rows: int, dev_rows: Sequence[dict], config: Config,
+                   planned: Mapping[str, int], processes: int = 1) -> float:
+    "Estimate the tokens of all steps on a device, in units of a forward and a backward pass."
     mean = sum(batch["input_ids"].shape[1] for batch in batches) / len(batches)
-    trained = planned["steps"] * mean * config.training.gradient_accumulation_steps
+    at_once = config.training.per_device_train_batch_size * processes
+    epochs = planned["steps"] / planned["steps_per_epoch"]  # whose last step may be a small one
+    trained = epochs * math.ceil(rows / at_once) * mean
     evaluations = planned["steps"] // planned["eval_steps"]
     watched = evaluations * sum(len(row["input_ids"]) for row in dev_rows)
     return trained + watched * 2 / 3  # loss and decision: two forward passes, a third each
@@ -404,7 +434,7 @@ def estimate_run(
     dev_rows: Sequence[dict],  # development rows
     config: Config,
     effective: RuntimeSettings,
-    planned: Mapping[str, int],  # "steps" and "eval_steps", from `step_budget`
+    planned: Mapping[str, int],  # from `step_budget`
     device_name: str = "",  # of the GPU that is here; "" for a CPU
     processes: int = 1,  # that train together, each on a device of this price
     answered: int = 0,  # tokens of the answers that are written at once to measure behaviour
@@ -412,7 +442,7 @@ def estimate_run(
     "Measure a few steps and estimate the run. Raises `BudgetError` for a GPU without an entry."
     price, priced_by = price_per_hour(config, device_name)
     batches, largest = _pick_batches(rows, config, effective, planned["steps"])
-    tokens = _tokens_of_run(batches, dev_rows, config, planned)
+    tokens = _tokens_of_run(batches, len(rows), dev_rows, config, planned, processes)
     gpu = config.budget.gpu
     elsewhere = bool(gpu) and gpu_kind(device_name, [gpu]) is None
     memory = predict_memory(model, config, effective.optim, largest["input_ids"].shape[1],
@@ -441,10 +471,10 @@ def predicted_and_measured(
 ) -> list[list[str]]:  # rows: what, predicted, measured, measured over predicted
     "Compare the estimate with what happened."
     predicted, peak = estimate.memory["peak"], peak_bytes()
-    cost = seconds / 3600 * estimate.usd_per_hour
+    spent = replace(estimate, seconds=seconds)
     return [
         ["peak memory", f"{predicted / 1e9:.2f} GB", f"{peak / 1e9:.2f} GB",
          f"{peak / predicted:.2f}"],
         ["time", f"{estimate.seconds / 60:.1f} min", f"{seconds / 60:.1f} min",
          f"{seconds / max(1e-9, estimate.seconds):.2f}"],
-        ["cost", f"${estimate.usd:.2f}", f"${cost:.2f}", ""]]
+        ["cost", estimate.cost, spent.cost, ""]]

@@ -12,6 +12,7 @@ __all__ = ['TRAINING_LOG', 'TRAINING_STEPS', 'PATIENCE', 'TrainingData', 'Traini
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ import kwanzaa_nb  # noqa: F401, first: it quiets what libraries log at import
 import torch
 from accelerate import PartialState
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import (
     PreTrainedTokenizerFast, TrainerCallback, TrainerControl, TrainerState, TrainingArguments,
     set_seed)
@@ -50,7 +52,7 @@ from ..model.load import (
 from ..model.masking import stop_ids
 from ..model.packing import pack_rows
 from .budget import (
-    Estimate, check_budget, estimate_run, memory_warning, peak_bytes)
+    Estimate, check_budget, estimate_run, memory_warning, peak_bytes, unchecked_budget)
 from .extra import settle_extra
 from .practice import PRACTICE, practice_records
 from .lengths import fit_records
@@ -62,7 +64,7 @@ from .selection import (
 from .token_cache import cached_rows
 from .trainer import (
     AdapterTrainer, TrainingError, count_processes, disk_is_full, every_answer, keep_freed_memory,
-    keep_start, save_adapter, step_budget, train_adapter)
+    keep_start, put_back, save_adapter, step_budget, train_adapter, trained_weights)
 
 # %% ../../nbs/train/command.ipynb #71-006
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class TrainingData:
     rows: list[dict]  # what batches are made of: the same rows, or packed ones
     dev_records: list[Record]
     dev_rows: list[dict]
-    shortened: list[str]  # one line for each record that was too long
+    shortened: list[str]  # one line for each record that was too long, of training and development
 
 # %% ../../nbs/train/command.ipynb #71-006-z
 @dataclass
@@ -90,6 +92,7 @@ class Training:
     behaviour: "Behaviour | None" = None  # plan_steps: None without development records
     model: "PeftModel | None" = None  # prepare_model: the base model with its adapter
     start: "Path | None" = None  # prepare_model: where the adapter begins, from `keep_start`
+    first: "dict[str, torch.Tensor] | None" = None  # run_training: weights before the first step
     estimate: "Estimate | None" = None  # estimate_training; None for a sharded model
     result: "dict | None" = None  # run_training: "log", "decision", "kept" and "outcome"
     kept: "Kept | None" = None  # run_training: which step became the adapter, and why
@@ -216,6 +219,12 @@ def _encode(stage: Stage, records: Sequence[Record], dev_records: Sequence[Recor
     records = every_answer(records) if config.training.turns == "all" else records
     records = [*practice, *records]
     dev_records, dev_shortened = fit_records(tokenizer, dev_records, longest, policy)
+    if shortened or dev_shortened:
+        stage.progress(f"{len(shortened)} training and {len(dev_shortened)} development records had "
+                       f"over {longest} tokens, so data.over_length ({policy}) was applied")
+    if not records:
+        raise TrainingError(f"all training records have over {longest} tokens: raise "
+                            "data.max_seq_length, or show fewer passages")
     rows, cached = cached_rows(tokenizer, records, config, eos_token_ids)
     dev_rows, _ = cached_rows(tokenizer, dev_records, config, eos_token_ids)
     how = "read from the cache" if cached else "tokenised"
@@ -248,7 +257,8 @@ def _settle_selection(training: Training) -> list[Fallback]:
     "Decide by which figure the adapter is chosen; return what differs from the config."
     config, data, notes = training.config, training.data, []
     asked, patience = config.training.select_by, config.training.early_stopping_patience
-    used, why = None, "data.dev_file names no development records"
+    used, why = None, ("all development records are too long" if config.data.dev_file else
+                       "data.dev_file names no development records")
     if data.dev_records:
         writes = asked in ("evidence", "decision_and_evidence") and not _sharded()
         training.behaviour = Behaviour(data.tokenizer, data.dev_records, config,
@@ -286,6 +296,26 @@ def prepare_model(training: Training) -> None:
         training.start = keep_start(training.model, folder)
 
 # %% ../../nbs/train/command.ipynb #71-028
+def _checkpoints_of(training: Training) -> Checkpoints:
+    "Find the checkpoints of this training."
+    settled, data, asked = training.settled, training.data, training.config.evaluation
+    chosen_on = data.dev_rows if settled.training.select_by else []
+    identity = training_identity(settled, training.effective, [*data.rows, *chosen_on])
+    judged_by = [asked.answer_threshold, asked.batch_size, asked.generation_defaults.max_new_tokens]
+    return Checkpoints(training.stage.folder / "checkpoints" / identity, json.dumps(judged_by))
+
+
+def _with_what_was_done(training: Training, estimate: Estimate) -> Estimate:
+    "Count what an earlier start took, and estimate only what is left."
+    before = _checkpoints_of(training)
+    if not before.last:
+        return estimate
+    left = 1 - before.step_before / training.planned["steps"]
+    return replace(estimate, seconds=before.seconds_before + max(0.0, left) * estimate.seconds,
+                   seconds_by=f"{before.seconds_before / 60:.1f} up to step {before.step_before}, "
+                              f"then {estimate.seconds_by}")
+
+
 def estimate_training(training: Training) -> None:
     "Measure a few steps and estimate the run. Raises `BudgetError` where it exceeds the budget."
     if _sharded():
@@ -296,9 +326,11 @@ def estimate_training(training: Training) -> None:
         training.model, data.rows, data.dev_rows, training.config, training.effective,
         training.planned, gpu, count_processes(),
         training.behaviour.answered_tokens if training.behaviour else 0)
+    estimate = _with_what_was_done(training, estimate)
+    training.note(*unchecked_budget(estimate, training.config))
     training.stage.progress(
         f"about {estimate.seconds / 60:.1f} minutes (from {estimate.seconds_by}), "
-        f"{estimate.memory['peak'] / 1e9:.1f} GB and ${estimate.usd:.2f}")
+        f"{estimate.memory['peak'] / 1e9:.1f} GB and {estimate.cost}")
     there = torch.cuda.get_device_properties(training.model.device).total_memory if gpu else None
     if warning := memory_warning(estimate, there):
         training.stage.progress(warning)
@@ -320,7 +352,7 @@ def explain_early_end(
     "Turn Ctrl-C into `TrainingStopped` and a full disk into `TrainingError`, with how to resume."
     try:
         yield
-    except (KeyboardInterrupt, OSError, RuntimeError) as error:
+    except (KeyboardInterrupt, OSError, RuntimeError, SafetensorError) as error:
         kept = last_complete(folder)
         resumes = (f"it resumes from step {kept.name.rpartition('-')[2]}" if kept else
                    "it starts anew, because there is no complete checkpoint yet")
@@ -445,12 +477,13 @@ def run_training(
     Raises `TrainingError` or `TrainingStopped` where it ended early.
     """
     stage, config, data = training.stage, training.config, training.data
-    settled = training.settled
-    chosen_on = data.dev_rows if settled.training.select_by else []
-    folder = stage.folder / "checkpoints" / training_identity(
-        settled, training.effective, [*data.rows, *chosen_on])
+    settled, checkpoints = training.settled, _checkpoints_of(training)
+    folder = checkpoints.folder
     with explain_early_end(folder), SaveWhenAsked(stage.progress) as saving:
-        checkpoints = Checkpoints(folder)
+        if training.first is None and not _sharded():
+            training.first = trained_weights(training.model)
+        elif training.first and not checkpoints.last:  # it ended early, before its first checkpoint
+            put_back(training.model, training.first)
         before = checkpoints.seconds_before
         stage.progress(f"resumes from step {checkpoints.step_before}" if checkpoints.last else
                        "trains from the start")

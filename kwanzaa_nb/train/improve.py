@@ -45,7 +45,8 @@ from kwanzaa_nb.model.load import (
 from ..model.local import LocalBackend
 from ..model.masking import IGNORED, encode_chat, stop_ids
 from ..model.packing import pack_rows
-from .budget import Estimate, check_budget, estimate_run
+from .budget import (
+    Estimate, check_budget, estimate_run, unchecked_budget)
 from .command import SaveWhenAsked, explain_early_end
 from .extra import check_extra, settle_extra
 from .lengths import fit_records
@@ -56,7 +57,7 @@ from .preferences import (
 from .resume import Checkpoints, remove_checkpoints
 from .rewards import GateRewards, Judge, Rollouts
 from kwanzaa_nb.train.trainer import (
-    count_processes, encode_records, mean_loss, on_one_gpu, save_adapter, step_budget,
+    count_processes, encode_records, mean_loss, on_one_gpu, put_back, save_adapter, step_budget,
     train_adapter)
 
 # %% ../../nbs/train/improve.ipynb #iv-011
@@ -156,6 +157,12 @@ def settle_improve(
     if config.training.warmup_ratio:
         notes.append(Fallback("training.warmup_ratio", config.training.warmup_ratio, 0.0,
                               "the first step of a warm-up learns nothing, and may be the only one"))
+    if config.training.max_steps and "max_steps" not in asked:
+        notes.append(Fallback("training.max_steps", config.training.max_steps, None,
+                              "improve.extra has the length of this training"))
+    if config.training.extra and method != "rejection":
+        notes.append(Fallback("training.extra", dict(config.training.extra), {},
+                              f"TRL's {method} takes improve.extra alone"))
     if config.training.turns == "all":
         notes.append(Fallback("training.turns", "all", "last", "samples answer the last turn"))
     return used, tuple(notes)
@@ -177,6 +184,7 @@ class Improvement:
     chosen: list[Record] = field(default_factory=list)  # choose, for rejection
     pairs: list[Pair] = field(default_factory=list)  # choose, for dpo
     estimate: "Estimate | None" = None  # estimate; None for grpo
+    first: "dict[str, torch.Tensor] | None" = None  # train: weights before the first step
     outcome: dict[str, Any] = field(default_factory=dict)  # train
 
     @property
@@ -460,7 +468,7 @@ def make_trainable(model: PeftModel) -> dict[str, torch.Tensor]:  # copies of th
     return kept
 
 # %% ../../nbs/train/improve.ipynb #38130243
-def _put_back(model: PeftModel, kept: Mapping[str, torch.Tensor], on_cpu: bool) -> None:
+def _undo_rounding(model: PeftModel, kept: Mapping[str, torch.Tensor], on_cpu: bool) -> None:
     "Undo what TRL did to the weights' number format, and use the project's fused layers on a CPU."
     for name, weight in model.named_parameters():
         if name in kept:
@@ -517,7 +525,8 @@ def estimate(
         memory = found.memory | {"scores of pairs": scores, "peak": found.memory["peak"] + scores}
         found = replace(found, seconds=found.seconds * 4 / 3, memory=memory)
     work.stage.progress(f"about {found.seconds / 60:.1f} minutes (from {found.seconds_by}), "
-                        f"{found.memory['peak'] / 1e9:.1f} GB and ${found.usd:.2f}")
+                        f"{found.memory['peak'] / 1e9:.1f} GB and {found.cost}")
+    work.stage.note_fallbacks(*unchecked_budget(found, config))
     check_budget(found, config)
     work.estimate = found
     return found
@@ -584,14 +593,17 @@ def _train_trl(work: Improvement, rows: list[dict], folder: Path,
                callbacks: list[TrainerCallback], last: "Path | None") -> dict[str, Any]:
     "Train on pairs or on groups."
     kept = make_trainable(work.model)
-    trainer = _trl_trainer(work, rows, folder, callbacks)
-    _put_back(work.model, kept, work.effective.device == "cpu")
-    trainer.remove_callback(PrinterCallback)
-    done = trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if "ref" in work.model.peft_config:
-        work.model.delete_adapter("ref")
-    return {"steps": trainer.state.global_step, "rows": len(rows),
-            "loss": mean_loss(trainer.state.log_history), "seconds": done.metrics["train_runtime"], "log": trainer.state.log_history}
+    try:
+        trainer = _trl_trainer(work, rows, folder, callbacks)
+        _undo_rounding(work.model, kept, work.effective.device == "cpu")
+        trainer.remove_callback(PrinterCallback)
+        done = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    finally:
+        if "ref" in work.model.peft_config:
+            work.model.delete_adapter("ref")
+    history = trainer.state.log_history
+    return {"steps": trainer.state.global_step, "rows": len(rows), "loss": mean_loss(history),
+            "seconds": done.metrics["train_runtime"], "log": history}
 
 # %% ../../nbs/train/improve.ipynb #f91b5ef3
 def _save(work: Improvement) -> Path:
@@ -620,6 +632,10 @@ def train(
     folder = stage.folder / "checkpoints" / f"improve-{_identity(work, rows)}"
     with explain_early_end(folder), SaveWhenAsked(stage.progress) as saving:
         checkpoints = Checkpoints(folder)
+        if work.first is None:
+            work.first = make_trainable(work.model)
+        elif not checkpoints.last:  # it ended early, before its first checkpoint
+            put_back(work.model, work.first)
         stage.progress(f"resumes from step {checkpoints.step_before}" if checkpoints.last else
                        f"{work.method} starts from the adapter")
         report = LiveReport(stage.progress, show, before=checkpoints.seconds_before)

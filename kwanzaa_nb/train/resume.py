@@ -63,13 +63,14 @@ def _sizes(checkpoint: Path) -> dict[str, int]:
 def _mark_complete(
     checkpoint: Path,
     seconds: float,  # of training up to this checkpoint, with those before interruptions
+    judged_by: str = "",  # of `Checkpoints`
 ) -> None:
     "Flush a checkpoint to the disk, and write the file that says it is complete."
     for file in checkpoint.rglob("*"):
         if file.is_file():
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
-    mark = {"seconds": seconds, "bytes": _sizes(checkpoint)}
+    mark = {"seconds": seconds, "bytes": _sizes(checkpoint), "judged_by": judged_by}
     write_atomically(checkpoint / COMPLETE, json.dumps(mark))
 
 # %% ../../nbs/train/resume.ipynb #a2fb7710
@@ -137,20 +138,30 @@ class Checkpoints(TrainerCallback):
     def __init__(
         self,
         folder: "str | Path",  # of one identity's checkpoints; a shared one for several machines
+        judged_by: str = "",  # what else decides the figure by which the best one is chosen
     ):
+        self.judged_by = judged_by
         self.folder, self.last = Path(folder), _agreed(last_complete(folder))
         mark = _read_mark(self.last) if self.last else None
         if self.last and not mark:
             raise TrainingError(f"{self.last.name} is not complete where this process looks: set "
                                 "run.output_dir to a folder that all machines share")
         self.seconds_before = mark["seconds"] if mark else 0.0
+        self.judges_alike = not mark or mark.get("judged_by", judged_by) == judged_by
         self.step_before = _step(self.last) if self.last else 0
         self.started = time.monotonic()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState,
                        control: TrainerControl, **_: Any) -> None:
-        "Start the clock, and look for the best checkpoint where the folder lies now."
+        """Start the clock, take the intervals that are asked now, and look for the best checkpoint.
+
+        It is looked for where the folder lies now; one that was judged otherwise is no best one.
+        """
         self.started = time.monotonic()
+        for name in ("logging_steps", "eval_steps", "save_steps"):
+            setattr(state, name, getattr(args, name))
+        if not self.judges_alike:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
         best = self.folder / f"checkpoint-{state.best_global_step}"
         if state.best_global_step and best.is_dir():
             state.best_model_checkpoint = str(best)
@@ -162,5 +173,6 @@ class Checkpoints(TrainerCallback):
             torch.distributed.barrier()
         if state.is_world_process_zero:
             seconds = self.seconds_before + time.monotonic() - self.started
-            _mark_complete(Path(args.output_dir, f"checkpoint-{state.global_step}"), seconds)
+            written = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            _mark_complete(written, seconds, self.judged_by)
             _keep_newest(args.output_dir, args.save_total_limit, state.best_model_checkpoint)

@@ -152,6 +152,7 @@ class Behaviour:
         longest = max((len(one.tokens) for one in self.prompts), default=0) + self.longest
         self.answered_tokens = len(self.prompts) * longest  # held while all answers are written
         self.truth = {record["id"]: record["answerable"] for record in decided}
+        self.most: "int | None" = None  # answers that the GPU's memory holds at once; None: all yet
 
     def __call__(
         self,
@@ -162,9 +163,11 @@ class Behaviour:
         started = time.monotonic()
         with _as_evaluated(model):
             backend = LocalBackend(model, self.tokenizer)
+            backend.most = self.most
             found = _decide(self, backend) if self.decided else {}
             if self.prompts and share >= ANSWERED_FROM:
                 found |= _answer(self, backend)
+            self.most = backend.most
         if {"decision", "evidence"} <= found.keys():
             found["decision_and_evidence"] = (found["decision"] + found["evidence"]) / 2
         found["behaviour_seconds"] = time.monotonic() - started

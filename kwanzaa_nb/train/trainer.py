@@ -6,18 +6,20 @@
 __all__ = ['TrainingError', 'RecordsError', 'encode_records', 'every_answer', 'token_lengths', 'supervised_loss', 'joined_groups',
            'GroupSampler', 'filler_row', 'disk_is_full', 'CheckpointTrainer', 'SupervisedTrainer', 'BestTrainer',
            'AdapterTrainer', 'step_budget', 'on_one_gpu', 'trainer_arguments', 'give_memory_back', 'keep_freed_memory',
-           'count_processes', 'mean_loss', 'train_adapter', 'keep_start', 'save_adapter']
+           'count_processes', 'mean_loss', 'train_adapter', 'trained_weights', 'put_back', 'keep_start', 'save_adapter']
 
 # %% ../../nbs/train/trainer.ipynb #33-002
 import ctypes
 import errno
+import itertools
 import json
 import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -160,18 +162,18 @@ def joined_groups(
     batch: int,  # rows
 ) -> tuple[list[list[int]], list[int]]:  # rows that fill whole batches; the rows that are left
     "Join groups so that as few batches as possible begin in the middle of one."
-    whole, waiting = [], []
-    for rows in groups:
-        fits = (one for one in waiting if (len(one) + len(rows)) % batch == 0)
-        if len(rows) % batch == 0:
+    whole: list[list[int]] = []
+    waiting: dict[int, deque[int]] = defaultdict(deque)  # places of groups, by the rows left over
+    for place, rows in enumerate(groups):
+        over = len(rows) % batch
+        if not over:
             whole.append(rows)
-        elif (other := next(fits, None)) is not None:
-            waiting.remove(other)
-            whole.append(other + rows)
+        elif waiting[batch - over]:
+            whole.append(groups[waiting[batch - over].popleft()] + rows)
         else:
-            waiting.append(rows)
+            waiting[over].append(place)
     left: list[int] = []
-    for rows in waiting:
+    for rows in (groups[place] for place in sorted(itertools.chain(*waiting.values()))):
         left = left + rows
         if len(left) % batch == 0:
             whole.append(left)
@@ -258,8 +260,8 @@ class CheckpointTrainer(SFTTrainer):
                 raise
             raise TrainingError(
                 f"the disk is full, so the checkpoint of step {step} could not be written: make "
-                "room and run the same again; it resumes from the last complete checkpoint"
-            ) from error
+                "room and run the same again; it resumes from the last complete checkpoint, if "
+                "there is one") from error
         finally:
             self.args.save_total_limit = limit
 
@@ -406,8 +408,9 @@ def step_budget(
     micro_batches = math.ceil(rows / (wanted.per_device_train_batch_size * processes))
     per_epoch = math.ceil(micro_batches / wanted.gradient_accumulation_steps)
     total = wanted.max_steps or math.ceil(per_epoch * wanted.epochs)
+    warmup = total * wanted.warmup_ratio  # its first step has a rate of 0: below one, there is none
     budget, lowered = {"steps": total, "steps_per_epoch": per_epoch,
-                       "warmup_steps": math.ceil(total * wanted.warmup_ratio)}, []
+                       "warmup_steps": math.ceil(warmup) if warmup >= 1 else 0}, []
     for name, most in (("logging_steps", total // 10), ("eval_steps", total // 2),
                        ("save_steps", total // 2)):
         asked = getattr(config.run, name)
@@ -565,6 +568,25 @@ def train_adapter(
         "loss": mean_loss(trainer.state.log_history)}
 
 # %% ../../nbs/train/trainer.ipynb #33-027
+def trained_weights(
+    model: torch.nn.Module,
+) -> dict[str, torch.Tensor]:  # by name, in the main memory
+    "Copy the weights that are trained, so that a training which ended early can begin anew."
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters()
+            if weight.requires_grad}
+
+
+def put_back(
+    model: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],  # of `trained_weights`
+) -> None:
+    "Give a model the weights that it had."
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in weights:
+                weight.copy_(weights[name])
+
+
 def keep_start(
     model: PeftModel,  # before its first step
     folder: "str | Path",  # where the start is kept
