@@ -327,8 +327,8 @@ def experiment(
 # %% ../../nbs/evaluate/passes.ipynb #44-sealed
 def sealed_uses(
     eval_file: "str | Path",  # the evaluation records
-    run: str,  # name of the run
-    adapter_sha256: "str | None",  # of the adapter's weights, as in the log's header
+    run: str,  # name of the run, or what else uses them, so that another use has another name
+    adapter_sha256: "str | None",  # of the adapter's weights; None: the name says it all
 ) -> list[str]:  # date and run of each use, this one last; empty where they are not sealed
     "Note beside sealed records that a run uses them, and list the uses up to this one."
     if not is_sealed(eval_file):
