@@ -160,6 +160,14 @@ _DENIED = re.compile(
     r"\b(?:no|not|none|never|nothing|nobody|neither|nor|without)\b|n['’]t\b", re.I)
 
 
+def _inside(text: str, record: Record) -> str:
+    "Write a text as it goes on in a sentence: without its capital, unless a name begins it."
+    first = re.match(r"\w+", text)
+    names = {word for name in _names_in(f"{text} {_gold_text(record)}") for word in name.split()}
+    is_name = first and (first[0] in names or text[1:2].isupper())
+    return text if is_name else text[:1].lower() + text[1:]
+
+
 def negation_inserted(text: str, record: Record, chance: random.Random) -> "str | None":
     "Deny a statement that denies nothing yet."
     if _DENIED.search(text):
@@ -167,7 +175,7 @@ def negation_inserted(text: str, record: Record, chance: random.Random) -> "str 
     found = re.search(r"\b(was|were|is|are|had|has|could|would|did)\b(?! not)", text)
     if found:
         return f"{text[:found.end()]} not{text[found.end():]}"
-    return f"It is not true that {text[0].lower()}{text[1:]}"
+    return f"It is not true that {_inside(text, record)}"
 
 # %% ../../nbs/bench/forgeries.ipynb #2da54ec9
 def roles_swapped(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -189,7 +197,7 @@ def padded_quote(text: str, record: Record, chance: random.Random) -> "str | Non
         return None
     number = target(record)["evidence"][0]
     copied = number_sentences(record["chunks"])[number - 1].text.rstrip(".!?")
-    return f"{copied}, and {false[0].lower()}{false[1:]}"
+    return f"{copied}, and {_inside(false, record)}"
 
 # %% ../../nbs/bench/forgeries.ipynb #91-1003
 def _once(pattern: str, pairs: dict[str, str]) -> Change:
