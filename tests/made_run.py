@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from kwanzaa_nb.core.config import load_config
+from kwanzaa_nb.core.files import file_record
 from kwanzaa_nb.evaluate.metrics import compare, score_arms
 from kwanzaa_nb.evaluate.rules import beside_rules
 from kwanzaa_nb.core.stage import Stage
@@ -45,6 +46,7 @@ def make_run(root, name="tiny", good=0.8, records=20, evaluated=True, **changes)
         (folder / "outputs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"type": "header"}, *outputs]) + '{"cut": ', encoding="utf-8")
         (folder / "metrics.json").write_text(json.dumps({
             "format": 2, "arms": {arm: part.to_dict() for arm, part in scores.items()}, "comparison": compare(scores["base"], scores["adapter"]),
+            "inputs": {"eval_sha256": file_record(data / "eval.jsonl")["sha256"]},
             "records": len(rows), "controls": {"best_sentence": scores["base"].to_dict()["rates"]}, "rules": BESIDE,
             **beside_rules(scores, {}, rows)}), encoding="utf-8")
         stage.done(records=len(rows))

@@ -9,7 +9,7 @@ from tiny import ROOT
 
 from kwanzaa_nb.bench import carry_over as bench
 from kwanzaa_nb.bench.carry_over import (
-    carried, carry_over, carry_over_table, main, model_outputs, rule_outputs)
+    _note_use, carried, carry_over, carry_over_table, main, model_outputs, rule_outputs)
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.core.jsonl import DataError
 from kwanzaa_nb.core.record import read_records
@@ -150,8 +150,16 @@ def test_the_use_of_sealed_records_is_noted(project, tmp_path):
     sealed = tmp_path / "my_sealed.jsonl"
     sealed.write_bytes((project.folder / "eval.jsonl").read_bytes())
     data = project.config.data.model_copy(update={"eval_file": str(sealed)})
-    carry_over(project.path, project.config.model_copy(update={"data": data}))
-    assert sealed.with_suffix(".uses.txt").read_text(encoding="utf-8").endswith("carry-over\n")
+    config = project.config.model_copy(update={"data": data})
+    carry_over(project.path, config)
+    for place, adapter in enumerate((tmp_path / "one", tmp_path / "other", tmp_path / "one")):
+        adapter.mkdir(exist_ok=True)
+        (adapter / "adapter_model.safetensors").write_bytes(adapter.name.encode())
+        assert len(_note_use(config, adapter)) == (2, 3, 2)[place]
+    _note_use(config, "none")
+    uses = [line.partition("carry-over, ")[2].split()[0] for line
+            in sealed.with_suffix(".uses.txt").read_text(encoding="utf-8").splitlines()]
+    assert uses == ["rules", "adapter", "adapter", "base"]
 
 
 def test_the_command_tells_what_is_wrong_in_sentences(project, tmp_path, capsys):

@@ -203,7 +203,7 @@ class Known(LocalBackend):
         self.asked = []
 
     def prompts(self, records):
-        return [SimpleNamespace(record_id=record["id"], digest="d") for record in records]
+        return [SimpleNamespace(record_id=record["id"], digest=record.get("prompt", "d")) for record in records]
 
     def p_answer(self, prompts):
         for prompt in prompts:
@@ -223,10 +223,28 @@ def test_development_decisions_are_logged_once(tmp_path):
     assert found == [("r0", 0.0, False), ("r1", 0.1, False)]
     assert [row["id"] for row in decisions(rows)] == backend.asked == ["r0", "r1", "r3", "r4"]
     outputs = read_log(log)[1]
-    fitted = calibration_of(outputs, "adapter")
+    fitted = calibration_of([*outputs, {"pass": "adapter, greedy"}], "adapter")
     assert fitted.records == 4 and fitted(0.0) < 0.5 < fitted(0.4)
     assert calibration_of(outputs, "base") == Calibration()
     assert development_decisions(object(), rows, log, "base") == []
+
+
+def test_a_decision_about_another_prompt_of_the_same_id_is_not_used(tmp_path):
+    log, backend = tmp_path / "outputs.jsonl", Known()
+    open_log(log, {"model": "known"})
+
+    def decisions(rows):
+        return development_decisions(backend, rows, log, "base", report=lambda line: None)
+
+    rows = [{"id": f"r{place}", "answerable": place > 1} for place in range(4)]
+    decisions(rows)
+    rows = [{**rows[0], "answerable": True}, {**rows[1], "prompt": "other"}, rows[2]]
+    for _ in range(2):  # the second time nothing is asked
+        found = decisions(rows)
+        assert [(row["id"], row["prompt_sha256"], row["answerable"]) for row in found] == [
+            ("r0", "d", True), ("r1", "other", False), ("r2", "d", True)]
+    assert backend.asked == ["r0", "r1", "r2", "r3", "r1"]
+    assert calibration_of(found, "base").records == 3  # r3 is no development record any more
 
 
 @pytest.mark.parametrize("pairs, chosen", [

@@ -8,7 +8,8 @@ import pytest
 from tiny import ROOT
 
 from kwanzaa_nb.core.answer import find_marks
-from kwanzaa_nb.bench.forgeries import FORGERIES, PARAPHRASES, PROBES, REFUSALS, forge, forgeable, passes, target
+from kwanzaa_nb.bench.forgeries import (
+    FORGERIES, PARAPHRASES, PROBES, REFUSALS, forge, forgeable, negation_inserted, padded_quote, passes, target)
 from kwanzaa_nb.evaluate.metrics import judge, read_cases
 from kwanzaa_nb.core.sentences import number_sentences
 from kwanzaa_nb.core.text import split_claims
@@ -58,6 +59,16 @@ def test_each_sort_of_paraphrase_passes_in_most_cases(rates, sort):
 def test_paraphrases_pass_in_most_cases(rates):
     passed, total = (sum(getattr(rates[sort], name) for sort in PARAPHRASES) for name in ("passed", "total"))
     assert total >= 200 and passed / total > 0.9, f"{passed} of {total}"
+
+
+def test_a_name_keeps_its_capital_inside_a_sentence():
+    chunks = [{"chunk_id": "c1", "gold": True, "text": "The school of Ada Reed opened in 1912. Later Wells printed it."}]
+    text = json.dumps({"evidence": [1], "answer": {"text": "Ada Reed came in 1912. [1]"}})
+    record = {"chunks": chunks, "messages": [{"content": text}]}
+    for said, inside in (("Ada Reed left.", "that Ada Reed"), ("Wells printed it.", "that Wells"), ("NAACP members met.", "that NAACP"),
+                         ("The school opened.", "that the school")):
+        assert inside in negation_inserted(said, record, random.Random(0))
+    assert ", and Ada Reed came in 19" in padded_quote("Ada Reed came in 1912. [1]", record, random.Random(0))
 
 
 def test_forgeries_are_whole_outputs_that_the_rest_of_the_scoring_reads(records):

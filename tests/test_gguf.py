@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import ROOT, tiny_config, tiny_tokenizer
@@ -218,3 +219,22 @@ def test_what_keeps_an_export_from_being_measured_is_said_in_a_whole_sentence(
         lacking, said, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in lacking else name)
     assert said in _unmeasured(40)
+
+
+def test_each_adapter_whose_exports_are_measured_is_a_use_of_sealed_records(tmp_path, monkeypatch):
+    from kwanzaa_nb.run import export
+
+    sealed, adapter = tmp_path / "my_sealed.jsonl", tmp_path / "adapter"
+    sealed.write_bytes(b"".join((ROOT / "data/training/kwanzaa_dev.jsonl").read_bytes().splitlines(keepends=True)[:4]))
+    adapter.mkdir()
+    (tmp_path / "exports").mkdir()
+    monkeypatch.setitem(sys.modules, "kwanzaa_nb.publish.export", SimpleNamespace(export_merged=lambda *given, **named: None))
+    for name, found in {"run_adapter": (adapter, ""), "write_formats": {}, "_unmeasured": "", "with_f16": contextlib.nullcontext({}),
+                        "ask_exports": [], "compared": {}, "answering_from": None, "export_table": None}.items():
+        monkeypatch.setattr(export, name, lambda *given, found=found: found)
+    config = tiny_config(**{"data.eval_file": str(sealed), "run.name": "demo"})
+    for weights in (b"one", b"other", b"one"):
+        (adapter / "adapter_model.safetensors").write_bytes(weights)
+        export._exported(config, tmp_path, ["q8_0"], 2, str)
+    uses = sealed.with_suffix(".uses.txt").read_text(encoding="utf-8").splitlines()
+    assert len(uses) == 2 and all("  demo, exports, adapter " in line for line in uses)

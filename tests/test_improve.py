@@ -11,17 +11,16 @@ from test_train_command import config_file, some_records
 from tiny import ROOT, tiny_config, tiny_model, tiny_tokenizer
 
 import kwanzaa_nb.train.improve as improve
-from kwanzaa_nb.bench.forgeries import FORGERIES, REFUSALS, forge
+from kwanzaa_nb.bench.forgeries import FORGERIES, REFUSALS, forged_cases
 from kwanzaa_nb.core.config import resolve_config
 from kwanzaa_nb.core.gates import Verdict, count_gates
 from kwanzaa_nb.core.manifest import CHAIN, read_manifest, run_adapter, stages_of
 from kwanzaa_nb.core.results_file import verdict
 from kwanzaa_nb.core.stage import Stage
-from kwanzaa_nb.core.stats import share
 from kwanzaa_nb.evaluate.gates import gate_judge
 from kwanzaa_nb.evaluate.improved import (forged_rate, gaming_signs, gaming_table,
                                           improvement_sentence, own_records, side_by_side)
-from kwanzaa_nb.evaluate.metrics import controls, score_arms
+from kwanzaa_nb.evaluate.metrics import controls, read_cases, score_arms
 from kwanzaa_nb.model.load import add_adapter, load_adapter, load_base, load_tokenizer
 from kwanzaa_nb.run.launch import run_all
 from kwanzaa_nb.train.command import Training, TrainingStopped, settle_settings
@@ -456,10 +455,14 @@ def test_forgeries_are_made_of_an_adapters_own_answers():
         by_arm.setdefault(one["arm"], []).append(one)
     assert not any(one["answerable"] for one in own_records(by_arm["always_refuse"], records))
     own = own_records(by_arm["gold"], records)
-    rate = forged_rate(own, forge, [*FORGERIES, *REFUSALS])
+    rate = forged_rate(own, forged_cases, [*FORGERIES, *REFUSALS])
     assert len(own) > 20 and rate.total > 50 and rate.value < 0.05
-    told = {"number changed": share("", [True, False]), "introduced": share("", [True] * 9)}
+    assert rate.clusters == len({case.document for case in read_cases(own) if case.answerable})
+    told = {"number changed": [(True, "a"), (False, "b")], "introduced": [(True, "a")] * 9, "nearly": [(True, "a"), (False, "b")] * 9}
     assert forged_rate(own, lambda given, count: told, ["number changed"]).value == 0.5
+    together = forged_rate(own, lambda given, count: told, ["number changed", "nearly"])
+    assert (together.value, together.total, together.clusters) == (0.5, 20, 2) and together.high - together.low > 0.9
+    assert forged_rate([], lambda given, count: {"nearly": []}, ["nearly"]).total == 0
     changed = [{**one, "raw": one["raw"].replace('"text":"', '"text":"Well, ')} for one in by_arm["gold"]]
     assert all("Well, " in one["messages"][-1]["content"] for one in own_records(changed, records))
 

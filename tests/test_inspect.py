@@ -90,3 +90,32 @@ def test_with_a_limit_only_what_was_asked_counts(tmp_path):
     log, = run_task(cited_answers(str(path)), model=model_of((RAWS[0], "stop"), (RAWS[1], "stop")),
                     limit=2, display="none", max_connections=1, log_dir=str(tmp_path / "logs"))
     assert log.results.scores[0].metrics["json_valid_rate"].value == 1
+
+
+@pytest.mark.parametrize("fails, status", [(False, "success"), (None, "error")])
+def test_a_record_that_got_no_answer_counts_as_failed(tmp_path, fails, status):
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in RECORDS), encoding="utf-8")
+    answers = model_of(*((raw, "stop") for raw in RAWS[:4]))  # then it has none left
+    log, = run_task(cited_answers(str(path)), model=answers, display="none", max_connections=1,
+                    log_dir=str(tmp_path / "logs"), fail_on_error=fails)
+    assert log.status == status
+    rows = [{**row, "finish_reason": "stop" if place < 4 else "refused"} for place, row
+            in enumerate(outputs(raws=[*RAWS[:4], "", ""]))]
+    rates = {name: one.value for name, one in log.results.scores[0].metrics.items()}
+    assert rates == pytest.approx(rate_values(score(rows, RECORDS)))
+    assert rates["json_valid_rate"] == pytest.approx(4 / 6)
+    last = {one.id: one for one in log.samples}[RECORDS[5]["id"]]
+    assert last.error and "not_answered" in last.scores[SCORER].explanation
+
+
+def test_each_model_that_is_asked_sealed_records_is_noted(tmp_path):
+    path = tmp_path / "my_sealed.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in RECORDS), encoding="utf-8")
+    task = cited_answers(str(path))
+    assert not path.with_suffix(".uses.txt").exists(), "nothing is asked yet"
+    for _ in range(2):
+        run_task(task, model=model_of(*((raw, "stop") for raw in RAWS)), display="none",
+                 max_connections=1, log_dir=str(tmp_path / "logs"))
+    uses = path.with_suffix(".uses.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("  ")[2] for line in uses] == ["inspect eval mockllm/model"]

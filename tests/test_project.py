@@ -50,6 +50,12 @@ def test_there_is_something_to_look_at():
 # Notebooks
 
 
+@pytest.mark.parametrize("path", map(named, sorted((ROOT / "nbs/guides").glob("*.ipynb"))))
+def test_no_guide_shows_the_share_of_nothing_as_a_number(path):
+    outputs = json.dumps([cell["outputs"] for _, cell in cells_of(path)])
+    assert not re.search(r"\] n=0\b", outputs), "what was not counted is not measured"
+
+
 @pytest.mark.parametrize("path", map(named, STAGES))
 def test_stage_has_one_cell_of_parameters(path):
     tagged = [source for source, cell in cells_of(path) if "parameters" in cell["metadata"].get("tags", [])]

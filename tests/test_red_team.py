@@ -8,7 +8,7 @@ from tiny import ROOT
 from kwanzaa_nb.core.answer import find_marks
 from kwanzaa_nb.core.prompt import read_context, render_user
 from kwanzaa_nb.core.record import question_of, read_records
-from kwanzaa_nb.evaluate.metrics import REFUSAL, score
+from kwanzaa_nb.evaluate.metrics import REFUSAL, read_cases, score
 from kwanzaa_nb.evaluate.red_team import (
     ASKERS, alike, asked_as, cited_texts, demands, group_claims, performance, probes, red_team)
 
@@ -161,3 +161,25 @@ def test_a_mark_stands_for_the_chunk_of_its_sentence():
 def test_silence_passes_nothing(everything):
     found = checks(everything, {record["id"]: {} for record in everything})
     assert all(rate.passed == 0 for rate in found.values()) and found["no performance"].total > 10
+
+
+def test_intervals_stand_on_documents(everything, records):
+    "Several claims, askers or probes of one document are no independent evidence."
+    found = checks(everything, gold(everything))
+    by_id = {case.id: case.document for case in read_cases(everything + records)}
+    swaps = {by_id[record["probe_of"]] for record in everything if record.get("probe") == "swap"}
+    assert found["alike whoever asks"].clusters == len(swaps)
+    answered = found["answered whoever asks"]
+    assert answered.total == 3 * len(ASKERS) and answered.clusters <= 3
+    premises = {by_id[record["id"]] for record in everything if record["kind"] == "premise"}
+    assert found["no false premise"].clusters == len(premises)
+
+
+def test_half_of_the_askers_of_three_questions_fail_together(everything):
+    one = next(record["probe_of"] for record in everything
+               if record.get("probe") == "swap" and record["answerable"])
+    refused = {record["id"]: json.loads(REFUSAL) for record in everything
+               if record.get("probe") == "swap" and record["probe_of"] == one}
+    found = checks(everything, gold(everything) | refused)["answered whoever asks"]
+    assert found.total == 15 and found.passed == 10
+    assert found.high - found.low > 0.6, "three questions, not fifteen"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from kwanzaa_nb.run import cli
 from kwanzaa_nb.report.runs import find_runs, refresh_reports, write_overview, write_reports
+from kwanzaa_nb.core.record import question_of, read_records
 from kwanzaa_nb.core.results import HEADLINES
 from kwanzaa_nb.report.run import (
     RunFacts, chosen_samples, evaluation_verdict, read_run, run_costs, run_page, verdict_sentence)
@@ -65,6 +66,18 @@ def test_damaged_runs_have_a_page(runs, tmp_path, break_it):
     break_it(tmp_path / "outputs" / "broken")
     assert "<h2>What it cost</h2>" in run_page(read_run(tmp_path / "outputs" / "broken", root))
     write_overview(tmp_path / "outputs", root)
+
+
+def test_records_that_changed_since_the_evaluation_are_not_shown_beside_its_outputs(tmp_path):
+    folder = make_run(tmp_path)
+    page, records = run_page(read_run(folder, tmp_path)), tmp_path / "data/eval.jsonl"
+    question = question_of(read_records(records)[0])
+    assert "no longer those" not in page and "Samples" in page
+    records.write_text(records.read_text(encoding="utf-8").replace("When ", "Where "), encoding="utf-8")
+    facts = read_run(folder, tmp_path)
+    assert not facts.records and "are no longer those that were judged" in run_page(facts) and question not in run_page(facts)
+    records.unlink()
+    assert "are not where the config says" in run_page(read_run(folder, tmp_path))
 
 
 def test_runs_are_found_below_a_folder(runs):

@@ -205,7 +205,11 @@ def test_sealed_records_keep_count(folder, capsys):
     for _ in range(2):
         assert main(["score", "a.jsonl", "--records", "mine_sealed.jsonl"]) == 0
         assert "Measured on the sealed records" in capsys.readouterr().out
-    assert len((folder / "mine_sealed.uses.txt").read_text(encoding="utf-8").splitlines()) == 1
+    uses = folder / "mine_sealed.uses.txt"
+    assert len(uses.read_text(encoding="utf-8").splitlines()) == 1 and "kwanzaa score a.jsonl, outputs " in uses.read_text(encoding="utf-8")
+    write(folder / "a.jsonl", [{"id": one["id"], "raw": "other"} for one in RECORDS])
+    assert main(["score", "a.jsonl", "--records", "mine_sealed.jsonl"]) == 0
+    assert len(uses.read_text(encoding="utf-8").splitlines()) == 2, "other outputs are another look"
 
 
 def test_it_needs_no_torch(folder):

@@ -209,6 +209,25 @@ def test_reliability_reads_the_public_formats(tmp_path):
     assert wice["auroc"] == 1.0 and wice["rows"] == 3
 
 
+def test_a_set_that_was_left_out_of_the_fit_stands_beside_the_sets_of_the_fit(tmp_path, monkeypatch):
+    from kwanzaa_nb.bench.benchmarks import measure_reliability
+    from kwanzaa_nb.evaluate import instrument as shown
+
+    rows = [("Fully attributable", "The Defender began in Chicago"), ("Generic", "I like trains")] * 3
+    (tmp_path / "begin_x_dev.tsv").write_text("knowledge\tresponse\tbegin_label\n" + "".join(
+        f"The Defender began in Chicago.\t{said}\t{label}\n" for label, said in rows), encoding="utf-8")
+    assert [*map(set, measure_reliability(str(tmp_path)))] == [{"set", "rows", "supported", "auroc", "tpr", "fpr", "open"}]
+    labels = [{"label": label, "claim": claim, "evidence": ["Ghana became independent in 1957."]} for label, claim in
+              [("supported", "Ghana became independent."), ("not_supported", "Kenya had many trains.")] * 3]
+    (tmp_path / "wice_claim_dev.jsonl").write_text("\n".join(map(json.dumps, labels)), encoding="utf-8")
+    measured = measure_reliability(str(tmp_path))
+    assert [row["left_out"]["set"] for row in measured] == ["begin_x_dev", "wice_claim_dev"]
+    monkeypatch.setattr(shown, "stored", lambda name: {"measured": measured} if name == "reliability" else None)
+    told = [row[0].partition("people, ")[2] for row in shown.instrument()[:4]]
+    assert told == ["begin_x_dev, fitted on these sets", "begin_x_dev, fitted on the other sets",
+                    "wice_claim_dev, fitted on these sets", "wice_claim_dev, fitted on the other sets"]
+
+
 def test_reliability_says_what_is_wrong(tmp_path):
     with pytest.raises(LabelError, match="name the folder"):
         reliability(tmp_path)

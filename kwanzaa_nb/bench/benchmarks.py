@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'made_up_chunk', 'made_up_question', 'build_made_up', 'measure_builder', 'measure_scoring', 'one_at_a_time',
-           'in_batches', 'continuous', 'measure_generation', 'measure_gaming', 'measure_demo', 'measure_training',
-           'measure_improved', 'measure_exports', 'measure_estimates', 'best_rule', 'readme_table', 'main',
-           'quality_sentence', 'slope']
+           'in_batches', 'continuous', 'measure_generation', 'measure_gaming', 'measure_reliability', 'measure_demo',
+           'measure_training', 'measure_improved', 'measure_exports', 'measure_estimates', 'best_rule', 'readme_table',
+           'main', 'quality_sentence', 'slope']
 
 # %% ../../nbs/bench/benchmarks.ipynb #90-002
 import json
@@ -34,7 +34,7 @@ from ..data.questions import load_corpus
 from ..data.write import checked, write_splits
 from ..evaluate.instrument import store
 from ..evaluate.metrics import controls, forget_scores, score_arms
-from ..evaluate.support import reliability
+from ..evaluate.support import cross_validate, reliability
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -306,6 +306,15 @@ def measure_gaming() -> list[dict]:  # by sort: sort, kind (forgery or paraphras
     return [{"sort": sort, "kind": "paraphrase" if sort in true else "forgery",
              "passed": rate.passed, "total": rate.total} for sort, rate in rates.items()]
 
+# %% ../../nbs/bench/benchmarks.ipynb #22ace887
+def measure_reliability(
+    folder: str,  # of label files, as for `reliability`
+) -> list[dict]:  # those of `reliability`; with "left_out", of `cross_validate`, from two sets on
+    "Measure how well `support` agrees with people, and how well on sets that it was not fitted on."
+    rows = reliability(folder)
+    held = {row["set"]: row for row in cross_validate(folder)} if len(rows) > 1 else {}
+    return [row | ({"left_out": held[row["set"]]} if held else {}) for row in rows]
+
 # %% ../../nbs/bench/benchmarks.ipynb #31ebbc19
 def measure_demo(
     folder: str = "outputs/kwanzaa-demo-cpu",  # of a finished run
@@ -427,7 +436,7 @@ SIZES = (1_000, 10_000, 100_000)  # chunks
 _MEASURES = {
     "builder": lambda *sizes: [measure_builder(int(size)) for size in sizes or SIZES],
     "scoring": measure_scoring, "generation": measure_generation, "gaming": measure_gaming,
-    "reliability": reliability, "demo": measure_demo, "demo_all": measure_demo,
+    "reliability": measure_reliability, "demo": measure_demo, "demo_all": measure_demo,
     "quality": measure_demo, "improved": measure_improved, "exports": measure_exports,
     "estimates": measure_estimates, "training": measure_training}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core.config import DEFAULT_CONFIG, Config, load_config
 from ..core.console import steady_streams
 from ..core.errors import KwanzaaError
+from ..core.files import file_record
 from ..core.record import Record, read_records, spread
 from ..core.stats import auroc
 from ..core.table import Table
@@ -121,6 +122,19 @@ def carry_over_table(found: Iterable[Carried]) -> Table:
             "at best threshold"]
     return Table(head, map(_row, found))
 
+# %% ../../nbs/bench/carry_over.ipynb #05ed5314
+def _note_use(
+    config: Config,  # names our evaluation records
+    adapter: "str | Path | None",  # as for `carry_over`
+) -> list[str]:  # of `sealed_uses`
+    "Note what looks at our evaluation, where it is the sealed one."
+    name, weights = f"{config.run.name}, carry-over", None
+    if adapter is None or adapter == "none":
+        name += ", rules alone" if adapter is None else ", base model"
+    else:
+        weights = file_record(Path(adapter, "adapter_model.safetensors"))["sha256"]
+    return sealed_uses(config.path(config.data.eval_file), name, weights)
+
 # %% ../../nbs/bench/carry_over.ipynb #97-015
 def carry_over(
     path: "str | Path",  # JSON Lines of passages, see `read_passages`
@@ -140,7 +154,7 @@ def carry_over(
              for record in read_passages(path, year)]
     train, dev, own = (read_records(config.path(file)) if file else []
                        for file in (data.train_file, data.dev_file, data.eval_file))
-    sealed_uses(config.path(data.eval_file), f"{config.run.name}, carry-over", None)
+    _note_use(config, adapter)
     files = {"own": spread(own, most), "passages": spread(found, most)}
     asked = [record for records in files.values() for record in records]
     outputs = rule_outputs(fit_rules(train, dev), asked)

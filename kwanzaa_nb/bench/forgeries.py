@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Forgery', 'Change', 'opposite_said', 'unit_changed', 'month_changed', 'number_word_changed', 'gender_changed',
            'kin_changed', 'ordinal_changed', 'quantity_changed', 'nearly_said', 'would_have', 'twice_said', 'half_said',
-           'former_said', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED', 'PARAPHRASES', 'PROBES', 'target',
+           'former_said', 'FORGERIES', 'REFUSALS', 'SYNONYMS', 'SPELLED', 'PARAPHRASES', 'PROBES', 'Cases', 'target',
            'number_changed', 'entity_swapped', 'name_exchanged', 'number_exchanged', 'negation_inserted',
            'roles_swapped', 'padded_quote', 'order_turned', 'limit_added', 'only_said', 'always_said', 'best_said',
            'clause_added', 'source_invented', 'since_said', 'numbers_turned', 'direction_turned', 'first_name_changed',
            'cause_invented', 'subject_exchanged', 'company_added', 'place_added', 'manner_added', 'wrong_chunk',
            'neighbouring', 'off_topic', 'not_shown', 'every_sentence', 'no_evidence', 'other_claim', 'answer_inside',
            'hidden_in_unknowns', 'fronted', 'turned', 'as_cleft', 'introduced', 'synonym', 'spelled_number', 'probe',
-           'measure_probes', 'passes', 'forgeable', 'forge']
+           'probe_cases', 'passes', 'forgeable', 'forged_cases', 'forge']
 
 # %% ../../nbs/bench/forgeries.ipynb #91-002
 import json
@@ -160,6 +160,14 @@ _DENIED = re.compile(
     r"\b(?:no|not|none|never|nothing|nobody|neither|nor|without)\b|n['’]t\b", re.I)
 
 
+def _inside(text: str, record: Record) -> str:
+    "Write a text as it goes on in a sentence: without its capital, unless a name begins it."
+    first = re.match(r"\w+", text)
+    names = {word for name in _names_in(f"{text} {_gold_text(record)}") for word in name.split()}
+    is_name = first and (first[0] in names or text[1:2].isupper())
+    return text if is_name else text[:1].lower() + text[1:]
+
+
 def negation_inserted(text: str, record: Record, chance: random.Random) -> "str | None":
     "Deny a statement that denies nothing yet."
     if _DENIED.search(text):
@@ -167,7 +175,7 @@ def negation_inserted(text: str, record: Record, chance: random.Random) -> "str 
     found = re.search(r"\b(was|were|is|are|had|has|could|would|did)\b(?! not)", text)
     if found:
         return f"{text[:found.end()]} not{text[found.end():]}"
-    return f"It is not true that {text[0].lower()}{text[1:]}"
+    return f"It is not true that {_inside(text, record)}"
 
 # %% ../../nbs/bench/forgeries.ipynb #2da54ec9
 def roles_swapped(text: str, record: Record, chance: random.Random) -> "str | None":
@@ -189,7 +197,7 @@ def padded_quote(text: str, record: Record, chance: random.Random) -> "str | Non
         return None
     number = target(record)["evidence"][0]
     copied = number_sentences(record["chunks"])[number - 1].text.rstrip(".!?")
-    return f"{copied}, and {false[0].lower()}{false[1:]}"
+    return f"{copied}, and {_inside(false, record)}"
 
 # %% ../../nbs/bench/forgeries.ipynb #91-1003
 def _once(pattern: str, pairs: dict[str, str]) -> Change:
@@ -671,20 +679,30 @@ def probe(
               if one not in part and part.endswith(".")][:3]
     return " ".join([*around[:1], said, *around[1:]]), false, true
 
+# %% ../../nbs/bench/forgeries.ipynb #1d330a99
+Cases = list[tuple[bool, str]]  # of each case whether it passes, and its document
+
+
+def _documents(
+    records: Sequence[Record],
+) -> dict[str, str]:  # by record id
+    "Return the document that each record stands or falls with."
+    return {case.id: case.document for case in read_cases(list(records))}
+
 # %% ../../nbs/bench/forgeries.ipynb #48999704
-def measure_probes(
+def probe_cases(
     records: Sequence[Record],  # answered ones
     count: int,  # most cases of each sort
     chance: random.Random,
-) -> dict[str, tuple[Rate, Rate]]:  # by sort: shares of false and of true claims that pass
-    "Measure what passes of each probe."
-    found = {}
+) -> dict[str, Cases]:  # by sort, of false claims and of true ones
+    "Try each probe."
+    documents, found = _documents(records), {}
     for sort in PROBES:
-        tried = (probe(record, sort, chance) for record in records)
-        made = list(islice(filter(None, tried), count))
-        found[sort] = tuple(
-            share(sort, [support(claims[side], [claims[0]]) >= SUPPORTED_AT for claims in made])
-            for side in (1, 2))
+        tried = ((documents[record["id"]], probe(record, sort, chance)) for record in records)
+        made = list(islice((one for one in tried if one[1]), count))
+        for side, name in ((1, f"probe: {sort}"), (2, f"true probe: {sort}")):
+            found[name] = [(support(claims[side], [claims[0]]) >= SUPPORTED_AT, document)
+                           for document, claims in made]
     return found
 
 # %% ../../nbs/bench/forgeries.ipynb #91-013
@@ -719,21 +737,32 @@ def forgeable(
                  for record in found}.values())
 
 # %% ../../nbs/bench/forgeries.ipynb #26503de2
-def forge(
+def forged_cases(
     records: Sequence[Record],  # answered ones, and refusals of the same questions
     count: int = 1000,  # most cases of each sort; the committed records give fewer
     seed: int = 0,
-) -> dict[str, Rate]:  # by sort: the share that passes
-    "Measure what passes of each forgery and of each paraphrase."
-    chance = random.Random(seed)
+) -> dict[str, Cases]:  # by sort
+    "Make and judge cases of each forgery and of each paraphrase."
+    chance, documents, found = random.Random(seed), _documents(records), {}
     answered = [record for record in records if record["answerable"] and _wordings(record)]
     chance.shuffle(answered)
-    refused, rates = _with_secrets(records), {}
+    refused = _with_secrets(records)
     for changes, given in ((FORGERIES, answered), (REFUSALS, refused), (PARAPHRASES, answered)):
         for sort, change in changes.items():
             outputs = ((record, change(record, chance)) for record in given)
             made = islice(((record, raw) for record, raw in outputs if raw is not None), count)
-            rates[sort] = share(sort, [passes(record, raw) for record, raw in made])
-    for sort, (false, true) in measure_probes(answered, count, chance).items():
-        rates |= {f"probe: {sort}": false, f"true probe: {sort}": true}
+            found[sort] = [(passes(record, raw), documents[record["id"]]) for record, raw in made]
+    return found | probe_cases(answered, count, chance)
+
+
+def forge(
+    records: Sequence[Record],  # as for `forged_cases`
+    count: int = 1000,  # likewise
+    seed: int = 0,
+) -> dict[str, Rate]:  # by sort: the share that passes, with an interval by document
+    "Measure what passes of each forgery and of each paraphrase."
+    rates = {}
+    for sort, cases in forged_cases(records, count, seed).items():
+        passed, documents = zip(*cases) if cases else ((), ())
+        rates[sort] = share(sort, passed, documents)
     return rates

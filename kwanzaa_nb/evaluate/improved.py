@@ -160,11 +160,11 @@ def own_records(
 # %% ../../nbs/evaluate/improved.ipynb #530eabe4
 def forged_rate(
     own: Sequence[Record],  # of `own_records`
-    forge: Callable[..., Mapping[str, Rate]],  # of the benchmark
-    sorts: Sequence[str],  # those of its rates that should fail
-) -> Rate:  # the share of all forgeries that passes
+    forge: Callable[..., Mapping[str, list[tuple[bool, str]]]],  # `forged_cases` of the benchmark
+    sorts: Sequence[str],  # those of its sorts that should fail
+) -> Rate:  # the share of all forgeries that passes, with an interval by document
     "Forge an adapter's own answers, and measure what the judge lets pass."
-    rates = forge(list(own), count=_CASES)
-    passed = sum(round(rates[sort].passed) for sort in sorts)
-    total = sum(rates[sort].total for sort in sorts)
-    return share("forgeries", [True] * passed + [False] * (total - passed))
+    by_sort = forge(list(own), count=_CASES)
+    cases = [case for sort in sorts for case in by_sort[sort]]
+    passed, documents = zip(*cases) if cases else ((), ())
+    return share("forgeries", passed, documents)

@@ -36,11 +36,14 @@ def stored(
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 # %% ../../nbs/evaluate/instrument.ipynb #95-006
-def _agreement(row: dict) -> list[str]:
+def _agreement(
+    row: dict,  # of `reliability`
+    fitted: str = "fitted on these sets",  # what weights and threshold rest on
+) -> list[str]:
     "Describe how far the scorer agrees with one set of human labels."
     told = (f"AUROC {row['auroc']:.2f}; supported claims that pass {row['tpr']:.2f}, "
             f"others that pass {row['fpr']:.2f}")
-    return [f"agreement with people, {row['set']}", told, f"{row['rows']} claims"]
+    return [f"agreement with people, {row['set']}, {fitted}", told, f"{row['rows']} claims"]
 
 # %% ../../nbs/evaluate/instrument.ipynb #636f905c
 def _model_agreement(row: dict) -> list[str]:
@@ -53,8 +56,11 @@ def _model_agreement(row: dict) -> list[str]:
 def instrument() -> list[list[str]]:  # rows: what was measured, result, over how many
     "List what is stored about the scorer, and what was not run."
     people, forged = stored("reliability"), stored("gaming")
-    rows = ([_agreement(row) for row in people["measured"]] if people
-            else [["agreement with people", "not run", ""]])
+    rows = [] if people else [["agreement with people", "not run", ""]]
+    for row in people["measured"] if people else ():
+        rows.append(_agreement(row))
+        if left_out := row.get("left_out"):
+            rows.append(_agreement({**row, **left_out}, "fitted on the other sets"))
     if model := stored("second_opinion"):
         rows += map(_model_agreement, model["measured"])
     if not forged:

@@ -27,7 +27,7 @@ from ..core.manifest import IMPROVED, run_adapter, versions
 from ..core.record import (
     Chunk, Record, count_use, is_sealed, prompt_of, question_of)
 from ..core.sentences import number_sentences
-from ..model.backend import Backend, Decoding, append, read_log
+from ..model.backend import AnyPrompt, Backend, Decoding, append, read_log
 from ..model.decision import Calibration, calibrate, curve
 
 if TYPE_CHECKING:
@@ -163,11 +163,11 @@ def passes(
 
 # %% ../../nbs/evaluate/passes.ipynb #44-015
 def _decided(
-    backend: Backend, records: Sequence[Record], outputs: Sequence[dict], arm: str,
+    backend: Backend, prompts: Sequence[AnyPrompt], outputs: Sequence[dict], arm: str,
 ) -> "Iterator[tuple[Any, float]]":  # prompt, probability
     "Ask for decisions; a server that has written the arm already may be gone."
     try:
-        yield from backend.p_answer(backend.prompts(records))
+        yield from backend.p_answer(prompts)
     except KwanzaaError:
         wrote = any(output["pass"] == f"{arm}, greedy" for output in outputs)
         if not (hasattr(backend, "untold") and wrote):
@@ -181,14 +181,20 @@ def development_decisions(
     arm: str,
     report: Callable[[str], None] = print,  # takes one line of progress
 ) -> list[dict]:  # rows with "p_answer" and "answerable"; none where the backend can't tell
-    "Ask for the probability of answering each development record that the log lacks."
+    """Ask for the probability of answering each development record that the log lacks.
+
+    A logged row counts only where its record's prompt is still the same.
+    """
     if not hasattr(backend, "p_answer"):  # not every backend can
         return []
     name, started, outputs = f"{arm}, development", time.monotonic(), read_log(log)[1]
-    done = {output["id"]: output for output in outputs if output["pass"] == name}
     known = {record["id"]: record["answerable"] for record in records
              if record.get("answerable") is not None}
-    wanted = [record for record in records if record["id"] in known and record["id"] not in done]
+    prompts = backend.prompts([record for record in records if record["id"] in known])
+    asked = {(name, prompt.record_id, prompt.digest) for prompt in prompts}
+    done = {row["id"]: {**row, "answerable": known[row["id"]]} for row in outputs
+            if (row["pass"], row["id"], row.get("prompt_sha256")) in asked}
+    wanted = [prompt for prompt in prompts if prompt.record_id not in done]
     for prompt, p_answer in _decided(backend, wanted, outputs, arm):
         row = {"id": prompt.record_id, "arm": arm, "pass": name, "prompt_sha256": prompt.digest,
                "p_answer": p_answer, "answerable": known[prompt.record_id]}
@@ -201,11 +207,11 @@ def development_decisions(
 
 # %% ../../nbs/evaluate/passes.ipynb #44-015-b
 def calibration_of(
-    outputs: Iterable[dict],  # of a log, other passes among them
+    decisions: Iterable[dict],  # of `development_decisions`; rows of other passes are left out
     arm: str,
-) -> Calibration:  # that of no records where the log has none
+) -> Calibration:  # that of no records where the arm has none
     "Fit the confidence of an arm to its development decisions."
-    rows = [output for output in outputs if output["pass"] == f"{arm}, development"]
+    rows = [row for row in decisions if row["pass"] == f"{arm}, development"]
     if not rows:
         return Calibration()
     return calibrate([row["p_answer"] for row in rows], [row["answerable"] for row in rows])
@@ -321,8 +327,8 @@ def experiment(
 # %% ../../nbs/evaluate/passes.ipynb #44-sealed
 def sealed_uses(
     eval_file: "str | Path",  # the evaluation records
-    run: str,  # name of the run
-    adapter_sha256: "str | None",  # of the adapter's weights, as in the log's header
+    run: str,  # name of the run, or what else uses them, so that another use has another name
+    adapter_sha256: "str | None",  # of the adapter's weights; None: the name says it all
 ) -> list[str]:  # date and run of each use, this one last; empty where they are not sealed
     "Note beside sealed records that a run uses them, and list the uses up to this one."
     if not is_sealed(eval_file):

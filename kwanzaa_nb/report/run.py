@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..core.config import project_root
-from ..core.files import write_atomically
+from ..core.files import file_record, write_atomically
 from ..core.html import render_page, render_part
 from ..core.manifest import (
     NOTEBOOKS, Manifest, StageError, path_text, read_manifest, stages_of)
@@ -46,9 +46,10 @@ class RunFacts:
     folder: Path
     manifest: Manifest  # without stages where it can't be read
     metrics: "Results | None"  # None before the evaluation
-    records: dict[str, Record]  # evaluation records by id; empty where the file is not there
+    records: dict[str, Record]  # evaluation records by id; empty where they can't be shown
     outputs: dict[tuple[str, str], str]  # raw greedy outputs, by arm and record id
     problems: tuple[str, ...]  # sentences on what could not be read
+    unshown: str = ""  # a sentence on why there are no records
 
     @property
     def config(self) -> dict[str, Any]:
@@ -90,6 +91,22 @@ def _read_files(folder: Path) -> tuple[Manifest, "Results | None", tuple[str, ..
             problems.append(sentence_of(error))
     return found[0], found[1], tuple(problems)
 
+# %% ../../nbs/report/run.ipynb #b84db361
+def _judged_records(
+    path: "Path | None",  # of the evaluation records; None: no config names it
+    metrics: Results,
+    ids: "set[str]",  # of the records that were judged
+) -> tuple[dict[str, Record], str]:  # by id; a sentence where there are none
+    "Read the records that were judged; none where their file is another one by now."
+    rows, inputs = _rows(path) if path else [], metrics.get("inputs")
+    known = inputs.get("eval_sha256") if isinstance(inputs, Mapping) else None
+    if rows and known and file_record(path)["sha256"] != known:
+        return {}, ("The evaluation records are no longer those that were judged, so questions and "
+                    "chunks are missing here.")
+    found = {row["id"]: row for row in rows if row.get("id") in ids}
+    return found, "" if found else ("The evaluation records are not where the config says, so "
+                                    "questions and chunks are missing here.")
+
 # %% ../../nbs/report/run.ipynb #62-006
 def read_run(
     folder: "str | Path",  # the run folder
@@ -102,12 +119,12 @@ def read_run(
               for row in scores.get("records", [])}
     data = _last_config(manifest).get("data")
     name = data.get("eval_file") if isinstance(data, Mapping) else None
-    rows = _rows(Path(root or project_root(), name)) if metrics and name else []
-    records = {row["id"]: row for row in rows if row.get("id") in judged}
+    path = Path(root or project_root(), name) if name else None
+    records, unshown = _judged_records(path, metrics or {}, judged)
     log = [row for row in _rows(folder / "evaluation" / "outputs.jsonl")
            if {"arm", "pass"} <= row.keys() and row.get("id") in judged and is_headline(row)]
     outputs = {(str(row.get("arm")), str(row.get("id"))): str(row.get("raw") or "") for row in log}
-    return RunFacts(folder, manifest, metrics, records, outputs, problems)
+    return RunFacts(folder, manifest, metrics, records, outputs, problems, unshown)
 
 # %% ../../nbs/report/run.ipynb #62-009
 def _label(name: str) -> str:

@@ -183,7 +183,7 @@ def _written(
 # %% ../../nbs/run/cli.ipynb #70-score
 def _score(arguments: argparse.Namespace) -> None:
     "Score a file of outputs against the records that they answer."
-    from kwanzaa_nb.core.files import strict_json
+    from kwanzaa_nb.core.files import file_record, strict_json
     from kwanzaa_nb.evaluate.metrics import score_arms
     from kwanzaa_nb.evaluate.passes import sealed_uses
     from kwanzaa_nb.evaluate.score_outputs import (
@@ -197,7 +197,8 @@ def _score(arguments: argparse.Namespace) -> None:
     rules = (score_rules(given.records, arguments.train, arguments.dev)
              if arguments.train else {})
     results = results_of(scores, rules)
-    name = f"kwanzaa score {Path(arguments.outputs).name}"
+    outputs = Path(arguments.outputs)
+    name = f"kwanzaa score {outputs.name}, outputs {file_record(outputs)['sha256'][:12]}"
     if uses := sealed_uses(arguments.records, name, None):
         results["sealed_uses"] = uses
     text = results_text(results, scores, given.notes)

@@ -289,7 +289,8 @@ def _exported(config: Config, folder: Path, formats: Sequence[str], count: int,
     written = write_formats(config, folder, formats, report)
     records, found, told = spread(every, count or 1), {}, _unmeasured(count)
     if not told:
-        sealed_uses(path, f"{config.run.name}, exports", None)
+        weights = file_record(adapter / "adapter_model.safetensors")["sha256"]
+        sealed_uses(path, f"{config.run.name}, exports", weights)
         with with_f16(folder, written, report) as asked:
             found = compared(ask_exports(config, folder, asked, records, report), records)
         told = (f"Rates in percent on {len(records)} evaluation records"
