@@ -267,6 +267,22 @@ def test_a_base_model_that_is_named_nowhere(run, tmp_path):
         load_answerer(tmp_path, base=str(tmp_path / "no-such-folder"))
 
 
+def test_the_base_model_of_a_run_may_be_a_folder_that_is_still_there(run, tmp_path):
+    "It was trained on that copy, whose template may differ from the one on the Hub."
+    config, base, staged = run
+    folder, own = tmp_path / "run" / "adapter", tmp_path / "own-model"
+    folder.mkdir(parents=True)
+    own.mkdir()
+    for name in INCLUDE[:3]:
+        (folder / name).write_bytes((staged / name).read_bytes())
+    text = (folder / "training_config.yaml").read_text(encoding="utf-8")
+    (folder / "training_config.yaml").write_text(text.replace("HuggingFaceTB/SmolLM2-135M-Instruct", str(own)), encoding="utf-8")
+    named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    assert answerer_config(folder).model.base_model_id == named != str(own), "of a folder that came from somewhere"
+    (tmp_path / "run" / "manifest.json").write_text("{}", encoding="utf-8")
+    assert answerer_config(folder).model.base_model_id == str(own)
+
+
 def test_files_that_changed_after_they_were_published(run, tmp_path):
     config, base, staged = run
     for name in INCLUDE:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -615,6 +616,17 @@ def test_a_folder_that_is_no_adapter(saved, gone):
         (saved / name).unlink()
     with pytest.raises(ModelError, match="is no adapter: " + " and ".join(gone)):
         load_adapter(tiny_model(), saved)
+
+
+def test_a_full_gpu_is_no_damaged_adapter(saved, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("kwanzaa_nb.model.load.PeftModel.from_pretrained", full)
+    with pytest.raises(ModelError, match="the GPU's memory does not hold the adapter in .*: close what else uses it"):
+        load_adapter(tiny_model(), saved)
+    with pytest.raises(ModelError, match="does not hold some/model: .*4 bits"):
+        model_module.from_pretrained(SimpleNamespace(from_pretrained=full), tiny_config(model__base_model_id="some/model"))
 
 
 def test_an_adapter_folder_that_is_not_there(tmp_path):

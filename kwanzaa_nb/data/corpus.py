@@ -17,6 +17,7 @@ import sqlite3
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]*$", max_length=200)]
 Prose = Annotated[str, Field(min_length=1, max_length=8000, pattern=r"\S")]
 _REST = r"[^\r\n\x85\u2028\u2029]*"  # of a line
-_Line = Annotated[str, Field(min_length=1, max_length=500, pattern=rf"^\S{_REST}$")]
+_Line = Annotated[str, Field(min_length=1, max_length=500, pattern=rf"^\S({_REST}\S)?$")]
 
 
 class Chunk(BaseModel):
@@ -208,6 +209,21 @@ def _cell(name: str, value: Any) -> Any:
     return _year_of(value) if name == "year" else value
 
 # %% ../../nbs/data/corpus.ipynb #20-033-p3
+def _tidied(values: Mapping[str, Any], written_by_hand: bool) -> dict[str, Any]:
+    "Return a chunk's title, source and tags without outer white space, and of the kind they have."
+    found = {}
+    for name in ("citation_label", "source_org"):
+        value = values.get(name)
+        if written_by_hand and isinstance(value, (int, float, date)):  # title: 2024
+            value = str(value)
+        if isinstance(value, str):
+            found[name] = value.strip()
+    tags = values.get("tags")
+    if written_by_hand and isinstance(tags, str):  # tags: garden, seeds
+        found["tags"] = [tag.strip() for tag in tags.split(",") if tag.strip()]
+    return found
+
+
 def _arranged(row: Row, kind: type[BaseModel], options: CorpusOptions) -> dict[str, Any]:
     "Return a row's values by our names, with defaults."
     columns = options.columns(kind) if row.kind != "text" else {}
@@ -218,6 +234,7 @@ def _arranged(row: Row, kind: type[BaseModel], options: CorpusOptions) -> dict[s
         values = {name: value for name, value in values.items()
                   if value is not None or name == "answer"}
     if kind is Chunk:
+        values |= _tidied(values, row.kind == "text")
         for name, value in options.defaults.items():
             if values.get(name) in (None, ""):
                 values[name] = value

@@ -281,6 +281,10 @@ def find_base(
     return str(folder)
 
 # %% ../../nbs/model/load.ipynb #30-013
+_NO_ROOM = ("the GPU's memory does not hold {}: close what else uses it, load it in 4 bits "
+            "(adapter.method: qlora), or take a larger GPU")
+
+
 def from_pretrained(
     loader: Any,  # a class with from_pretrained
     config: Config,
@@ -290,7 +294,10 @@ def from_pretrained(
     name, revision = config.base
     try:
         return loader.from_pretrained(find_base(name), revision=revision, **options)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise ModelError(_NO_ROOM.format(config.model.base_model_id)) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+            SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         local = Path(name).is_dir()
         place = "a local folder" if local else "the cache, then the Hugging Face Hub"
@@ -532,6 +539,9 @@ def load_adapter(
         with safe_open(folder / files[1], "pt") as file:
             saved = set(file.keys())
         adapted = PeftModel.from_pretrained(model, folder).eval()
+    except torch.OutOfMemoryError:
+        raise ModelError(_NO_ROOM.format(f"the adapter in {folder.name} beside its base model")
+                         ) from None
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError,
             SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

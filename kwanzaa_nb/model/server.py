@@ -404,9 +404,10 @@ def _refusal(client: openai.OpenAI, error: openai.APIStatusError) -> ServerError
 # %% ../../nbs/model/server.ipynb #46-117
 def read_body(
     parts: Iterable[bytes],
-    timeout: Any,  # seconds for all of it; where that is not a number, 600
+    timeout: Any,  # seconds for all of it, or an openai.Timeout; where neither has a number, 600
 ) -> bytes:
     "Read a body. Raises `OverflowError` or `TimeoutError` where it is too long or too slow."
+    timeout = getattr(timeout, "read", timeout)
     seconds = timeout if isinstance(timeout, (int, float)) else 600.0
     body, deadline = bytearray(), time.monotonic() + seconds
     for part in parts:
@@ -571,7 +572,8 @@ def served_model(client: openai.OpenAI) -> str:
 def made_client(url: str, key: "str | None", timeout: float) -> openai.OpenAI:
     "Return a client for an address. Raises `ServerError`."
     try:
-        return openai.OpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=3)
+        limits = openai.Timeout(timeout, connect=min(10.0, timeout))  # who is there answers soon
+        return openai.OpenAI(base_url=url, api_key=key or "none", timeout=limits, max_retries=3)
     except Exception as error:  # of whichever HTTP library the client has
         raise ServerError(
             f"{plain(url)} can't be asked ({plain(str(error), key)}): look at "

@@ -20,7 +20,7 @@ from ..core.answer import (
     LATER_OUTPUT, AnswerError, complete_answer, parse_model_answer)
 from ..core.config import Config, Fallback, load_trained, resolve_config
 from ..core.errors import KwanzaaError
-from ..core.manifest import StageError
+from ..core.manifest import MANIFEST, StageError
 from ..core.prompt import INSTRUCTION_HEADING, render_prompt
 from ..core.record import Chunk, Message, Record
 from ..core.results_file import load_results
@@ -93,6 +93,8 @@ def _installed(package: str) -> bool:
 def _known_base(config: Config, folder: Path) -> str:
     "Return the base model that the files name: in the training's config, or in the adapter's."
     trained = config.model.base_model_id
+    if (folder.parent / MANIFEST).is_file() and Path(config.base[0]).is_dir():
+        return trained  # of a run that was trained here, on a folder that is still there
     if _installed(trained) if trained.startswith("package:") else is_hub_id(config.base[0]):
         return trained
     try:
@@ -118,7 +120,7 @@ def answerer_config(
     base = base or _known_base(config, Path(folder))
     if not base:
         raise AnswererError("the base model of this adapter is not named in its files: give it as "
-                            "base, a Hub id or a folder.")
+                            "base (--base), a Hub id or a folder.")
     return load_trained(path, {"run.device": device, "model.base_model_id": base})
 
 # %% ../../nbs/publish/answerer.ipynb #5ed794fd
@@ -269,6 +271,7 @@ def _loaded_here(
     try:
         from kwanzaa_nb.model.load import (
             detect_hardware, load_adapter, load_base, load_tokenizer, runtime_settings)
+        from kwanzaa_nb.model.decision import decision_tokens
         from kwanzaa_nb.model.local import LocalBackend
     except ModuleNotFoundError as error:
         raise AnswererError(f"{error.name} is not installed, so no model can be loaded here: pip "
@@ -278,13 +281,15 @@ def _loaded_here(
     tokenizer, model = load_tokenizer(config), load_base(config, settings, attention="sdpa")
     backend = LocalBackend(load_adapter(model, folder), tokenizer)
     version = f"{config.run.name} ({_weights_sum(folder)[:12]})"
-    return Answerer(config, backend, grammar, version, measured=measured_on(folder))
+    undecided = "" if decision_tokens(tokenizer) else "no single token of this model decides it"
+    return Answerer(config, backend, grammar, version, _unread(config, undecided),
+                    measured=measured_on(folder))
 
 # %% ../../nbs/publish/answerer.ipynb #55-s02
 def _unread(config: Config, why: str) -> list[Fallback]:
-    "List the settings that a server leaves unused."
+    "List the settings that are left unused, where there is a reason."
     asked = config.evaluation.answer_threshold
-    return [Fallback("evaluation.answer_threshold", asked, None, why)] if why else []
+    return [Fallback("evaluation.answer_threshold", asked, None, why)] if asked and why else []
 
 
 def _plain_config(model: str) -> Config:

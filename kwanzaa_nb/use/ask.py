@@ -10,7 +10,7 @@ __all__ = ['LONGEST_QUESTION', 'Answer', 'MOST_PASSAGES', 'AskError', 'Reply', '
 import filecmp
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +91,16 @@ def as_written(
         "unknowns": {name: answer["unknowns"].get(name, []) for name in names}}))
 
 # %% ../../nbs/use/ask.ipynb #45f68efd
-def _turns(before: Sequence[Reply], chunks: Sequence[Chunk]) -> list[tuple[str, str]]:
-    "Write the last earlier turns that these passages allow: question, output."
+_CHARACTERS = 4  # of a token, about
+
+
+def _turns(before: Sequence[Reply], chunks: Sequence[Chunk], most: int) -> list[tuple[str, str]]:
+    "Write the last earlier turns that these passages and so many tokens allow: question, output."
     turns: list[tuple[str, str]] = []
     for reply in reversed(before):
         written = as_written(reply.answer, chunks)
-        if written is None:
+        most -= (len(reply.question) + len(written or "")) // _CHARACTERS
+        if written is None or turns and most < 0:
             break
         turns.insert(0, (reply.question, written))
     return turns
@@ -104,7 +108,7 @@ def _turns(before: Sequence[Reply], chunks: Sequence[Chunk]) -> list[tuple[str, 
 # %% ../../nbs/use/ask.ipynb #66-012
 def _found(
     question: str, retriever: AnyRetriever, count: int, before: Sequence[Reply],
-    room: "Callable[[Sequence[Any]], bool] | None",
+    room: "Callable[[Sequence[Any]], bool] | None", barred: Collection[str],
 ) -> list[Chunk]:
     "Find the passages to show, the best first."
     last = before[-1] if before else None
@@ -114,7 +118,8 @@ def _found(
     kept = [retriever.by_id[name] for name in cited if name in retriever.by_id]
     chosen: list[Any] = []
     for chunk in [*kept, *(one for one in ranked if one not in kept)][:count]:
-        if not chosen or room is None or room([*chosen, chunk]):
+        fits = not chosen or room is None or room([*chosen, chunk])
+        if fits and chunk.chunk_id not in barred:
             chosen.append(chunk)
     return [chunk.model_dump(mode="json") for chunk in chosen]
 
@@ -127,15 +132,17 @@ def ask(
     *,
     before: Sequence[Reply] = (),  # earlier turns of the conversation, first to last
     room: "Callable[[Sequence[Any]], bool] | None" = None,  # whether chunks fit; None: all do
+    turns: int = 450,  # most tokens of earlier turns, by estimate; the last one is always shown
+    barred: Collection[str] = (),  # ids of chunks that are never shown
     **more: Any,  # passed on to the answerer
 ) -> Reply:
     """Find chunks for a question and have it answered from them.
 
     Raises `AskError` for a blank or a too long question, and what the answerer raises."""
     start, question = time.monotonic(), checked_question(question)
-    chunks = _found(question, retriever, count, before, room)
-    turns = _turns(before, chunks)
-    more |= {"before": turns} if turns else {}
+    chunks = _found(question, retriever, count, before, room, barred)
+    earlier = _turns(before, chunks, turns)
+    more |= {"before": earlier} if earlier else {}
     return Reply(question, chunks, answerer(question, chunks, **more), time.monotonic() - start)
 
 # %% ../../nbs/use/ask.ipynb #66-015
@@ -255,7 +262,10 @@ class Reader:
         answerer: Answer,
         tokens: int = Limits.tokens,  # most tokens of passages that are shown, by estimate
         name: str = "",  # of the adapter, for people
+        turns: int = 450,  # most tokens of earlier turns, by estimate
+        barred: Collection[str] = (),  # ids of chunks that are never shown
     ):
+        self.turns, self.barred = turns, frozenset(barred)
         self.library, self.answerer, self.name = library, answerer, name
         self.limits = Limits(tokens)
 
@@ -274,7 +284,7 @@ class Reader:
     ) -> Reply:
         "Answer a question from the library. Raises what `ask` raises."
         return ask(question, self.library, self.answerer, MOST_PASSAGES, before=before,
-                   room=self.limits.fits)
+                   room=self.limits.fits, turns=self.turns, barred=self.barred)
 
 # %% ../../nbs/use/ask.ipynb #66-021-s
 def _unnamed(outputs: "str | Path") -> str:
@@ -298,6 +308,23 @@ def _check_place(url: "str | None", model: "str | None" = None, base: "str | Non
                        "or --url.")
 
 # %% ../../nbs/use/ask.ipynb #66-021-o
+_REST = 300  # tokens of a prompt beside passages and earlier turns
+
+
+def _unsendable(library: Library, report: Callable[[str], None]) -> list[str]:  # ids of chunks
+    "Find the passages with text that a server may read as a control token, and report them."
+    from kwanzaa_nb.model.server import control_text
+
+    found = []
+    for chunk in library.chunks:
+        texts = [{"role": "user", "content": text} for text in (chunk.citation_label, chunk.text)]
+        if told := control_text(texts):
+            found.append(chunk.chunk_id)
+            report(f"left out: {chunk.citation_label}: it holds {told[1]}, which a server may read as "
+                   "a control token; without --url it is read as text")
+    return found
+
+
 def open_reader(
     folder: "str | Path",  # of documents
     named: "str | None" = None,  # of `choose_adapter`; None with url: nothing but the server's model
@@ -326,4 +353,6 @@ def open_reader(
     library = open_library(folder, options, encode=encode, model=embeddings or "", report=report)
     for problem in library.problems:
         report(f"left out: {problem}")
-    return Reader(library, answerer, data.context_tokens, str(source or url))
+    barred = _unsendable(library, report) if url else ()
+    turns = data.max_seq_length - data.context_tokens - _REST
+    return Reader(library, answerer, data.context_tokens, str(source or url), turns, barred)

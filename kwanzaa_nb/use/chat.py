@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, HTTPError, RequestHandler
@@ -90,7 +90,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     question: str
-    before: list[str] = []  # ids of the earlier turns, the oldest first
+    before: list[str] = Field([], max_length=1000)  # ids of the earlier turns, the oldest first
 
 # %% ../../nbs/use/chat.ipynb #46668518
 def _sentence(error: KwanzaaError) -> str:

@@ -67,7 +67,8 @@ def read_document_chunks(
         chunks = [chunk.model_copy(update={"doc_id": document, "chunk_id": f"{document}-{place}"})
                   for place, chunk in enumerate(chunks, 1)]
     below = name.removesuffix(path.name)
-    return chunks, [replace(one, where=f"{below}{one.where}") for one in problems]
+    told = [one for one in problems if "front matter, " not in one.where]  # names that we don't use
+    return chunks, [replace(one, where=f"{below}{one.where}") for one in told]
 
 # %% ../../nbs/use/library.ipynb #lib-012
 @cache
@@ -112,7 +113,7 @@ def _remember(path: Path, known: Mapping[str, Any]) -> None:
                          "problems": [asdict(problem) for problem in one["problems"]]}
             for name, one in known.items()}
     try:
-        write_atomically(path, json.dumps(kept, ensure_ascii=False))
+        write_atomically(path, json.dumps(kept))  # in ASCII: a file name need not be UTF-8
     except OSError:
         return
 
