@@ -131,7 +131,7 @@ def adapter_of(training):
 def test_a_cell_that_is_run_again_trains_from_where_the_first_began(home):
     "It ended before its first checkpoint, so the model in the notebook has learned a few steps already."
     short = {"training": {"max_steps": 3}, "run": {"save_steps": 3, "eval_steps": 3}}
-    once, twice = staged(home, "once", **short), staged(home, "twice", **short)
+    once, twice = staged(home, "at-once", **short), staged(home, "again", **short)
     run_training(once)
 
     def stop(moment):

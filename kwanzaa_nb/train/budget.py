@@ -311,7 +311,7 @@ class Estimate:
         return [*parts, ["time", f"{self.seconds / 3600:.2f} hours", self.seconds_by],
                 ["price", price, self.priced_by], ["cost", self.cost, ""]]
 
-# %% ../../nbs/train/budget.ipynb #06802fff-b
+# %% ../../nbs/train/budget.ipynb #06802fff-p
 def _training_peak(
     memory: Mapping[str, int],  # from `predict_memory`
 ) -> int:  # bytes
@@ -320,7 +320,7 @@ def _training_peak(
             if name not in ("answers", "peak") and not name.startswith("of it ")}
     return min(memory["peak"], sum(uses.values()))
 
-
+# %% ../../nbs/train/budget.ipynb #06802fff-b
 def memory_warning(
     estimate: Estimate,
     there: "int | None",  # bytes of the GPU that is here; None: none is

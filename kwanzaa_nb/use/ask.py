@@ -307,7 +307,7 @@ def _check_place(url: "str | None", model: "str | None" = None, base: "str | Non
         raise AskError("--base names a model to load here, and a server answers: leave out --base "
                        "or --url.")
 
-# %% ../../nbs/use/ask.ipynb #66-021-o
+# %% ../../nbs/use/ask.ipynb #66-021-u
 _REST = 300  # tokens of a prompt beside passages and earlier turns
 
 
@@ -324,7 +324,7 @@ def _unsendable(library: Library, report: Callable[[str], None]) -> list[str]:  
                    "a control token; without --url it is read as text")
     return found
 
-
+# %% ../../nbs/use/ask.ipynb #66-021-o
 def open_reader(
     folder: "str | Path",  # of documents
     named: "str | None" = None,  # of `choose_adapter`; None with url: nothing but the server's model
