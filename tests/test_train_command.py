@@ -154,7 +154,7 @@ def test_an_estimate_after_an_interruption_counts_what_is_left(home):
     with pytest.raises(TrainingStopped, match="resumes from step 2"):
         run_training(training, stop_later)
     again = staged(home, name, **most)
-    assert "up to step 2, then" in again.estimate.seconds_by
+    assert "minutes up to step 2, and 2 measured steps" in again.estimate.seconds_by
     assert "up to step" not in training.estimate.seconds_by
     run_training(again)
 

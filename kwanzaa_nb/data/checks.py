@@ -81,7 +81,6 @@ class LeakIndex:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._shown = _Shown()
-        self.documents = self._shown.documents
         self.questions: dict[str, frozenset[str]] = {}  # words by question id
         self._having: dict[str, list[str]] = defaultdict(list)  # question ids by telling word
         self._told: set[tuple[str, Any]] = set()

@@ -469,12 +469,18 @@ def _share(name: str, of: str, outcomes: list[Outcome]) -> Rate:
     return share(name, [bool(getattr(one, of)) for one in outcomes], _documents(outcomes))
 
 # %% ../../nbs/evaluate/metrics.ipynb #80f3f3ff
+def _counted(outcomes: Iterable[Outcome]) -> tuple[list[Outcome], list[Outcome], list[Outcome]]:
+    "Return the outcomes that have to cite, those that have to refuse, and those that must not."
+    outcomes = list(outcomes)
+    answerable = [one for one in outcomes if one.case.answerable]
+    return ([one for one in answerable if one.case.needs_citations],
+            [one for one in outcomes if one.case.answerable is False],
+            [one for one in answerable if one.case.is_plain])
+
+
 def _four_metrics(outcomes: list[Outcome]) -> dict[str, Rate]:
     "Compute the four metrics over some outcomes, by name."
-    answerable = [one for one in outcomes if one.case.answerable]
-    others = [one for one in outcomes if one.case.answerable is False]
-    cited = [one for one in answerable if one.case.needs_citations]
-    decided = [one for one in answerable if one.case.is_plain]
+    cited, others, decided = _counted(outcomes)
     rates = (
         _share(_VALID, "valid", outcomes),
         _share(_COVERED, "covered", cited),
@@ -556,9 +562,7 @@ def _tested(outcomes: Iterable[Outcome]) -> dict[str, list[_Share]]:
     "Return the shares of records of which each metric is made; none where it counts no record."
     outcomes = list(outcomes)
     answerable = [one for one in outcomes if one.case.answerable]
-    cited = [one for one in answerable if one.case.needs_citations]
-    sides = [[one for one in outcomes if one.case.answerable is False],
-             [one for one in answerable if one.case.is_plain]]
+    cited, *sides = _counted(outcomes)
     count = max(1, sum(map(bool, sides)))
     found: dict[str, list[_Share]] = {
         _VALID: [(1.0, outcomes, lambda one: one.valid)],
@@ -587,7 +591,7 @@ def _part(one: _Share, other: "list[Outcome] | None" = None) -> Part:
 def _compared_rates(outcomes: list[Outcome], hard: frozenset[str]) -> dict[str, Rate]:
     "Compute the rate of hard negatives, and the figure by which arms are compared."
     near = [one for one in outcomes if one.case.id in hard]
-    plain = [one for one in outcomes if one.case.answerable and one.case.is_plain]
+    _, _, plain = _counted(outcomes)
     sides = [_share("refused, of hard negatives", "refusal_right", near),
              _share("answered, of answerable", "refusal_right", plain)]
     told = balanced("hard_negative_accuracy", *(sides if near else ()))

@@ -161,7 +161,7 @@ def passes(
         exact = effective is not None and effective.dtype == "fp32"
         yield f"{arm}+grammar", replace(headline, grammar=True), arm if exact else None
 
-# %% ../../nbs/evaluate/passes.ipynb #44-015
+# %% ../../nbs/evaluate/passes.ipynb #44-015-d
 def _decided(
     backend: Backend, prompts: Sequence[AnyPrompt], outputs: Sequence[dict], arm: str,
 ) -> "Iterator[tuple[Any, float]]":  # prompt, probability
@@ -173,7 +173,7 @@ def _decided(
         if not (hasattr(backend, "untold") and wrote):
             raise
 
-
+# %% ../../nbs/evaluate/passes.ipynb #44-015
 def development_decisions(
     backend: Backend,
     records: Sequence[Record],  # of the development set

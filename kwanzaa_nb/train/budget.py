@@ -320,7 +320,7 @@ def _training_peak(
             if name not in ("answers", "peak") and not name.startswith("of it ")}
     return min(memory["peak"], sum(uses.values()))
 
-# %% ../../nbs/train/budget.ipynb #06802fff-b
+# %% ../../nbs/train/budget.ipynb #06802fff-w
 def memory_warning(
     estimate: Estimate,
     there: "int | None",  # bytes of the GPU that is here; None: none is
@@ -333,7 +333,7 @@ def memory_warning(
             "If its memory runs out, lower training.per_device_train_batch_size or "
             "data.max_seq_length, or set training.gradient_checkpointing")
 
-
+# %% ../../nbs/train/budget.ipynb #06802fff-u
 def unchecked_budget(
     estimate: Estimate,
     config: Config,
@@ -343,7 +343,7 @@ def unchecked_budget(
     asked = config.budget.max_usd
     return () if known else (Fallback("budget.max_usd", asked, None, estimate.priced_by),)
 
-
+# %% ../../nbs/train/budget.ipynb #06802fff-b
 def check_budget(
     estimate: Estimate,
     config: Config,

@@ -295,7 +295,7 @@ def prepare_model(training: Training) -> None:
         folder = training.stage.folder / "checkpoints" / "start"
         training.start = keep_start(training.model, folder)
 
-# %% ../../nbs/train/command.ipynb #71-028
+# %% ../../nbs/train/command.ipynb #71-028-c
 def _checkpoints_of(training: Training) -> Checkpoints:
     "Find the checkpoints of this training."
     settled, data, asked = training.settled, training.data, training.config.evaluation
@@ -312,10 +312,10 @@ def _with_what_was_done(training: Training, estimate: Estimate) -> Estimate:
         return estimate
     left = 1 - before.step_before / training.planned["steps"]
     return replace(estimate, seconds=before.seconds_before + max(0.0, left) * estimate.seconds,
-                   seconds_by=f"{before.seconds_before / 60:.1f} up to step {before.step_before}, "
-                              f"then {estimate.seconds_by}")
+                   seconds_by=f"{before.seconds_before / 60:.1f} minutes up to step "
+                              f"{before.step_before}, and {estimate.seconds_by} for the rest")
 
-
+# %% ../../nbs/train/command.ipynb #71-028
 def estimate_training(training: Training) -> None:
     "Measure a few steps and estimate the run. Raises `BudgetError` where it exceeds the budget."
     if _sharded():

@@ -567,7 +567,7 @@ def train_adapter(
         "supervised_tokens": supervised, "seconds": outcome.metrics["train_runtime"],
         "loss": mean_loss(trainer.state.log_history)}
 
-# %% ../../nbs/train/trainer.ipynb #33-027
+# %% ../../nbs/train/trainer.ipynb #33-026-n
 def trained_weights(
     model: torch.nn.Module,
 ) -> dict[str, torch.Tensor]:  # by name, in the main memory
@@ -586,7 +586,7 @@ def put_back(
             if name in weights:
                 weight.copy_(weights[name])
 
-
+# %% ../../nbs/train/trainer.ipynb #33-027
 def keep_start(
     model: PeftModel,  # before its first step
     folder: "str | Path",  # where the start is kept
