@@ -8,13 +8,19 @@ import time
 import numpy as np
 import pytest
 import torch
-from tiny import ROOT, tiny_model, tiny_tokenizer
+from test_control import MADE, made
+from tiny import ROOT, chat, tiny_model, tiny_tokenizer
 
 from kwanzaa_nb.core.answer import ModelAnswer, find_marks, parse_model_answer
 from kwanzaa_nb.core.config import load_config
 from kwanzaa_nb.model.grammar import (
-    BITS, Bounds, Grammar, GrammarError, GrammarProcessor, allowed, forced, record_grammar)
+    BITS, Bounds, Grammar, GrammarError, GrammarProcessor, allowed, forced, number_rules,
+    record_grammar)
+from kwanzaa_nb.model.backend import Decoding
+from kwanzaa_nb.model.decision import decision_tokens
 from kwanzaa_nb.model.load import load_tokenizer
+from kwanzaa_nb.model.local import LocalBackend
+from kwanzaa_nb.model.masking import stop_ids
 from kwanzaa_nb.core.prefix import PrefixCheck
 from kwanzaa_nb.core.prompt import target_json
 from kwanzaa_nb.core.strict_json import parse_strict_json
@@ -137,6 +143,51 @@ def test_more_sentences_than_a_parameter_has_bits(grammar, tokenizer):
     assert not accepts(grammar, tokenizer, many, written([201], text="So [201]"))
     assert not accepts(grammar, tokenizer, many, written([2, 2], text="So [2]"))
     assert BITS == 64 and not accepts(grammar, tokenizer, many, written([5, 69], text="So it was [5][69]")), "they share a bit, as the notebook says"
+
+
+@pytest.mark.parametrize("count", [300, 1200])
+def test_a_long_library_has_a_grammar_of_no_more_rules(grammar, tokenizer, count):
+    assert len(number_rules(4, count)) == len(number_rules(4, BITS)) == BITS + 4
+    many, start = chunks_of(count), time.perf_counter()
+    for evidence in ([count], [1, count, 12], [count - 1, 7, 99]):
+        text = "So it was " + "".join(f"[{number}]" for number in evidence)
+        assert accepts(grammar, tokenizer, many, written(evidence, text=text)), evidence
+    assert not accepts(grammar, tokenizer, many, written([count + 1], text=f"So [{count + 1}]"))
+    assert time.perf_counter() - start < 20, "a tenth of a second"
+
+
+SPACED = ["Mistral", "Llama 2", "unigram", "swallowing"]  # tokenizers that put a space before a text
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_tokens_that_were_trained_on_are_let_through(name):
+    tokenizer = made(name)
+    grammar = Grammar(tokenizer, len(tokenizer), stop_ids(tokenizer))
+    assert grammar.lead == (" " if name in SPACED else "")
+    for form, text in GOLD.items():
+        assert form == "scripts" or accepts(grammar, tokenizer, THREE, text), form
+    before = decision_tokens(tokenizer).before
+    ahead = forced([grammar.matcher(THREE)])[0]
+    assert ahead and tuple(ahead[:len(before)]) == before[:len(ahead)], "where the decision is looked for"
+
+
+@pytest.mark.parametrize("least, refuses", [(0.0, False), (2.0, True)])
+@pytest.mark.parametrize("name", MADE)
+def test_a_threshold_decides_under_a_grammar_whatever_the_tokenizer(name, least, refuses):
+    tokenizer = made(name)
+    model, usual = tiny_model(vocab_size=len(tokenizer), attention="sdpa"), decision_tokens(tokenizer).before
+
+    def as_trained(_, __, found):  # it begins with the tokens that answers were trained on
+        found.logits[..., list(usual)] += 9
+
+    model.register_forward_hook(as_trained)
+    backend = LocalBackend(model, tokenizer)
+    record = {"id": "a", "chunks": THREE, "messages": chat("", "Why?")[:2]}
+    found, = backend.write(backend.prompts([record]),
+                           Decoding(40, 1, grammar=True, answer_threshold=least))
+    chance, = (chance for _, chance in backend.p_answer(backend.prompts([record])))
+    assert found.p_answer == pytest.approx(chance, abs=1e-4)
+    assert found.raw.startswith('{"evidence":[]') == refuses
 
 
 def behind(grammar, tokenizer, chunks, text):

@@ -106,13 +106,12 @@ def number_rules(
     count: int,  # sentences shown
 ) -> list[str]:
     "Write the evidence for each count of numbers, none of them named before."
-    rules = []
+    sharing = {number % BITS: range(number, count + 1, BITS)
+               for number in range(1, min(count, BITS) + 1)}
+    rules = [f"NUMBER_{bit}: /{'|'.join(map(str, numbers))}/" for bit, numbers in sharing.items()]
     for left in range(1, most + 1):
-        ways = []
-        for number in range(1, count + 1):
-            bit = number % BITS
-            more = f' "," numbers_{left - 1}::set_bit({bit})' if left > 1 else ""
-            ways.append(f"{quoted(str(number))}{more} %if bit_clear({bit})")
+        more = f' "," numbers_{left - 1}::set_bit({{0}})' if left > 1 else ""
+        ways = [f"NUMBER_{bit}{more.format(bit)} %if bit_clear({bit})" for bit in sharing]
         rules.append(f"numbers_{left}::_: " + " | ".join(ways))
     return rules
 
@@ -135,6 +134,7 @@ def record_grammar(
     bounds: Bounds = Bounds(),
     uncited: bool = False,  # whether an answer may name no sentence, as in the mode `creative`
     evidence: "Sequence[int] | None" = None,  # what was named already; None: nothing was
+    lead: str = "",  # what the tokenizer puts before a text
 ) -> str:
     "Write a record's answers in Lark; where evidence is given, marks are of that and no other."
     if evidence is None:
@@ -147,7 +147,7 @@ def record_grammar(
         numbers = quoted(json.dumps(list(evidence), separators=(",", ":")))
         rules, more = forms(numbers, marked_text(evidence, bounds.pieces), bounds.pieces), []
     return "\n".join([
-        f"start: {' | '.join(rules)}", *(f"{name}: {rule}" for name, rule in rules.items()), *more,
+        f"start: {quoted(lead)} ({' | '.join(rules)})", *(f"{name}: {rule}" for name, rule in rules.items()), *more,
         f"FIRST: /{FIRST}/", f"TEXT: /{SIGN}{{1,{bounds.text}}}/",
         f"NOTE: /{SIGN}{{1,{bounds.note}}}/", 'notes: "[]" | some_notes',
         f'some_notes: "[" note ("," note){{0,{bounds.notes - 1}}} "]"',
@@ -168,9 +168,10 @@ class AnswerMatcher:
         read: "Callable[[list[int]], str]",  # tokens as text
         count: int,  # sentences shown
         uncited: bool = False,  # whether an answer may name no sentence
+        lead: str = "",  # what the tokenizer puts before a text
     ):
-        self.make, self.read, self.count = make, read, count
-        self.inner, self.tokens = make(record_grammar(count, uncited=uncited)), []
+        self.make, self.read, self.count, self.lead = make, read, count, lead
+        self.inner, self.tokens = make(record_grammar(count, uncited=uncited, lead=lead)), []
         self.settled = False  # whether the evidence is complete
 
     def __getattr__(self, name: str) -> Any:
@@ -183,11 +184,12 @@ class AnswerMatcher:
         taken = self.inner.consume_token(token)
         if taken and not self.settled:
             self.tokens.append(token)
-            named = _EVIDENCE.match(self.read(self.tokens))
+            named = _EVIDENCE.match(self.read(self.tokens).removeprefix(self.lead))
             self.settled = bool(named)
             if named and named[1]:
                 evidence = [int(number) for number in named[1].split(",")]
-                self.inner = self.make(record_grammar(self.count, evidence=evidence))
+                self.inner = self.make(
+                    record_grammar(self.count, evidence=evidence, lead=self.lead))
                 self.inner.consume_tokens(self.tokens)
         return taken
 
@@ -210,6 +212,8 @@ class Grammar:
                                "grammar needs: set evaluation.grammar to false.")
         self.tokenizer = llguidance.hf.from_tokenizer(
             tokenizer, n_vocab=vocabulary, eos_token=sorted(eos_token_ids))
+        begun = tokenizer("{", add_special_tokens=False)["input_ids"]
+        self.lead = self.tokenizer.decode_str(begun).removesuffix("{")
 
     def made(
         self,
@@ -229,7 +233,7 @@ class Grammar:
     ) -> AnswerMatcher:
         "Make a matcher at the start of an output."
         count = len(shown_sentences(chunks))
-        return AnswerMatcher(self.made, self.tokenizer.decode_str, count, uncited)
+        return AnswerMatcher(self.made, self.tokenizer.decode_str, count, uncited, self.lead)
 
 # %% ../../nbs/model/grammar.ipynb #13-016
 def allowed(

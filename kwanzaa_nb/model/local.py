@@ -26,10 +26,11 @@ from ..core.errors import KwanzaaError
 from ..core.prefix import PrefixCheck
 from ..core.record import Chunk, Record, prompt_of
 from .backend import Decoding, Written
-from .decision import Decision, decision_tokens
+from .decision import Decision, decision_tokens, taking_side
 from .grammar import (
     AnswerMatcher, Grammar, GrammarError, GrammarProcessor, forced)
 from .masking import TemplateRefusal, encode_text, render_chat, stop_ids
+from .served import side
 
 # %% ../../nbs/model/local.ipynb #45-004
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class GrowingOutput:
     check: PrefixCheck = field(default_factory=PrefixCheck)  # by the schema of a valid answer
     tokens: list[int] = field(default_factory=list)
     p_answer: "float | None" = None  # probability of answering, once that was decided
+    sided: bool = False  # whether its text answers or refuses already, or is past doing so
     reason: str = ""  # "stop", "length" or "invalid" once it has ended
     died_at: "int | None" = None  # tokens after which it could not become valid
     checked: int = 0  # characters that the check has read
@@ -103,7 +105,11 @@ class GrowingOutput:
     @property
     def text(self) -> str:
         "The text so far, with special tokens other than its end."
-        return self.tokenizer.decode(self.tokens, clean_up_tokenization_spaces=False)
+        return self.spelled(self.tokens)
+
+    def spelled(self, tokens: Sequence[int]) -> str:
+        "Return the text of tokens."
+        return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
 
     def take(self, token: int) -> bool:
         "Add a token; return whether more are wanted."
@@ -302,14 +308,17 @@ def decide(
     output: GrowingOutput,  # the probability is noted in it
     least: "float | None",  # probability from which to answer; None: as the logits say
 ) -> tuple[int, ...]:  # ids that must not follow; mostly none
-    "Note the probability of answering where a row has reached its decision."
-    if prompt.decides is None or tuple(output.tokens) != prompt.decides.before:
+    "Note the probability of answering where a row decides, and bar the side that is not wanted."
+    if prompt.decides is None or output.sided:
         return ()
-    _, answering, refusing = prompt.decides
-    output.p_answer = probability(logits, answering, refusing)
-    if least is None or output.p_answer is None:
+    before, answering, refusing = prompt.decides
+    written = output.text
+    output.sided = side(written) is not None or len(output.tokens) > 2 * len(before)
+    if written == output.spelled(before):  # however it was cut into tokens
+        output.p_answer = probability(logits, answering, refusing)
+    if output.sided or least is None or output.p_answer is None:
         return ()
-    return (refusing,) if output.p_answer >= least else answering
+    return taking_side(output.tokenizer, written, output.p_answer < least)
 
 # %% ../../nbs/model/local.ipynb #45-018
 class Rows:
