@@ -165,9 +165,7 @@ def test_an_estimate_of_a_run_here_and_of_one_on_a_gpu_that_is_not_here():
                                                        for weight in model.parameters())
     assert there.memory_gb == 80
     assert any("$" in line[1] for line in there.rows())
-    for plan, steps in ((here, 10), (estimated(model, 50), 50), (estimated(model, 100), 100)):
-        expected = plan.memory["activations"] / 3 * steps / 100
-        assert plan.memory["kept free"] == pytest.approx(expected, abs=1)
+    assert here.memory["kept free"] == 0
     grown = [estimated(model, steps).memory["kept free"] for steps in (100, 1_000, 10_000)]
     assert grown[0] < grown[1] < grown[2] < 2 * grown[1], "ever more slowly"
     assert there.memory["kept free"] == 0
@@ -260,11 +258,10 @@ def test_keys_and_values_are_counted_as_a_model_holds_them():
     assert cache_bytes(model, 12) == size > 0
 
 
-def test_answers_come_on_top_of_the_steps_on_a_cpu_and_in_their_place_on_a_gpu():
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["on a CPU", "on a GPU"])
+def test_answers_take_the_place_of_a_step(elsewhere):
     model = tiny_model()
-    here = [predict_memory(model, tiny_config(), "sgd", 10 ** 6, 10, False, 1, count)
-            for count in (0, 10 ** 7)]
-    assert here[1]["peak"] - here[0]["peak"] > 0.9 * here[1]["answers"]
-    there = [predict_memory(model, tiny_config(), "sgd", 10 ** 6, 10, True, 1, count)
-             for count in (0, 10)]
-    assert there[0]["peak"] == there[1]["peak"] and there[1]["answers"] > 0
+    none, few, many = (predict_memory(model, tiny_config(), "sgd", 10 ** 6, 10, elsewhere, 1, count)
+                       for count in (0, 10, 10 ** 9))
+    assert none["peak"] == few["peak"] and few["answers"] > 0
+    assert many["peak"] == many["held before training"] + many["answers"] + many["optimiser"] > few["peak"]
