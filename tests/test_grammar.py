@@ -153,7 +153,7 @@ def test_a_long_library_has_a_grammar_of_no_more_rules(grammar, tokenizer, count
         text = "So it was " + "".join(f"[{number}]" for number in evidence)
         assert accepts(grammar, tokenizer, many, written(evidence, text=text)), evidence
     assert not accepts(grammar, tokenizer, many, written([count + 1], text=f"So [{count + 1}]"))
-    assert time.perf_counter() - start < 20, "a tenth of a second"
+    assert time.perf_counter() - start < 20, "no mask takes seconds"
 
 
 SPACED = ["Mistral", "Llama 2", "unigram", "swallowing"]  # tokenizers that put a space before a text

@@ -147,7 +147,8 @@ def record_grammar(
         numbers = quoted(json.dumps(list(evidence), separators=(",", ":")))
         rules, more = forms(numbers, marked_text(evidence, bounds.pieces), bounds.pieces), []
     return "\n".join([
-        f"start: {quoted(lead)} ({' | '.join(rules)})", *(f"{name}: {rule}" for name, rule in rules.items()), *more,
+        f"start: {quoted(lead)} ({' | '.join(rules)})",
+        *(f"{name}: {rule}" for name, rule in rules.items()), *more,
         f"FIRST: /{FIRST}/", f"TEXT: /{SIGN}{{1,{bounds.text}}}/",
         f"NOTE: /{SIGN}{{1,{bounds.note}}}/", 'notes: "[]" | some_notes',
         f'some_notes: "[" note ("," note){{0,{bounds.notes - 1}}} "]"',
